@@ -1,0 +1,164 @@
+"""What a method is: one published system, one file, one class, one Config.
+
+The life of a run: the pipeline reads `needs` and `leaves` of all methods and refuses an impossible order;
+`plan` predicts cost without touching a weight; `run` does the work through engine loops, reporting to the event
+stream and checkpointing in its own folder; what comes out is an `Outcome`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from lissome.core.budget import Budget
+from lissome.core.config import MethodConfig
+from lissome.core.events import EventStream
+from lissome.core.metrics import Metric
+
+if TYPE_CHECKING:
+    from lissome.core.protocols import CostOracle, Splits
+
+OutcomeKind = Literal["model", "space", "policy", "device", "weights", "certificate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What a plan may know: facts about a model, no weights.
+
+    Attributes:
+        name: How the user called it.
+        family: Anatomy family, e.g. ``"decoder"``.
+        architecture: The `model_type` of its configuration.
+        tags: State of the model that `needs`/`leaves` speak of, e.g. ``{"dense", "decoder"}``.
+        figures: Counted and measured figures by budget term, in the terms' units.
+        reachable: Smallest figures that structure removal can reach, by budget term.
+        hidden: Residual width.
+        layers: Number of blocks.
+        vocabulary: Number of tokens.
+    """
+
+    name: str
+    family: str
+    architecture: str
+    tags: frozenset[str]
+    figures: Mapping[str, float]
+    reachable: Mapping[str, float]
+    hidden: int
+    layers: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a method expects to happen.
+
+    Attributes:
+        figures: Predicted figures of the result by budget term.
+        peak_memory: Predicted peak resident bytes above the imported libraries.
+        seconds: Predicted run time, or None when it cannot be known.
+        notes: Lines for a person.
+    """
+
+    figures: Mapping[str, float]
+    peak_memory: float
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a run is given besides the model.
+
+    Attributes:
+        budget: The bounds of the whole job.
+        original: Figures of the original model by budget term, for relative bounds.
+        seed: The one source of randomness.
+        events: Where progress is reported.
+        folder: A folder of this step alone, for checkpoints; it survives a kill.
+        data: Calibration, selection and recovery text (the test split is not reachable from a method).
+        cost: Predicts the budget's terms for any Subnet of the model.
+        memory_limit: Bytes that cached activations may take before they are spilled to `folder`.
+    """
+
+    budget: Budget
+    original: Mapping[str, float]
+    seed: int
+    events: EventStream
+    folder: Path
+    data: Splits
+    cost: CostOracle
+    memory_limit: int = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One intermediate result of a run, small enough to store for every accepted step.
+
+    Attributes:
+        step: Number of accepted changes so far (0 is the original).
+        change: What was changed last, e.g. ``"layers.3.mlp.width 1536->1408"``.
+        subnet: The Subnet as JSON, of the Space in the manifest.
+        figures: Counted or predicted figures by budget term.
+        quality: Numbers on the calibration or selection text, e.g. ``{"ppl": 31.2}``.
+    """
+
+    step: int
+    change: str
+    subnet: Mapping[str, int]
+    figures: Mapping[str, float]
+    quality: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the point as JSON-able fields."""
+        return {
+            "step": self.step,
+            "change": self.change,
+            "subnet": dict(self.subnet),
+            "figures": dict(self.figures),
+            "quality": dict(self.quality),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came out of a run.
+
+    Attributes:
+        kind: What `value` is.
+        value: The model, space, policy … itself.
+        metrics: Numbers that the method measured on its own way.
+        curve: Every accepted step, from the original to the result.
+        space: The Space that the curve's Subnets belong to, as JSON.
+        details: Anything else worth keeping in the lineage (JSON-able).
+    """
+
+    kind: OutcomeKind
+    value: Any
+    metrics: tuple[Metric, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    space: Mapping[str, Any] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Method(abc.ABC):
+    """Base of all methods. The file's name is the method's name; its docstring's first line is the summary."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    leaves: ClassVar[frozenset[str]] = frozenset()
+    removes: ClassVar[frozenset[str]] = frozenset()
+    budget_terms: ClassVar[frozenset[str]] = frozenset()
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: MethodConfig) -> None:
+        self.config = config
+
+    @abc.abstractmethod
+    def plan(self, card: ModelCard, budget: Budget) -> Plan:
+        """Predict the result and its cost without touching a weight, in under a second."""
+
+    @abc.abstractmethod
+    def run(self, model: Any, context: Context) -> Outcome:
+        """Do the work; continue from `context.folder` when a former run was interrupted."""

@@ -1,0 +1,202 @@
+"""What is in a model: blocks, their branches, and the groups of tensor slices that must be cut together.
+
+The same description serves every family; what differs is read by one file in `lissome.models.families`. A branch is
+a residual sub-block (attention, MLP, …) that can be removed; a `Dim` of a branch is something it has a number of
+(channels, KV groups, query heads), each unit tied to slices of several tensors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lissome.core.errors import UnsupportedModelError
+from lissome.core.registry import public_files
+from lissome.models.space import Axis, Space
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """How the units of a `Dim` lie in one tensor.
+
+    Attributes:
+        parameter: Dotted name in the module.
+        dim: Tensor dimension; 0 of a weight makes the units (producer), 1 reads them (consumer).
+        units: LongTensor[units, lanes, width]: indices along `dim`; lanes of one unit may be permuted apart.
+    """
+
+    parameter: str
+    dim: int
+    units: Tensor
+
+    def dropped(self, kept: int) -> Tensor:
+        """Indices along `dim` that go when only the first `kept` units stay."""
+        return self.units[kept:].flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class Dim:
+    """A countable part of a branch.
+
+    Attributes:
+        name: ``"width"`` (channels), ``"groups"`` (KV groups) or ``"queries"`` (query heads per KV group) …
+        size: Number of units.
+        cuts: Every tensor slice that goes with a unit.
+        step: Coarsest useful step of a Space over this dim (channels are cut in blocks that fast kernels like).
+    """
+
+    name: str
+    size: int
+    cuts: tuple[Cut, ...]
+    step: int = 1
+
+    @property
+    def lanes(self) -> int:
+        """Number of independently ordered lanes of a unit (1 unless query heads are ordered per KV group)."""
+        return int(self.cuts[0].units.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """A residual sub-block.
+
+    Attributes:
+        name: Axis name, e.g. ``"layers.3.mlp"``.
+        kind: ``"attention"`` or ``"mlp"``.
+        block: Index of its block.
+        path: Dotted name of its module.
+        companions: Names of modules that belong to the branch alone (its norms, dropouts).
+        dims: What can be made smaller in it.
+        parameters: Names of all parameters that vanish with it.
+        linears: Names of its linear layers.
+    """
+
+    name: str
+    kind: str
+    block: int
+    path: str
+    companions: tuple[str, ...]
+    dims: tuple[Dim, ...]
+    parameters: tuple[str, ...]
+    linears: tuple[str, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Dim]:
+        """Dims by name."""
+        return {dim.name: dim for dim in self.dims}
+
+    def axis(self, dim: str) -> str:
+        """Name of the axis of a dim."""
+        return f"{self.name}.{dim}"
+
+
+class Family(Protocol):
+    """What a family must be able to do to its modules; see `lissome.models.families.decoder`."""
+
+    name: str
+
+    def absent(self, branch: Branch) -> nn.Module:
+        """Return the module that stands for a removed branch."""
+
+    def resize(self, module: nn.Module, branch: Branch, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        """Return attributes, by module path, that must change when the dims of a branch get `sizes`."""
+
+    def settle(self, module: nn.Module, removed: frozenset[str], anatomy: Anatomy) -> dict[str, Any]:
+        """Return configuration fields that must change while the named branches are removed (None deletes)."""
+
+    def finish(self, module: nn.Module) -> None:
+        """Make a freshly cut module final: drop empty blocks, renumber, write what it is into its configuration."""
+
+    def head(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        """Map the last block's output [..., D] to logits [..., V]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The parts of one module.
+
+    Attributes:
+        family: How to operate on it.
+        architecture: The `model_type` of its configuration.
+        module: The module that was read.
+        blocks: Dotted names of the blocks, in order.
+        branches: All branches that are present, in order.
+        hidden: Residual width D.
+        vocabulary: Number of tokens V.
+        quorums: Groups of branch names of which one must stay.
+    """
+
+    family: Family
+    architecture: str
+    module: nn.Module
+    blocks: tuple[str, ...]
+    branches: tuple[Branch, ...]
+    hidden: int
+    vocabulary: int
+    quorums: tuple[tuple[str, ...], ...] = field(default=())
+
+    @cached_property
+    def by_name(self) -> dict[str, Branch]:
+        """Branches by name."""
+        return {branch.name: branch for branch in self.branches}
+
+    def of_block(self, index: int) -> tuple[Branch, ...]:
+        """Branches of one block."""
+        return tuple(branch for branch in self.branches if branch.block == index)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Map the last block's output [..., D] to logits [..., V]."""
+        return self.family.head(self.module, hidden)
+
+    def space(self, *, steps: Mapping[str, int] | None = None, finest: bool = False) -> Space:
+        """Return the Space of everything that can be removed or made smaller.
+
+        Args:
+            steps: Step of a dim by its name (default: the dim's own). Choices are counted down from the full size.
+            finest: Make every default step 1.
+
+        Raises:
+            UnsupportedModelError: When a step is not a positive number below the size.
+        """
+        axes: list[Axis] = []
+        for branch in self.branches:
+            axes.append(Axis(branch.name, (0, 1)))
+            for dim in branch.dims:
+                step = (steps or {}).get(dim.name, 1 if finest else dim.step)
+                if step < 1:
+                    raise UnsupportedModelError(f"the step of {dim.name} must be at least 1, got {step}.")
+                choices = tuple(range(dim.size % step or min(step, dim.size), dim.size + 1, step))
+                if len(choices) > 1:
+                    axes.append(Axis(branch.axis(dim.name), choices, switch=branch.name))
+        return Space(tuple(axes), self.quorums)
+
+
+def anatomy_of(module: nn.Module) -> Anatomy:
+    """Read the anatomy of a module.
+
+    Raises:
+        UnsupportedModelError: When no family recognises it; says what was looked at and what is known.
+    """
+    reasons = []
+    for info in public_files("lissome.models.families"):
+        reader = importlib.import_module(info.module)
+        try:
+            anatomy: Anatomy = reader.read(module)
+        except UnsupportedModelError as reason:
+            reasons.append(f"{info.name}: {reason}")
+        else:
+            return anatomy
+    raise UnsupportedModelError(f"{type(module).__name__} was not understood ({'; '.join(reasons)}).")
+
+
+def span(start: int, units: int, width: int, *, lanes: int = 1, lane_stride: int = 0, stride: int = 0) -> Tensor:
+    """Build the index tensor of a `Cut`: unit u, lane l, offset w lies at start + u·stride + l·lane_stride + w."""
+    unit = torch.arange(units).view(-1, 1, 1) * (stride or width)
+    lane = torch.arange(lanes).view(1, -1, 1) * lane_stride
+    return start + unit + lane + torch.arange(width).view(1, 1, -1)

@@ -1,0 +1,296 @@
+"""Ties a Space to the tensors of a model: mask, narrow, lift, extract, reorder.
+
+A masked model and an extracted one run the same code on the same numbers: masking puts views of the kept slices in
+the place of the parameters, extraction makes those views into tensors of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lissome.core.errors import SubnetError
+from lissome.models.anatomy import Anatomy, Branch
+from lissome.models.space import Space, Subnet
+
+if TYPE_CHECKING:
+    from lissome.models.model import Model
+
+IndexMap = dict[str, dict[int, Tensor]]
+
+
+def narrow(tensor: Tensor, index: Mapping[int, Tensor]) -> Tensor:
+    """Cut a tensor to the kept indices of each dimension; a leading run is a view, anything else a copy."""
+    for dim, kept in index.items():
+        count = len(kept)
+        if count == tensor.shape[dim]:
+            continue
+        leading = count == 0 or int(kept[-1]) == count - 1
+        tensor = tensor.narrow(dim, 0, count) if leading else tensor.index_select(dim, kept.to(tensor.device))
+    return tensor
+
+
+def lift(part: Tensor, index: Mapping[int, Tensor], into: Tensor) -> Tensor:
+    """Put a narrowed tensor back (the adjoint of `narrow`): a copy of `into` with `part` at the kept indices."""
+    grid = [index[dim].to(into.device) if dim in index else torch.arange(size) for dim, size in enumerate(into.shape)]
+    result = into.clone()
+    result[torch.meshgrid(*grid, indexing="ij")] = part
+    return result
+
+
+class Binding:
+    """The Space's axes of one module, as operations on its tensors."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
+        self.module = anatomy.module
+
+    def sizes(self, branch: Branch, subnet: Mapping[str, int]) -> dict[str, int]:
+        """Kept units of each dim of a branch; 0 everywhere when the branch is removed."""
+        if not subnet.get(branch.name, 1):
+            return {dim.name: 0 for dim in branch.dims}
+        return {dim.name: subnet.get(branch.axis(dim.name), dim.size) for dim in branch.dims}
+
+    def branch_index(self, branch: Branch, sizes: Mapping[str, int]) -> IndexMap:
+        """Kept indices by parameter and dimension, for the parameters of a branch that get smaller."""
+        keep: dict[tuple[str, int], Tensor] = {}
+        for dim in branch.dims:
+            if sizes[dim.name] == dim.size:
+                continue
+            for cut in dim.cuts:
+                key = (cut.parameter, cut.dim)
+                if key not in keep:
+                    size = self.module.get_parameter(cut.parameter).shape[cut.dim]
+                    keep[key] = torch.ones(size, dtype=torch.bool)
+                keep[key][cut.dropped(sizes[dim.name])] = False
+        index: IndexMap = {}
+        for (parameter, dimension), flags in keep.items():
+            index.setdefault(parameter, {})[dimension] = flags.nonzero().flatten()
+        return index
+
+    def index_map(self, subnet: Mapping[str, int]) -> dict[str, dict[int, Tensor] | None]:
+        """What a Subnet keeps of every parameter it touches.
+
+        Returns:
+            By parameter name: kept indices by dimension (LongTensor, ascending), or None when the parameter is gone.
+            Parameters that are not named stay whole.
+        """
+        result: dict[str, dict[int, Tensor] | None] = {}
+        for branch in self.anatomy.branches:
+            if subnet.get(branch.name, 1):
+                result.update(self.branch_index(branch, self.sizes(branch, subnet)))
+            else:
+                result.update(dict.fromkeys(branch.parameters))
+        return result
+
+
+class Masking:
+    """A module that currently behaves like one Subnet; made by `masked`, switched with `switch`."""
+
+    def __init__(self, binding: Binding, space: Space) -> None:
+        self.binding, self.space = binding, space
+        self.subnet = space.full
+        self.views: dict[str, Tensor] = {}
+        self._undo: dict[str, contextlib.ExitStack] = {}
+        self._settled = contextlib.ExitStack()
+
+    @property
+    def removed(self) -> frozenset[str]:
+        """Names of the branches that are switched off."""
+        return frozenset(branch.name for branch in self.binding.anatomy.branches if not self.subnet[branch.name])
+
+    def switch(self, subnet: Mapping[str, int]) -> None:
+        """Behave like another Subnet; only branches that differ are touched.
+
+        Raises:
+            SubnetError: When `subnet` is not of this Space.
+        """
+        target = self.space.check(subnet)
+        before = self.removed
+        changed = {self._branch_of(name) for name in target.differs_from(self.subnet)}
+        self.subnet = target
+        for name in sorted(changed):
+            if name in self._undo:
+                self._undo.pop(name).close()
+            self._undo[name] = self._apply(self.binding.anatomy.by_name[name])
+        if self.removed != before:
+            self._settle()
+
+    def restore(self) -> None:
+        """Put the module back as it was."""
+        for stack in self._undo.values():
+            stack.close()
+        self._undo.clear()
+        self._settled.close()
+        self.subnet = self.space.full
+
+    def _branch_of(self, axis: str) -> str:
+        return self.space.by_name[axis].switch or axis
+
+    def _apply(self, branch: Branch) -> contextlib.ExitStack:
+        stack, module = contextlib.ExitStack(), self.binding.module
+        if not self.subnet[branch.name]:
+            _swap_module(stack, module, branch.path, self.binding.anatomy.family.absent(branch))
+            for path in branch.companions:
+                _swap_module(stack, module, path, nn.Identity())
+            return stack
+        sizes = self.binding.sizes(branch, self.subnet)
+        for parameter, index in self.binding.branch_index(branch, sizes).items():
+            _swap_parameter(stack, module, parameter, index, self.views)
+        for path, fields in self.binding.anatomy.family.resize(module, branch, sizes).items():
+            _swap_fields(stack, module.get_submodule(path), fields)
+        return stack
+
+    def _settle(self) -> None:
+        self._settled.close()
+        anatomy = self.binding.anatomy
+        fields = anatomy.family.settle(self.binding.module, self.removed, anatomy)
+        _swap_fields(self._settled, self.binding.module.config, fields)
+
+
+def _swap_module(stack: contextlib.ExitStack, root: nn.Module, path: str, new: nn.Module) -> None:
+    parent_path, _, name = path.rpartition(".")
+    parent, old = root.get_submodule(parent_path), root.get_submodule(path)
+    new.train(old.training)
+    setattr(parent, name, new)
+    stack.callback(setattr, parent, name, old)
+
+
+def _swap_parameter(
+    stack: contextlib.ExitStack, root: nn.Module, path: str, index: Mapping[int, Tensor], views: dict[str, Tensor]
+) -> None:
+    """Put a view of the kept slice in a parameter's place (and in `views`), and the layer's sizes with it."""
+    owner_path, _, name = path.rpartition(".")
+    owner = root.get_submodule(owner_path)
+    entries = dict(owner._parameters)
+    parameter = entries[name]
+    assert parameter is not None
+    del owner._parameters[name]
+    view = narrow(parameter, index)
+    vars(owner)[name] = views[path] = view
+
+    def undo() -> None:
+        del vars(owner)[name], views[path]
+        _restore_entry(owner, name, parameter, tuple(entries))
+
+    stack.callback(undo)
+    if isinstance(owner, nn.Linear) and name == "weight":
+        _swap_fields(stack, owner, {"out_features": view.shape[0], "in_features": view.shape[1]})
+
+
+def _restore_entry(owner: nn.Module, name: str, parameter: nn.Parameter, order: tuple[str, ...]) -> None:
+    """Register a parameter again at its old place, so that the order of parameters never changes."""
+    entries = {**owner._parameters, name: parameter}
+    owner._parameters.clear()
+    owner._parameters.update({key: entries[key] for key in order if key in entries})
+
+
+def _swap_fields(stack: contextlib.ExitStack, target: Any, fields: Mapping[str, Any]) -> None:
+    """Set attributes (None deletes an existing one) and remember how they were."""
+    for name, value in fields.items():
+        had, old = hasattr(target, name), getattr(target, name, None)
+        if value is not None:
+            setattr(target, name, value)
+        elif had:
+            delattr(target, name)
+        if had:
+            stack.callback(setattr, target, name, old)
+        elif value is not None:
+            stack.callback(delattr, target, name)
+
+
+@contextlib.contextmanager
+def masked(model: Model, subnet: Mapping[str, int], *, space: Space | None = None) -> Iterator[Masking]:
+    """Let a model behave like one of its Subnets inside the ``with`` block, caches and generation included.
+
+    Args:
+        model: The model; it is restored on leaving, also after an error.
+        subnet: One choice for every axis of `space`.
+        space: The Space of `subnet` (default: the finest Space of the model; axes not named stay full).
+
+    Raises:
+        SubnetError: When `subnet` is not of the Space.
+    """
+    if space is None:
+        space = model.anatomy.space(finest=True)
+        subnet = {**space.full, **subnet}
+    masking = Masking(model.binding, space)
+    try:
+        masking.switch(subnet)
+        yield masking
+    finally:
+        masking.restore()
+
+
+@torch.no_grad()
+def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = None) -> Model:
+    """Cut a Subnet out of a model as a model of its own; nothing is shared with the original.
+
+    Args:
+        model: The model; left as it was.
+        subnet: One choice for every axis.
+        space: The Space of `subnet` (default as in `masked`).
+
+    Raises:
+        SubnetError: When `subnet` is not of the Space.
+    """
+    with masked(model, subnet, space=space) as masking:
+        memo: dict[int, Any] = {
+            id(view): nn.Parameter(view.detach().clone(memory_format=torch.contiguous_format))
+            for view in masking.views.values()
+        }
+        clone: nn.Module = copy.deepcopy(model.module, memo)
+        for path in masking.views:
+            _register(clone, path)
+    model.anatomy.family.finish(clone)
+    return model.derived(clone)
+
+
+def _register(clone: nn.Module, path: str) -> None:
+    """Make a copied view of `clone` a parameter again; weights come before biases, as in a fresh layer."""
+    owner_path, _, name = path.rpartition(".")
+    owner = clone.get_submodule(owner_path)
+    parameter = vars(owner).pop(name)
+    _restore_entry(owner, name, parameter, tuple(sorted({name, *owner._parameters}, reverse=True)))
+
+
+@torch.no_grad()
+def reorder(model: Model, orders: Mapping[str, Tensor]) -> None:
+    """Permute units in place so that the most important come first; the model's function stays the same.
+
+    Args:
+        model: The model.
+        orders: By axis name (``"layers.3.mlp.width"``): LongTensor[units] or LongTensor[lanes, units], new position →
+            old unit.
+
+    Raises:
+        SubnetError: When an axis is unknown or an order is not a permutation.
+    """
+    dims = {branch.axis(dim.name): dim for branch in model.anatomy.branches for dim in branch.dims}
+    for axis, given in orders.items():
+        if axis not in dims:
+            raise SubnetError(f"no axis {axis!r} to reorder; axes look like {next(iter(dims))!r}.")
+        dim = dims[axis]
+        order = given.cpu().expand(dim.lanes, -1) if given.dim() == 1 else given.cpu()
+        if order.shape != (dim.lanes, dim.size) or not torch.equal(order.sort(1).values, _identity(dim.lanes, dim.size)):
+            raise SubnetError(f"the order of {axis} must be a permutation of {dim.size} units in {dim.lanes} lanes.")
+        for cut in dim.cuts:
+            lanes = torch.arange(dim.lanes)
+            source = cut.units[order.T, lanes]  # [units, lanes, width]
+            parameter = model.module.get_parameter(cut.parameter)
+            target = cut.units.flatten().to(parameter.device)
+            parameter.index_copy_(cut.dim, target, parameter.index_select(cut.dim, source.flatten().to(parameter.device)))
+
+
+def _identity(lanes: int, units: int) -> Tensor:
+    return torch.arange(units).expand(lanes, units)
+
+
+def ranks(scores: Sequence[Tensor]) -> list[Tensor]:
+    """Turn scores (higher is more important) into orders: positions sorted by falling score, ties by position."""
+    return [score.argsort(dim=-1, descending=True, stable=True) for score in scores]

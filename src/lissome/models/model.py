@@ -1,0 +1,94 @@
+"""A model at hand: the torch module, its tokenizer, where it came from, and its anatomy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lissome.models.anatomy import Anatomy, anatomy_of
+from lissome.models.binding import Binding
+from lissome.models.space import Space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lissome.core.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from.
+
+    Attributes:
+        name: What the user called it.
+        path: The file or folder it was read from, when there is one.
+        sha256: Hash of the weights' file, when there is one.
+    """
+
+    name: str
+    path: Path | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A torch module with what lissome knows about it.
+
+    Attributes:
+        module: The torch module (a transformers causal language model so far).
+        tokenizer: Its tokenizer, or None for a bare module.
+        source: Where it came from.
+        manifest: The manifest of the artifact it was read from, when it was one.
+    """
+
+    module: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None = None
+    source: Source = field(default_factory=lambda: Source("module"))
+    manifest: Manifest | None = None
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What is in it.
+
+        Raises:
+            UnsupportedModelError: When its parts are not understood.
+        """
+        return anatomy_of(self.module)
+
+    @cached_property
+    def binding(self) -> Binding:
+        """Its Space's axes as operations on tensors."""
+        return Binding(self.anatomy)
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self.source.name
+
+    def space(self, **steps: int) -> Space:
+        """Return the Space of everything that can be removed or made smaller.
+
+        Args:
+            steps: Step by dim name, e.g. ``width=64`` (default: what the family suggests).
+        """
+        return self.anatomy.space(steps=steps)
+
+    def derived(self, module: nn.Module) -> Model:
+        """Return a model of the same origin around another module."""
+        return replace(self, module=module)
+
+    def save(self, folder: Path | str, *, manifest: Manifest | None = None) -> Path:
+        """Write the model as an artifact folder; see `lissome.models.artifact.save_model`."""
+        from lissome.models.artifact import save_model
+
+        return save_model(self, Path(folder), manifest=manifest)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {type(self.module).__name__})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        raise TypeError("copy the module of a Model, not the Model; see lissome.extract.")
