@@ -44,11 +44,16 @@ def lift(part: Tensor, index: Mapping[int, Tensor], into: Tensor) -> Tensor:
 
 
 class Binding:
-    """The Space's axes of one module, as operations on its tensors."""
+    """The Space's axes of one module, as operations on its tensors.
+
+    Attributes:
+        shapes: Shape of every parameter of the unmasked module, by name.
+    """
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         self.module = anatomy.module
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
 
     def sizes(self, branch: Branch, subnet: Mapping[str, int]) -> dict[str, int]:
         """Kept units of each dim of a branch; 0 everywhere when the branch is removed."""
@@ -65,8 +70,7 @@ class Binding:
             for cut in dim.cuts:
                 key = (cut.parameter, cut.dim)
                 if key not in keep:
-                    size = self.module.get_parameter(cut.parameter).shape[cut.dim]
-                    keep[key] = torch.ones(size, dtype=torch.bool)
+                    keep[key] = torch.ones(self.shapes[cut.parameter][cut.dim], dtype=torch.bool)
                 keep[key][cut.dropped(sizes[dim.name])] = False
         index: IndexMap = {}
         for (parameter, dimension), flags in keep.items():

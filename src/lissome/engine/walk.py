@@ -1,0 +1,192 @@
+"""Walks a model block by block over windows of tokens, so that only one block's activations are alive at a time.
+
+The hidden states at the entrance of every block can be kept: then a change in block b is scored by running blocks
+b … L-1 alone. They live in memory up to a limit and in a mapped file beyond it.
+"""
+
+# N windows, B windows of one batch, T tokens, D residual width, L blocks
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lissome.core.errors import NumericsError
+from lissome.models.model import Model
+from lissome.ops.losses import token_nll
+
+_BATCH_TOKENS = 1024  # enough rows for full matrix speed on a CPU, few enough to stay in its cache
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments with which the model calls one block, besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@contextlib.contextmanager
+def _recording(blocks: list[nn.Module], calls: list[Call], first: list[Tensor]) -> Iterator[None]:
+    """Let every block hand its input through and note how it was called."""
+
+    def recorder(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not first:
+            first.append(hidden)
+        calls.append(Call(args, kwargs))
+        return hidden
+
+    for block in blocks:
+        block.forward = recorder
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+class Walk:
+    """The blocks of a model over fixed windows.
+
+    Args:
+        model: The model; it may be masked or cut, the blocks are looked up at every step.
+        windows: LongTensor[N, T], no padding.
+        folder: Where hidden states are spilled to.
+        memory_limit: Bytes of hidden states to hold in memory, default 256 MiB.
+        batch_tokens: Tokens per forward.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        windows: Tensor,
+        *,
+        folder: Path | None = None,
+        memory_limit: int = 256 << 20,
+        batch_tokens: int = _BATCH_TOKENS,
+    ) -> None:
+        self.model, self.windows = model, windows
+        self._folder, self._limit = folder, memory_limit
+        self._batch = max(1, batch_tokens // windows.shape[1])
+        self._calls: list[Call] = []
+        self._kept: list[Tensor] = []
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks L."""
+        return len(self.model.anatomy.blocks)
+
+    def batches(self) -> Iterator[slice]:
+        """Windows of each batch."""
+        for start in range(0, len(self.windows), self._batch):
+            yield slice(start, min(start + self._batch, len(self.windows)))
+
+    @torch.no_grad()
+    def entrance(self, batch: slice) -> Tensor:
+        """Hidden states [B, T, D] at the entrance of block 0 (embeddings)."""
+        module = self.model.module
+        blocks = [module.get_submodule(path) for path in self.model.anatomy.blocks]
+        calls: list[Call] = []
+        first: list[Tensor] = []
+        with _recording(blocks, calls, first):
+            module.base_model(input_ids=self.windows[batch].to(_device(module)), use_cache=False)  # type: ignore[operator]
+        if batch.stop - batch.start == 1 or not self._calls:
+            self._calls = calls
+        return first[0]
+
+    def block(self, index: int, hidden: Tensor) -> Tensor:
+        """Run block `index` on hidden states [B, T, D]; arguments made for one window serve any number of them."""
+        call = self._call_for(index, len(hidden))
+        result = self.model.module.get_submodule(self.model.anatomy.blocks[index])(hidden, *call.args, **call.kwargs)
+        return result[0] if isinstance(result, tuple) else result
+
+    def _call_for(self, index: int, rows: int) -> Call:
+        if not self._calls:
+            self.entrance(slice(0, 1))
+        return self._calls[index]
+
+    @torch.no_grad()
+    def fill(self, start: int = 0) -> Tensor:
+        """Store hidden states at the entrance of blocks `start` … L and return the loss per window.
+
+        Returns:
+            Mean next-token NLL of each window, in nats: Tensor[N].
+        """
+        if not self._kept:
+            self._kept = self._room()
+        self.entrance(slice(0, 1))
+        losses = []
+        for batch in self.batches():
+            hidden = self.entrance(batch) if start == 0 else self._kept[start][batch]
+            for index in range(start, self.depth):
+                self._kept[index][batch] = hidden
+                hidden = self.block(index, hidden)
+            losses.append(self.loss(hidden, batch))
+        return torch.cat(losses)
+
+    @torch.no_grad()
+    def score(self, start: int) -> Tensor:
+        """Loss per window [N] when blocks from `start` on may have changed since `fill`."""
+        losses = []
+        for batch in self.batches():
+            hidden = self._kept[start][batch]
+            for index in range(start, self.depth):
+                hidden = self.block(index, hidden)
+            losses.append(self.loss(hidden, batch))
+        return torch.cat(losses)
+
+    @torch.no_grad()
+    def plain(self) -> Tensor:
+        """Loss per window [N] by a whole forward, nothing kept."""
+        losses = []
+        for batch in self.batches():
+            hidden = self.entrance(batch)
+            for index in range(self.depth):
+                hidden = self.block(index, hidden)
+            losses.append(self.loss(hidden, batch))
+        return torch.cat(losses)
+
+    def loss(self, hidden: Tensor, batch: slice) -> Tensor:
+        """Mean next-token NLL of each window [B], from the last block's output [B, T, D]."""
+        rows = [
+            token_nll(states, window.to(states.device), self.model.anatomy.head).mean()
+            for states, window in zip(hidden, self.windows[batch], strict=True)
+        ]
+        result = torch.stack(rows).double().cpu()
+        if not torch.isfinite(result).all():
+            raise NumericsError("the loss is NaN or infinite; check the weights, or use float32 instead of float16.")
+        return result
+
+    @torch.no_grad()
+    def visit(self, watch: Callable[[int, Tensor, Tensor], None]) -> None:
+        """Call ``watch(block, input [B, T, D], output [B, T, D])`` for every block and batch, one batch at a time."""
+        self.entrance(slice(0, 1))
+        for batch in self.batches():
+            hidden = self.entrance(batch)
+            for index in range(self.depth):
+                output = self.block(index, hidden)
+                watch(index, hidden, output)
+                hidden = output
+
+    def _room(self) -> list[Tensor]:
+        """Make room for the hidden states of every block: in memory, or in one mapped file when they are too many."""
+        n, t = self.windows.shape
+        d, dtype = self.model.anatomy.hidden, next(self.model.module.parameters()).dtype
+        size = n * t * d
+        if self.depth * size * dtype.itemsize <= self._limit or self._folder is None:
+            device = _device(self.model.module)
+            return [torch.empty(n, t, d, dtype=dtype, device=device) for _ in range(self.depth)]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = str(self._folder / "hidden.bin")
+        flat = torch.from_file(file, shared=True, size=self.depth * size, dtype=dtype)
+        return list(flat.view(self.depth, n, t, d))
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

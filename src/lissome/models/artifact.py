@@ -1,0 +1,245 @@
+"""A model as a folder: safetensors, the usual Hugging Face files, and a manifest.
+
+When all blocks have one shape the folder has a stock configuration and opens with transformers alone. Otherwise its
+``config.json`` says ``model_type: lissome``, carries the original configuration and the sizes of every block, and
+opens with `lissome.load`, or with ``AutoModelForCausalLM`` after ``import lissome.models.auto``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lissome.core.errors import ArtifactError, LissomeError, NumericsError
+from lissome.core.files import atomic_folder, read_json, sha256_file
+from lissome.core.manifest import Manifest, read_manifest, verify_files, write_manifest
+from lissome.models.families.decoder import LayerShape, is_uniform, layer_shapes
+from lissome.models.model import Model, Source
+
+MODEL_TYPE = "lissome"
+WEIGHTS = "model.safetensors"
+_RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset")
+
+
+def save_model(model: Model, folder: Path, *, manifest: Manifest | None = None) -> Path:
+    """Write a model as a folder that is whole or absent.
+
+    Args:
+        model: The model; its parameters are written as they are (shared ones once).
+        folder: Where; an older folder there is replaced when the new one is whole.
+        manifest: What to say of it; the file list is filled in here. None writes no manifest.
+
+    Raises:
+        OSError: When the disk is full or the place cannot be written; nothing is left behind.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_folder(folder) as part:
+        save_file(dict(_stored(model.module)), part / WEIGHTS, metadata={"format": "pt"})
+        (part / "config.json").write_text(json.dumps(config_of(model.module), indent=2, sort_keys=True) + "\n")
+        generation = getattr(model.module, "generation_config", None)
+        if generation is not None:
+            generation.save_pretrained(part)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(part)
+        if manifest is not None:
+            write_manifest(part, manifest.with_files(part))
+    return folder
+
+
+def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of the state, one name for each that is shared."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, tensor in module.state_dict().items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if key not in seen or not tensor.numel():
+            seen.add(key)
+            yield name, tensor.contiguous()
+
+
+def config_of(module: nn.Module) -> dict[str, Any]:
+    """Return what ``config.json`` says of a module: stock when its blocks have one shape, ours otherwise."""
+    base: dict[str, Any] = module.config.to_dict()  # type: ignore[union-attr,operator]
+    for name in _RUNTIME_FIELDS:
+        base.pop(name, None)
+    base["dtype"] = str(next(module.parameters()).dtype).removeprefix("torch.")
+    base["architectures"] = [type(module).__name__]
+    shapes = layer_shapes(module)
+    if is_uniform(shapes):
+        return base
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["LissomeForCausalLM"],
+        "base": base,
+        "layers": [shape.to_json() for shape in shapes],
+        "dtype": base["dtype"],
+        **{key: base[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size") if key in base},
+    }
+
+
+def skeleton(config: Mapping[str, Any]) -> nn.Module:
+    """Build a module of the sizes that a ``config.json`` states, with empty (meta) parameters.
+
+    Raises:
+        ArtifactError: When the configuration is not one that transformers or lissome knows.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    from lissome.models.binding import extract
+
+    ours = config.get("model_type") == MODEL_TYPE
+    base = config.get("base") if ours else config
+    try:
+        with init_empty_weights(include_buffers=False):
+            module: nn.Module = AutoModelForCausalLM.from_config(_stock_config(base))
+        if ours:
+            shapes = [LayerShape.from_json(fields) for fields in config["layers"]]
+            module = extract(Model(module), _subnet(module, shapes)).module
+    except (LissomeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"config.json does not describe a model that can be built: {error}.") from error
+    return module.eval()
+
+
+def _stock_config(fields: Any) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    if not isinstance(fields, Mapping) or fields.get("model_type") not in CONFIG_MAPPING:
+        raise ArtifactError(f"model type {fields.get('model_type') if isinstance(fields, Mapping) else fields!r} is unknown")
+    return CONFIG_MAPPING[fields["model_type"]].from_dict(dict(fields))
+
+
+def _subnet(module: nn.Module, shapes: list[LayerShape]) -> dict[str, int]:
+    """Return the choices that cut a uniform module down to the given blocks."""
+    if len(shapes) != len(layer_shapes(module)):
+        raise ArtifactError(f"{len(shapes)} blocks are listed, but the base has {len(layer_shapes(module))}")
+    values: dict[str, int] = {}
+    for index, shape in enumerate(shapes):
+        root = f"layers.{index}"
+        values[f"{root}.attention"] = int(shape.attention is not None)
+        values[f"{root}.mlp"] = int(shape.mlp > 0)
+        if shape.mlp:
+            values[f"{root}.mlp.width"] = shape.mlp
+        if shape.attention is not None:
+            values[f"{root}.attention.groups"] = shape.attention.kv_heads
+            values[f"{root}.attention.queries"] = shape.attention.query_heads // shape.attention.kv_heads
+    return values
+
+
+def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | None = torch.float32) -> Model:
+    """Read an artifact or any Hugging Face folder with safetensors weights.
+
+    Args:
+        folder: The folder.
+        name: What the user called it (default: the folder's path).
+        dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
+
+    Raises:
+        ArtifactError: When a file is missing, damaged, unsafe or from a newer version.
+        NumericsError: When a weight is NaN or infinite.
+    """
+    manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
+    if manifest is not None:
+        verify_files(folder, manifest)
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{folder / 'config.json'} is not a JSON object; the file is damaged.")
+    files = weight_files(folder)
+    module = _fill(folder, config, files, dtype)
+    check_finite(module)
+    digest = sha256_file(files[0]) if len(files) == 1 else None
+    return Model(module, load_tokenizer(folder), Source(name or str(folder), folder, digest), manifest)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder.
+
+    Raises:
+        ArtifactError: When there are none, or an index names a file outside the folder.
+    """
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.exists():
+        if not (folder / WEIGHTS).exists():
+            raise ArtifactError(f"{folder} holds no {WEIGHTS}; only safetensors weights are read (convert other formats first).")
+        return [folder / WEIGHTS]
+    fields = read_json(index)
+    names = sorted(set(fields["weight_map"].values())) if isinstance(fields, dict) and "weight_map" in fields else []
+    for shard in names:
+        path = PurePosixPath(shard)
+        if path.is_absolute() or len(path.parts) != 1 or path.suffix != ".safetensors":
+            raise ArtifactError(f"{index} names {shard!r}; only safetensors files inside the folder are read.")
+        if not (folder / shard).exists():
+            raise ArtifactError(f"{folder / shard} is missing, but {index.name} lists it; restore or download it again.")
+    return [folder / shard for shard in names]
+
+
+def _fill(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.dtype | None) -> nn.Module:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        if config.get("model_type") != MODEL_TYPE:
+            loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True
+            )
+            return loaded.eval()
+        return _fill_skeleton(skeleton(config), files, dtype)
+    except SafetensorError as error:
+        raise ArtifactError(f"the weights in {folder} are damaged or cut short ({error}); restore or remake them.") from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{folder} could not be read as a model: {reason}") from error
+
+
+def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | None) -> nn.Module:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= load_file(file)
+    if dtype is not None:
+        tensors = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
+    module.tie_weights()  # type: ignore[operator]
+    empty = [key for key, parameter in module.named_parameters() if parameter.is_meta]
+    if unexpected or empty:
+        raise ArtifactError(
+            f"the weights do not fit config.json: {len(empty)} tensors missing ({', '.join(empty[:2])}…), "
+            f"{len(unexpected)} unknown ({', '.join(unexpected[:2])}…)."
+        )
+    return module.eval()
+
+
+def check_finite(module: nn.Module) -> None:
+    """Refuse a module with NaN or infinity in its weights.
+
+    Raises:
+        NumericsError: Names the first such tensor.
+    """
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise NumericsError(f"{name} holds {bad} NaN or infinite values; the weights are damaged, get them again.")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Read the tokenizer of a folder; None when it has none.
+
+    Raises:
+        ArtifactError: When its files are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for damaged files
+        raise ArtifactError(f"the tokenizer in {folder} could not be read: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,303 @@
+"""From llama.cpp's words to transformers': configuration and tensor names, per architecture.
+
+Keys and tensor names are those of the GGUF specification; what an architecture computes but does not store (Gemma's
+attention scale and layer pattern) follows llama.cpp's loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lissome.core.errors import UnsupportedModelError
+from lissome.models.gguf.header import Header, TensorEntry, damaged
+from lissome.models.gguf.rope import rope_of
+from lissome.models.gguf.weights import Take
+
+Config = dict[str, Any]
+
+_OUTSIDE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_COMMON = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_GEMMA_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_FUSED = {
+    "attn_norm": "input_layernorm",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Tensors that only hold what `rope_of` has put into the configuration.
+_ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The numbers that every supported architecture states."""
+
+    header: Header
+    architecture: str
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return an entry of the architecture's own, e.g. ``"context_length"``."""
+        return self.header.metadata.get(f"{self.architecture}.{key}", default)
+
+    def has(self, tensor: str) -> bool:
+        """Whether the file holds this tensor."""
+        return tensor in self.header.tensors
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture maps.
+
+    Attributes:
+        model_type: transformers' name.
+        class_name: transformers' class.
+        blocks: Names inside a block, without ``.weight`` and ``.bias``.
+        extend: Adds what is special to the configuration.
+        rotated: Query and key rows are stored in llama.cpp's interleaved rotary order.
+        minus_one: Norms are stored as ``1 + w``.
+    """
+
+    model_type: str
+    class_name: str
+    blocks: Mapping[str, str] = field(default_factory=lambda: _COMMON)
+    extend: Callable[[Facts], Config] = lambda facts: {}
+    rotated: bool = False
+    minus_one: bool = False
+
+
+def _llama(facts: Facts) -> Config:
+    return {
+        "head_dim": facts.head_dim,
+        "attention_bias": facts.has("blk.0.attn_q.bias"),
+        "mlp_bias": facts.has("blk.0.ffn_up.bias"),
+    }
+
+
+def _mistral(facts: Facts) -> Config:
+    return {"head_dim": facts.head_dim, "sliding_window": facts.get("attention.sliding_window")}
+
+
+def _qwen3(facts: Facts) -> Config:
+    return {"head_dim": facts.head_dim, "attention_bias": facts.has("blk.0.attn_q.bias")}
+
+
+def _phi3(facts: Facts) -> Config:
+    return {
+        "original_max_position_embeddings": facts.get(
+            "rope.scaling.original_context_length", facts.get("context_length", 4096)
+        ),
+        "sliding_window": facts.get("attention.sliding_window") or None,
+    }
+
+
+def _gemma(facts: Facts, *, period: int, largest: int) -> Config:
+    """Gemma-2 and 3: every `period`-th layer sees everything, the others a window.
+
+    The attention scale is 1/sqrt(head_dim), but 1/sqrt(hidden/heads) in the largest model, known by its layer count.
+    """
+    pattern = facts.get("attention.sliding_window_pattern", period)
+    if isinstance(pattern, np.ndarray):
+        sliding = [bool(flag) for flag in pattern[: facts.layers]]
+    else:
+        sliding = [bool((layer + 1) % int(pattern)) for layer in range(facts.layers)]
+    return {
+        "head_dim": facts.head_dim,
+        "query_pre_attn_scalar": facts.hidden // facts.heads if facts.layers == largest else facts.head_dim,
+        "sliding_window": facts.get("attention.sliding_window"),
+        "layer_types": ["sliding_attention" if flag else "full_attention" for flag in sliding],
+        "attn_logit_softcapping": facts.get("attn_logit_softcapping"),
+        "final_logit_softcapping": facts.get("final_logit_softcapping"),
+        "hidden_activation": "gelu_pytorch_tanh",
+    }
+
+
+def _gemma2(facts: Facts) -> Config:
+    config = _gemma(facts, period=2, largest=46)
+    # older files leave them out, and llama.cpp then takes these
+    config["attn_logit_softcapping"] = config["attn_logit_softcapping"] or 50.0
+    config["final_logit_softcapping"] = config["final_logit_softcapping"] or 30.0
+    return config
+
+
+def _gemma3(facts: Facts) -> Config:
+    return _gemma(facts, period=6, largest=62)
+
+
+_FAMILIES: dict[str, Family] = {
+    "llama": Family("llama", "LlamaForCausalLM", extend=_llama, rotated=True),
+    "mistral": Family("mistral", "MistralForCausalLM", extend=_mistral, rotated=True),
+    "qwen2": Family("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": Family("qwen3", "Qwen3ForCausalLM", blocks={**_COMMON, **_HEAD_NORMS}, extend=_qwen3),
+    "gemma2": Family(
+        "gemma2", "Gemma2ForCausalLM", blocks={**_COMMON, **_GEMMA_NORMS}, extend=_gemma2, minus_one=True
+    ),
+    "gemma3": Family(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        blocks={**_COMMON, **_GEMMA_NORMS, **_HEAD_NORMS},
+        extend=_gemma3,
+        minus_one=True,
+    ),
+    "phi3": Family("phi3", "Phi3ForCausalLM", blocks=_FUSED, extend=_phi3),
+}
+
+
+def family_of(header: Header) -> Family:
+    """Return how the file's architecture maps.
+
+    Raises:
+        UnsupportedModelError: For an architecture that is not one of the seven decoders, or a mixture of experts.
+    """
+    name = header.architecture
+    if name not in _FAMILIES:
+        raise UnsupportedModelError(
+            f"{header.path.name} holds a model of architecture {name[:40]!r}; GGUF files can be read for: "
+            f"{', '.join(sorted(_FAMILIES))}. Give a Hugging Face folder instead."
+        )
+    # llama.cpp runs Mistral's models as "llama"; only the name tells them apart.
+    if name == "llama" and "mistral" in str(header.metadata.get("general.name", "")).lower():
+        return _FAMILIES["mistral"]
+    return _FAMILIES[name]
+
+
+def _whole(header: Header, key: str, default: int | None = None) -> int:
+    """Return a positive whole number; an array of equal numbers counts as one."""
+    value = header.metadata.get(f"{header.architecture}.{key}", default)
+    if isinstance(value, np.ndarray):
+        values = set(value.tolist())
+        if len(values) > 1:
+            raise UnsupportedModelError(
+                f"{header.path.name} has another {key} in each layer ({sorted(values)[:4]} …), which no transformers "
+                "class expresses; give the original Hugging Face folder instead."
+            )
+        value = values.pop() if values else None
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise damaged(header.path, f"{header.architecture}.{key} must be a positive whole number, got {value!r:.60}")
+    return value
+
+
+def facts_of(header: Header) -> Facts:
+    """Read the numbers that every supported architecture states.
+
+    Raises:
+        ArtifactError: When one is missing or impossible.
+        UnsupportedModelError: For per-layer sizes and mixtures of experts.
+    """
+    if header.metadata.get(f"{header.architecture}.expert_count"):
+        raise UnsupportedModelError(f"{header.path.name} is a mixture of experts, which cannot be read yet.")
+    hidden, heads = _whole(header, "embedding_length"), _whole(header, "attention.head_count")
+    kv_heads = _whole(header, "attention.head_count_kv", heads)
+    head_dim = _whole(header, "attention.key_length", max(1, hidden // heads))
+    if heads % kv_heads or head_dim % 2:
+        raise damaged(header.path, f"{heads} query and {kv_heads} key heads of {head_dim} numbers do not fit together")
+    layers = _whole(header, "block_count")
+    if layers > len(header.tensors):
+        raise damaged(header.path, f"it claims {layers} blocks but holds {len(header.tensors)} tensors")
+    mlp = _whole(header, "feed_forward_length")
+    return Facts(header, header.architecture, layers, hidden, mlp, heads, kv_heads, head_dim)
+
+
+def config_of(header: Header) -> Config:
+    """Return the fields of ``config.json``.
+
+    Raises:
+        ArtifactError: When the header contradicts itself.
+        UnsupportedModelError: When the architecture is not known.
+    """
+    family, facts = family_of(header), facts_of(header)
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise damaged(header.path, "it holds no token embedding")
+    tokens = header.metadata
+    return {
+        "architectures": [family.class_name],
+        "model_type": family.model_type,
+        "vocab_size": embedding.shape[0],
+        "hidden_size": facts.hidden,
+        "intermediate_size": facts.mlp,
+        "num_hidden_layers": facts.layers,
+        "num_attention_heads": facts.heads,
+        "num_key_value_heads": facts.kv_heads,
+        "max_position_embeddings": int(facts.get("context_length", 2048)),
+        "rms_norm_eps": float(facts.get("attention.layer_norm_rms_epsilon", 1e-6)),
+        "rope_parameters": rope_of(header, family.model_type, facts.head_dim),
+        "tie_word_embeddings": not facts.has("output.weight"),
+        "bos_token_id": tokens.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": tokens.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": tokens.get("tokenizer.ggml.padding_token_id"),
+        **family.extend(facts),
+    }
+
+
+def takes_of(header: Header) -> list[Take]:
+    """Say for each tensor of the file what becomes of it.
+
+    Raises:
+        UnsupportedModelError: When a tensor is not understood: better no model than one with a part missing.
+    """
+    family, facts = family_of(header), facts_of(header)
+    return list(_takes(header, family, facts))
+
+
+def _takes(header: Header, family: Family, facts: Facts) -> Iterator[Take]:
+    for name, entry in header.tensors.items():
+        if name in _ROPE_TENSORS:
+            continue
+        target, inner = _target(header, name, family)
+        heads = {"attn_q": facts.heads, "attn_k": facts.kv_heads}.get(inner) if family.rotated else None
+        norm = inner.endswith("norm") or name == "output_norm.weight"
+        yield Take(target, entry, _rows(header, entry, heads), family.minus_one and norm)
+
+
+def _target(header: Header, name: str, family: Family) -> tuple[str, str]:
+    """Return the transformers name of a tensor, and its name inside the block."""
+    if name in _OUTSIDE:
+        return _OUTSIDE[name], ""
+    parts = name.split(".")
+    if len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in family.blocks:
+        return f"model.layers.{int(parts[1])}.{family.blocks[parts[2]]}.{parts[3]}", parts[2]
+    raise UnsupportedModelError(
+        f"{header.path.name} holds tensor {name[:80]!r}, which a {header.architecture} model does not have here; "
+        "give the original Hugging Face folder instead."
+    )
+
+
+def _rows(header: Header, entry: TensorEntry, heads: int | None) -> np.ndarray | None:
+    """Undo llama.cpp's row order for rotary embeddings: per head, (pair, half) back to (half, pair)."""
+    if heads is None:
+        return None
+    count = entry.shape[0]
+    if count % (2 * heads):
+        raise damaged(header.path, f"tensor {entry.name} of {count} rows does not divide into {heads} heads")
+    return np.arange(count).reshape(heads, count // heads // 2, 2).swapaxes(1, 2).reshape(-1)

@@ -1,0 +1,74 @@
+"""Read a model from wherever it is: a module, an artifact or Hugging Face folder, a GGUF file, a hub id."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lissome.core.errors import ArtifactError, UnknownNameError
+from lissome.core.events import EventStream
+from lissome.models.artifact import check_finite, load_folder
+from lissome.models.model import Model, Source
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def load_model(
+    target: Model | nn.Module | str | Path,
+    *,
+    name: str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    events: EventStream | None = None,
+) -> Model:
+    """Read a model.
+
+    Args:
+        target: A `Model` (returned as it is), a torch module, a folder, a ``.gguf`` file, or a hub id ``owner/name``.
+        name: What to call it in tables (default: `target`).
+        dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
+        events: Where a conversion reports its progress.
+
+    Raises:
+        UnknownNameError: When `target` is neither a path nor a hub id.
+        ArtifactError: When files are missing or damaged.
+        NumericsError: When a weight is NaN or infinite.
+    """
+    if isinstance(target, Model):
+        return target
+    if isinstance(target, nn.Module):
+        check_finite(target)
+        return Model(target.eval(), source=Source(name or type(target).__name__))
+    path = Path(target)
+    if path.is_dir():
+        return load_folder(path, name=name or str(target), dtype=dtype)
+    if path.is_file():
+        return _load_gguf(path, name or str(target), dtype, events)
+    if isinstance(target, str) and _HUB_ID.fullmatch(target):
+        return _load_hub(target, name or target, dtype)
+    raise UnknownNameError(f"{str(target)!r} is not a file, a folder or a hub id (owner/name); see: lissome assets")
+
+
+def _load_gguf(path: Path, name: str, dtype: torch.dtype | None, events: EventStream | None) -> Model:
+    from lissome.models.gguf import convert
+
+    if path.suffix != ".gguf":
+        raise ArtifactError(f"{path} is not a .gguf file; give a GGUF file, a folder with safetensors, or an asset name.")
+    model = load_folder(convert(path, events=events), name=name, dtype=dtype)
+    return replace(model, source=replace(model.source, path=path))
+
+
+def _load_hub(target: str, name: str, dtype: torch.dtype | None) -> Model:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt"]
+    try:
+        folder = snapshot_download(target, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{target} could not be fetched from the hub ({reason}); download it, then give the folder.") from error
+    return load_folder(Path(folder), name=name, dtype=dtype)
