@@ -7,15 +7,18 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lissome.core.errors import ArtifactError
+from lissome.core.errors import ArtifactError, NumericsError
 
-_CHUNK = 1 << 20
+JSON_LIMIT = 64 << 20  # bytes; the largest file we write is far below, a larger one is not ours
+_RANDOM = re.compile(r"[0-9a-f]{12}")
+_OURS = ("manifest.json", "config.json")
 
 
 def cache_dir() -> Path:
@@ -25,22 +28,23 @@ def cache_dir() -> Path:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the sha256 of a file as hexadecimal digits, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
+    """Return the sha256 of a file as hexadecimal digits; the file is read in pieces."""
     with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def inside(root: Path, name: str) -> Path:
     """Return `root / name`, refusing a name that leaves `root` (absolute, `..`, or through a link).
 
     Raises:
-        ArtifactError: When the resolved path is not inside `root`.
+        ArtifactError: When the resolved path is not inside `root`, or is not a path at all.
     """
     base = root.resolve()
-    path = (base / name).resolve()
+    try:
+        path = (base / name).resolve()
+        path.is_file()  # the system, not the resolution, refuses names that are too long
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, a NUL or half a character
+        raise ArtifactError(f"{ascii(name)[:80]} is not a usable path inside {root} ({error}).") from error
     if path != base and base not in path.parents:
         raise ArtifactError(f"path {name!r} escapes the folder {root}; only files inside it are read or written.")
     return path
@@ -54,45 +58,137 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _beside(target: Path, suffix: str) -> Path:
+    """Return an unused hidden name beside `target`."""
+    return target.parent / f".{target.name}.{secrets.token_hex(6)}{suffix}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sweep(target: Path) -> None:
+    """Clear away what killed processes left beside `target`; what a living one is writing is locked, and stays.
+
+    A process killed between the two renames of `_swap` left no `target`, but the former one under its other name.
+    """
+    mine = f".{target.name}."
+    for path in [path for path in target.parent.iterdir() if path.name.startswith(mine)]:
+        random, _, suffix = path.name.removeprefix(mine).partition(".")
+        if not _RANDOM.fullmatch(random):
+            continue
+        if suffix == "old" and not os.path.lexists(target):
+            path.replace(target)
+        elif suffix in ("part", "old"):
+            with contextlib.suppress(OSError), _lock(path, wait=False):
+                _remove(path)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on an existing file or folder; the system drops it when the process dies."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _ready(target: Path) -> Path:
+    """Return `target` as an absolute path (a link as such, not what it points to) in a folder that exists and is swept."""
+    target = Path(os.path.abspath(target))  # noqa: PTH100 - a link is replaced, not followed
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    return target
+
+
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on success it replaces `target`, on failure it is removed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    part = Path(name)
+    """Yield a temporary path beside `target`; on success it replaces `target`, on failure it is removed.
+
+    Raises:
+        OSError: When the place cannot be written or the disk is full; `target` is as it was.
+    """
+    target = _ready(target)
+    part = _beside(target, ".part")
     try:
-        yield part
-        _sync(part)
-        part.chmod(0o644)
-        part.replace(target)
+        part.touch(exist_ok=False)
+        with _lock(part):
+            yield part
+            _sync(part)
+            part.replace(target)
+        _sync(target.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, *, ours: tuple[str, ...] = _OURS) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; on success it takes the place of `target`.
 
     An older `target` is kept until the new one is whole, then removed.
+
+    Args:
+        target: The folder to make.
+        ours: Names of files of which an older, non-empty `target` must hold one; anything else is somebody's own
+            folder and is never removed. Default: what an artifact or a Hugging Face folder has.
+
+    Raises:
+        ArtifactError: When `target` is a file, or a folder that holds something else.
+        OSError: When the place cannot be written or the disk is full; `target` is as it was.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    target = _ready(target)
+    check_replaceable(target, ours)
+    part = _beside(target, ".part")
     try:
-        yield part
-        for file in part.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        part.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            target.replace(old / "was")
-            part.replace(target)
-            shutil.rmtree(old)
-        else:
-            part.replace(target)
+        part.mkdir()
+        with _lock(part):
+            yield part
+            for path in (part, *part.rglob("*")):
+                _sync(path)
+            _swap(part, target)
+        _sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def check_replaceable(target: Path, ours: tuple[str, ...] = _OURS) -> None:
+    """Refuse a place whose content is not ours to replace; a long job asks this before it starts.
+
+    Args:
+        target: Where a folder shall be written.
+        ours: As of `atomic_folder`.
+
+    Raises:
+        ArtifactError: When `target` is a file, or a folder that is not empty and holds none of `ours`.
+    """
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise ArtifactError(f"{target} exists and is not a folder; name another place for the result.")
+    names = {path.name for path in target.iterdir()}
+    if names and not names.intersection(ours):
+        raise ArtifactError(
+            f"{target} holds other files ({min(names)} …) and is not a saved model; name a new or an empty folder."
+        )
+
+
+def _swap(part: Path, target: Path) -> None:
+    if not os.path.lexists(target):
+        part.replace(target)
+        return
+    old = _beside(target, ".old")
+    target.replace(old)
+    try:
+        part.replace(target)
+    except OSError:
+        old.replace(target)
+        raise
+    _remove(old)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -102,22 +198,59 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NaN and infinity are refused."""
-    write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Write `value` as indented JSON, atomically.
 
     Raises:
-        ArtifactError: When it is missing or not JSON.
+        NumericsError: When it holds NaN or infinity, which JSON has no words for.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise NumericsError(f"{target} was not written: a figure for it is NaN or infinite.") from error
+    write_text(target, text + "\n")
+
+
+def read_json(path: Path, *, limit: int = JSON_LIMIT) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        limit: Bytes above which it is refused unread.
+
+    Raises:
+        ArtifactError: When it is missing, unreadable, too large, or not JSON (NaN and infinity are not).
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not valid JSON ({error}); the file is damaged, restore or remake it.") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from error
+    if len(content) > limit:
+        raise ArtifactError(f"{path} is larger than {limit} bytes; it is not a file that lissome wrote.")
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes | str, where: str) -> Any:
+    """Parse JSON, refusing NaN and infinity.
+
+    Args:
+        content: The text, UTF-8 when bytes.
+        where: How to call it in an error.
+
+    Raises:
+        ArtifactError: When it is not JSON.
+    """
+    try:
+        return json.loads(content, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of too many digits
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{where} is not valid JSON ({reason}); it is damaged, restore or remake it.") from error
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number")
 
 
 def known_sha256(path: Path) -> str:
@@ -140,9 +273,6 @@ def known_sha256(path: Path) -> str:
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file `path` (made when missing) against other processes; waits for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+    path.touch()
+    with _lock(path):
+        yield

@@ -17,6 +17,7 @@ from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig
 from lissome.core.events import EventStream
 from lissome.core.metrics import Metric
+from lissome.core.typed import as_json, from_json
 
 if TYPE_CHECKING:
     from lissome.core.protocols import CostOracle, Splits
@@ -113,13 +114,17 @@ class CurvePoint:
 
     def to_json(self) -> dict[str, Any]:
         """Return the point as JSON-able fields."""
-        return {
-            "step": self.step,
-            "change": self.change,
-            "subnet": dict(self.subnet),
-            "figures": dict(self.figures),
-            "quality": dict(self.quality),
-        }
+        fields: dict[str, Any] = as_json(self)
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: Any, where: str = "curve point") -> CurvePoint:
+        """Rebuild a point from `to_json`.
+
+        Raises:
+            ArtifactError: When a field is unknown, missing or of another type.
+        """
+        return from_json(cls, fields, where)
 
 
 @dataclass(frozen=True, kw_only=True)

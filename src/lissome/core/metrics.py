@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from lissome.core.typed import as_json, from_json
 
 Better = Literal["lower", "higher"]
 Provenance = Literal["counted", "measured", "simulated", "predicted"]
@@ -37,9 +40,14 @@ class Metric:
 
     def to_json(self) -> dict[str, Any]:
         """Return the metric as JSON-able fields, leaving out what is unknown."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        fields: dict[str, Any] = as_json(self)
+        return fields
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Metric:
-        """Rebuild a metric from `to_json`."""
-        return cls(**fields)
+    def from_json(cls, fields: Mapping[str, Any], where: str = "metric") -> Metric:
+        """Rebuild a metric from `to_json`.
+
+        Raises:
+            ArtifactError: When a field is unknown, missing or of another type.
+        """
+        return from_json(cls, fields, where)
