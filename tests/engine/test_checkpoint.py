@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+import lissome
 from lissome.core.errors import ArtifactError
 from lissome.engine.checkpoint import Checkpoint, restore_rng, rng_state
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(lissome.__file__).parents[1])}
 KEY = {"seed": 0, "config": {"lr": 0.1}}
 
 
@@ -32,7 +34,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert checkpoint.load() is None
     checkpoint.save(7, tensors, {"loss": 0.5, "names": ["a"]})
     saved = Checkpoint(tmp_path / "state", KEY).load()
-    assert saved is not None and saved.step == 7 and saved.state == {"loss": 0.5, "names": ["a"]}
+    assert saved is not None
+    assert saved.step == 7
+    assert saved.state == {"loss": 0.5, "names": ["a"]}
     assert saved.tensors.keys() == tensors.keys()
     assert all(torch.equal(saved.tensors[name], tensors[name]) for name in tensors)
 
@@ -43,7 +47,8 @@ def test_keeps_the_last_two(tmp_path: Path) -> None:
         checkpoint.save(step, {"x": torch.tensor(step)})
     assert len(_numbered(tmp_path)) == 2
     saved = checkpoint.load()
-    assert saved is not None and saved.step == 4
+    assert saved is not None
+    assert saved.step == 4
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
@@ -61,7 +66,9 @@ def test_damaged_newest_falls_back(tmp_path: Path, file: str, damage: str) -> No
         victim.write_bytes(data if damage == "flip" else data[:-20])
     again = Checkpoint(tmp_path, KEY)
     saved = again.load()
-    assert saved is not None and saved.step == 1 and torch.equal(saved.tensors["x"], torch.arange(100))
+    assert saved is not None
+    assert saved.step == 1
+    assert torch.equal(saved.tensors["x"], torch.arange(100))
     again.save(2, {"x": torch.arange(100)})
     steps = []
     for path in _numbered(tmp_path):  # the damaged one made room for the new one; both that are left are whole
@@ -95,7 +102,9 @@ def test_rng_states_come_back() -> None:
     first = (random.random(), random.gauss(0, 1), np.random.standard_normal(3), torch.rand(3))
     restore_rng(generator_state)
     second = (random.random(), random.gauss(0, 1), np.random.standard_normal(3), torch.rand(3))
-    assert first[:2] == second[:2] and np.array_equal(first[2], second[2]) and torch.equal(first[3], second[3])
+    assert first[:2] == second[:2]
+    assert np.array_equal(first[2], second[2])
+    assert torch.equal(first[3], second[3])
 
 
 FULL_DISK = """
@@ -117,11 +126,13 @@ except ArtifactError as error:
 
 def test_full_disk_leaves_the_last_one_valid(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True, env=ENVIRONMENT
     )
-    assert "cannot write a checkpoint of step 2" in result.stdout and "is intact" in result.stdout
+    assert "cannot write a checkpoint of step 2" in result.stdout
+    assert "is intact" in result.stdout
     saved = Checkpoint(tmp_path, {}).load()
-    assert saved is not None and saved.step == 1
+    assert saved is not None
+    assert saved.step == 1
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
 
 
@@ -144,7 +155,9 @@ def test_killed_at_any_instant(tmp_path: Path) -> None:
     rng = random.Random(0)
     done = 0
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(rng.random() * 0.1)
@@ -153,6 +166,8 @@ def test_killed_at_any_instant(tmp_path: Path) -> None:
         process.wait()
         process.stdout.close()
         saved = Checkpoint(tmp_path, {}).load()
-        assert saved is not None and saved.step >= max([*printed, done + 1])
-        assert saved.state == {"step": saved.step} and bool((saved.tensors["x"] == saved.step).all())
+        assert saved is not None
+        assert saved.step >= max([*printed, done + 1])
+        assert saved.state == {"step": saved.step}
+        assert bool((saved.tensors["x"] == saved.step).all())
         done = saved.step

@@ -1,0 +1,89 @@
+"""What a training loop is given: a task, and hooks where methods differ."""
+
+# ruff: noqa: ARG002 - the defaults do nothing, but name what an override is given
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass sees.
+
+    Attributes:
+        examples: Collated examples (`torch.utils.data.default_collate`), e.g. LongTensor[B, T].
+        indices: LongTensor[B], positions of the examples in the data set.
+        second: The batch of the second data set, or None.
+        step: Optimizer step, from 0.
+    """
+
+    examples: Any
+    indices: Tensor
+    second: Any
+    step: int
+
+
+Loss = Callable[[Any, Batch], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained, and on what.
+
+    Attributes:
+        module: Its parameters that require a gradient are trained, in place.
+        loss: Maps (module, batch) to Tensor[B], the loss of each example. Each example counts the same, so that
+            accumulation changes nothing; a token-weighted mean would depend on how the batch is cut.
+        data: Examples that `default_collate` can stack.
+        second: A second data set that is drawn in step with the first (validation for bilevel methods, replay …).
+    """
+
+    module: nn.Module
+    loss: Loss
+    data: Sequence[Any]
+    second: Sequence[Any] | None = None
+
+
+class Hooks:
+    """Where methods differ; every default does nothing. Pass an instance of a subclass to `train`.
+
+    Under FSDP the parameters that hooks see are shards (DTensor).
+    """
+
+    def path(self, step: int, rng: random.Random) -> AbstractContextManager[Any]:
+        """Return a context for one forward and backward pass, e.g. ``masked(model, space.sample(rng))``."""
+        return contextlib.nullcontext()
+
+    def weigh(self, batch: Batch) -> Tensor | None:
+        """Return Tensor[B] of factors on the examples' losses (mean 1 keeps the scale), or None."""
+        return None
+
+    def mask(self, step: int, name: str, parameter: nn.Parameter) -> Tensor | None:
+        """Return what the gradient of `parameter` is multiplied with (broadcastable), or None."""
+        return None
+
+    def rate(self, name: str, parameter: nn.Parameter) -> float:
+        """Return the factor on the learning rate of `parameter`, asked once."""
+        return 1.0
+
+    def noise(self, step: int, name: str, parameter: nn.Parameter) -> float:
+        """Return the standard deviation of Gaussian noise added to the clipped gradient; 0 adds none."""
+        return 0.0
+
+    def snapshot(self, step: int, module: nn.Module) -> None:
+        """See the module after `step` steps (running averages, evaluation, copies); must leave it as it is."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return what the hooks must remember across a kill."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
