@@ -8,12 +8,13 @@ stream and checkpointing in its own folder; what comes out is an `Outcome`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lissome.core.budget import Budget
+from lissome.core.budget import Budget, figure
+from lissome.core.errors import BudgetUnmetError
 from lissome.core.config import MethodConfig
 from lissome.core.events import EventStream
 from lissome.core.metrics import Metric
@@ -82,6 +83,8 @@ class Context:
         data: Calibration, selection and recovery text (the test split is not reachable from a method).
         cost: Predicts the budget's terms for any Subnet of the model.
         memory_limit: Bytes that cached activations may take before they are spilled to `folder`.
+        confirm: Measures a finished model and returns figures of the budget's predicted terms (empty when all are
+            counted); a method whose prediction was too kind goes on from there.
     """
 
     budget: Budget
@@ -92,6 +95,7 @@ class Context:
     data: Splits
     cost: CostOracle
     memory_limit: int = 256 << 20
+    confirm: Callable[[Any], Mapping[str, float]] = lambda model: {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,7 @@ class Outcome:
         curve: Every accepted step, from the original to the result.
         space: The Space that the curve's Subnets belong to, as JSON.
         details: Anything else worth keeping in the lineage (JSON-able).
+        tensors: Tensors worth keeping beside the weights, by name (an order of channels, say).
     """
 
     kind: OutcomeKind
@@ -146,6 +151,7 @@ class Outcome:
     curve: tuple[CurvePoint, ...] = ()
     space: Mapping[str, Any] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method(abc.ABC):
@@ -167,3 +173,21 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def run(self, model: Any, context: Context) -> Outcome:
         """Do the work; continue from `context.folder` when a former run was interrupted."""
+
+
+def expected_figures(card: ModelCard, budget: Budget) -> dict[str, float]:
+    """Return the bounds in the terms' units: what a method that follows the budget will come out at.
+
+    Raises:
+        BudgetUnmetError: When a bound lies below what can be reached; names the term and the range.
+    """
+    known = Budget(tuple(term for term in budget.terms if term.name in card.reachable))
+    for verdict in known.check(card.reachable, card.figures):
+        if not verdict.ok:
+            name = verdict.term.name
+            raise BudgetUnmetError(
+                f"{verdict.term} cannot be met: {name} can go from {figure(name, card.figures[name])} "
+                f"to {figure(name, verdict.got)} ({verdict.got / card.figures[name]:.1%}), the bound is "
+                f"{figure(name, verdict.limit)}; raise it."
+            )
+    return {term.name: term.limit(card.figures) for term in budget.terms}

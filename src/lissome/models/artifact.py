@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lissome.core.errors import ArtifactError, LissomeError, NumericsError
-from lissome.core.files import atomic_folder, read_json, sha256_file
+from lissome.core.files import atomic_folder, inside, read_json, sha256_file
 from lissome.core.manifest import Manifest, read_manifest, verify_files, write_manifest
 from lissome.models.families.decoder import LayerShape, is_uniform, layer_shapes
 from lissome.models.model import Model, Source
@@ -26,13 +26,16 @@ WEIGHTS = "model.safetensors"
 _RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset")
 
 
-def save_model(model: Model, folder: Path, *, manifest: Manifest | None = None) -> Path:
+def save_model(
+    model: Model, folder: Path, *, manifest: Manifest | None = None, extras: Mapping[str, bytes] | None = None
+) -> Path:
     """Write a model as a folder that is whole or absent.
 
     Args:
         model: The model; its parameters are written as they are (shared ones once).
         folder: Where; an older folder there is replaced when the new one is whole.
         manifest: What to say of it; the file list is filled in here. None writes no manifest.
+        extras: Small files to put beside the weights, by name.
 
     Raises:
         OSError: When the disk is full or the place cannot be written; nothing is left behind.
@@ -47,6 +50,8 @@ def save_model(model: Model, folder: Path, *, manifest: Manifest | None = None) 
             generation.save_pretrained(part)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(part)
+        for name, content in (extras or {}).items():
+            inside(part, name).write_bytes(content)
         if manifest is not None:
             write_manifest(part, manifest.with_files(part))
     return folder

@@ -1,0 +1,1 @@
+"""Methods that give a smaller model."""

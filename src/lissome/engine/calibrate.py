@@ -1,0 +1,101 @@
+"""Statistics from calibration text, gathered while streaming block by block; activations are never stored."""
+
+# T tokens, D residual width, F inputs of a linear layer
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lissome.core.errors import ConfigError
+from lissome.engine.walk import Walk
+from lissome.models.anatomy import Branch, Dim
+from lissome.models.model import Model
+from lissome.ops import importance
+
+SCORES = ("magnitude", "activation")
+
+
+@contextlib.contextmanager
+def watch_inputs(module: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Sum the squared inputs of linear layers while the block is open.
+
+    Args:
+        module: The model.
+        layers: Dotted names of linear layers.
+
+    Yields:
+        By layer name: sum over tokens of the squared input, Tensor[F] in float64.
+    """
+    sums: dict[str, Tensor] = {}
+    hooks = []
+    for name in layers:
+
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+            squares = args[0].detach().flatten(0, -2).double().square().sum(0)
+            sums[name] = sums[name] + squares if name in sums else squares
+
+        hooks.append(module.get_submodule(name).register_forward_pre_hook(hook))
+    try:
+        yield sums
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def orders(model: Model, kinds: Iterable[str], *, score: str = "activation", walk: Walk | None = None) -> dict[str, Tensor]:
+    """Rank the units of every dim of the given kinds, most important first.
+
+    Args:
+        model: The model, unmasked.
+        kinds: Dim names, e.g. ``("width", "groups")``.
+        score: ``"magnitude"`` (weights alone) or ``"activation"`` (needs `walk`).
+        walk: Calibration windows for the activation score.
+
+    Returns:
+        By axis name: LongTensor[lanes, units], new position → old unit; for `lissome.models.binding.reorder`.
+
+    Raises:
+        ConfigError: When the score is unknown, or needs calibration text that was not given.
+    """
+    if score not in SCORES:
+        raise ConfigError(f"unknown score {score!r}; known: {', '.join(SCORES)}.")
+    if score == "activation" and walk is None:
+        raise ConfigError("the activation score needs calibration windows; give some, or choose score=magnitude.")
+    wanted = frozenset(kinds)
+    dims = [(branch, dim) for branch in model.anatomy.branches for dim in branch.dims if dim.name in wanted and dim.size > 1]
+    if score == "magnitude":
+        scores = {branch.axis(dim.name): importance.magnitude(_tensors(model, dim, producing=True)) for branch, dim in dims}
+    else:
+        assert walk is not None
+        norms = _input_norms(walk, dims)
+        scores = {branch.axis(dim.name): _activation(model, dim, norms) for branch, dim in dims}
+    return {axis: value.argsort(dim=-1, descending=True, stable=True) for axis, value in scores.items()}
+
+
+def _tensors(model: Model, dim: Dim, *, producing: bool) -> list[tuple[Tensor, int, Tensor]]:
+    side = 0 if producing else 1
+    return [
+        (model.module.get_parameter(cut.parameter), cut.dim, cut.units)
+        for cut in dim.cuts
+        if cut.dim == side and cut.parameter.endswith(".weight")
+    ]
+
+
+def _consumers(dim: Dim) -> list[str]:
+    return [cut.parameter.removesuffix(".weight") for cut in dim.cuts if cut.dim == 1]
+
+
+def _input_norms(walk: Walk, dims: list[tuple[Branch, Dim]]) -> Mapping[str, Tensor]:
+    layers = dict.fromkeys(name for _, dim in dims for name in _consumers(dim))
+    with watch_inputs(walk.model.module, layers) as sums:
+        walk.visit(lambda block, before, after: None)
+    return {name: total.sqrt() for name, total in sums.items()}
+
+
+def _activation(model: Model, dim: Dim, norms: Mapping[str, Tensor]) -> Tensor:
+    positions = {position: norms[name] for position, name in enumerate(_consumers(dim))}
+    return importance.activation(_tensors(model, dim, producing=False), positions)
