@@ -1,0 +1,1 @@
+"""Contracts that every layer shares; the standard library only."""

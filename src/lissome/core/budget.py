@@ -1,11 +1,12 @@
 """The budget language: what a model may cost, absolute or relative to the original.
 
-Grammar: terms joined by commas or blanks; a term is ``NAME OP VALUE``::
+Grammar: terms joined by commas, semicolons or blanks; a term is ``NAME OP VALUE``::
 
     latency=85%          at most 85 % of the original's latency
     params<=100M         at most 100 million parameters
     decode>=120%         at least 1.2 times the original's tokens per second
     disk<=90MB, memory<=1.5GiB
+    risk<=5%             a certified bound of at most 0.05 (a risk is a share itself, never relative)
 
 ``=`` means ``<=`` for a cost and ``>=`` for a speed, so that the budget is always the bound one would want.
 """
@@ -16,6 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 from lissome.core.errors import BudgetError, BudgetUnmetError, unknown_name
@@ -51,19 +53,28 @@ TERMS: dict[str, TermKind] = {
     )
 }
 
-_COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-_UNITS: dict[str, dict[str, float]] = {
-    "count": _COUNTS,
-    "bytes": {
-        "": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
-        "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30, "TIB": 2.0**40,
-    },
-    "s": {"": 1.0, "S": 1.0, "MS": 1e-3, "US": 1e-6, "MIN": 60.0},
-    "tokens/s": {"": 1.0, "TOKENS/S": 1.0, "T/S": 1.0},
-    "J": {"": 1.0, "J": 1.0, "MJ": 1e-3, "KJ": 1e3},
-    "": {"": 1.0},
+# Decimal, so that what is printed reads back to the very same number.
+_UNITS: dict[str, dict[str, Decimal]] = {
+    unit: {name: Decimal(size) for name, size in sizes.items()}
+    for unit, sizes in {
+        "count": {"": "1", "K": "1e3", "M": "1e6", "G": "1e9", "B": "1e9", "T": "1e12"},
+        "bytes": {
+            "": "1", "B": "1", "KB": "1e3", "MB": "1e6", "GB": "1e9", "TB": "1e12",
+            "KiB": str(2**10), "MiB": str(2**20), "GiB": str(2**30), "TiB": str(2**40),
+        },
+        "s": {"": "1", "s": "1", "ms": "1e-3", "us": "1e-6", "min": "60"},
+        "tokens/s": {"": "1", "tokens/s": "1", "t/s": "1"},
+        "J": {"": "1", "J": "1", "mJ": "1e-3", "kJ": "1e3"},
+        "": {"": "1", "%": "0.01"},
+    }.items()
 }  # fmt: skip
-_TERM = re.compile(r"(?P<name>[A-Za-z_]+)\s*(?P<op><=|>=|=)\s*(?P<number>[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?P<unit>[%A-Za-z/]*)$")
+_CASE_MATTERS = {"J"}  # MJ is a thousand million mJ; bytes and seconds have no such twins
+_PRINTED = {"count": ("", "K", "M", "B"), "bytes": ("B", "KB", "MB", "GB", "KiB", "MiB", "GiB"), "s": ("s", "ms")}
+_SHOWN = {"count": ("B", "M", "K", ""), "bytes": ("GB", "MB", "KB", "B"), "s": ("s", "ms", "us")}
+_TERM = re.compile(
+    r"(?P<name>[^\s<>=!]+)\s*(?P<op>[<>=!]+)\s*(?P<number>[+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?P<unit>[%A-Za-z/]*)"
+)
+_BETWEEN_TERMS = re.compile(r"[,;\s]+(?=[^\s<>=!,;]+\s*[<>=!]+)|[,;]+")
 
 
 @dataclass(frozen=True)
@@ -89,27 +100,18 @@ class Term:
         Raises:
             BudgetError: When the text is not a term; names what is allowed and the nearest match.
         """
-        match = _TERM.match(text.strip())
+        match = _TERM.fullmatch(text.strip())
         if match is None:
             raise BudgetError(f"{text!r} is not a budget term; write NAME=VALUE such as latency=85% or disk<=90MB.")
-        name, op, unit = match["name"], match["op"], match["unit"].upper()
-        if name not in TERMS:
-            raise BudgetError(unknown_name("budget term", name, TERMS))
-        kind = TERMS[name]
-        try:
-            number = float(match["number"])
-        except ValueError:
-            raise BudgetError(f"{match['number']!r} in {text!r} is not a number.") from None
-        if op == "=":
-            op = "<=" if kind.better == "lower" else ">="
-        relative = unit == "%"
-        if not relative and unit not in _UNITS[kind.unit]:
-            allowed = ", ".join(key for key in _UNITS[kind.unit] if key) or "none"
-            raise BudgetError(f"{match['unit']!r} is not a unit of {name} ({kind.unit or 'a ratio'}); allowed: {allowed}, %.")
-        value = number / 100 if relative else number * _UNITS[kind.unit][unit]
-        if not math.isfinite(value) or value <= 0:
-            raise BudgetError(f"{text!r}: the bound must be a positive number.")
-        return cls(name, "<=" if op == "<=" else ">=", value, relative)
+        if match["name"] not in TERMS:
+            raise BudgetError(unknown_name("budget term", match["name"], TERMS))
+        kind = TERMS[match["name"]]
+        relative = match["unit"] == "%" and bool(kind.unit)
+        unit = Decimal("0.01") if relative else _unit(kind, match["unit"])
+        value = _positive(match["number"], unit, text)
+        if not kind.unit and value > 1:
+            raise BudgetError(f"{text!r}: {kind.name} is a share, so the bound must be above 0 and at most 1 (100%).")
+        return cls(kind.name, _operator(match["op"], kind, text), value, relative)
 
     @property
     def kind(self) -> TermKind:
@@ -125,7 +127,7 @@ class Term:
         if not self.relative:
             return self.value
         if self.name not in original:
-            raise BudgetError(f"{self} is relative, but the original's {self.name} is not known here.")
+            raise BudgetError(f"{self} is relative, but the original's {self.name} is not known here; give a number.")
         return self.value * original[self.name]
 
     def holds(self, got: float, limit: float) -> bool:
@@ -133,12 +135,55 @@ class Term:
         return got <= limit if self.op == "<=" else got >= limit
 
     def __str__(self) -> str:
-        number = f"{self.value * 100:.10g}%" if self.relative else f"{self.value:.10g}{_suffix(self.kind.unit)}"
-        return f"{self.name}{self.op}{number}"
+        exact = Decimal(repr(self.value))
+        if self.relative:
+            return f"{self.name}{self.op}{_digits(exact * 100)}%"
+        sizes = _UNITS[self.kind.unit]
+        forms = [_digits(exact / sizes[unit]) + unit for unit in _PRINTED.get(self.kind.unit, (self.kind.unit,))]
+        exact_forms = [form for form in forms if Term.parse(f"{self.name}<={form}").value == self.value]
+        return f"{self.name}{self.op}{min(exact_forms, key=len)}"
 
 
-def _suffix(unit: str) -> str:
-    return unit if unit in {"s", "J"} else "B" if unit == "bytes" else ""
+def _unit(kind: TermKind, text: str) -> Decimal:
+    """Return the size of a unit of the term, its case ignored where that is safe."""
+    units = _UNITS[kind.unit]
+    if text in units:
+        return units[text]
+    if kind.unit not in _CASE_MATTERS:
+        for name, size in units.items():
+            if name.lower() == text.lower():
+                return size
+    allowed = ", ".join(dict.fromkeys([*filter(None, units), "%"]))
+    raise BudgetError(f"{text!r} is not a unit of {kind.name} ({kind.unit or 'a share'}); allowed: {allowed}.")
+
+
+def _positive(number: str, unit: Decimal, text: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        raise BudgetError(f"{number!r} in {text!r} is not a number.") from None
+    if math.isfinite(value) and value > 0:
+        value = float(Decimal(number) * unit)
+    if not math.isfinite(value) or value <= 0:
+        raise BudgetError(f"{text!r}: the bound must be a positive number.")
+    return value
+
+
+def _operator(text: str, kind: TermKind, term: str) -> Operator:
+    if text == "=":
+        return "<=" if kind.better == "lower" else ">="
+    if text == "<=":
+        return "<="
+    if text == ">=":
+        return ">="
+    raise BudgetError(f"{text!r} in {term!r} is not a comparison of budgets; allowed: =, <=, >=.")
+
+
+def _digits(number: Decimal) -> str:
+    """Write a number in the shortest exact way."""
+    number = number.normalize()
+    plain = -6 <= number.adjusted() < 15  # beyond that zeros are hard to count
+    return format(number, "f") if plain else str(number)
 
 
 @dataclass(frozen=True)
@@ -157,12 +202,14 @@ class Verdict:
     @property
     def slack(self) -> float:
         """Share of the bound that is left (negative when it is broken)."""
+        if self.limit == 0:  # relative to an original that costs nothing
+            return 0.0 if self.ok else -math.inf
         share = self.got / self.limit - 1
         return -share if self.term.op == "<=" else share
 
     def __str__(self) -> str:
         word = "met" if self.ok else "NOT met"
-        return f"{self.term} {word}: {self.got:.6g} against {self.limit:.6g} {self.term.kind.unit}".rstrip()
+        return f"{self.term} {word}: {figure(self.term.name, self.got)} against {figure(self.term.name, self.limit)}"
 
 
 @dataclass(frozen=True)
@@ -176,17 +223,16 @@ class Budget:
         """Read one expression or several (``--budget`` given more than once).
 
         Raises:
-            BudgetError: When a term is malformed or the same bound stands twice.
+            BudgetError: When a term is malformed, the same bound stands twice, or two bounds exclude each other.
         """
         parts = [text] if isinstance(text, str) else list(text)
-        tokens = [token for part in parts for token in re.split(r"[,;\s]+(?=[A-Za-z_]+\s*[<>]?=)|[,;]\s*", part) if token.strip()]
-        terms = tuple(Term.parse(token) for token in tokens)
+        tokens = [token.strip() for part in parts for token in _BETWEEN_TERMS.split(part)]
+        terms = tuple(Term.parse(token) for token in tokens if token)
         if not terms:
             raise BudgetError("the budget is empty; write for example latency=85% or params<=100M.")
-        seen = [(term.name, term.op) for term in terms]
-        for name, op in seen:
-            if seen.count((name, op)) > 1:
-                raise BudgetError(f"the bound {name}{op} is given twice; keep one of them.")
+        for index, term in enumerate(terms):
+            for other in terms[:index]:
+                _check_pair(other, term)
         return cls(terms)
 
     def __str__(self) -> str:
@@ -228,3 +274,58 @@ class Budget:
         if failed:
             raise BudgetUnmetError("; ".join(failed))
         return verdicts
+
+    def require_reachable(
+        self, smallest: Mapping[str, float], largest: Mapping[str, float], original: Mapping[str, float]
+    ) -> None:
+        """Refuse, before any work, a bound that no choice can meet.
+
+        Args:
+            smallest: Least figure that can be reached, by term name; terms that are not there are not checked.
+            largest: Greatest figure that can be reached, by term name.
+            original: Figures of the original, for relative bounds.
+
+        Raises:
+            BudgetUnmetError: Names the bound and the reachable range.
+        """
+        for term in self.terms:
+            if term.name in smallest and term.name in largest:
+                ends = smallest[term.name], largest[term.name]
+                limit = term.limit(original)
+                if not any(term.holds(end, limit) for end in ends):
+                    raise BudgetUnmetError(
+                        f"{term} cannot be met: {term.name} can reach {_range(term, ends, original)}; "
+                        f"give a bound in this range."
+                    )
+
+
+def _check_pair(first: Term, second: Term) -> None:
+    """Refuse two bounds of one figure that are the same, or that exclude each other."""
+    if first.name != second.name:
+        return
+    if first.op == second.op:
+        raise BudgetError(f"{first.name} is bounded twice ({first} and {second}); keep one of them.")
+    least, most = (first, second) if first.op == ">=" else (second, first)
+    if first.relative == second.relative and least.value > most.value:
+        raise BudgetError(f"{least} and {most} exclude each other; keep one of them or widen the range.")
+
+
+def _range(term: Term, ends: tuple[float, float], original: Mapping[str, float]) -> str:
+    text = f"{figure(term.name, min(ends))} to {figure(term.name, max(ends))}"
+    whole = original.get(term.name)
+    return f"{text} ({min(ends) / whole:.1%} to {max(ends) / whole:.1%} of the original)" if whole else text
+
+
+def figure(name: str, value: float) -> str:
+    """Write a figure of a term for a person: four digits and the unit, e.g. ``"134.5M"``, ``"98.2MB"``, ``"81.3ms"``.
+
+    Args:
+        name: A key of `TERMS`.
+        value: The figure, in the term's unit.
+    """
+    unit = TERMS[name].unit
+    if unit not in _SHOWN:
+        return f"{value:.4g} {unit}".rstrip()
+    sizes = [(form, float(_UNITS[unit][form])) for form in _SHOWN[unit]]
+    form, size = next((pair for pair in sizes if abs(value) >= pair[1]), sizes[-1])
+    return f"{value / size:.4g}{form}"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 from lissome.core.errors import ConfigError, unknown_name
 
-
 T = TypeVar("T")
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def option(
@@ -24,21 +27,33 @@ def option(
     Args:
         default: Its default.
         help: One line: meaning, unit, and why this default.
-        low: Smallest value allowed.
-        high: Largest value allowed.
+        low: Smallest value allowed, of each item when it is a tuple.
+        high: Largest value allowed, of each item when it is a tuple.
         choices: The only values allowed.
     """
     metadata = {"help": help, "low": low, "high": high, "choices": choices}
-    return cast(T, dataclasses.field(default=default, metadata=metadata))
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Base of all method settings; subclasses are frozen keyword-only dataclasses whose fields use `option`."""
+    """Base of all method settings; subclasses are frozen keyword-only dataclasses whose fields use `option`.
+
+    A setting is a bool, int, float, str, Literal, a tuple of these, or a union of these with each other or None. TOML
+    has no None: one that is the default is left out, any other is written as the text ``none``, so that a setting
+    that may be text or None must have None as its default.
+
+    Raises:
+        ConfigError: When a value has another type than its setting, or is out of range.
+    """
 
     def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            _check(type(self), field, getattr(self, field.name))
+            where = f"the setting {field.name!r}"
+            value = _convert(where, getattr(self, field.name), kinds[field.name])
+            _check_range(where, value, field.metadata)
+            object.__setattr__(self, field.name, value)  # frozen, but 1 must become 1.0 and a list a tuple
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -47,30 +62,39 @@ class MethodConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Build from plain values.
+        """Build from typed values, such as a TOML file holds.
 
         Raises:
             ConfigError: For an unknown key, a wrong type or a value out of range.
         """
         for key in values:
             if key not in cls.names():
-                raise ConfigError(unknown_name("setting", key, cls.names()))
-        kinds = typing.get_type_hints(cls)
-        return cls(**{key: _convert(key, value, kinds[key]) for key, value in values.items()})
+                raise ConfigError(unknown_name("setting", str(key), cls.names()))
+        return cls(**values)
 
     @classmethod
     def from_assignments(cls, assignments: Iterable[str], base: Mapping[str, Any] | None = None) -> Self:
-        """Build from ``key=value`` texts (the command line's ``--set``), over the values of `base`.
+        """Build from ``key=value`` texts (the command line's ``--set``), over the typed values of `base`.
+
+        A list is written ``1,2,3``, a None ``none``, a boolean ``true``, ``yes``, ``on``, ``1`` or their opposites.
 
         Raises:
             ConfigError: As `from_mapping`, and for a text without ``=``.
         """
-        return cls.from_mapping({**(base or {}), **parse_assignments(assignments)})
+        kinds = typing.get_type_hints(cls)
+        values = dict(base or {})
+        for key, text in parse_assignments(assignments).items():
+            values[key] = _read(f"the setting {key!r}", text, kinds[key]) if key in cls.names() else text
+        return cls.from_mapping(values)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return all settings as plain values that TOML and JSON can hold (None is left out)."""
-        pairs = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in pairs if value is not None}
+        """Return all settings as plain values that TOML and JSON can hold and `from_mapping` reads back."""
+        pairs = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {
+            field.name: list(value) if isinstance(value, tuple) else "none" if value is None else value
+            for field, value in pairs
+            if value is not None or field.default is not None
+        }
 
     @classmethod
     def from_toml(cls, text: str) -> Self:
@@ -112,20 +136,28 @@ def read_toml(text: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of too many digits
         raise ConfigError(f"not valid TOML: {error}.") from error
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Write a flat or one-level nested mapping, or lists of tables, as TOML."""
-    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if not _is_table(value)]
+    """Write a mapping, with mappings and lists of mappings in it as tables, as TOML text.
+
+    Raises:
+        ConfigError: When a value is not one that TOML has.
+    """
+    return "\n".join(_toml_lines(values, ())).lstrip("\n") + "\n"
+
+
+def _toml_lines(values: Mapping[str, Any], above: tuple[str, ...]) -> list[str]:
+    lines = [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in values.items() if not _is_table(value)]
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            lines += ["", f"[{key}]", to_toml(value).rstrip()]
-        elif _is_table(value):
-            for table in value:
-                lines += ["", f"[[{key}]]", to_toml(table).rstrip()]
-    return "\n".join(lines) + "\n"
+        if _is_table(value):
+            place = (*above, _toml_key(key))
+            header = "{}" if isinstance(value, Mapping) else "[{}]"
+            for table in [value] if isinstance(value, Mapping) else value:
+                lines += ["", "[" + header.format(".".join(place)) + "]", *_toml_lines(table, place)]
+    return lines
 
 
 def _is_table(value: Any) -> bool:
@@ -134,12 +166,18 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
+def _toml_key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _toml_string(key)
+
+
 def _toml_value(value: Any) -> str:
     match value:
         case bool():
             return "true" if value else "false"
-        case int() | float():
-            return repr(value)
+        case int():
+            return int.__repr__(value)  # of the plain number, also when it is an IntEnum
+        case float():
+            return float.__repr__(value)  # likewise when it is NumPy's
         case str():
             return _toml_string(value)
         case list() | tuple():
@@ -148,11 +186,21 @@ def _toml_value(value: Any) -> str:
 
 
 def _toml_string(text: str) -> str:
+    if not _encodable(text):
+        raise ConfigError(f"{text!r} cannot be written as TOML: it holds half a character.")
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
     body = "".join(
         escapes.get(char, f"\\u{ord(char):04x}" if ord(char) < 0x20 or ord(char) == 0x7F else char) for char in text
     )
     return f'"{body}"'
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
@@ -164,58 +212,109 @@ def _members(kind: Any) -> tuple[Any, ...]:
     return (kind,)
 
 
-def _convert(key: str, value: Any, kind: Any) -> Any:
-    """Bring `value` (a TOML value, or text from the command line) to the type of the setting."""
+def _convert(where: str, value: Any, kind: Any) -> Any:
+    """Bring `value` to the type of the setting without guessing: a whole number may stand for a float, no more."""
     members = _members(kind)
-    if value is None or (isinstance(value, str) and value.lower() == "none" and str not in members):
-        if type(None) in members:
-            return None
-        raise ConfigError(f"the setting {key!r} must not be none.")
     for member in members:
-        if member is not type(None):
-            try:
-                return _convert_one(value, member)
-            except (ValueError, TypeError, KeyError):
-                continue
-    names = " or ".join(getattr(member, "__name__", str(member)) for member in members if member is not type(None))
-    raise ConfigError(f"the setting {key!r} must be {names}, got {value!r}.")
+        try:
+            return _typed(value, member)
+        except ValueError:
+            continue
+    if value == "none" and type(None) in members:  # how `to_mapping` writes it
+        return None
+    raise ConfigError(f"{where} must be {_described(members)}, got {value!r}.")
 
 
-def _convert_one(value: Any, kind: Any) -> Any:
-    origin = typing.get_origin(kind)
+def _typed(value: Any, kind: Any) -> Any:
+    """Return `value` as `kind`; a ValueError says that it is not one."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
-        if value in typing.get_args(kind):
+        if any(type(value) is type(choice) and value == choice for choice in arguments):
             return value
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_typed(item, one) for item, one in zip(value, _item_kinds(arguments, len(value)), strict=True))
+    elif kind is float:
+        if type(value) in (int, float) and not math.isnan(value):
+            return float(value)
+    elif type(value) is kind:
+        return value
+    raise ValueError
+
+
+def _item_kinds(arguments: tuple[Any, ...], length: int) -> tuple[Any, ...]:
+    """Kinds of the items of a ``tuple[X, ...]`` or a ``tuple[X, Y, Z]`` that holds `length` of them."""
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return (arguments[0],) * length
+    if len(arguments) != length:
+        raise ValueError
+    return arguments
+
+
+def _read(where: str, text: str, kind: Any) -> Any:
+    """Read a value from the text of a command line."""
+    members = _members(kind)
+    for member in sorted(members, key=lambda member: member is str):  # text is what is left when nothing else fits
+        try:
+            return _from_text(text, member)
+        except ValueError:
+            continue
+    raise ConfigError(f"{where} must be {_described(members)}, got {text!r}.")
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        for choice in arguments:
+            if text == str(choice):
+                return choice
         raise ValueError
     if origin is tuple:
-        items = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
-        item_kind = typing.get_args(kind)[0]
-        return tuple(_convert_one(item, item_kind) for item in items)
-    if kind is bool:
-        return value if isinstance(value, bool) else _BOOLEANS[_text(value).lower()]
+        parts = [part.strip() for part in text.split(",")] if text.strip() else []
+        kinds = _item_kinds(arguments, len(parts))
+        return tuple(_from_text(part, one) for part, one in zip(parts, kinds, strict=True))
+    if kind is type(None) and text.lower() == "none":
+        return None
+    if kind is bool and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
     if kind in (int, float):
-        if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
-            raise ValueError
-        return kind(value)
+        return _typed(kind(text), kind)
     if kind is str:
-        return _text(value)
-    raise TypeError
+        return text
+    raise ValueError
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError
-    return value
+def _described(members: tuple[Any, ...]) -> str:
+    return " or ".join(_KIND_NAMES.get(member) or _described_one(member) for member in members)
 
 
-def _check(owner: type, field: dataclasses.Field[Any], value: Any) -> None:
-    where = f"{owner.__qualname__}.{field.name}"
-    low, high, choices = (field.metadata.get(key) for key in ("low", "high", "choices"))
+def _described_one(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a list, each {_described(arguments[:1])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {_described(arguments[:1])}"
+    return str(kind)
+
+
+_KIND_NAMES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "none",
+}
+
+
+def _check_range(where: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    low, high, choices = (metadata.get(key) for key in ("low", "high", "choices"))
     if choices and value not in choices:
         raise ConfigError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}.")
-    if value is None or isinstance(value, str | bool | tuple):
-        return
-    if low is not None and not value >= low:
-        raise ConfigError(f"{where} must be at least {low}, got {value}.")
-    if high is not None and not value <= high:
-        raise ConfigError(f"{where} must be at most {high}, got {value}.")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            if low is not None and not number >= low:
+                raise ConfigError(f"{where} must be at least {low}, got {number}.")
+            if high is not None and not number <= high:
+                raise ConfigError(f"{where} must be at most {high}, got {number}.")

@@ -26,6 +26,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 24  # names that a message lists: all methods, terms and settings, but not the hundreds of axes of a model
+
 
 class LissomeError(Exception):
     """Base of all errors raised on purpose; the command line prints its text and exits with `exit_code`."""
@@ -96,9 +98,10 @@ class MissingExtraError(LissomeError, ImportError):
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:
-    """Return the known name most like `given`, or None when nothing is close."""
-    matches = difflib.get_close_matches(given.lower(), list(known), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """Return the known name most like `given` (the case does not matter), or None when nothing is close."""
+    by_lower = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(given.lower(), list(by_lower), n=1, cutoff=0.5)
+    return by_lower[matches[0]] if matches else None
 
 
 def unknown_name(what: str, given: str, known: Iterable[str], next_step: str = "") -> str:
@@ -107,12 +110,13 @@ def unknown_name(what: str, given: str, known: Iterable[str], next_step: str = "
     Args:
         what: What kind of name it is, e.g. ``"method"``.
         given: The name that was given.
-        known: The names that exist.
+        known: The names that exist; of many, the first few are shown.
         next_step: What the user can do next, appended as its own clause.
     """
     names = sorted(known)
     guess = nearest(given, names)
     hint = f" did you mean {guess!r}?" if guess else ""
-    listing = ", ".join(names) if names else "none"
+    more = f" … ({len(names)} in all)" if len(names) > _SHOWN else ""
+    listing = (", ".join(names[:_SHOWN]) or "none") + more
     tail = f" {next_step}" if next_step else ""
     return f"unknown {what} {given!r};{hint} known: {listing}.{tail}"

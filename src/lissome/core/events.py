@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self
 
 EventKind = Literal["start", "advance", "finish", "message"]
 
@@ -22,7 +24,8 @@ class Event:
     """Something that happened in a run.
 
     Attributes:
-        kind: ``start``, ``advance`` and ``finish`` belong to a stage; ``message`` stands alone.
+        kind: ``start``, ``advance`` and ``finish`` belong to a stage; ``message`` stands alone. A stage that an error
+            ended has no ``finish``.
         stage: Name of the stage, e.g. ``"prune"``.
         step: Steps done so far in the stage.
         total: Steps in the whole stage, or None when unknown.
@@ -40,8 +43,9 @@ class Event:
     time: float = field(default_factory=time.time)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the event as JSON-able fields."""
-        return asdict(self)
+        """Return the event as JSON-able fields; a number that is NaN or infinite, which JSON lacks, becomes None."""
+        metrics = {key: value if math.isfinite(value) else None for key, value in self.metrics.items()}
+        return {**asdict(self), "metrics": metrics}
 
 
 Listener = Callable[[Event], None]
@@ -54,11 +58,21 @@ class Stage:
         self._stream, self._name, self._total, self.step = stream, name, total, step
 
     def advance(self, steps: int = 1, *, message: str = "", **metrics: float) -> None:
-        """Say that `steps` more are done, with any numbers worth following."""
+        """Say that `steps` more are done (0 to report on the way), with any numbers worth following."""
+        if steps < 0:
+            raise ValueError(f"a stage does not go back, got {steps} steps.")
         self.step += steps
+        self._emit("advance", message, {key: float(value) for key, value in metrics.items()})
+
+    def _emit(self, kind: EventKind, message: str = "", metrics: Mapping[str, float] | None = None) -> None:
         self._stream.emit(
             Event(
-                kind="advance", stage=self._name, step=self.step, total=self._total, message=message, metrics=metrics
+                kind=kind,
+                stage=self._name,
+                step=self.step,
+                total=self._total,
+                message=message,
+                metrics=metrics or {},
             )
         )
 
@@ -80,23 +94,51 @@ class EventStream:
 
     def message(self, text: str, **metrics: float) -> None:
         """Emit one line for a person."""
-        self.emit(Event(kind="message", message=text, metrics=metrics))
+        self.emit(Event(kind="message", message=text, metrics={key: float(value) for key, value in metrics.items()}))
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None, *, done: int = 0) -> Iterator[Stage]:
         """Open a stage of `total` steps, of which `done` were finished before (a continued run)."""
-        self.emit(Event(kind="start", stage=name, step=done, total=total))
         stage = Stage(self, name, total, done)
+        stage._emit("start")
         yield stage
-        self.emit(Event(kind="finish", stage=name, step=stage.step, total=total))
+        stage._emit("finish")
 
 
 class JsonLines:
-    """A listener that appends one JSON object per event to a file or stream."""
+    """A listener that appends one JSON object per event to a file or stream.
+
+    Args:
+        target: A file, made when missing and closed by `close`; or an open stream, which stays open. When a killed
+            run left half a line at the end of the file, a new line is begun, so that only the half one is lost.
+    """
 
     def __init__(self, target: Path | IO[str]) -> None:
-        self._file = target.open("a", encoding="utf-8") if isinstance(target, Path) else target
+        self._owned = isinstance(target, Path)
+        self._file = _appended(target) if isinstance(target, Path) else target
 
     def __call__(self, event: Event) -> None:
-        self._file.write(json.dumps(event.to_json()) + "\n")
+        """Write one event."""
+        self._file.write(json.dumps(event.to_json(), allow_nan=False) + "\n")
         self._file.flush()
+
+    def close(self) -> None:
+        """Close the file, when it was opened here."""
+        if self._owned:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _appended(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    return path.open("a", encoding="utf-8")

@@ -99,8 +99,8 @@ def _lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _ready(target: Path) -> Path:
-    """Return `target` as an absolute path (a link as such, not what it points to) in a folder that exists and is swept."""
-    target = Path(os.path.abspath(target))  # noqa: PTH100 - a link is replaced, not followed
+    """Return where `target` really is (a link to another disk is followed), in a folder that exists and is swept."""
+    target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
     return target

@@ -33,4 +33,4 @@ class CostOracle(Protocol):
         """Return figures by budget term for `subnet`; counted terms exact, others predicted."""
 
     def provenance(self, term: str) -> str:
-        """Say how `term` comes about: counted, predicted …"""
+        """Say how `term` comes about: counted, measured, simulated or predicted."""

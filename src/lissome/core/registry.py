@@ -1,8 +1,8 @@
 """Finds methods, command files and export formats by file name; no list is kept anywhere.
 
-A method is ``methods/<family>/<name>.py`` with exactly one `Method` subclass. Its summary is read from the
-docstring without importing the file, so listing is fast and pulls no heavy library. Other packages add methods
-through the entry-point group ``lissome.methods`` (name → ``module``).
+A method is ``methods/<family>/<name>.py`` (or a folder of that name, once it outgrows a file) with exactly one
+`Method` subclass. Its summary is read from the docstring without importing the file, so listing is fast and pulls no
+heavy library. Other packages add methods through the entry-point group ``lissome.methods`` (name → ``module``).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class MethodInfo:
         found = [
             member
             for _, member in inspect.getmembers(module, inspect.isclass)
-            if issubclass(member, Method) and member.__module__ == module.__name__
+            if issubclass(member, Method) and f"{member.__module__}.".startswith(f"{module.__name__}.")
         ]
         if len(found) != 1:
             raise LissomeError(f"{self.module} must define exactly one Method, found {len(found)}.")
@@ -68,13 +69,17 @@ def _folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Name and source file of each public module or package in a folder, by name."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.stem):
+        source = path / "__init__.py" if path.is_dir() else path
+        if not path.name.startswith("_") and source.suffix == ".py" and source.is_file():
+            yield path.stem, source
+
+
 def public_files(package: str) -> tuple[FileInfo, ...]:
-    """List the modules of a package whose file name has no leading underscore."""
-    return tuple(
-        FileInfo(path.stem, f"{package}.{path.stem}", summary_of(path))
-        for path in sorted(_folder(package).glob("*.py"))
-        if not path.stem.startswith("_")
-    )
+    """List the modules of a package whose name has no leading underscore."""
+    return tuple(FileInfo(name, f"{package}.{name}", summary_of(source)) for name, source in _modules(_folder(package)))
 
 
 @cache
@@ -82,20 +87,28 @@ def methods() -> dict[str, MethodInfo]:
     """All methods, by name: those of this package, then those of installed plug-ins.
 
     Raises:
-        LissomeError: When two files claim one name.
+        LissomeError: When two files claim one name, or a plug-in cannot be found.
     """
     found: dict[str, MethodInfo] = {}
     root = _folder("lissome.methods")
-    for path in sorted(root.glob("*/*.py")):
-        if path.stem.startswith("_"):
-            continue
-        family = path.parent.name
-        _add(found, MethodInfo(path.stem, family, f"lissome.methods.{family}.{path.stem}", summary_of(path)))
+    for family, source in _modules(root):
+        for name, file in _modules(source.parent):
+            _add(found, MethodInfo(name, family, f"lissome.methods.{family}.{name}", summary_of(file)))
     for entry in entry_points(group="lissome.methods"):
-        spec = find_spec(entry.value)
-        if spec is not None and spec.origin:
-            _add(found, MethodInfo(entry.name, "plugin", entry.value, summary_of(Path(spec.origin))))
+        _add(found, _plugin(entry))
     return found
+
+
+def _plugin(entry: EntryPoint) -> MethodInfo:
+    cause = "its module has no source file"
+    try:
+        spec = find_spec(entry.module)
+        if spec is not None and spec.origin:
+            return MethodInfo(entry.name, "plugin", entry.module, summary_of(Path(spec.origin)))
+    except (ImportError, OSError, SyntaxError) as error:
+        cause = str(error)
+    owner = entry.dist.name if entry.dist is not None else "a plug-in"
+    raise LissomeError(f"the method {entry.name!r} of {owner} cannot be used ({cause}); mend or uninstall {owner}.")
 
 
 def _add(found: dict[str, MethodInfo], info: MethodInfo) -> None:
@@ -105,12 +118,13 @@ def _add(found: dict[str, MethodInfo], info: MethodInfo) -> None:
 
 
 def method(name: str) -> MethodInfo:
-    """Return one method by name.
+    """Return one method by name (``-`` may stand for ``_``).
 
     Raises:
         UnknownNameError: With the nearest match and all names.
     """
     known = methods()
-    if name not in known:
+    info = known.get(name) or known.get(name.replace("-", "_"))
+    if info is None:
         raise UnknownNameError(unknown_name("method", name, known, "See: lissome methods"))
-    return known[name]
+    return info

@@ -1,0 +1,1 @@
+"""Loops that know no method: calibrate, remove, train, evaluate, checkpoint."""

@@ -1,0 +1,1 @@
+"""Other formats for a saved model: one file each."""

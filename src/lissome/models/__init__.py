@@ -1,0 +1,1 @@
+"""What is in a model, and its sub-networks: masked, cut and saved."""
