@@ -29,6 +29,7 @@ from lissome.core.files import atomic_folder, read_json, sha256_file
 _SCHEMA = 1
 _KEEP = 2  # the newest, and one before it in case the newest is damaged
 _NUMBERED = re.compile(r"\d{8}")
+_STATE_LIMIT = 256 << 20  # bytes; a long curve of Subnets is large
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 
 
@@ -72,7 +73,6 @@ class Checkpoint:
         Raises:
             ArtifactError: When it cannot be written (full disk, no permission); the ones before it stay valid.
         """
-        self._sweep()
         before = self._numbered()
         target = self.folder / f"{int(before[-1].name) + 1 if before else 1:08d}"
         try:
@@ -118,31 +118,22 @@ class Checkpoint:
             return []
         return sorted(path for path in self.folder.iterdir() if _NUMBERED.fullmatch(path.name))
 
-    def _sweep(self) -> None:
-        """Remove what a killed process was writing."""
-        if self.folder.is_dir():
-            for path in self.folder.glob(".????????.*.part"):
-                shutil.rmtree(path, ignore_errors=True)
-
     def _body(self, path: Path) -> dict[str, Any]:
         try:
-            record = read_json(path / _STATE)
-            if isinstance(record, dict) and isinstance(record.get("schema"), int) and record["schema"] > _SCHEMA:
-                raise ArtifactError(
-                    f"{path} has checkpoint schema {record['schema']}, this version reads up to {_SCHEMA}; "
-                    f"upgrade lissome or give another folder."
-                )
-            body = record["body"]
-            if record["sha256"] == _digest(body) and body["tensors"] == sha256_file(path / _TENSORS):
+            record = read_json(path / _STATE, limit=_STATE_LIMIT)
+            schema, body = record["schema"], record["body"]
+            if isinstance(schema, int) and schema <= _SCHEMA:
+                whole = record["sha256"] == _digest(body) and body["tensors"] == sha256_file(path / _TENSORS)
+                if not whole:
+                    raise _DamageError
                 assert isinstance(body, dict)
                 return body
-        except (OSError, KeyError, TypeError) as error:
+        except (ArtifactError, OSError, KeyError, TypeError) as error:
             raise _DamageError from error
-        except ArtifactError as error:
-            if error.__cause__ is None:  # the refusal above, not a file that read_json could not read
-                raise
-            raise _DamageError from error
-        raise _DamageError
+        raise ArtifactError(
+            f"{path} has checkpoint schema {schema}, this version reads up to {_SCHEMA}; "
+            f"upgrade lissome or give another folder."
+        )
 
     def _check_key(self, other: Mapping[str, Any]) -> None:
         for name in sorted({*self.key, *other}):
