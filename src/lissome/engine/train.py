@@ -113,15 +113,15 @@ def _as_before(module: nn.Module, config: TrainConfig) -> Iterator[None]:
     device = next(module.parameters()).device
     rng = rng_state()
     if config.gradient_checkpointing:
-        if not hasattr(module, "gradient_checkpointing_enable"):
+        if not hasattr(module, "activation_checkpointing_enable"):
             raise ConfigError(f"gradient_checkpointing: {type(module).__name__} does not support it; turn it off.")
-        cast(Any, module).gradient_checkpointing_enable({"use_reentrant": False})
+        cast(Any, module).activation_checkpointing_enable({"use_reentrant": False})
     module.train()
     try:
         yield
     finally:
         if config.gradient_checkpointing:
-            cast(Any, module).gradient_checkpointing_disable()
+            cast(Any, module).activation_checkpointing_disable()
         for part, mode in modes.items():
             part.training = mode
         module.zero_grad(set_to_none=True)
