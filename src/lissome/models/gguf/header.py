@@ -11,14 +11,14 @@ import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from lissome.core.errors import ArtifactError
+from lissome.core.errors import ArtifactError, UnsupportedModelError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -26,6 +26,7 @@ _MAX_ENTRIES = 1 << 16  # metadata entries; real files have tens
 _MAX_TENSORS = 1 << 16  # real files have hundreds, the largest mixtures of experts some thousands
 _MAX_ITEMS = 1 << 24  # items of one array; the largest vocabularies have 2^18
 _MAX_DIMENSIONS = 4
+_MAX_WHOLE = 1 << 31  # sizes and counts of a model
 _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 20
 
@@ -84,6 +85,70 @@ class Header:
         if not isinstance(value, str):
             raise damaged(self.path, "it names no architecture")
         return value
+
+    @property
+    def name(self) -> str:
+        """The model's name as the file states it, in lower case."""
+        return str(self.metadata.get("general.name", "")).lower()
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """Return a positive whole number of the architecture's, e.g. ``"block_count"``.
+
+        Raises:
+            ArtifactError: When it is missing without a default, or is no such number.
+            UnsupportedModelError: When each layer has another.
+        """
+        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        if isinstance(value, np.ndarray):
+            values = set(value.tolist())
+            if len(values) > 1:
+                raise UnsupportedModelError(
+                    f"{self.path.name} has another {key} in each layer ({sorted(values)[:4]} …), which no transformers "
+                    "class expresses; give the original Hugging Face folder instead."
+                )
+            value = values.pop() if values else None
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_WHOLE:
+            raise damaged(self.path, f"{self.architecture}.{key} must be a positive whole number, got {value!r:.60}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """Return a positive finite number of the architecture's, e.g. ``"rope.freq_base"``.
+
+        Raises:
+            ArtifactError: When it is no such number.
+        """
+        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+            raise damaged(self.path, f"{self.architecture}.{key} must be a positive number, got {value!r:.60}")
+        return float(value)
+
+    def token(self, role: str) -> int | None:
+        """Return the id of the token with this role (``bos``, ``eos``, ``eot``, ``unknown``, ``padding``), or None.
+
+        Raises:
+            ArtifactError: When it is not the number of a token.
+        """
+        index = self.metadata.get(f"tokenizer.ggml.{role}_token_id")
+        known = len(self.tokens)
+        if index is None:
+            return None
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < known:
+            raise damaged(self.path, f"its {role} token is {index!r:.40}, outside its vocabulary of {known}")
+        return index
+
+    @property
+    def tokens(self) -> list[str]:
+        """The vocabulary, in order.
+
+        Raises:
+            ArtifactError: When there is none, or more tokens than rows of the embedding.
+        """
+        tokens, embedding = self.metadata.get("tokenizer.ggml.tokens"), self.tensors.get("token_embd.weight")
+        if not isinstance(tokens, list) or not tokens:
+            raise damaged(self.path, "it holds no vocabulary")
+        if embedding is None or len(tokens) > embedding.shape[0]:
+            raise damaged(self.path, f"its tokenizer has {len(tokens)} tokens, more than its embedding has rows")
+        return tokens
 
 
 def damaged(path: Path, why: str) -> ArtifactError:

@@ -49,6 +49,7 @@ _FUSED = {
     "ffn_up": "mlp.gate_up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_MAX_LAYERS = 4096
 # Tensors that only hold what `rope_of` has put into the configuration.
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -58,7 +59,6 @@ class Facts:
     """The numbers that every supported architecture states."""
 
     header: Header
-    architecture: str
     layers: int
     hidden: int
     mlp: int
@@ -66,9 +66,14 @@ class Facts:
     kv_heads: int
     head_dim: int
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return an entry of the architecture's own, e.g. ``"context_length"``."""
-        return self.header.metadata.get(f"{self.architecture}.{key}", default)
+    def get(self, key: str) -> Any:
+        """Return an unchecked entry of the architecture's own, or None."""
+        return self.header.metadata.get(f"{self.header.architecture}.{key}")
+
+    @property
+    def window(self) -> int | None:
+        """Positions that a sliding layer sees, or None."""
+        return self.header.whole("attention.sliding_window") if self.get("attention.sliding_window") else None
 
     def has(self, tensor: str) -> bool:
         """Whether the file holds this tensor."""
@@ -91,7 +96,7 @@ class Family:
     model_type: str
     class_name: str
     blocks: Mapping[str, str] = field(default_factory=lambda: _COMMON)
-    extend: Callable[[Facts], Config] = lambda facts: {}
+    extend: Callable[[Facts], Config] = lambda _: {}
     rotated: bool = False
     minus_one: bool = False
 
@@ -105,7 +110,7 @@ def _llama(facts: Facts) -> Config:
 
 
 def _mistral(facts: Facts) -> Config:
-    return {"head_dim": facts.head_dim, "sliding_window": facts.get("attention.sliding_window")}
+    return {"head_dim": facts.head_dim, "sliding_window": facts.window}
 
 
 def _qwen3(facts: Facts) -> Config:
@@ -113,45 +118,51 @@ def _qwen3(facts: Facts) -> Config:
 
 
 def _phi3(facts: Facts) -> Config:
+    longest = facts.header.whole("context_length", 4096)
     return {
-        "original_max_position_embeddings": facts.get(
-            "rope.scaling.original_context_length", facts.get("context_length", 4096)
-        ),
-        "sliding_window": facts.get("attention.sliding_window") or None,
+        "original_max_position_embeddings": facts.header.whole("rope.scaling.original_context_length", longest),
+        "sliding_window": facts.window,
     }
 
 
-def _gemma(facts: Facts, *, period: int, largest: int) -> Config:
-    """Gemma-2 and 3: every `period`-th layer sees everything, the others a window.
+def _gemma(facts: Facts, window: int | None, *, period: int, largest: int) -> Config:
+    """Gemma-2 and 3: every `period`-th layer sees everything, the others `window` positions.
 
     The attention scale is 1/sqrt(head_dim), but 1/sqrt(hidden/heads) in the largest model, known by its layer count.
     """
-    pattern = facts.get("attention.sliding_window_pattern", period)
-    if isinstance(pattern, np.ndarray):
-        sliding = [bool(flag) for flag in pattern[: facts.layers]]
-    else:
-        sliding = [bool((layer + 1) % int(pattern)) for layer in range(facts.layers)]
     return {
         "head_dim": facts.head_dim,
         "query_pre_attn_scalar": facts.hidden // facts.heads if facts.layers == largest else facts.head_dim,
-        "sliding_window": facts.get("attention.sliding_window"),
-        "layer_types": ["sliding_attention" if flag else "full_attention" for flag in sliding],
-        "attn_logit_softcapping": facts.get("attn_logit_softcapping"),
-        "final_logit_softcapping": facts.get("final_logit_softcapping"),
+        "sliding_window": window,
+        "layer_types": [
+            "sliding_attention" if flag and window else "full_attention" for flag in _sliding(facts, period)
+        ],
         "hidden_activation": "gelu_pytorch_tanh",
     }
 
 
+def _sliding(facts: Facts, period: int) -> list[bool]:
+    """For each layer, whether it sees a window only; newer files list it, older ones leave it to the architecture."""
+    pattern = facts.get("attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray) and len(pattern) >= facts.layers:
+        return [bool(flag) for flag in pattern[: facts.layers]]
+    every = facts.header.whole("attention.sliding_window_pattern", period)
+    return [bool((layer + 1) % every) for layer in range(facts.layers)]
+
+
 def _gemma2(facts: Facts) -> Config:
-    config = _gemma(facts, period=2, largest=46)
-    # older files leave them out, and llama.cpp then takes these
-    config["attn_logit_softcapping"] = config["attn_logit_softcapping"] or 50.0
-    config["final_logit_softcapping"] = config["final_logit_softcapping"] or 30.0
-    return config
+    # Files from before these keys existed are of models with these values.
+    return _gemma(facts, facts.window or 4096, period=2, largest=46) | {
+        "attn_logit_softcapping": facts.header.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": facts.header.number("final_logit_softcapping", 30.0),
+    }
 
 
 def _gemma3(facts: Facts) -> Config:
-    return _gemma(facts, period=6, largest=62)
+    cap = facts.get("final_logit_softcapping")
+    return _gemma(facts, facts.window, period=6, largest=62) | {
+        "final_logit_softcapping": facts.header.number("final_logit_softcapping", 0.0) if cap else None
+    }
 
 
 _FAMILIES: dict[str, Family] = {
@@ -159,9 +170,7 @@ _FAMILIES: dict[str, Family] = {
     "mistral": Family("mistral", "MistralForCausalLM", extend=_mistral, rotated=True),
     "qwen2": Family("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Family("qwen3", "Qwen3ForCausalLM", blocks={**_COMMON, **_HEAD_NORMS}, extend=_qwen3),
-    "gemma2": Family(
-        "gemma2", "Gemma2ForCausalLM", blocks={**_COMMON, **_GEMMA_NORMS}, extend=_gemma2, minus_one=True
-    ),
+    "gemma2": Family("gemma2", "Gemma2ForCausalLM", blocks={**_COMMON, **_GEMMA_NORMS}, extend=_gemma2, minus_one=True),
     "gemma3": Family(
         "gemma3_text",
         "Gemma3ForCausalLM",
@@ -186,25 +195,9 @@ def family_of(header: Header) -> Family:
             f"{', '.join(sorted(_FAMILIES))}. Give a Hugging Face folder instead."
         )
     # llama.cpp runs Mistral's models as "llama"; only the name tells them apart.
-    if name == "llama" and "mistral" in str(header.metadata.get("general.name", "")).lower():
+    if name == "llama" and "mistral" in header.name:
         return _FAMILIES["mistral"]
     return _FAMILIES[name]
-
-
-def _whole(header: Header, key: str, default: int | None = None) -> int:
-    """Return a positive whole number; an array of equal numbers counts as one."""
-    value = header.metadata.get(f"{header.architecture}.{key}", default)
-    if isinstance(value, np.ndarray):
-        values = set(value.tolist())
-        if len(values) > 1:
-            raise UnsupportedModelError(
-                f"{header.path.name} has another {key} in each layer ({sorted(values)[:4]} …), which no transformers "
-                "class expresses; give the original Hugging Face folder instead."
-            )
-        value = values.pop() if values else None
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise damaged(header.path, f"{header.architecture}.{key} must be a positive whole number, got {value!r:.60}")
-    return value
 
 
 def facts_of(header: Header) -> Facts:
@@ -216,16 +209,19 @@ def facts_of(header: Header) -> Facts:
     """
     if header.metadata.get(f"{header.architecture}.expert_count"):
         raise UnsupportedModelError(f"{header.path.name} is a mixture of experts, which cannot be read yet.")
-    hidden, heads = _whole(header, "embedding_length"), _whole(header, "attention.head_count")
-    kv_heads = _whole(header, "attention.head_count_kv", heads)
-    head_dim = _whole(header, "attention.key_length", max(1, hidden // heads))
-    if heads % kv_heads or head_dim % 2:
+    hidden, heads = header.whole("embedding_length"), header.whole("attention.head_count")
+    kv_heads = header.whole("attention.head_count_kv", heads)
+    head_dim = header.whole("attention.key_length", max(1, hidden // heads))
+    if heads % kv_heads or head_dim % 2 or header.whole("attention.value_length", head_dim) != head_dim:
         raise damaged(header.path, f"{heads} query and {kv_heads} key heads of {head_dim} numbers do not fit together")
-    layers = _whole(header, "block_count")
-    if layers > len(header.tensors):
-        raise damaged(header.path, f"it claims {layers} blocks but holds {len(header.tensors)} tensors")
-    mlp = _whole(header, "feed_forward_length")
-    return Facts(header, header.architecture, layers, hidden, mlp, heads, kv_heads, head_dim)
+    layers = header.whole("block_count")
+    present = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
+    if layers != len(present) or layers > _MAX_LAYERS:
+        raise damaged(
+            header.path, f"it claims {layers} blocks and holds {len(present)} (at most {_MAX_LAYERS} are read)"
+        )
+    mlp = header.whole("feed_forward_length")
+    return Facts(header, layers, hidden, mlp, heads, kv_heads, head_dim)
 
 
 def config_of(header: Header) -> Config:
@@ -237,9 +233,8 @@ def config_of(header: Header) -> Config:
     """
     family, facts = family_of(header), facts_of(header)
     embedding = header.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
+    if embedding is None:
         raise damaged(header.path, "it holds no token embedding")
-    tokens = header.metadata
     return {
         "architectures": [family.class_name],
         "model_type": family.model_type,
@@ -249,13 +244,13 @@ def config_of(header: Header) -> Config:
         "num_hidden_layers": facts.layers,
         "num_attention_heads": facts.heads,
         "num_key_value_heads": facts.kv_heads,
-        "max_position_embeddings": int(facts.get("context_length", 2048)),
-        "rms_norm_eps": float(facts.get("attention.layer_norm_rms_epsilon", 1e-6)),
+        "max_position_embeddings": header.whole("context_length", 2048),
+        "rms_norm_eps": header.number("attention.layer_norm_rms_epsilon", 1e-6),
         "rope_parameters": rope_of(header, family.model_type, facts.head_dim),
         "tie_word_embeddings": not facts.has("output.weight"),
-        "bos_token_id": tokens.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": tokens.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": tokens.get("tokenizer.ggml.padding_token_id"),
+        "bos_token_id": header.token("bos"),
+        "eos_token_id": header.token("eos"),
+        "pad_token_id": header.token("padding"),
         **family.extend(facts),
     }
 

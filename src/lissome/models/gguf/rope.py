@@ -20,16 +20,15 @@ def rope_of(header: Header, model_type: str, head_dim: int) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: When the file scales positions in a way that is not known.
     """
-    prefix = f"{header.architecture}.rope."
-    theta = float(header.metadata.get(f"{prefix}freq_base", 10000.0))
+    theta = header.number("rope.freq_base", 10000.0)
     scaling = _scaling(header, theta, head_dim)
     if model_type == "gemma3_text":
-        local = float(header.metadata.get(f"{prefix}freq_base_swa", 10000.0))
+        local = header.number("rope.freq_base_swa", 10000.0)
         return {
             "sliding_attention": {"rope_type": "default", "rope_theta": local},
             "full_attention": {"rope_theta": theta, **scaling},
         }
-    rotated = int(header.metadata.get(f"{prefix}dimension_count", head_dim))
+    rotated = header.whole("rope.dimension_count", head_dim)
     if rotated == head_dim:
         return {"rope_theta": theta, **scaling}
     if model_type != "phi3":
@@ -40,24 +39,23 @@ def rope_of(header: Header, model_type: str, head_dim: int) -> dict[str, Any]:
 
 
 def _scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]:
-    prefix = f"{header.architecture}.rope.scaling."
     if "rope_factors_long.weight" in header.tensors:
         return {
             "rope_type": "longrope",
             "long_factor": _floats(header, "rope_factors_long.weight"),
             "short_factor": _floats(header, "rope_factors_short.weight"),
-            "original_max_position_embeddings": int(header.metadata.get(f"{prefix}original_context_length", 4096)),
+            "original_max_position_embeddings": header.whole("rope.scaling.original_context_length", 4096),
         }
     if "rope_freqs.weight" in header.tensors:
         return _llama3(header, theta, head_dim)
-    kind = header.metadata.get(f"{prefix}type", "none")
+    kind = header.metadata.get(f"{header.architecture}.rope.scaling.type", "none")
     if kind == "none":
         return {"rope_type": "default"}
-    factor = float(header.metadata.get(f"{prefix}factor", 1.0))
+    factor = header.number("rope.scaling.factor", 1.0)
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
-        original = int(header.metadata.get(f"{prefix}original_context_length", 0))
+        original = header.whole("rope.scaling.original_context_length")
         return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     raise UnsupportedModelError(
         f"{header.path.name} scales positions by {str(kind)[:40]!r}; known: none, linear, yarn, Llama-3 and LongRoPE."

@@ -1,12 +1,13 @@
 """The tokenizer of a GGUF file, rebuilt as a fast Hugging Face tokenizer that cuts text as llama.cpp does.
 
 Two kinds occur in the supported families: byte-level BPE (``gpt2``: vocabulary and merges are in the file; how text is
-split before merging is only named, so the patterns are here), and SentencePiece BPE (``llama``: a vocabulary with scores;
-the merges follow from it).
+split before merging is only named, so the patterns are here), and SentencePiece BPE (``llama``: a vocabulary with
+scores; the merges follow from it).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TAIL_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + "+{e}|" + r"[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + "*{e}"
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?" + _UPPER + "*" + _LOWER + "+{e}|" + r"[^\r\n\p{L}\p{N}]?" + _UPPER + "+" + _LOWER + "*{e}"
+)
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _TAIL
@@ -49,6 +52,7 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
     "gpt-4o": (_GPT4O,),
 }
+_PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")
 # These take a word that is in the vocabulary whole, and start with BOS unless the file says otherwise.
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 
@@ -65,7 +69,7 @@ def save_tokenizer(header: Header, folder: Path, *, longest: int) -> None:
         ArtifactError: When vocabulary, types and ids do not fit together.
         UnsupportedModelError: When the kind of tokenizer or its way of splitting is not known.
     """
-    tokens = _tokens(header)
+    tokens = header.tokens
     kind = header.metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         backend, bos = _byte_level(header, tokens)
@@ -76,32 +80,24 @@ def save_tokenizer(header: Header, folder: Path, *, longest: int) -> None:
             f"{header.path.name} has a tokenizer of kind {str(kind)[:40]!r}; known: gpt2 (byte-level BPE), llama "
             "(SentencePiece BPE). Give a Hugging Face folder instead."
         )
-    _add_tokens(backend, tokens, _types(header, tokens))
+    _add_tokens(header, backend, tokens)
     specials = {
         f"{role}_token": tokens[index]
         for role, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items()
-        if (index := _token_id(header, f"{key}_token_id", tokens)) is not None
+        if (index := header.token(key)) is not None and tokens[index]
     }
     _add_template(header, backend, tokens, specials, bos=bos)
     template = header.metadata.get("tokenizer.chat_template")
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         model_max_length=longest,
         chat_template=template if isinstance(template, str) else None,
         clean_up_tokenization_spaces=False,
         **specials,
     )
+    if len(fast) > header.tensors["token_embd.weight"].shape[0]:
+        raise damaged(header.path, "its special tokens are not in its vocabulary")
     fast.save_pretrained(folder)
-
-
-def _tokens(header: Header) -> list[str]:
-    tokens = header.metadata.get("tokenizer.ggml.tokens")
-    rows = header.tensors["token_embd.weight"].shape[0]
-    if not isinstance(tokens, list) or not tokens:
-        raise damaged(header.path, "it holds no vocabulary")
-    if len(tokens) > rows:
-        raise damaged(header.path, f"its tokenizer has {len(tokens)} tokens but the embedding only {rows} rows")
-    return tokens
 
 
 def _types(header: Header, tokens: list[str]) -> np.ndarray:
@@ -111,15 +107,6 @@ def _types(header: Header, tokens: list[str]) -> np.ndarray:
     if not isinstance(types, np.ndarray) or len(types) != len(tokens):
         raise damaged(header.path, "its list of token types does not fit the vocabulary")
     return types
-
-
-def _token_id(header: Header, key: str, tokens: list[str]) -> int | None:
-    index = header.metadata.get(f"tokenizer.ggml.{key}")
-    if index is None:
-        return None
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(tokens):
-        raise damaged(header.path, f"tokenizer.ggml.{key} is {index!r:.40}, outside its vocabulary of {len(tokens)}")
-    return index
 
 
 def _vocabulary(tokens: list[str]) -> dict[str, int]:
@@ -159,7 +146,7 @@ def _sentence_piece(header: Header, tokens: list[str]) -> tuple[Tokenizer, bool]
     scores = header.metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokens):
         raise damaged(header.path, "its tokenizer has no scores, or not one for each token")
-    unknown = _token_id(header, "unknown_token_id", tokens)
+    unknown = header.token("unknown")
     backend = Tokenizer(
         models.BPE(
             vocab=_vocabulary(tokens),
@@ -195,12 +182,14 @@ def _merges(tokens: list[str], types: np.ndarray, scores: np.ndarray) -> list[tu
     ]
 
 
-def _add_tokens(backend: Tokenizer, tokens: list[str], types: np.ndarray) -> None:
+def _add_tokens(header: Header, backend: Tokenizer, tokens: list[str]) -> None:
     """Tokens that are matched whole in the text: control tokens are special, user-defined ones are plain."""
     whole = {_CONTROL: True, _UNKNOWN: True, _USER: False}
+    # Phi-3 was trained with no space behind a control token; nothing but its name says so in the file.
+    swallow = bool(re.search("phi-?3", header.name))
     added = [
-        AddedToken(token, normalized=False, special=whole[kind])
-        for token, kind in zip(tokens, types.tolist(), strict=True)
+        AddedToken(token, normalized=False, special=whole[kind], rstrip=swallow and token not in _PHI3_PLAIN)
+        for token, kind in zip(tokens, _types(header, tokens).tolist(), strict=True)
         if kind in whole and token
     ]
     backend.add_special_tokens([token for token in added if token.special])
@@ -218,5 +207,7 @@ def _add_template(
     if first or last:
         ids = {token: tokens.index(token) for token in (*first, *last)}
         backend.post_processor = processors.TemplateProcessing(
-            single=[*first, "$A", *last], pair=[*first, "$A", *last, *first, "$B", *last], special_tokens=list(ids.items())
+            single=[*first, "$A", *last],
+            pair=[*first, "$A", *last, *first, "$B", *last],
+            special_tokens=list(ids.items()),
         )

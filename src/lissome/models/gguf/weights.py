@@ -15,12 +15,12 @@ from gguf.constants import GGMLQuantizationType
 
 from lissome.core.errors import UnsupportedModelError
 from lissome.core.events import Stage
-from lissome.models.gguf.header import Header, TensorEntry
+from lissome.models.gguf.header import TensorEntry
 
 StoredType = Literal["F32", "F16", "BF16"]
 
 _PIECE = 1 << 22  # numbers dequantised at a time (16 MiB of float32)
-_BYTES: dict[StoredType, int] = {"F32": 4, "F16": 2, "BF16": 2}
+BYTES: dict[StoredType, int] = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Take:
         try:
             # dequantize wants plain types for F32/F16 and bytes for all others
             plain = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}.get(kind)
-            floats: np.ndarray = dequantize(np.ascontiguousarray(rows).view(plain or np.uint8), kind)
+            with np.errstate(all="ignore"):  # infinities in a damaged file are found when the model is loaded
+                floats: np.ndarray = dequantize(np.ascontiguousarray(rows).view(plain or np.uint8), kind)
         except NotImplementedError as error:
             raise UnsupportedModelError(
                 f"tensor {self.entry.name} is stored as {kind.name}, which the gguf package cannot read back; "
@@ -68,18 +69,22 @@ class Take:
         return floats - np.float32(1) if self.minus_one else floats
 
 
-def stored_type(takes: Sequence[Take], data: np.ndarray) -> StoredType:
+def stored_type(path: Path, takes: Sequence[Take]) -> StoredType:
     """Choose the smallest type that holds every number exactly.
 
     BF16 or F16 when the file's matrices are of that type and its float32 vectors round trip through it; otherwise F32,
     because the numbers of a quantised file are products that no 16-bit type holds.
     """
+    data = np.memmap(path, dtype=np.uint8, mode="r")
     kinds = {take.entry.kind for take in takes} - {GGMLQuantizationType.F32}
     plain = [take for take in takes if take.entry.kind is GGMLQuantizationType.F32]
-    for kind, name in ((GGMLQuantizationType.BF16, "BF16"), (GGMLQuantizationType.F16, "F16")):
-        chosen: StoredType = "BF16" if name == "BF16" else "F16"
-        if kinds == {kind} and all(_exact(piece, chosen) for take in plain for piece in take.pieces(data)):
-            return chosen
+    choices: tuple[tuple[GGMLQuantizationType, StoredType], ...] = (
+        (GGMLQuantizationType.BF16, "BF16"),
+        (GGMLQuantizationType.F16, "F16"),
+    )
+    for kind, stored in choices:
+        if kinds == {kind} and all(_exact(piece, stored) for take in plain for piece in take.pieces(data)):
+            return stored
     return "F32"
 
 
@@ -96,18 +101,17 @@ def _encode(floats: np.ndarray, kind: StoredType) -> bytes:
     return floats.astype("<f2" if kind == "F16" else "<f4", copy=False).tobytes()
 
 
-def write_safetensors(target: Path, header: Header, takes: Sequence[Take], stage: Stage) -> StoredType:
-    """Write all tensors into one safetensors file and return the type they are stored in.
+def write_safetensors(target: Path, path: Path, takes: Sequence[Take], kind: StoredType, stage: Stage) -> None:
+    """Write the tensors of the GGUF file `path` into one safetensors file, all in the type `kind`.
 
     Raises:
         UnsupportedModelError: When a tensor's type cannot be dequantised.
     """
-    data = np.memmap(header.path, dtype=np.uint8, mode="r")
-    kind = stored_type(takes, data)
+    data = np.memmap(path, dtype=np.uint8, mode="r")
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for take in takes:
-        end = offset + prod(take.entry.shape) * _BYTES[kind]
+        end = offset + prod(take.entry.shape) * BYTES[kind]
         table[take.target] = {"dtype": kind, "shape": list(take.entry.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(table, separators=(",", ":")).encode()
@@ -118,4 +122,3 @@ def write_safetensors(target: Path, header: Header, takes: Sequence[Take], stage
             for piece in take.pieces(data):
                 file.write(_encode(np.ascontiguousarray(piece, np.float32), kind))
             stage.advance(take.entry.size)
-    return kind
