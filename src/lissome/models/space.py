@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 from lissome.core.errors import SubnetError, unknown_name
+from lissome.core.typed import as_json, from_json
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,32 @@ class Space:
 
     Attributes:
         axes: The axes, in the order of the model.
-        quorums: Groups of keep-axes of which at least one must stay 1 (a decoder needs one attention, for positions).
+        quorums: Groups of keep-axes of which at least one must stay (a decoder needs one attention, for positions).
+
+    Raises:
+        SubnetError: When two axes share a name, or a switch or quorum names an axis that is not there.
     """
 
     axes: tuple[Axis, ...]
     quorums: tuple[tuple[str, ...], ...] = ()
 
+    def __post_init__(self) -> None:
+        if len(self.by_name) != len(self.axes):
+            raise SubnetError("two axes of a Space share a name; every decision needs its own.")
+        used = [axis.switch for axis in self.axes if axis.switch is not None]
+        for name in (*used, *(name for names in self.quorums for name in names)):
+            if name not in self.by_name:
+                raise SubnetError(unknown_name("axis", name, self.by_name))
+        if not all(self.quorums):
+            raise SubnetError("a quorum of no axes cannot be kept; leave it out.")
+        for axis in self.axes:
+            if axis.name in self._switches(axis):
+                raise SubnetError(f"the switches of axis {axis.name} run in a circle.")
+
     @classmethod
     def of(cls, model: Any, **options: Any) -> Space:
         """Return the Space of a model: shorthand for ``model.space(**options)``."""
-        space = model.space(**options)
-        assert isinstance(space, cls)
+        space: Space = model.space(**options)
         return space
 
     @cached_property
@@ -123,8 +139,8 @@ class Space:
         """The smallest choice everywhere, keeping the last member of each quorum at its smallest size."""
         values = {axis.name: axis.choices[0] for axis in self.axes}
         for names in self.quorums:
-            if not any(values[name] for name in names):
-                values[names[-1]] = 1
+            if not self._met(names, values):
+                self._keep(names[-1], values)
         return self.canonical(Subnet(values))
 
     def sample(self, rng: Random, *, keep: float = 0.7) -> Subnet:
@@ -134,16 +150,16 @@ class Space:
             for axis in self.axes
         }
         for names in self.quorums:
-            if not any(values[name] for name in names):
-                values[rng.choice(names)] = 1
+            if not self._met(names, values):
+                self._keep(rng.choice(names), values)
         return self.canonical(Subnet(values))
 
     def canonical(self, subnet: Subnet) -> Subnet:
         """Return the equal Subnet in which axes of removed branches stand at their full value."""
         changes = {
             axis.name: axis.full
-            for axis in self.axes
-            if axis.switch and not subnet[axis.switch] and subnet[axis.name] != axis.full
+            for axis, switches in self._switched
+            if subnet[axis.name] != axis.full and not all(subnet[name] for name in switches)
         }
         return subnet.replace(changes) if changes else subnet
 
@@ -156,30 +172,56 @@ class Space:
         for name in subnet:
             if name not in self.by_name:
                 raise SubnetError(unknown_name("axis", name, self.by_name))
+        values: dict[str, int] = {}
         for axis in self.axes:
             if axis.name not in subnet:
-                raise SubnetError(f"the Subnet gives no value for axis {axis.name}.")
-            if subnet[axis.name] not in axis.choices:
-                raise SubnetError(f"{axis.name}={subnet[axis.name]} is not a choice; allowed: {axis.choices}.")
+                raise SubnetError(f"the Subnet gives no value for axis {axis.name}; give one of {axis.choices}.")
+            value = subnet[axis.name]
+            if not hasattr(value, "__index__") or value not in axis.choices:
+                raise SubnetError(f"{axis.name}={value!r} is not a choice; allowed: {axis.choices}.")
+            values[axis.name] = int(value)
+        checked = self.canonical(Subnet(values))
         for names in self.quorums:
-            if not any(subnet[name] for name in names):
+            if not self._met(names, checked):
                 raise SubnetError(f"at least one of {names[0]} … {names[-1]} must be kept.")
-        return self.canonical(subnet if isinstance(subnet, Subnet) else Subnet(subnet))
+        return checked
 
-    def allows(self, subnet: Subnet) -> bool:
+    def allows(self, subnet: Mapping[str, int]) -> bool:
         """Whether every quorum of the Space is respected."""
-        return all(any(subnet[name] for name in names) for names in self.quorums)
+        return all(self._met(names, subnet) for names in self.quorums)
 
     def to_json(self) -> dict[str, Any]:
         """Return the Space as JSON-able fields."""
-        axes = [
-            {"name": axis.name, "choices": list(axis.choices)} | ({"switch": axis.switch} if axis.switch else {})
-            for axis in self.axes
-        ]
-        return {"axes": axes, "quorums": [list(names) for names in self.quorums]}
+        fields: dict[str, Any] = as_json(self)
+        return fields
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Space:
-        """Rebuild a Space from `to_json`."""
-        axes = tuple(Axis(axis["name"], tuple(axis["choices"]), axis.get("switch")) for axis in fields["axes"])
-        return cls(axes, tuple(tuple(names) for names in fields["quorums"]))
+    def from_json(cls, fields: Any, where: str = "space") -> Space:
+        """Rebuild a Space from `to_json`.
+
+        Raises:
+            ArtifactError: When a field is unknown, missing or of another type.
+            SubnetError: When the axes do not make a Space.
+        """
+        return from_json(cls, fields, where)
+
+    def _met(self, quorum: tuple[str, ...], values: Mapping[str, int]) -> bool:
+        """Whether a member of the quorum is kept, and so are the switches it depends on."""
+        return any(values[name] and all(values[it] for it in self._switches(self.by_name[name])) for name in quorum)
+
+    def _keep(self, name: str, values: dict[str, int]) -> None:
+        """Give the named axis, and the switches it depends on, a value that keeps it."""
+        for kept in (name, *self._switches(self.by_name[name])):
+            values[kept] = values[kept] or next(value for value in self.by_name[kept].choices if value)
+
+    @cached_property
+    def _switched(self) -> tuple[tuple[Axis, tuple[str, ...]], ...]:
+        return tuple((axis, self._switches(axis)) for axis in self.axes if axis.switch is not None)
+
+    def _switches(self, axis: Axis) -> tuple[str, ...]:
+        """Names of the axes that must be kept for this one to matter, the nearest first."""
+        names: list[str] = []
+        while axis.switch is not None and axis.switch not in names:
+            names.append(axis.switch)
+            axis = self.by_name[axis.switch]
+        return tuple(names)
