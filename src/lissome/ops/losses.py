@@ -125,3 +125,24 @@ def _compare_piece(hidden: Tensor, other: Tensor, targets: Tensor, head: Head, o
     difference = second.neg_().add_(first)
     kl = first.exp_().mul_(difference).sum(-1)
     return Comparison(nll, other_nll, kl, agrees)
+
+
+@torch.no_grad()
+def rows_scores(hidden: Tensor, targets: Tensor, head: Head, *, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of one target per row, and whether it is the most likely token.
+
+    Args:
+        hidden: The last block's output, row by row [N, D].
+        targets: LongTensor[N].
+        head: Maps [n, D] to logits [n, V].
+        chunk: Tokens per piece.
+
+    Returns:
+        Tensor[N] in nats, float32, and BoolTensor[N].
+    """
+    losses, firsts = [], []
+    for states, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
+        logits = head(states).float()
+        losses.append(cross_entropy(logits, wanted, reduction="none"))
+        firsts.append(logits.argmax(-1) == wanted)
+    return torch.cat(losses), torch.cat(firsts)
