@@ -159,7 +159,7 @@ class Anatomy:
 
         Args:
             steps: Step of a dim by its name (default: the dim's own). Choices are counted down from the full size.
-            finest: Make every default step 1.
+            finest: Make every default step 1, and list decisions that have one choice only.
 
         Raises:
             UnsupportedModelError: When a step is not a positive number below the size.
@@ -172,7 +172,7 @@ class Anatomy:
                 if step < 1:
                     raise UnsupportedModelError(f"the step of {dim.name} must be at least 1, got {step}.")
                 choices = tuple(range(dim.size % step or min(step, dim.size), dim.size + 1, step))
-                if len(choices) > 1:
+                if len(choices) > 1 or finest:
                     axes.append(Axis(branch.axis(dim.name), choices, switch=branch.name))
         return Space(tuple(axes), self.quorums)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lissome.core.errors import ArtifactError, LissomeError, NumericsError
 from lissome.core.files import atomic_folder, inside, read_json, sha256_file
 from lissome.core.manifest import Manifest, read_manifest, verify_files, write_manifest
-from lissome.models.families.decoder import LayerShape, is_uniform, layer_shapes
+from lissome.models.families.decoder import LayerShape, is_stock, layer_shapes
 from lissome.models.model import Model, Source
 
 MODEL_TYPE = "lissome"
@@ -74,14 +74,13 @@ def config_of(module: nn.Module) -> dict[str, Any]:
         base.pop(name, None)
     base["dtype"] = str(next(module.parameters()).dtype).removeprefix("torch.")
     base["architectures"] = [type(module).__name__]
-    shapes = layer_shapes(module)
-    if is_uniform(shapes):
+    if is_stock(module):
         return base
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["LissomeForCausalLM"],
         "base": base,
-        "layers": [shape.to_json() for shape in shapes],
+        "layers": [shape.to_json() for shape in layer_shapes(module)],
         "dtype": base["dtype"],
         **{key: base[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size") if key in base},
     }
@@ -107,7 +106,7 @@ def skeleton(config: Mapping[str, Any]) -> nn.Module:
             shapes = [LayerShape.from_json(fields) for fields in config["layers"]]
             module = extract(Model(module), _subnet(module, shapes)).module
     except (LissomeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"config.json does not describe a model that can be built: {error}.") from error
+        raise ArtifactError(f"config.json does not describe a model that can be built: {error}") from error
     return module.eval()
 
 
@@ -209,8 +208,9 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= load_file(file)
-    if dtype is not None:
-        tensors = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    for key, tensor in tensors.items():  # a copy is aligned; kernels add up in another order on a mapped, odd address
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        tensors[key] = tensor.to(wanted, copy=True)
     missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
     module.tie_weights()  # type: ignore[operator]
     empty = [key for key, parameter in module.named_parameters() if parameter.is_meta]

@@ -74,6 +74,9 @@ class Subnet(Mapping[str, int]):
     def __repr__(self) -> str:
         return f"Subnet({self._values})"
 
+    def __reduce__(self) -> tuple[type[Subnet], tuple[dict[str, int]]]:
+        return Subnet, (self._values,)  # without the hash, which is another one in another process
+
     def replace(self, changes: Mapping[str, int]) -> Subnet:
         """Return a Subnet with some values changed; names must exist."""
         for name in changes:

@@ -261,7 +261,7 @@ class Decoder:
         elif hasattr(config, "kv_sharing_modes"):
             del config.kv_sharing_modes
         if is_uniform(shapes):
-            write_uniform(config, shapes[0])
+            _write_uniform(config, shapes[0])
 
     def head(self, module: nn.Module, hidden: Tensor) -> Tensor:
         """Final norm, vocabulary projection and, for Gemma-2, the soft cap: [..., D] → [..., V]."""
@@ -271,14 +271,32 @@ class Decoder:
 
 
 def is_uniform(shapes: list[LayerShape]) -> bool:
-    """Whether all blocks have one shape and both branches, so that a stock configuration can say it."""
+    """Whether all blocks have one shape and both branches."""
     return bool(shapes) and shapes[0].attention is not None and shapes[0].mlp > 0 and len(set(shapes)) == 1
 
 
-def write_uniform(config: Any, shape: LayerShape) -> None:
-    """Write the sizes of uniform blocks into a transformers configuration."""
+def is_stock(module: nn.Module) -> bool:
+    """Whether the module's own configuration says the sizes of all its blocks, so that it opens without lissome."""
+    shapes, config = layer_shapes(module), module.config
+    return is_uniform(shapes) and all(getattr(config, key) == value for key, value in _uniform(shapes[0]).items())
+
+
+def _uniform(shape: LayerShape) -> dict[str, int]:
     assert shape.attention is not None
-    config.intermediate_size = shape.mlp
-    config.head_dim = shape.attention.head_dim
-    config.num_attention_heads = shape.attention.query_heads
-    config.num_key_value_heads = shape.attention.kv_heads
+    return {
+        "intermediate_size": shape.mlp,
+        "head_dim": shape.attention.head_dim,
+        "num_attention_heads": shape.attention.query_heads,
+        "num_key_value_heads": shape.attention.kv_heads,
+    }
+
+
+def _write_uniform(config: Any, shape: LayerShape) -> None:
+    """Write the sizes of uniform blocks into a configuration, unless its class refuses them (odd head counts)."""
+    fields = {**config.to_dict(), **_uniform(shape)}
+    try:
+        type(config).from_dict(fields)
+    except ValueError:
+        return
+    for name, value in _uniform(shape).items():
+        setattr(config, name, value)

@@ -62,10 +62,10 @@ def _convert(header: Header, digest: str, folder: Path, events: EventStream) -> 
     total = sum(take.entry.size for take in takes)
     try:
         with atomic_folder(folder) as part, events.stage(f"convert {header.path.name}", total) as stage:
+            save_tokenizer(header, part, longest=config["max_position_embeddings"])
             write_safetensors(part / "model.safetensors", header.path, takes, stored, stage)
             AutoConfig.for_model(**config, dtype=_DTYPES[stored]).save_pretrained(part)
             _generation(header, config).save_pretrained(part)
-            save_tokenizer(header, part, longest=config["max_position_embeddings"])
             files = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
             source = {"converter": _CONVERTER, "file": header.path.name, "sha256": digest, "stored": stored}
             write_json(part / _STAMP, {**source, "files": files})

@@ -209,7 +209,9 @@ class _Cursor:
             return self.text()
         if kind is GGUFValueType.ARRAY:
             return self.array()
-        return self.scalars(kind, 1)[0].item()
+        number = self.scalars(kind, 1)[0]
+        # 1e-6 was rounded to float32 when the file was written; its shortest spelling gives the decimal back
+        return float(str(number)) if kind is GGUFValueType.FLOAT32 else number.item()
 
     def array(self) -> list[str] | np.ndarray:
         kind, count = self.kind(), self.number("<Q")

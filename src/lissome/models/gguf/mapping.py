@@ -251,6 +251,8 @@ def config_of(header: Header) -> Config:
         "bos_token_id": header.token("bos"),
         "eos_token_id": header.token("eos"),
         "pad_token_id": header.token("padding"),
+        # stated only where it is not what every class takes by default
+        **({"head_dim": facts.head_dim} if facts.head_dim * facts.heads != facts.hidden else {}),
         **family.extend(facts),
     }
 

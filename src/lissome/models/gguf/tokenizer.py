@@ -37,7 +37,7 @@ _TEKKEN = _CASED.replace("{e}", "") + r"|\p{N}|" + _TAIL_SLASH
 _GPT4O = _CASED.replace("{e}", _ENDINGS + "?") + r"|\p{N}{1,3}|" + _TAIL_SLASH
 
 # Published splitting patterns by `tokenizer.ggml.pre`; each is applied to the pieces of the one before.
-_SPLITS: dict[str, tuple[str, ...]] = {
+SPLITS: dict[str, tuple[str, ...]] = {
     "gpt-2": (_GPT2,),
     "smollm": (r"\p{N}", _GPT2),
     "starcoder": (r"\p{N}", _GPT2),
@@ -117,10 +117,10 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
 def _byte_level(header: Header, tokens: list[str]) -> tuple[Tokenizer, bool]:
     """Return the tokenizer, and whether BOS is added when the file does not say."""
     name = str(header.metadata.get("tokenizer.ggml.pre", "default"))
-    splits = _SPLITS.get(name)
+    splits = SPLITS.get(name)
     if splits is None:
         raise UnsupportedModelError(
-            f"{header.path.name} splits text by the pattern {name[:40]!r}; known: {', '.join(sorted(_SPLITS))}. "
+            f"{header.path.name} splits text by the pattern {name[:40]!r}; known: {', '.join(sorted(SPLITS))}. "
             "Give the original Hugging Face folder instead."
         )
     lines = header.metadata.get("tokenizer.ggml.merges")

@@ -1,0 +1,55 @@
+"""From whatever a user calls a model to a `Model`: assets by name, and all that `lissome.models.load` reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lissome.core.errors import ArtifactError, UnknownNameError, nearest
+from lissome.core.events import EventStream
+from lissome.core.manifest import MANIFEST
+from lissome.data import assets
+from lissome.models.load import load_model
+from lissome.models.model import Model
+
+RUN_FOLDER = ".run"
+"""Where a job keeps its state inside its output folder until the result is whole."""
+
+
+def load(
+    target: Model | nn.Module | str | Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    events: EventStream | None = None,
+) -> Model:
+    """Read a model.
+
+    Args:
+        target: An asset name (``lissome assets``), a folder, a ``.gguf`` file, a hub id ``owner/name``, a torch module,
+            or a `Model`, which is returned as it is.
+        dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
+        events: Where fetching and converting report their progress.
+
+    Raises:
+        UnknownNameError: When `target` is nothing that can be read; names the nearest asset.
+        ArtifactError: When files are missing, damaged, or belong to an unfinished job.
+        AssetError: When an asset cannot be fetched.
+        NumericsError: When a weight is NaN or infinite.
+    """
+    if isinstance(target, str) and target in assets.assets() and not Path(target).exists():
+        model = load_model(assets.fetch(target, events=events), name=target, dtype=dtype, events=events)
+        return replace(model, source=replace(model.source, name=target))
+    if isinstance(target, str | Path) and (Path(target) / RUN_FOLDER).is_dir() and not (Path(target) / MANIFEST).exists():
+        raise ArtifactError(f"{target} belongs to a job that is not finished; give its command again to continue it.")
+    try:
+        return load_model(target, dtype=dtype, events=events)
+    except UnknownNameError as error:
+        guess = nearest(str(target), assets.assets())
+        hint = f" did you mean the asset {guess!r}?" if guess else ""
+        known = ", ".join(sorted(assets.assets()))
+        raise UnknownNameError(
+            f"{str(target)!r} is not an asset, a file, a folder or a hub id (owner/name);{hint} assets: {known}."
+        ) from error

@@ -1,0 +1,149 @@
+"""Recipes: an ordered list of methods with their settings, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lissome.core.budget import Budget
+from lissome.core.config import MethodConfig, parse_assignments, read_toml, to_toml
+from lissome.core.errors import BudgetError, ConfigError, OrderError, unknown_name
+from lissome.core.method import Method
+from lissome.core.registry import method as find_method
+from lissome.core.registry import methods
+
+DEFAULT_METHOD = "multipruner"
+
+
+@dataclass(frozen=True)
+class RecipeStep:
+    """One method with its settings."""
+
+    name: str
+    method: type[Method]
+    config: MethodConfig
+
+    @classmethod
+    def of(cls, name: str, settings: Mapping[str, Any]) -> RecipeStep:
+        """Look a method up and read its settings.
+
+        Raises:
+            UnknownNameError: When there is no such method.
+            ConfigError: When a setting is unknown, mistyped or out of range.
+        """
+        method = find_method(name).load()
+        return cls(name, method, method.Config.from_mapping(settings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the step as JSON-able fields."""
+        return {"method": self.name, **self.config.to_mapping()}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Methods in the order in which they run.
+
+    Attributes:
+        steps: The methods.
+        budget: Bounds that the recipe's file states; the command line's come instead of them.
+    """
+
+    steps: tuple[RecipeStep, ...]
+    budget: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str | None, settings: Iterable[str] = ()) -> Recipe:
+        """A recipe of one method, from the command line's ``--method`` and ``--set``."""
+        return cls((RecipeStep.of(name or DEFAULT_METHOD, parse_assignments(settings)),))
+
+    @classmethod
+    def from_toml(cls, text: str) -> Recipe:
+        """Read a recipe::
+
+            budget = ["latency=85%"]       # optional
+            [[step]]
+            method = "multipruner"
+            split = "auto"
+
+        Raises:
+            ConfigError: When the text is not TOML or has an unknown key.
+            UnknownNameError: When a method does not exist.
+        """
+        fields = read_toml(text)
+        for key in fields:
+            if key not in ("step", "budget"):
+                raise ConfigError(unknown_name("recipe key", key, ("step", "budget")))
+        tables = fields.get("step")
+        if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+            raise ConfigError("a recipe needs at least one [[step]] table with a method.")
+        budget = fields.get("budget", [])
+        bounds = [budget] if isinstance(budget, str) else budget
+        if not isinstance(bounds, list) or not all(isinstance(bound, str) for bound in bounds):
+            raise ConfigError('the budget of a recipe must be a list of texts such as ["latency=85%"].')
+        return cls(tuple(_step(table) for table in tables), tuple(bounds))
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Read a recipe file.
+
+        Raises:
+            ConfigError: When it cannot be read, or as `from_toml`.
+        """
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the recipe {path} cannot be read ({error}).") from error
+
+    def to_toml(self) -> str:
+        """Write the recipe so that `from_toml` reads an equal one."""
+        return to_toml({"budget": list(self.budget), "step": [step.to_json() for step in self.steps]})
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the steps as JSON-able fields."""
+        return [step.to_json() for step in self.steps]
+
+    def check(self, tags: frozenset[str], budget: Budget) -> frozenset[str]:
+        """Refuse an order that cannot work, and bounds that no step can follow.
+
+        Args:
+            tags: State of the model before the first step.
+            budget: The bounds of the job.
+
+        Returns:
+            State of the model after the last step.
+
+        Raises:
+            OrderError: Names the method, what it lacks, and which methods could leave it (or which one removed it).
+            BudgetError: Names the term and the terms that the steps can follow.
+        """
+        removed_by: dict[str, str] = {}
+        for step in self.steps:
+            lacking = step.method.needs - tags
+            if lacking:
+                raise OrderError(_order_message(step.name, sorted(lacking), removed_by))
+            removed_by |= dict.fromkeys(step.method.removes & tags, step.name)
+            tags = (tags - step.method.removes) | step.method.leaves
+        followed = frozenset[str]().union(*(step.method.budget_terms for step in self.steps))
+        for name in sorted(budget.names - followed):
+            names = ", ".join(step.name for step in self.steps)
+            raise BudgetError(f"{name} cannot be bounded here: {names} can follow {', '.join(sorted(followed))}.")
+        return tags
+
+
+def _step(table: dict[str, Any]) -> RecipeStep:
+    settings = dict(table)
+    name = settings.pop("method", None)
+    if not isinstance(name, str):
+        raise ConfigError('each [[step]] needs method = "NAME"; see: lissome methods')
+    return RecipeStep.of(name, settings)
+
+
+def _order_message(name: str, lacking: list[str], removed_by: Mapping[str, str]) -> str:
+    tag = lacking[0]
+    if tag in removed_by:
+        return f"{name} needs a model that is {tag}, but {removed_by[tag]} before it leaves none; put {name} first."
+    makers = [info.name for info in methods().values() if tag in info.load().leaves]
+    advice = f"put {' or '.join(makers)} before it" if makers else "no method leaves that; choose another model"
+    return f"{name} needs a model that is {tag}; {advice}."

@@ -1,0 +1,169 @@
+"""What the verbs of lissome answer: typed, and JSON-able with keys that do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lissome.core.budget import Verdict
+from lissome.core.metrics import Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A metric of one model, and how it compares with the original.
+
+    Attributes:
+        metric: The metric.
+        ratio: Value over the original's value, from paired samples where there are any; None for the original.
+        ratio_low: Lower end of the 95 % interval of `ratio`, when known.
+        ratio_high: Upper end of it.
+    """
+
+    metric: Metric
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figure as JSON-able fields."""
+        ratios = {"ratio": self.ratio, "ratio_low": self.ratio_low, "ratio_high": self.ratio_high}
+        return {**self.metric.to_json(), **{key: value for key, value in ratios.items() if value is not None}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model of a result table: its name and its figures by metric name."""
+
+    name: str
+    figures: Mapping[str, Figure]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON-able fields."""
+        return {"name": self.name, **{key: figure.to_json() for key, figure in self.figures.items()}}
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Plain values by metric name."""
+        return {key: figure.metric.value for key, figure in self.figures.items()}
+
+
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as JSON-able fields."""
+    return {
+        "term": str(verdict.term),
+        "ok": verdict.ok,
+        "got": verdict.got,
+        "limit": verdict.limit,
+        "unit": verdict.term.kind.unit,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport:
+    """What a job would do.
+
+    Attributes:
+        model: Name of the model.
+        recipe: Methods with their settings.
+        budget: The bounds.
+        original: Figures of the original by budget term.
+        predicted: Figures expected of the result.
+        reachable: Smallest figures that removal can reach.
+        provenance: How each term comes about.
+        peak_memory: Predicted peak bytes above the imported libraries.
+        memory_parts: What that peak is made of, in bytes.
+        tags: State of the model after the last step.
+        notes: Lines for a person.
+    """
+
+    model: str
+    recipe: list[dict[str, Any]]
+    budget: str
+    original: Mapping[str, float]
+    predicted: Mapping[str, float]
+    reachable: Mapping[str, float]
+    provenance: Mapping[str, str]
+    peak_memory: float
+    memory_parts: Mapping[str, float]
+    tags: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON-able fields."""
+        return {**vars(self), "tags": list(self.tags), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableReport:
+    """Models side by side, the original first.
+
+    Attributes:
+        rows: The models.
+        verdicts: How each bound of the budget ended.
+        notes: Lines for a person.
+        versions: Versions of the libraries, and the machine.
+        seconds: How long it took.
+    """
+
+    rows: tuple[Row, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as JSON-able fields."""
+        return {
+            "rows": [row.to_json() for row in self.rows],
+            "verdicts": [verdict_json(verdict) for verdict in self.verdicts],
+            "notes": list(self.notes),
+            "versions": dict(self.versions),
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport(TableReport):
+    """The result of a job.
+
+    Attributes:
+        out: The artifact's folder.
+        sha256: Hash of its weights' file.
+        ok: Whether every bound holds.
+    """
+
+    out: Path
+    sha256: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every bound holds."""
+        return all(verdict.ok for verdict in self.verdicts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-able fields."""
+        return {"out": str(self.out), "sha256": self.sha256, "ok": self.ok, **super().to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateReport:
+    """Text that a model wrote.
+
+    Attributes:
+        text: The new text.
+        tokens: Number of new tokens.
+        prefill: Prompt tokens per second.
+        decode: New tokens per second.
+    """
+
+    text: str
+    tokens: int
+    prefill: float
+    decode: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the answer as JSON-able fields."""
+        return dict(vars(self))
