@@ -26,7 +26,9 @@ def drawn_tree() -> dict[str, str]:
 
 
 def test_the_drawing_is_the_code() -> None:
-    classes = {name: cls for name, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__}
+    classes = {
+        name: cls for name, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__
+    }
     tree = drawn_tree()
     assert set(tree) == set(classes) - {"LissomeError"}
     for name, parent in tree.items():
@@ -58,7 +60,12 @@ def test_nearest(given: str, known: list[str], expected: str | None) -> None:
 def test_an_unknown_name_is_one_line_with_all_it_needs() -> None:
     text = errors.unknown_name("method", "multi\npruner", ["shears", "multipruner"], "See: lissome methods")
     assert "\n" not in text
-    for part in ("unknown method", "did you mean 'multipruner'?", "known: multipruner, shears.", "See: lissome methods"):
+    for part in (
+        "unknown method",
+        "did you mean 'multipruner'?",
+        "known: multipruner, shears.",
+        "See: lissome methods",
+    ):
         assert part in text
 
 

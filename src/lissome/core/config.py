@@ -47,6 +47,13 @@ class MethodConfig:
         ConfigError: When a value has another type than its setting, or is out of range.
     """
 
+    def __init_subclass__(cls) -> None:
+        for name in cls.__annotations__:
+            if hasattr(MethodConfig, name):
+                raise TypeError(
+                    f"{cls.__qualname__}: {name!r} is taken by MethodConfig; give the setting another name."
+                )
+
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):

@@ -197,17 +197,25 @@ def write_text(target: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def json_text(value: Any, where: str, *, indent: int | None = None) -> str:
+    """Return `value` as JSON.
+
+    Raises:
+        NumericsError: When it holds NaN or infinity, which JSON has no words for; `where` says what was to be written.
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise NumericsError(f"{where} was not written: a figure for it is NaN or infinite.") from error
+
+
 def write_json(target: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically.
 
     Raises:
-        NumericsError: When it holds NaN or infinity, which JSON has no words for.
+        NumericsError: When it holds NaN or infinity.
     """
-    try:
-        text = json.dumps(value, indent=2, allow_nan=False)
-    except ValueError as error:
-        raise NumericsError(f"{target} was not written: a figure for it is NaN or infinite.") from error
-    write_text(target, text + "\n")
+    write_text(target, json_text(value, str(target), indent=2) + "\n")
 
 
 def read_json(path: Path, *, limit: int = JSON_LIMIT) -> Any:
@@ -243,7 +251,8 @@ def parse_json(content: bytes | str, where: str) -> Any:
         ArtifactError: When it is not JSON.
     """
     try:
-        return json.loads(content, parse_constant=_refuse)
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of too many digits
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{where} is not valid JSON ({reason}); it is damaged, restore or remake it.") from error

@@ -6,7 +6,6 @@ own, ``curve.jsonl``, one point a line, and is listed among the files like any o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 from lissome import __version__
 from lissome.core.errors import ArtifactError
-from lissome.core.files import inside, parse_json, read_json, sha256_file, write_json, write_text
+from lissome.core.files import inside, json_text, parse_json, read_json, sha256_file, write_json, write_text
 from lissome.core.method import CurvePoint
 from lissome.core.metrics import Metric
 from lissome.core.typed import as_json, from_json
@@ -159,9 +158,7 @@ def _check_name(name: str, where: str) -> None:
     path = PurePosixPath(name)
     plain = name == path.as_posix() and path.parts and not path.is_absolute() and ".." not in path.parts
     if not plain or "\\" in name or "\0" in name or name == MANIFEST:
-        raise ArtifactError(
-            f"{where} lists the file {ascii(name)[:80]}; only plain names inside the folder are allowed."
-        )
+        raise ArtifactError(f"{where} lists the file {ascii(name)[:80]}; only names inside the folder are allowed.")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -202,8 +199,13 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 def write_curve(folder: Path, points: Iterable[CurvePoint]) -> None:
-    """Write the curve of a run, one point a line."""
-    write_text(folder / CURVE, "".join(json.dumps(point.to_json(), allow_nan=False) + "\n" for point in points))
+    """Write the curve of a run, one point a line.
+
+    Raises:
+        NumericsError: When a figure is NaN or infinite.
+    """
+    path = folder / CURVE
+    write_text(path, "".join(json_text(point.to_json(), str(path)) + "\n" for point in points))
 
 
 def read_curve(folder: Path) -> tuple[CurvePoint, ...]:

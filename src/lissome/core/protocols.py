@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 
 class Splits(Protocol):
-    """The text that a method may see, as windows of token ids (each a sequence of equal length)."""
+    """The text that a method may see, as tensors of windows of token ids."""
 
     @property
-    def calibration(self) -> Sequence[Any]:
+    def calibration(self) -> Any:
         """Windows for choosing what to change: LongTensor[n, length]."""
 
     @property
-    def selection(self) -> Sequence[Any]:
+    def selection(self) -> Any:
         """Windows for choosing between results: LongTensor[n, length]."""
 
     @property
-    def recovery(self) -> Sequence[Any]:
+    def recovery(self) -> Any:
         """Windows for training: LongTensor[n, length]; may overlap calibration, never selection or test."""
 
     @property

@@ -1,0 +1,191 @@
+"""Spaces: what is drawn is allowed, one form for equal choices, JSON there and back, mistakes refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lissome.core.errors import ArtifactError, SubnetError
+from lissome.models.space import Axis, Space, Subnet
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> Space:
+    """Layers with keep-axes, sizes under them, sometimes a keep-axis of the whole layer above, and quorums."""
+    axes: list[Axis] = []
+    keeps: list[str] = []
+    for index in range(draw(st.integers(1, 4))):
+        layer = f"layers.{index}" if draw(st.booleans()) else None
+        if layer:
+            axes.append(Axis(layer, (0, 1)))
+        for branch in draw(st.lists(st.sampled_from(["attention", "mlp"]), unique=True)):
+            name = f"layers.{index}.{branch}"
+            axes.append(Axis(name, draw(st.sampled_from([(0, 1), (1,)])), switch=layer))
+            keeps.append(name)
+            choices = tuple(sorted(draw(st.sets(st.integers(1, 64), min_size=1, max_size=4))))
+            axes.append(Axis(f"{name}.width", choices, switch=name))
+    axes.append(Axis("rank", tuple(sorted(draw(st.sets(st.integers(0, 9), min_size=1))))))
+    quorums = (
+        draw(st.lists(st.lists(st.sampled_from(keeps), min_size=1, unique=True).map(tuple), max_size=2))
+        if keeps
+        else []
+    )
+    order = draw(st.permutations(axes))
+    return Space(tuple(order), tuple(quorums))
+
+
+@given(spaces(), st.integers(0, 99), st.floats(0, 1))
+def test_what_is_drawn_is_allowed_and_in_its_one_form(space: Space, seed: int, keep: float) -> None:
+    for subnet in (space.sample(Random(seed), keep=keep), space.full, space.smallest):
+        assert space.allows(subnet)
+        assert space.check(subnet) == subnet
+        assert space.canonical(subnet) == subnet
+        assert space.check(json.loads(json.dumps(subnet.to_json()))) == subnet
+
+
+@given(spaces(), st.integers(0, 99))
+def test_the_same_seed_draws_the_same(space: Space, seed: int) -> None:
+    assert space.sample(Random(seed)) == space.sample(Random(seed))
+
+
+@given(spaces(), st.data())
+def test_one_form_for_equal_choices(space: Space, data: st.DataObject) -> None:
+    """What stands under a removed branch makes no difference, however it is chosen."""
+    values = {axis.name: data.draw(st.sampled_from(axis.choices)) for axis in space.axes}
+    canonical = space.canonical(Subnet(values))
+    assert space.canonical(canonical) == canonical
+    for axis in space.axes:
+        above: list[str] = []
+        switch = axis.switch
+        while switch is not None:
+            above.append(switch)
+            switch = space.by_name[switch].switch
+        if not all(values[name] for name in above):
+            other = Subnet({**values, axis.name: data.draw(st.sampled_from(axis.choices))})
+            assert space.canonical(other) == canonical
+        else:
+            assert canonical[axis.name] == values[axis.name]
+
+
+@given(spaces())
+def test_json_there_and_back(space: Space) -> None:
+    assert Space.from_json(json.loads(json.dumps(space.to_json()))) == space
+
+
+SPACE = Space(
+    (
+        Axis("layers.0.attention", (0, 1)),
+        Axis("layers.0.mlp", (0, 1)),
+        Axis("layers.0.mlp.width", (32, 64, 96), switch="layers.0.mlp"),
+        Axis("layers.1.attention", (0, 1)),
+    ),
+    quorums=(("layers.0.attention", "layers.1.attention"),),
+)
+
+
+def test_the_smallest_keeps_the_last_of_a_quorum() -> None:
+    assert SPACE.smallest.to_json() == {
+        "layers.0.attention": 0,
+        "layers.0.mlp": 0,
+        "layers.0.mlp.width": 96,
+        "layers.1.attention": 1,
+    }
+
+
+def test_a_kept_branch_below_a_removed_one_fills_no_quorum() -> None:
+    space = Space((Axis("layer", (0, 1)), Axis("attention", (0, 1), switch="layer")), (("attention",),))
+    assert space.smallest.to_json() == {"layer": 1, "attention": 1}
+    with pytest.raises(SubnetError, match="must be kept"):
+        space.check({"layer": 0, "attention": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers.0.mpl": 1}, "did you mean 'layers.0.mlp'"),
+        ({"layers.0.mlp.width": 48}, "allowed: (32, 64, 96)"),
+        ({"layers.0.mlp.width": 64.0}, "is not a choice"),
+        ({"layers.0.mlp.width": "64"}, "is not a choice"),
+        ({"layers.0.mlp.width": [64]}, "is not a choice"),
+        ({"layers.0.mlp.width": None}, "is not a choice"),
+        ({"layers.0.attention": 0, "layers.1.attention": 0}, "must be kept"),
+    ],
+)
+def test_wrong_choices_are_explained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SubnetError) as caught:
+        SPACE.check({**SPACE.full, **changes})
+    assert message in str(caught.value)
+
+
+def test_a_missing_choice_is_named() -> None:
+    with pytest.raises(SubnetError, match=r"no value for axis layers\.1\.attention"):
+        SPACE.check({name: value for name, value in SPACE.full.items() if name != "layers.1.attention"})
+
+
+def test_numbers_of_other_libraries_become_plain() -> None:
+    checked = SPACE.check({name: np.int64(value) for name, value in SPACE.full.items()})
+    assert {type(value) for value in checked.values()} == {int}
+    assert json.loads(json.dumps(checked.to_json())) == SPACE.full.to_json()
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (Axis("a", (0, 1)), Axis("a", (0, 1))),
+        (Axis("a", (0, 1), switch="b"),),
+        (Axis("a", (0, 1), switch="a"),),
+        (Axis("a", (0, 1), switch="b"), Axis("b", (0, 1), switch="a")),
+    ],
+)
+def test_axes_that_make_no_space(axes: tuple[Axis, ...]) -> None:
+    with pytest.raises(SubnetError):
+        Space(axes)
+
+
+@pytest.mark.parametrize("quorums", [((),), (("b",),)])
+def test_quorums_that_cannot_be_kept(quorums: tuple[tuple[str, ...], ...]) -> None:
+    with pytest.raises(SubnetError):
+        Space((Axis("a", (0, 1)),), quorums)
+
+
+@pytest.mark.parametrize("choices", [(), (2, 1), (1, 1)])
+def test_choices_are_ascending(choices: tuple[int, ...]) -> None:
+    with pytest.raises(SubnetError, match="distinct and ascending"):
+        Axis("a", choices)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [None, {}, {"axes": 3}, {"axes": [{"name": "a"}]}, {"axes": [{"name": "a", "choices": [1.5]}]}, {"axis": []}],
+)
+def test_damaged_json(fields: Any) -> None:
+    with pytest.raises(ArtifactError):
+        Space.from_json(fields)
+
+
+def test_a_subnet_is_a_value() -> None:
+    subnet = SPACE.full
+    other = subnet.replace({"layers.0.mlp.width": 32})
+    assert subnet["layers.0.mlp.width"] == 96, "replace made a new one"
+    assert other.differs_from(subnet) == ("layers.0.mlp.width",)
+    assert len({subnet, other, SPACE.full, Subnet(dict(reversed(subnet.to_json().items())))}) == 2
+    assert copy.deepcopy(other) == other
+    assert pickle.loads(pickle.dumps(other))._hash is None, "a hash is of one process"
+    assert pickle.loads(pickle.dumps(other)) == other
+    with pytest.raises(TypeError):
+        subnet["layers.0.mlp"] = 0  # type: ignore[index]
+    with pytest.raises(SubnetError, match="unknown axis"):
+        subnet.replace({"layers.9.mlp": 0})
+
+
+def test_the_next_smaller_choice() -> None:
+    axis = SPACE.by_name["layers.0.mlp.width"]
+    assert [axis.below(value) for value in (96, 64, 32)] == [64, 32, None]
