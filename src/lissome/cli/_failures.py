@@ -1,0 +1,105 @@
+"""Turns whatever went wrong into one line and an exit code.
+
+Exit codes: 1 the machine or lissome itself (disk, memory, files, a defect), 2 what was asked for, 3 a budget that is
+not met, 4 numbers that are not finite, 5 a memory limit, 130 interrupted, 141 the reader of the answer went away.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from lissome.core.errors import LissomeError, nearest, unknown_name
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+READER_GONE = 141  # 128 + SIGPIPE
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Libraries written in other languages hand the reason on as text only.
+_FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded", "disk is full")
+_MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+_FILES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+
+
+def failure(error: BaseException) -> tuple[str, int]:
+    """Return the line for a person, without its ``error:``, and the exit code."""
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "interrupted; the same command continues.", INTERRUPTED
+    if _is_disk_full(error):
+        return f"{_disk_full(error)}; free some space, then the same command continues.", 1
+    if isinstance(error, LissomeError):
+        return _line(error), error.exit_code
+    if isinstance(error, typer.TyperException):
+        return _usage(error), error.exit_code
+    if _is_memory(error):
+        return "out of memory; close other programs, choose a smaller model, or plan with --max-memory first.", 1
+    if isinstance(error, _FILES) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        return f"{error.filename or 'a file'}: {error.strerror or _line(error)}; check the path and its permissions.", 1
+    return f"unexpected {type(error).__name__}: {_line(error)}; run again with --debug and report it.", 1
+
+
+def _line(error: BaseException) -> str:
+    """The text of an error as one line, however it was laid out."""
+    return " ".join(str(error).split()) or "no reason given"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it was raised from."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return any(
+        (isinstance(link, OSError) and link.errno in _FULL)
+        or (not isinstance(link, LissomeError) and any(text in str(link).lower() for text in _FULL_TEXTS))
+        for link in _chain(error)
+    )
+
+
+def _disk_full(error: BaseException) -> str:
+    if isinstance(error, LissomeError):
+        return _line(error).rstrip(".")  # it knows more than the cause: what was written, and how much it needs
+    names = [link.filename for link in _chain(error) if isinstance(link, OSError) and link.filename]
+    return f"disk full while writing {names[0]}" if names else "disk full"
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch says so with RuntimeErrors of several classes."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MEMORY_TEXTS)
+    )
+
+
+def _usage(error: typer.TyperException) -> str:
+    """A misuse of the command line, with the nearest option and the help to read."""
+    context: Any = getattr(error, "ctx", None)
+    help_line = f"See: {context.command_path} --help" if context is not None else "See: lissome --help"
+    given: str | None = getattr(error, "option_name", None)
+    if given is None or context is None:
+        return (
+            f"{_line(error) if not hasattr(error, 'format_message') else _sentence(error.format_message())} {help_line}"
+        )
+    known = _options(context)
+    if given in known:  # it exists, but was used wrongly
+        return f"{_sentence(error.format_message())} {help_line}"
+    above = _options(context.parent) if context.parent is not None else []
+    if given in above and nearest(given, known) != given:
+        return f"{given} stands before the command: lissome {given} … {context.info_name} …"
+    return unknown_name("option", given, known, help_line)
+
+
+def _options(context: Any) -> list[str]:
+    return [name for parameter in context.command.get_params(context) for name in parameter.opts if name[:2] == "--"]
+
+
+def _sentence(text: str) -> str:
+    line = " ".join(text.split())
+    line = line[:1].lower() + line[1:]
+    return line if line.endswith((".", "?", "!", ")")) else f"{line}."

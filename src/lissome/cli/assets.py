@@ -1,0 +1,43 @@
+"""List the models that can be fetched by name, or fetch one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from lissome.cli._session import JsonFlag, answer, working
+from lissome.core.errors import ConfigError, UnknownNameError, unknown_name
+
+
+def command(
+    ctx: typer.Context,
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="list or fetch.")] = "list",
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which asset to fetch.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the models that can be fetched by name, or fetch one."""
+    from lissome.data import assets
+    from lissome.report import answers
+
+    if action not in ("list", "fetch"):
+        raise UnknownNameError(unknown_name("action", action, ("list", "fetch"), "See: lissome assets --help"))
+    if (action == "fetch") != (name is not None):
+        raise ConfigError("write: lissome assets list, or: lissome assets fetch NAME")
+    if name is not None:
+        with working(ctx) as events:
+            path = assets.fetch(name, events=events)
+        answer({"name": name, "path": str(path)}, answers.path, as_json)
+        return
+    fields: list[dict[str, Any]] = [
+        {
+            "name": asset.name,
+            "kind": asset.kind,
+            "bytes": asset.size,
+            "fetched": assets.is_fetched(asset),
+            "licence": asset.licence,
+            "summary": asset.summary,
+        }
+        for asset in assets.assets().values()
+    ]
+    answer({"assets": fields}, answers.assets, as_json)

@@ -1,0 +1,38 @@
+"""Measure how well a model writes or answers, next to a baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lissome.cli._session import AgainstOption, JsonFlag, TargetArgument, answer, exclusive, working
+
+
+def command(
+    ctx: typer.Context,
+    target: TargetArgument,
+    against: AgainstOption = None,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="Text for the perplexity (default: shipped test text)."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", metavar="NAME", help="Choice tasks such as piqa; may be repeated or joined by commas."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N windows, or questions of each task.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure how well a model writes or answers, next to a baseline."""
+    from lissome import pipeline
+    from lissome.report import answers
+
+    exclusive(text=text, tasks=tasks)
+    names = tuple(name.strip() for group in tasks or () for name in group.split(",") if name.strip())
+    with working(ctx) as events:
+        report = pipeline.evaluate(target, against=against, text=text, tasks=names, limit=limit, events=events)
+    answer(report.to_json(), answers.table, as_json)

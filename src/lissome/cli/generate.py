@@ -1,0 +1,27 @@
+"""Let a model continue a prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lissome.cli._session import JsonFlag, TargetArgument, answer, working
+
+
+def command(
+    ctx: typer.Context,
+    target: TargetArgument,
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What the model continues.")],
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Stop after N tokens at the latest.")
+    ] = 64,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let a model continue a prompt (greedily, so that two models can be compared)."""
+    from lissome import pipeline
+    from lissome.report import answers
+
+    with working(ctx) as events:
+        report = pipeline.generate(target, prompt, max_new_tokens=max_new_tokens, events=events)
+    answer(report.to_json(), answers.generate, as_json)

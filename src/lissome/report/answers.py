@@ -1,0 +1,258 @@
+"""Lays out the answer of each command for a terminal; the same fields are what ``--json`` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lissome.report.facts import unit_of
+from lissome.report.rows import LABELS, change, plain
+from lissome.report.table import pairs, results, sheet, verdict_lines
+from lissome.report.units import duration, number, percent, quantity
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Fields = Mapping[str, Any]
+Parts = Sequence["RenderableType"]
+
+_SHOWN_STEPS = 24  # of a curve, spread evenly: one screen
+
+
+def methods(fields: Fields) -> Parts:
+    """All methods, one a line."""
+    table = sheet("method", "family", "what it does")
+    for method in fields["methods"]:
+        table.add_row(method["name"], method["family"], _text(method["summary"]))
+    return [table, _text("Settings of one: lissome methods NAME", "dim")]
+
+
+def method(fields: Fields) -> Parts:
+    """One method with its settings."""
+    head = {key: ", ".join(fields[key]) or "–" for key in ("needs", "leaves", "removes")}
+    table = sheet("setting", "type", "default", "allowed", "meaning", title="Settings (--set KEY=VALUE)")
+    for one in fields["settings"]:
+        table.add_row(
+            one["name"], _text(one["type"]), _text(_value(one["default"])), _text(_allowed(one)), _text(one["help"])
+        )
+    about = pairs({**head, "budget": ", ".join(fields["budget_terms"]) or "–"}, title=fields["name"])
+    return [_text(fields["summary"]), about, table]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_value, value))
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _allowed(setting: Fields) -> str:
+    low, high = setting["low"], setting["high"]
+    if setting["choices"]:
+        return ", ".join(map(_value, setting["choices"]))
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f"≥ {low:g}"
+    return f"≤ {high:g}" if low is None else f"{low:g} … {high:g}"
+
+
+def plan(fields: Fields) -> Parts:
+    """What a job would do: figures now and expected, memory, steps."""
+    table = sheet(
+        "",
+        "now",
+        "expected",
+        "of the original",
+        "smallest reachable",
+        "how",
+        title=f"{fields['model']}: {fields['budget']}",
+    )
+    for name in _ordered(fields["original"]):
+        unit, now = unit_of(name), fields["original"][name]
+        table.add_row(
+            LABELS.get(name, plain(name)),
+            quantity(now, unit),
+            _maybe(fields["predicted"].get(name), unit),
+            _share(fields["predicted"].get(name), now),
+            _maybe(fields["reachable"].get(name), unit),
+            _text(fields["provenance"].get(name, ""), "dim"),
+        )
+    memory = {"peak memory of the job": quantity(fields["peak_memory"], "bytes")}
+    memory |= {f"  {plain(name)}": quantity(value, "bytes") for name, value in fields["memory_parts"].items()}
+    if fields.get("seconds") is not None:
+        memory["time of the job"] = f"about {duration(fields['seconds'])}"
+    return [table, pairs(memory), *map(_step, fields["recipe"]), *_notes(fields)]
+
+
+def _step(step: Fields) -> RenderableType:
+    settings = " ".join(f"{key}={_value(value)}" for key, value in step.items() if key != "method")
+    return _text(f"  {step['method']}  {settings}".rstrip())
+
+
+def table(fields: Fields) -> Parts:
+    """Models side by side, then the budget's verdicts and the notes."""
+    parts: list[RenderableType] = [results(fields["rows"])] if fields["rows"] else []
+    return [*parts, *verdict_lines(fields.get("verdicts", ())), *_notes(fields)]
+
+
+def fit(fields: Fields) -> Parts:
+    """The result of a job."""
+    return [*table(fields), _text(f"{fields['out']} is ready ({duration(fields['seconds'])}).", "bold")]
+
+
+def generate(fields: Fields) -> Parts:
+    """The text that was written, as it is."""
+    from rich.text import Text
+
+    return [
+        Text(
+            "".join(
+                char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in fields["text"]
+            )
+        )
+    ]
+
+
+def export(fields: Fields) -> Parts:
+    """Where the file is, what is in it, and what was padded."""
+    types = ", ".join(f"{name} {quantity(size, 'bytes')}" for name, size in fields["types"].items())
+    about = {
+        "file": fields["path"],
+        "size": quantity(fields["bytes"], "bytes"),
+        "format": f"{fields['format']} ({fields['architecture']}, {fields['blocks']} blocks)",
+        "types": types,
+    }
+    parts: list[RenderableType] = [pairs(about)]
+    if fields["padded"]:
+        padded = sheet("padded", "", "added", title=f"{quantity(fields['padded_bytes'], 'bytes')} of it is padding")
+        for one in fields["padded"]:
+            padded.add_row(_text(one["part"]), _text(change(one["change"])), quantity(one["bytes"], "bytes"))
+        parts.append(padded)
+    return [*parts, *_notes(fields)]
+
+
+def inspect(fields: Fields) -> Parts:
+    """Facts about a model or a device; what is nested is written as JSON."""
+    flat = {key: value for key, value in fields.items() if key not in ("figures", "notes")}
+    shown = {key: _fact(value) for key, value in flat.items() if value not in (None, {}, [], "")}
+    figures = fields.get("figures") or {}
+    rows = {LABELS.get(key, key): quantity(figures[key], unit_of(key)) for key in _ordered(figures)}
+    return [pairs(shown), *([pairs(rows, title="Figures")] if rows else []), *_notes(fields)]
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, list) and len(value) > 4 and isinstance(value[0], Mapping):
+        return f"{len(value)} (all of them: --json)"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def explain(fields: Fields) -> Parts:
+    """The lineage of an artifact and its curve."""
+    manifest = fields["manifest"]
+    base = manifest["base"]
+    about = {"name": manifest["name"], "made from": f"{base['name']} ({base['architecture']})"}
+    about |= {"sha256 of that": base["sha256"]} if base.get("sha256") else {}
+    about |= {"licence": base["license"]} if base.get("license") else {}
+    parts: list[RenderableType] = [pairs(about)]
+    for index, step in enumerate(manifest.get("lineage", ()), start=1):
+        facts = {
+            "settings": json.dumps(step["config"]),
+            "seed": step["seed"],
+            "data": step["data"],
+            "time": duration(step["seconds"]),
+        }
+        facts |= {"peak memory": quantity(step["peak_memory"], "bytes")} if step.get("peak_memory") else {}
+        facts |= {"before": _metrics(step.get("before", ())), "after": _metrics(step.get("after", ()))}
+        facts |= {"versions": ", ".join(f"{name} {value}" for name, value in step.get("versions", {}).items())}
+        parts.append(
+            pairs({key: value for key, value in facts.items() if value}, title=f"{index}. {plain(step['method'])}")
+        )
+    return [*parts, *_curve(fields.get("curve", ()))]
+
+
+def _metrics(metrics: Sequence[Fields]) -> str:
+    return ", ".join(f"{plain(one['name'])} {quantity(one['value'], one.get('unit', ''))}" for one in metrics)
+
+
+def _curve(points: Sequence[Fields]) -> Parts:
+    if not points:
+        return []
+    names = [name for name in ("block_params", "disk", "latency") if name in points[0]["figures"]]
+    qualities = list(points[0]["quality"])
+    table = sheet(
+        "step",
+        "change",
+        *(LABELS[name] for name in names),
+        *(LABELS.get(name, name) for name in qualities),
+        title="Curve",
+    )
+    for point in _spread(points):
+        figures = [_share(point["figures"].get(name), points[0]["figures"][name]) for name in names]
+        quality = [number(point["quality"][name]) if name in point["quality"] else "–" for name in qualities]
+        table.add_row(str(point["step"]), _text(change(point["change"])), *figures, *quality)
+    hint = "One step: --step N. A step as a model: --extract STEP --out DIR."
+    return [table, _text(f"{len(points)} steps; sizes and times are shares of the original. {hint}", "dim")]
+
+
+def _spread(points: Sequence[Fields]) -> list[Fields]:
+    """First, last and evenly between; all when they are few."""
+    last = len(points) - 1
+    if last < _SHOWN_STEPS:
+        return list(points)
+    return [points[round(index * last / (_SHOWN_STEPS - 1))] for index in range(_SHOWN_STEPS)]
+
+
+def point(fields: Fields) -> Parts:
+    """One step of a curve."""
+    figures = {
+        LABELS.get(name, plain(name)): quantity(fields["figures"][name], unit_of(name))
+        for name in _ordered(fields["figures"])
+    }
+    quality = {LABELS.get(name, plain(name)): number(value) for name, value in fields["quality"].items()}
+    return [pairs({**figures, **quality}, title=f"Step {fields['step']}: {change(fields['change'])}")]
+
+
+def assets(fields: Fields) -> Parts:
+    """All assets, one a line."""
+    table = sheet("asset", "kind", "size", "fetched", "licence", "what it is")
+    for one in fields["assets"]:
+        fetched = "yes" if one["fetched"] else "no"
+        table.add_row(
+            one["name"],
+            one["kind"],
+            quantity(one["bytes"], "bytes"),
+            fetched,
+            _text(one["licence"]),
+            _text(one["summary"]),
+        )
+    return [table]
+
+
+def path(fields: Fields) -> Parts:
+    """Where something was written."""
+    return [_text(str(fields["path"]))]
+
+
+def _text(text: str, style: str = "") -> RenderableType:
+    from rich.text import Text
+
+    return Text(plain(text), style=style)
+
+
+def _notes(fields: Fields) -> list[RenderableType]:
+    return [_text(f"note: {note}", "dim") for note in fields.get("notes", ())]
+
+
+def _ordered(figures: Mapping[str, float]) -> list[str]:
+    return [name for name in LABELS if name in figures] + [name for name in figures if name not in LABELS]
+
+
+def _maybe(value: float | None, unit: str) -> str:
+    return "–" if value is None else quantity(value, unit)
+
+
+def _share(value: float | None, whole: float) -> str:
+    return percent(value / whole) if value is not None and whole else "–"
