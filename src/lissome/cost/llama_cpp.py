@@ -1,0 +1,233 @@
+"""Runs a GGUF file in llama.cpp: its tokens, its logits, and how fast it is beside another file.
+
+Needs the extra `llama` (the package ``llama-cpp-python``). Settings are llama.cpp's own defaults except for threads
+and context, so that the figures are those a user of llama.cpp gets on this machine's CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lissome.core.errors import ArtifactError, ConfigError
+from lissome.core.metrics import Metric
+from lissome.core.optional import optional_import
+from lissome.ops.stats import ratio_of_medians
+
+_WARNING = 3  # llama.cpp's levels: debug 1, info 2, warning 3, error 4, continued line 5
+
+
+class LlamaCpp:
+    """An open GGUF file; use it in a ``with`` statement, it holds memory outside Python.
+
+    Args:
+        path: The file.
+        context: Tokens that fit into the cache.
+        threads: Threads for prompts and for single tokens; default all cores of this process.
+        vocabulary_only: Read the tokenizer and no weights; then only `tokenize` and `chat_template` work.
+
+    Raises:
+        MissingExtraError: When ``llama-cpp-python`` is not installed.
+        ArtifactError: When llama.cpp refuses the file; carries its reason.
+    """
+
+    def __init__(
+        self, path: Path, *, context: int = 512, threads: int | None = None, vocabulary_only: bool = False
+    ) -> None:
+        self._lib = lib = optional_import("llama_cpp.llama_cpp", extra="llama")
+        self._lines: list[str] = []
+        self._listener = lib.llama_log_callback(self._listen)  # llama.cpp keeps no reference to it
+        lib.llama_log_set(self._listener, ctypes.c_void_p(0))
+        self._model: Any = None
+        self._context: Any = None
+        settings = lib.llama_model_default_params()
+        settings.vocab_only = vocabulary_only
+        settings.n_gpu_layers = 0
+        if not path.is_file():
+            raise ArtifactError(f"{path} does not exist.")
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), settings)
+        if not self._model:
+            raise self._refusal(path)
+        self._vocabulary = lib.llama_model_get_vocab(self._model)
+        self.tokens = int(lib.llama_vocab_n_tokens(self._vocabulary))
+        self.room = context
+        if not vocabulary_only:
+            self._open_context(path, context, threads or len(os.sched_getaffinity(0)))
+
+    def _open_context(self, path: Path, context: int, threads: int) -> None:
+        settings = self._lib.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = context
+        settings.n_threads = settings.n_threads_batch = threads
+        self._context = self._lib.llama_init_from_model(self._model, settings)
+        if not self._context:
+            error = self._refusal(path)
+            self.close()
+            raise error
+        self._memory = self._lib.llama_get_memory(self._context)
+
+    def _listen(self, level: int, text: bytes, _: Any) -> None:
+        if level >= _WARNING:
+            self._lines.append(text.decode("utf-8", "replace").strip())
+
+    def _refusal(self, path: Path) -> ArtifactError:
+        reason = next((line for line in reversed(self._lines) if "error" in line), self._lines[-1:] or ["no reason"])
+        return ArtifactError(f"llama.cpp cannot open {path}: {reason if isinstance(reason, str) else reason[0]}")
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._context:
+            self._lib.llama_free(self._context)
+        if self._model:
+            self._lib.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template in the file."""
+        text = self._lib.llama_model_chat_template(self._model, None)
+        return text.decode("utf-8") if text else None
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Return token ids of a text.
+
+        Args:
+            text: The text.
+            special: Put BOS and EOS where the file says so, and read names of special tokens as those tokens.
+        """
+        data = text.encode("utf-8")
+        ids = (ctypes.c_int32 * (len(data) + 2))()
+        count = self._lib.llama_tokenize(self._vocabulary, data, len(data), ids, len(ids), special, special)
+        if count < 0:
+            raise ArtifactError(f"llama.cpp gave {-count} tokens for a text of {len(data)} bytes.")
+        return list(ids[:count])
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._lib.llama_memory_clear(self._memory, True)
+
+    def feed(self, ids: Sequence[int], start: int, *, every: bool = False) -> NDArray[np.float32]:
+        """Run tokens at positions `start` …, which must follow what was fed before.
+
+        Args:
+            ids: Token ids.
+            start: Position of the first one.
+            every: Return the logits at every token, not only behind the last.
+
+        Returns:
+            Logits, float32[len(ids) or 1, V].
+        """
+        if start + len(ids) > self.room:
+            raise ConfigError(f"{start + len(ids)} tokens do not fit into a context of {self.room}.")
+        batch = self._lib.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for index, token in enumerate(ids):
+                batch.token[index], batch.pos[index] = token, start + index
+                batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+                batch.logits[index] = every or index == len(ids) - 1
+            code = self._lib.llama_decode(self._context, batch)
+            if code:
+                raise ArtifactError(f"llama.cpp failed on {len(ids)} tokens at position {start} (code {code}).")
+        finally:
+            self._lib.llama_batch_free(batch)
+        rows = len(ids) if every else 1
+        raw = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (rows * self.tokens,))
+        return raw.reshape(rows, self.tokens).copy()
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits at every token of a fresh sequence, float32[len(ids), V]."""
+        self.reset()
+        return self.feed(ids, 0, every=True)
+
+    def time_request(self, prompt: Sequence[int], new: Sequence[int]) -> tuple[float, float]:
+        """Return the seconds for a prompt and for single tokens after it.
+
+        The new tokens are given, not chosen, so that every model and every repeat does the same work.
+        """
+        self.reset()
+        begin = time.perf_counter()
+        self.feed(prompt, 0)
+        middle = time.perf_counter()
+        for step, token in enumerate(new):
+            self.feed([token], len(prompt) + step)
+        return middle - begin, time.perf_counter() - middle
+
+
+def time_files(
+    files: Mapping[str, Path], *, prompt: int = 128, new: int = 64, repeats: int = 5, threads: int | None = None
+) -> dict[str, tuple[Metric, ...]]:
+    """Time GGUF files side by side, in turns, in this process.
+
+    Args:
+        files: Files by the name they shall have in the result.
+        prompt: Tokens of the prompt (default 128, as for the budget term `latency`).
+        new: Tokens after it (default 64, likewise).
+        repeats: Rounds after one that does not count; five are the least from which an interval says something.
+        threads: Threads; default all cores of this process.
+
+    Returns:
+        For each file `prefill` and `decode` in tokens/s, `latency` in s, each the median of the rounds with a 95 %
+        bootstrap interval, and `disk` in bytes.
+
+    Raises:
+        MissingExtraError: When ``llama-cpp-python`` is not installed.
+        ArtifactError: When llama.cpp refuses a file.
+        ConfigError: When a count is not positive.
+    """
+    if min(prompt, new, repeats) < 1:
+        raise ConfigError(f"prompt, new and repeats must be at least 1, got {prompt}, {new} and {repeats}.")
+    opened: dict[str, LlamaCpp] = {}
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
+    try:
+        for name, path in files.items():
+            opened[name] = LlamaCpp(path, context=prompt + new, threads=threads)
+        for turn in range(repeats + 1):
+            for name, model in opened.items():
+                ids = [(1 + 7 * step) % model.tokens for step in range(prompt + new)]
+                seconds = model.time_request(ids[:prompt], ids[prompt:])
+                if turn:
+                    rounds[name].append(seconds)
+    finally:
+        for model in opened.values():
+            model.close()
+    return {name: _metrics(rounds[name], prompt, new, path.stat().st_size) for name, path in files.items()}
+
+
+def _metrics(rounds: Sequence[tuple[float, float]], prompt: int, new: int, disk: int) -> tuple[Metric, ...]:
+    seconds = np.asarray(rounds)
+    return (
+        _median("prefill", prompt / seconds[:, 0]),
+        _median("decode", new / seconds[:, 1]),
+        _median("latency", seconds.sum(axis=1)),
+        Metric(name="disk", value=float(disk), unit="bytes", provenance="counted"),
+    )
+
+
+def _median(name: str, values: NDArray[np.float64]) -> Metric:
+    spread = ratio_of_medians(values, np.ones(len(values)))
+    speed = name != "latency"
+    return Metric(
+        name=name,
+        value=spread.value,
+        unit="tokens/s" if speed else "s",
+        better="higher" if speed else "lower",
+        low=spread.low,
+        high=spread.high,
+        n=len(values),
+    )
