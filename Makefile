@@ -1,0 +1,61 @@
+# Two commands to know: `make run` and `make test`. Everything is installed into .venv, pinned by constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+NEEDS := pyproject.toml constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: run test test-all check docs bench clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/installed-run ## the main job on the demo model: SmolLM2-135M, latency=85%
+	$(BIN)/lissome fit
+
+test: $(VENV)/installed-test ## everything that needs no other program: style, types, layers, docs, tests
+	$(MAKE) --no-print-directory style docs
+	$(PYTEST) -n 2
+
+test-all: $(VENV)/installed-peers ## also real models, llama.cpp, a browser, faults and fuzzing
+	$(MAKE) --no-print-directory style docs
+	$(PYTEST) -n 2 -m "not slow and not peer and not gpu"
+	$(PYTEST) -m "(slow or peer) and not gpu"
+
+check: $(VENV)/installed-test style ## the quick inner loop
+	$(PYTEST) -n 2 -q
+
+docs: $(VENV)/installed-test ## the pages, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/installed-test ## every claim of the method pages, on real models; results are stored as JSON
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the environment and what tools left
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: style
+style: $(VENV)/installed-test
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/ruff check --quiet
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo > $(VENV)/layers.txt || { cat $(VENV)/layers.txt; exit 1; }
+
+# Each stamp is newer than the files that say what to install; a second run installs nothing.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-run: $(NEEDS) | $(VENV)/bin/python
+	$(INSTALL) setuptools
+	$(INSTALL) --no-build-isolation --editable '.[gguf,report]'
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed-run
+	$(INSTALL) --no-build-isolation --editable '.[bench,dev,eval,gguf,report,tensorboard]'
+	touch $@
+
+# llama.cpp is compiled here (some minutes); Chromium looks at the report page.
+$(VENV)/installed-peers: $(VENV)/installed-test
+	command -v chromium cmake g++ > /dev/null || { apt-get update -qq && apt-get install -qq -y chromium cmake g++; }
+	$(INSTALL) llama-cpp-python
+	touch $@
