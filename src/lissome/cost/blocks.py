@@ -1,0 +1,103 @@
+"""Adds up the cost of a Subnet block by block, fast enough for a search.
+
+What a block costs depends on nothing but its sizes, and blocks of one shape cost the same: each choice is worked out
+once, and counting a Subnet is then one look-up per block (tens of thousands of Subnets a second for 30 blocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lissome.models.anatomy import Branch
+from lissome.models.model import Model
+from lissome.models.space import Subnet
+
+Vector = tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A branch that a Subnet keeps, and how many units of each of its dims; None for a whole branch's own sizes."""
+
+    branch: Branch
+    sizes: Mapping[str, int]
+
+
+Evaluate = Callable[[tuple[Part, ...]], Vector]
+"""Cost of one block from the parts that it keeps, in the order of the block; a block without parts costs nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Slot:
+    """One block: its branches, the axes that decide about it with their full values, and the costs known so far."""
+
+    branches: tuple[Branch, ...]
+    axes: tuple[tuple[str, int], ...]
+    known: dict[tuple[int, ...], Vector]
+
+
+class BlockSum:
+    """Sums vectors over the blocks of a Subnet.
+
+    Args:
+        model: The model, not masked now.
+        evaluate: Cost of one block.
+        width: Length of the vectors.
+    """
+
+    def __init__(self, model: Model, evaluate: Evaluate, width: int) -> None:
+        self._evaluate, self._zero = evaluate, (0.0,) * width
+        shared: dict[object, dict[tuple[int, ...], Vector]] = {}
+        self._slots = []
+        for index in range(len(model.anatomy.blocks)):
+            branches = model.anatomy.of_block(index)
+            shape = tuple(_shape(model, branch) for branch in branches)
+            self._slots.append(_Slot(branches, tuple(_axes(branches)), shared.setdefault(shape, {})))
+
+    def total(self, subnet: Mapping[str, int]) -> list[float]:
+        """Return the sum over all blocks; axes that `subnet` does not name are full."""
+        values = subnet.to_json() if isinstance(subnet, Subnet) else dict(subnet)
+        vectors = [self._block(slot, values) for slot in self._slots]
+        return [sum(column) for column in zip(self._zero, *vectors, strict=True)]
+
+    def blocks(self, subnet: Mapping[str, int]) -> list[Vector]:
+        """Return the vector of every block."""
+        values = dict(subnet)
+        return [self._block(slot, values) for slot in self._slots]
+
+    def _block(self, slot: _Slot, values: dict[str, int]) -> Vector:
+        key = tuple([values.get(axis, full) for axis, full in slot.axes])
+        found = slot.known.get(key)
+        if found is None:
+            parts = tuple(
+                Part(branch, sizes_of(branch, values)) for branch in slot.branches if values.get(branch.name, 1)
+            )
+            found = slot.known[key] = self._evaluate(parts) if parts else self._zero
+        return found
+
+
+def sizes_of(branch: Branch, values: Mapping[str, int]) -> dict[str, int]:
+    """Kept units of each dim of a branch that is kept."""
+    return {dim.name: values.get(branch.axis(dim.name), dim.size) for dim in branch.dims}
+
+
+def window_of(model: Model, branch: Branch) -> int | None:
+    """Number of past tokens that an attention sees, or None when it sees all."""
+    window = getattr(model.module.get_submodule(branch.path), "sliding_window", None)
+    return window if isinstance(window, int) else None
+
+
+def _axes(branches: tuple[Branch, ...]) -> list[tuple[str, int]]:
+    axes = []
+    for branch in branches:
+        axes.append((branch.name, 1))
+        axes += [(branch.axis(dim.name), dim.size) for dim in branch.dims]
+    return axes
+
+
+def _shape(model: Model, branch: Branch) -> object:
+    """What decides about the cost of a branch, equal for branches of one shape."""
+    shapes = tuple(model.binding.shapes[name] for name in branch.parameters)
+    dims = tuple((dim.name, dim.size) for dim in branch.dims)
+    return branch.kind, shapes, dims, window_of(model, branch)

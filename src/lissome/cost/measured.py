@@ -1,0 +1,283 @@
+"""How long a request takes: prefill and decode, of one model or of two in turns.
+
+Two models are compared in lockstep inside one process: prefill A, prefill B, one token of A, one of B …, with the
+order swapped every time. Whatever else the machine does then falls on both. A request's decode time is its number
+of steps times the *median* step, so that a time slice taken by another job is not counted as the model's; over
+rounds the median is taken again, and the interval of a ratio resamples rounds, in which both models were timed
+together. The spread of all steps (p10, p90) is reported beside it, so that a noisy machine shows.
+
+In turns, models share the caches of the machine: one that would fit into the last-level cache when alone is timed as
+if it did not.
+"""
+
+# B batch, T prompt tokens, V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lissome.core.config import MethodConfig, option
+from lissome.core.errors import NumericsError
+from lissome.core.events import EventStream
+from lissome.core.metrics import Metric
+from lissome.cost.clock import Clock, fixed_threads
+from lissome.models.model import Model
+from lissome.ops.stats import ratio_of_medians
+
+ROUNDS = 7
+"""Default rounds; each holds `Request.new` decode steps of every model, so that 7 rounds are 441 steps."""
+
+_WARM_STEPS = 5  # enough for allocators, thread pools and kernels' first-call choices to settle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(MethodConfig):
+    """The request whose time is the budget's ``latency``."""
+
+    prompt: int = option(128, "prompt tokens", low=1)
+    new: int = option(64, "new tokens, the first of which the prefill gives", low=2)
+    batch: int = option(1, "requests at once; 1 is a user at a laptop", low=1)
+
+    @property
+    def steps(self) -> int:
+        """Decode steps: the prefill already gives the first new token."""
+        return self.new - 1
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One request of one model.
+
+    Attributes:
+        prefill: Seconds until the first new token.
+        steps: Seconds of every further token.
+    """
+
+    prefill: float
+    steps: tuple[float, ...]
+
+    @property
+    def step(self) -> float:
+        """Seconds of the median decode step."""
+        return float(np.median(self.steps))
+
+    @property
+    def latency(self) -> float:
+        """Seconds of the request when every decode step is the median one."""
+        return self.prefill + len(self.steps) * self.step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What one model took.
+
+    Attributes:
+        latency: Median seconds of a request.
+        prefill: Prompt tokens per second.
+        decode: New tokens per second.
+        spread: 10th and 90th percentile by metric name, in the metric's unit; of single steps for ``decode``.
+        laps: The measurements themselves.
+    """
+
+    latency: Metric
+    prefill: Metric
+    decode: Metric
+    spread: Mapping[str, tuple[float, float]]
+    laps: tuple[Lap, ...]
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The three metrics."""
+        return (self.latency, self.prefill, self.decode)
+
+    def figures(self) -> dict[str, float]:
+        """Return the values by budget term."""
+        return {metric.name: metric.value for metric in self.metrics}
+
+    @classmethod
+    def of(cls, laps: Sequence[Lap], request: Request) -> Timing:
+        """Sum up the laps of one model."""
+        prefills = [request.batch * request.prompt / lap.prefill for lap in laps]
+        decodes = [request.batch / lap.step for lap in laps]
+        latencies = [lap.latency for lap in laps]
+        steps = [request.batch / step for lap in laps for step in lap.steps]
+        return cls(
+            latency=_median("latency", latencies, "s", "lower"),
+            prefill=_median("prefill", prefills, "tokens/s", "higher"),
+            decode=_median("decode", decodes, "tokens/s", "higher"),
+            spread={"latency": _tails(latencies), "prefill": _tails(prefills), "decode": _tails(steps)},
+            laps=tuple(laps),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two models timed in turns.
+
+    Attributes:
+        base: The original.
+        other: The model compared with it.
+        ratios: Other ÷ base by budget term, each with its 95 % interval; below 1 is better for ``latency``, above 1
+            for ``prefill`` and ``decode``.
+    """
+
+    base: Timing
+    other: Timing
+    ratios: Mapping[str, Metric]
+
+
+def measure(
+    target: Model | nn.Module,
+    request: Request | None = None,
+    *,
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    events: EventStream | None = None,
+) -> Timing:
+    """Time requests of one model.
+
+    Args:
+        target: The model, in evaluation mode, on a CPU or a CUDA GPU.
+        request: The request (default: 128 prompt tokens, 64 new ones, batch 1).
+        rounds: Requests to time, after a short warm-up.
+        threads: CPU threads (default: as many as torch uses now).
+        events: Where progress is reported.
+
+    Raises:
+        NumericsError: When the model's logits are NaN.
+    """
+    request = request or Request()
+    (laps,) = race([target], request, rounds=rounds, threads=threads, events=events)
+    return Timing.of(laps, request)
+
+
+def compare(
+    base: Model | nn.Module,
+    other: Model | nn.Module,
+    request: Request | None = None,
+    *,
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    events: EventStream | None = None,
+) -> Comparison:
+    """Time two models in turns; arguments and errors as in `measure`."""
+    request = request or Request()
+    first, second = race([base, other], request, rounds=rounds, threads=threads, events=events)
+    times = {
+        "latency": ([lap.latency for lap in second], [lap.latency for lap in first]),
+        "prefill": ([1 / lap.prefill for lap in second], [1 / lap.prefill for lap in first]),
+        "decode": ([1 / lap.step for lap in second], [1 / lap.step for lap in first]),
+    }
+    return Comparison(
+        base=Timing.of(first, request),
+        other=Timing.of(second, request),
+        ratios={name: _ratio(name, *pair) for name, pair in times.items()},
+    )
+
+
+def race(
+    targets: Sequence[Model | nn.Module],
+    request: Request,
+    *,
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    events: EventStream | None = None,
+) -> list[list[Lap]]:
+    """Time any number of models in lockstep; returns the laps of each, `rounds` long."""
+    events = events or EventStream()
+    with fixed_threads(threads), torch.inference_mode(), events.stage("time", rounds) as stage:
+        runners = [_Runner(_module(target), request) for target in targets]
+        _lockstep(runners, min(_WARM_STEPS, request.steps), 0)
+        laps: list[list[Lap]] = [[] for _ in runners]
+        for turn in range(rounds):
+            for index, lap in enumerate(_lockstep(runners, request.steps, turn)):
+                laps[index].append(lap)
+            stage.advance()
+    return laps
+
+
+def _lockstep(runners: list[_Runner], steps: int, turn: int) -> list[Lap]:
+    """Run one request of every model, a piece of each at a time, the order turned round after every piece."""
+    orders = (runners, runners[::-1])
+    prefills = {runner: runner.prefill() for runner in orders[turn % 2]}
+    times: dict[_Runner, list[float]] = {runner: [] for runner in runners}
+    for step in range(steps):
+        for runner in orders[(turn + step + 1) % 2]:
+            times[runner].append(runner.step())
+    for runner in runners:
+        runner.close()
+    return [Lap(prefills[runner], tuple(times[runner])) for runner in runners]
+
+
+class _Runner:
+    """One model answering one request after the other: greedy, with its cache, without `generate` around it."""
+
+    def __init__(self, module: nn.Module, request: Request) -> None:
+        self._module, self._clock = module, Clock.of(module)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(vocabulary(module), (request.batch, request.prompt), generator=generator)
+        self._ids = ids.to(next(module.parameters()).device)  # LongTensor[B, T]
+        self._token: Tensor = self._ids[:, :1]
+        self._cache: Any = None
+
+    def prefill(self) -> float:
+        """Read the prompt into a fresh cache; seconds."""
+        self._cache = None
+        return self._forward(self._ids)
+
+    def step(self) -> float:
+        """Add one token; seconds."""
+        return self._forward(self._token)
+
+    def close(self) -> None:
+        """Let the cache go."""
+        self._cache = None
+
+    def _forward(self, ids: Tensor) -> float:
+        self._clock.settle()
+        start = self._clock.mark()
+        output = self._module(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._token = output.logits[:, -1:].argmax(-1)
+        end = self._clock.mark()
+        self._clock.settle()
+        self._cache = output.past_key_values
+        if torch.isnan(output.logits[0, -1, 0]):
+            raise NumericsError("the model's logits are NaN; check its weights before timing it.")
+        return self._clock.seconds(start, end)
+
+
+def vocabulary(module: nn.Module) -> int:
+    """Number of rows of a model's input embedding."""
+    embedding: nn.Embedding = module.get_input_embeddings()  # type: ignore[operator]
+    return embedding.num_embeddings
+
+
+def _module(target: Model | nn.Module) -> nn.Module:
+    return target.module if isinstance(target, Model) else target
+
+
+def _tails(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, (10, 90))
+    return float(low), float(high)
+
+
+def _median(name: str, values: Sequence[float], unit: str, better: Any) -> Metric:
+    interval = ratio_of_medians(values, [1.0], paired=False)  # over 1: the interval of one median
+    return Metric(
+        name=name, value=interval.value, unit=unit, better=better,
+        low=interval.low, high=interval.high, n=interval.n,
+    )  # fmt: skip
+
+
+def _ratio(name: str, other: Sequence[float], base: Sequence[float]) -> Metric:
+    interval = ratio_of_medians(other, base)
+    return Metric(
+        name=f"{name}_ratio", value=interval.value, better="lower" if name == "latency" else "higher",
+        low=interval.low, high=interval.high, n=interval.n,
+    )  # fmt: skip
