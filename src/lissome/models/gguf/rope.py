@@ -40,11 +40,13 @@ def rope_of(header: Header, model_type: str, head_dim: int) -> dict[str, Any]:
 
 def _scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]:
     if "rope_factors_long.weight" in header.tensors:
+        original = header.whole("rope.scaling.original_context_length", 4096)
         return {
             "rope_type": "longrope",
+            "factor": header.whole("context_length", original) / original,
             "long_factor": _floats(header, "rope_factors_long.weight"),
             "short_factor": _floats(header, "rope_factors_short.weight"),
-            "original_max_position_embeddings": header.whole("rope.scaling.original_context_length", 4096),
+            "original_max_position_embeddings": original,
         }
     if "rope_freqs.weight" in header.tensors:
         return _llama3(header, theta, head_dim)
