@@ -286,17 +286,19 @@ class Budget:
             original: Figures of the original, for relative bounds.
 
         Raises:
-            BudgetUnmetError: Names the bound and the reachable range.
+            BudgetUnmetError: Names each such bound and the reachable range.
         """
+        broken = []
         for term in self.terms:
             if term.name in smallest and term.name in largest:
-                ends = smallest[term.name], largest[term.name]
-                limit = term.limit(original)
+                ends, limit = (smallest[term.name], largest[term.name]), term.limit(original)
                 if not any(term.holds(end, limit) for end in ends):
-                    raise BudgetUnmetError(
-                        f"{term} cannot be met: {term.name} can reach {_range(term, ends, original)}; "
-                        f"give a bound in this range."
+                    reach = _range(term, ends, original)
+                    broken.append(
+                        f"{term} cannot be met: the bound is {figure(term.name, limit)}, reachable is {reach}"
                     )
+        if broken:
+            raise BudgetUnmetError("; ".join(broken) + "; give a bound in this range.")
 
 
 def _check_pair(first: Term, second: Term) -> None:

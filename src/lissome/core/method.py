@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lissome.core.budget import Budget, figure
-from lissome.core.errors import BudgetUnmetError
+from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig
 from lissome.core.events import EventStream
 from lissome.core.metrics import Metric
@@ -95,7 +94,7 @@ class Context:
     data: Splits
     cost: CostOracle
     memory_limit: int = 256 << 20
-    confirm: Callable[[Any], Mapping[str, float]] = lambda model: {}
+    confirm: Callable[[Any], Mapping[str, float]] = lambda _: {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,15 +178,7 @@ def expected_figures(card: ModelCard, budget: Budget) -> dict[str, float]:
     """Return the bounds in the terms' units: what a method that follows the budget will come out at.
 
     Raises:
-        BudgetUnmetError: When a bound lies below what can be reached; names the term and the range.
+        BudgetUnmetError: When a bound lies outside what can be reached; names the term and the range.
     """
-    known = Budget(tuple(term for term in budget.terms if term.name in card.reachable))
-    for verdict in known.check(card.reachable, card.figures):
-        if not verdict.ok:
-            name = verdict.term.name
-            raise BudgetUnmetError(
-                f"{verdict.term} cannot be met: {name} can go from {figure(name, card.figures[name])} "
-                f"to {figure(name, verdict.got)} ({verdict.got / card.figures[name]:.1%}), the bound is "
-                f"{figure(name, verdict.limit)}; raise it."
-            )
+    budget.require_reachable(card.reachable, card.figures, card.figures)
     return {term.name: term.limit(card.figures) for term in budget.terms}
