@@ -63,9 +63,8 @@ def bytes_tokenizer(writer: gguf.GGUFWriter, vocab: int = SIZES["vocab_size"]) -
         *letters,
         *(merge.replace(" ", "") for merge in merges),
         "<think>",
-        "<|endoftext|>",
     ]
-    types = [3, 3, 3, *[1] * (len(letters) + len(merges)), 4, 3]  # llama.cpp wants the last one of every Phi-3
+    types = [3, 3, 3, *[1] * (len(letters) + len(merges)), 4]
     filler = vocab - len(tokens)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
@@ -82,13 +81,22 @@ def bytes_tokenizer(writer: gguf.GGUFWriter, vocab: int = SIZES["vocab_size"]) -
 def pieces_tokenizer(writer: gguf.GGUFWriter, vocab: int = SIZES["vocab_size"], *, prefix: bool = False) -> None:
     """A SentencePiece vocabulary: control tokens, byte tokens, scored pieces, a run of spaces, filler."""
     pieces = ["▁t", "he", "▁the", "ll", "▁a", "aa", "aaa", *"▁abcdefghijklmnopqrstuvwxyz.,\n"]
-    tokens = ["<pad>", "<s>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "  ", *pieces]
-    types = [3, 3, 3, 2, *[6] * 256, 4, *[1] * len(pieces)]
+    tokens = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "  ",
+        "<|endoftext|>",
+        *pieces,
+    ]
+    types = [3, 3, 3, 2, *[6] * 256, 4, 3, *[1] * len(pieces)]
     filler = vocab - len(tokens)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens + [f"<unused{index}>" for index in range(filler)])
-    writer.add_token_scores([-1000.0] * 261 + [-float(index) for index in range(len(pieces))] + [-1000.0] * filler)
+    writer.add_token_scores([-1000.0] * 262 + [-float(index) for index in range(len(pieces))] + [-1000.0] * filler)
     writer.add_token_types(types + [5] * filler)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
