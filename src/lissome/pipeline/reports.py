@@ -32,6 +32,12 @@ class Figure:
         ratios = {"ratio": self.ratio, "ratio_low": self.ratio_low, "ratio_high": self.ratio_high}
         return {**self.metric.to_json(), **{key: value for key, value in ratios.items() if value is not None}}
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Figure:
+        """Rebuild a figure from `to_json`."""
+        ratios = {key: fields.get(key) for key in ("ratio", "ratio_low", "ratio_high")}
+        return cls(metric=Metric.from_json({k: v for k, v in fields.items() if k not in ratios}), **ratios)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -44,10 +50,11 @@ class Row:
         """Return the row as JSON-able fields."""
         return {"name": self.name, **{key: figure.to_json() for key, figure in self.figures.items()}}
 
-    @property
-    def values(self) -> dict[str, float]:
-        """Plain values by metric name."""
-        return {key: figure.metric.value for key, figure in self.figures.items()}
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Row:
+        """Rebuild a row from `to_json`."""
+        figures = {key: Figure.from_json(value) for key, value in fields.items() if isinstance(value, Mapping)}
+        return cls(name=fields["name"], figures=figures)
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
@@ -167,3 +174,24 @@ class GenerateReport:
     def to_json(self) -> dict[str, Any]:
         """Return the answer as JSON-able fields."""
         return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectReport:
+    """Facts about a model or a device.
+
+    Attributes:
+        name: What it is called.
+        kind: ``"model"`` or ``"device"``.
+        facts: Whatever there is to say, JSON-able.
+        figures: Counted figures by budget term.
+    """
+
+    name: str
+    kind: str
+    facts: Mapping[str, Any]
+    figures: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON-able fields."""
+        return {"name": self.name, "kind": self.kind, **self.facts, "figures": dict(self.figures)}

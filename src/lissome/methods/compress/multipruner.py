@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from lissome.core.budget import Budget
@@ -39,6 +40,7 @@ from lissome.engine.target import Target
 from lissome.engine.walk import Walk
 from lissome.models.binding import Masking, extract, reorder
 from lissome.models.model import Model
+from lissome.models.precision import fast_dtype, in_dtype
 from lissome.models.space import Space, Subnet
 
 _BLOCKS, _WIDTHS = ("attention", "mlp"), ("width",)
@@ -64,6 +66,9 @@ class MultiPruner(Method):
         heads: Literal["groups", "queries", "both", "none"] = option("both", "what the head stage removes")
         windows: int | None = option(None, "calibration windows used; default all that the data section gives", low=1)
         lazy: bool = option(True, "score only moves that may be best; false scores all of them at every step")
+        precision: Literal["auto", "float32", "bfloat16"] = option(
+            "auto", "number type of the search; auto takes what this device multiplies fastest"
+        )
         margin: float = option(0.02, "share by which predicted terms undershoot their bound", low=0.0, high=0.5)
         recover_steps: int = option(0, "LoRA steps after the cut; 0 does none", low=0)
         recover_lr: float = option(5e-4, "peak learning rate of the recovery", low=0.0)
@@ -88,59 +93,69 @@ class MultiPruner(Method):
     def run(self, model: Model, context: Context) -> Outcome:
         """Reorder, remove step by step, cut, and recover.
 
+        The model is reordered in place, which leaves its function unchanged.
+
         Raises:
             BudgetUnmetError: When no move is left before the bounds hold.
         """
         config = self.config
-        windows = context.data.calibration[: config.windows]
-        walk = Walk(model, windows, folder=context.folder / "hidden", memory_limit=context.memory_limit)
-        ranking = self._reorder(model, walk)
         space = model.space(**({"width": config.width_step} if config.width_step else {}))
         target = Target(
             context.budget, context.original, context.cost.figures, margin=config.margin,
             exact=frozenset(name for name in context.budget.names if context.cost.provenance(name) == "counted"),
         )  # fmt: skip
         target.require_reachable(space)
-        masking = Masking(model.binding, space)
+        work = in_dtype(model, self._dtype(model))  # the search runs on this copy, the cut is made from the model
+        walk = Walk(
+            work, context.data.calibration[: config.windows], folder=context.folder / "hidden",
+            memory_limit=context.memory_limit,
+        )  # fmt: skip
+        ranking = self._reorder(model, work, walk)
+        masking = Masking(work.binding, space)
         checkpoint = Checkpoint(context.folder / "greedy", self._key(context))
         try:
             greedy = Greedy(masking, walk, lazy=config.lazy, checkpoint=checkpoint, events=context.events)
             small = self._cut(model, greedy, target, space, context)
         finally:
             masking.restore()
-        trace, small = greedy.trace, self._recover(small, context)
+        trace = greedy.trace
+        del work, walk, masking, greedy  # their memory is needed by the recovery
         return Outcome(
             kind="model",
-            value=small,
+            value=self._recover(small, context),
             curve=self._curve(trace, space, context),
             space=space.to_json(),
             tensors=ranking,
             details={"subnet": trace.subnet.to_json(), "scored": sum(step.scored for step in trace.steps)},
         )
 
+    def _dtype(self, model: Model) -> torch.dtype:
+        parameter = next(model.module.parameters())
+        chosen: torch.dtype = fast_dtype(parameter.device) if self.config.precision == "auto" else getattr(torch, self.config.precision)
+        return chosen if parameter.dtype == torch.float32 else parameter.dtype
+
     def _key(self, context: Context) -> dict[str, Any]:
         """What the removal depends on; a checkpoint of anything else is refused."""
         settings = {key: value for key, value in self.config.to_mapping().items() if not key.startswith("recover")}
         return {"config": settings, "budget": str(context.budget), "seed": context.seed, "data": context.data.fingerprint}
 
-    def _reorder(self, model: Model, walk: Walk) -> dict[str, Tensor]:
+    def _reorder(self, model: Model, work: Model, walk: Walk) -> dict[str, Tensor]:
         """Step 0: most important units first; the function of the model is unchanged."""
         if self.config.score == "none":
             return {}
-        ranking = orders(model, ("width", "groups", "queries"), score=self.config.score, walk=walk)
-        reorder(model, ranking)
+        ranking = orders(work, ("width", "groups", "queries"), score=self.config.score, walk=walk)
+        for one in {id(model): model, id(work): work}.values():
+            reorder(one, ranking)
         return ranking
 
     def _cut(self, model: Model, greedy: Greedy, target: Target, space: Space, context: Context) -> Model:
         """Remove until the budget holds by measurement too, where a term was only predicted."""
         for _ in range(_ATTEMPTS):
             subnet = self._remove(greedy, target, space).subnet
-            greedy.masking.restore()
             small = extract(model, subnet, space=space)
             target.correct(subnet, context.confirm(small))
             if target.holds(subnet):
                 break
-            greedy.masking.switch(subnet)
         return small
 
     def _remove(self, greedy: Greedy, target: Target, space: Space) -> Trace:

@@ -1,0 +1,33 @@
+"""Which number type a device multiplies fastest, and a model in it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from lissome.models.model import Model
+
+
+def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """Return bfloat16 where the device multiplies it in hardware, float32 elsewhere.
+
+    On a CPU that means AVX-512 BF16 or AMX: there a bfloat16 forward takes about a third of the time, and the
+    perplexity of SmolLM2-135M moves by 0.1 %.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    features = torch.backends.cpu.get_cpu_capability()
+    has = features.startswith("AVX512") and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if has else torch.float32
+
+
+def in_dtype(model: Model, dtype: torch.dtype) -> Model:
+    """Return the model in another number type: a copy, or the model itself when it is of that type already."""
+    if next(model.module.parameters()).dtype == dtype:
+        return model
+    memo = {
+        id(parameter): torch.nn.Parameter(parameter.detach().to(dtype), requires_grad=parameter.requires_grad)
+        for parameter in model.module.parameters()
+    }
+    return model.derived(copy.deepcopy(model.module, memo))

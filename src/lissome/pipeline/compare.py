@@ -1,0 +1,89 @@
+"""Models side by side: counted, timed in turns, and scored on the same held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lissome.core.budget import TERMS
+from lissome.core.events import EventStream
+from lissome.core.metrics import Metric, Provenance
+from lissome.cost.measured import Comparison, Timing
+from lissome.engine.evaluate import Report
+from lissome.pipeline.reports import Figure, Row
+
+
+def counted_metric(name: str, value: float, provenance: Provenance = "counted") -> Metric:
+    """A budget term as a metric."""
+    kind = TERMS[name]
+    return Metric(name=name, value=value, unit=kind.unit, better=kind.better, provenance=provenance)
+
+
+def figures_of(values: Mapping[str, float], provenance: Provenance = "counted") -> dict[str, Figure]:
+    """Plain values by budget term as figures without comparison."""
+    return {name: Figure(metric=counted_metric(name, value, provenance)) for name, value in values.items()}
+
+
+def against(figures: Mapping[str, Figure], base: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Fill in the ratio to the original where no paired one is known."""
+    return {
+        name: replace(figure, ratio=figure.metric.value / base[name].metric.value)
+        if figure.ratio is None and name in base and base[name].metric.value
+        else figure
+        for name, figure in figures.items()
+    }
+
+
+def timing_figures(timing: Timing) -> dict[str, Figure]:
+    """Latency, prefill and decode of one model."""
+    return {metric.name: Figure(metric=metric) for metric in timing.metrics}
+
+
+def paired_timings(comparison: Comparison) -> tuple[dict[str, Figure], dict[str, Figure]]:
+    """Figures of two models that were timed in turns; those of the second with paired ratios."""
+    other = {
+        metric.name: Figure(
+            metric=metric,
+            ratio=comparison.ratios[metric.name].value,
+            ratio_low=comparison.ratios[metric.name].low,
+            ratio_high=comparison.ratios[metric.name].high,
+        )
+        for metric in comparison.other.metrics
+    }
+    return timing_figures(comparison.base), other
+
+
+def paired_scores(report: Report) -> tuple[dict[str, Figure], dict[str, Figure]]:
+    """Figures of a baseline and a model from one evaluation; those of the model with paired ratios."""
+    base = {metric.name: Figure(metric=metric) for metric in report.baseline}
+    differences = {metric.name: metric for metric in report.differences}
+    scored: dict[str, Figure] = {}
+    for metric in report.metrics:
+        ratio = differences.get("ppl_ratio") if metric.name == "ppl" else None
+        scored[metric.name] = (
+            Figure(metric=metric, ratio=ratio.value, ratio_low=ratio.low, ratio_high=ratio.high)
+            if ratio is not None
+            else Figure(metric=metric)
+        )
+    for name in ("kl", "agreement"):
+        if name in differences:
+            scored[name] = Figure(metric=differences[name])
+    return base, scored
+
+
+def rows(names: Sequence[str], figures: Sequence[Mapping[str, Figure]]) -> tuple[Row, ...]:
+    """Rows of a table, the first of which is the original."""
+    return tuple(
+        Row(name=name, figures=dict(one) if index == 0 else against(one, figures[0]))
+        for index, (name, one) in enumerate(zip(names, figures, strict=True))
+    )
+
+
+def quiet(events: EventStream | None) -> EventStream:
+    """The given stream, or one that nobody listens to."""
+    return events or EventStream()
+
+
+def values(figures: Mapping[str, Figure]) -> dict[str, float]:
+    """Plain values by metric name."""
+    return {name: figure.metric.value for name, figure in figures.items()}

@@ -1,0 +1,233 @@
+"""The main job: load, measure, plan, run the methods, measure again, check the budget, save."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as safetensors_bytes
+
+from lissome.core.budget import Term, Verdict
+from lissome.core.events import EventStream
+from lissome.core.files import json_text, read_json, write_json
+from lissome.core.manifest import CURVE, Base, Manifest, Step, read_manifest
+from lissome.core.method import Context, Outcome
+from lissome.cost.counted import counted
+from lissome.cost.measured import compare as time_pair
+from lissome.cost.memory import require_memory
+from lissome.cost.peak import peak_memory
+from lissome.engine.evaluate import evaluate, versions
+from lissome.models.artifact import WEIGHTS, save_model
+from lissome.models.families.decoder import layer_shapes
+from lissome.models.model import Model
+from lissome.pipeline.compare import against, figures_of, paired_scores, paired_timings, quiet, rows, values
+from lissome.pipeline.elsewhere import llama_cpp_rows
+from lissome.pipeline.job import MEASURED, Job, prepare
+from lissome.pipeline.recipe import RecipeStep
+from lissome.pipeline.reports import Figure, FitReport, Row, TableReport
+from lissome.pipeline.run import RESULT, RunFolder
+
+ORDERS = "orders.safetensors"
+"""The order of channels and heads in which the curve's Subnets are leading slices."""
+
+_CONFIRM_ROUNDS = 3  # the method only needs to know whether it may stop; the table is timed with more
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What the steps gave."""
+
+    model: Model
+    outcome: Outcome
+    steps: tuple[Step, ...]
+
+
+def fit(
+    model: Any = None,
+    *,
+    method: str | None = None,
+    recipe: Path | None = None,
+    budget: Sequence[str] | str | None = None,
+    data: str | Path | None = None,
+    settings: Sequence[str] = (),
+    seed: int = 0,
+    max_memory: float | None = None,
+    device: Path | None = None,
+    out: Path | str,
+    events: EventStream | None = None,
+) -> FitReport:
+    """Make a model smaller and faster, to a budget, and measure the result; the same call again continues.
+
+    Args:
+        model: Anything `lissome.load` reads (default: the demo model, smollm2-135m).
+        method: The one method to run (default: multipruner).
+        recipe: A TOML file of several methods, instead of `method`.
+        budget: Bounds such as ``"latency=85%"`` (default: that, or what the recipe says).
+        data: Text for calibration and test: a file or a `datasets` id (default: the shipped text).
+        settings: ``key=value`` settings of the method.
+        seed: The one source of randomness.
+        max_memory: Bytes that the job may take above the imported libraries.
+        device: A latency table of another machine (``lissome bench --save-table``) to plan with.
+        out: Output folder; it becomes the artifact.
+        events: Where progress is reported.
+
+    Raises:
+        LissomeError: One of the tree in `lissome.core.errors`; nothing half-written is left as if whole.
+    """
+    start, stream = time.monotonic(), quiet(events)
+    job = prepare(
+        model, method=method, recipe=recipe, budget=budget, data=data, settings=settings, seed=seed, device=device,
+        events=stream,
+    )  # fmt: skip
+    folder = RunFolder(Path(out), job.identity())
+    done = folder.finished()
+    if done is not None:
+        stream.message(f"{out} is finished; this is its stored result")
+        return read_report(folder.out)
+    plan = job.plan()
+    require_memory(max_memory, plan.peak_memory)
+    with folder.locked():
+        result = _run_steps(job, folder, stream)
+        table = _measure(job, result.model, folder, stream, start)
+        _stage(job, result, table, folder)
+        folder.publish()
+    return read_report(folder.out)
+
+
+def _run_steps(job: Job, folder: RunFolder, events: EventStream) -> _Result:
+    model, steps, outcome = job.model, [], None
+    for index, step in enumerate(job.recipe.steps):
+        started = time.monotonic()
+        with peak_memory() as peak:
+            outcome = step.method(step.config).run(model, _context(job, folder, index, step, events))
+        model = outcome.value
+        steps.append(_lineage(job, step, outcome, time.monotonic() - started, float(peak.above)))
+    assert outcome is not None
+    return _Result(model, outcome, tuple(steps))
+
+
+def _context(job: Job, folder: RunFolder, index: int, step: RecipeStep, events: EventStream) -> Context:
+    return Context(
+        budget=job.budget,
+        original=job.original,
+        seed=job.seed,
+        events=events,
+        folder=folder.step(index, step.name),
+        data=job.data.for_methods(),
+        cost=job.cost,
+        confirm=_confirm(job, folder, events),
+    )
+
+
+def _confirm(job: Job, folder: RunFolder, events: EventStream) -> Callable[[Model], Mapping[str, float]]:
+    """Measure a cut model beside the original; what was measured is kept, so that a continued job decides the same."""
+    relative = {term.name for term in job.budget.terms if term.relative}
+    wanted = job.budget.names & MEASURED
+    store = folder.state / "confirmed.json"
+
+    def confirm(model: Model) -> Mapping[str, float]:
+        if not wanted:
+            return {}
+        known = read_json(store) if store.exists() else {}
+        key = json.dumps([shape.to_json() for shape in layer_shapes(model.module)])
+        if key not in known:
+            timed = time_pair(job.model, model, rounds=_CONFIRM_ROUNDS, events=events)
+            measured = timed.other.figures()
+            known[key] = {
+                name: job.original[name] * timed.ratios[name].value if name in relative else measured[name]
+                for name in sorted(wanted)
+            }
+            write_json(store, known)
+        return dict(known[key])
+
+    return confirm
+
+
+def _lineage(job: Job, step: RecipeStep, outcome: Outcome, seconds: float, peak: float) -> Step:
+    return Step(
+        method=step.name,
+        config=step.config.to_mapping(),
+        seed=job.seed,
+        data=job.data.fingerprint,
+        after=outcome.metrics,
+        seconds=seconds,
+        peak_memory=peak,
+        versions=versions(),
+        details=dict(outcome.details),
+    )
+
+
+def _measure(job: Job, small: Model, folder: RunFolder, events: EventStream, start: float) -> TableReport:
+    """Time original and result in turns, score both on the same held-out text, and hold the budget against it."""
+    timed = time_pair(job.model, small, events=events)
+    scored = evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events)
+    times, scores = paired_timings(timed), paired_scores(scored)
+    base = figures_of(counted(job.model)) | times[0] | scores[0]
+    other = against(figures_of(counted(small)) | times[1] | scores[1], base)
+    extra, notes = llama_cpp_rows(job.model, small, folder.state, events)
+    return TableReport(
+        rows=(*rows((job.model.name, "result"), (base, other)), *extra),
+        verdicts=job.budget.check(_held(job, base, other), values(base)),
+        notes=notes,
+        versions=versions(),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _held(job: Job, base: Mapping[str, Figure], other: Mapping[str, Figure]) -> dict[str, float]:
+    """Figures to hold against the budget: for a relative bound the original's value times the paired ratio."""
+    got = values(other)
+    for term in job.budget.terms:
+        ratio = other[term.name].ratio if term.name in other else None
+        if term.relative and ratio is not None:
+            got[term.name] = base[term.name].metric.value * ratio
+    return got
+
+
+def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> None:
+    """Put the artifact together: weights, manifest, curve, the order of channels, the result table, the recipe."""
+    small, outcome = result.model, result.outcome
+    last = replace(result.steps[-1], after=tuple(figure.metric for figure in table.rows[1].figures.values()))
+    before = tuple(figure.metric for figure in table.rows[0].figures.values())
+    manifest = Manifest(
+        name=f"{job.model.name} at {job.budget}",
+        base=Base(name=job.model.name, architecture=job.model.anatomy.architecture, sha256=job.model.source.sha256),
+        tags=tuple(sorted(job.recipe.check(job.tags, job.budget) - {job.model.anatomy.family.name})),
+        space=outcome.space,
+        subnet=outcome.details.get("subnet"),
+        layers=tuple(shape.to_json() for shape in layer_shapes(small.module)),
+        lineage=(replace(result.steps[0], before=before), *result.steps[1:-1], last)
+        if len(result.steps) > 1
+        else (replace(last, before=before),),
+    )
+    answer = {**table.to_json(), "job": job.identity(), "data": job.data.describe()}
+    extras = {
+        RESULT: json_text(answer, RESULT).encode(),
+        CURVE: "".join(json_text(point.to_json(), CURVE) + "\n" for point in outcome.curve).encode(),
+        "recipe.toml": replace(job.recipe, budget=tuple(str(term) for term in job.budget.terms)).to_toml().encode(),
+    }
+    if outcome.tensors:
+        extras[ORDERS] = safetensors_bytes({name: tensor.int().contiguous() for name, tensor in outcome.tensors.items()})
+    save_model(small, folder.staged, manifest=manifest, extras=extras)
+
+
+def read_report(out: Path) -> FitReport:
+    """Read the stored result of a finished job.
+
+    Raises:
+        ArtifactError: When the folder is damaged.
+    """
+    fields, manifest = read_json(out / RESULT), read_manifest(out)
+    return FitReport(
+        out=out,
+        sha256=manifest.files[WEIGHTS].sha256,
+        rows=tuple(Row.from_json(row) for row in fields["rows"]),
+        verdicts=tuple(Verdict(Term.parse(one["term"]), one["limit"], one["got"]) for one in fields["verdicts"]),
+        notes=tuple(fields["notes"]),
+        versions=fields["versions"],
+        seconds=fields["seconds"],
+    )

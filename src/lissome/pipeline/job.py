@@ -1,0 +1,154 @@
+"""A job before it starts: everything it needs, resolved and checked, and what it is expected to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lissome import __version__
+from lissome.core.budget import Budget
+from lissome.core.config import MethodConfig, option
+from lissome.core.errors import BudgetError, ConfigError
+from lissome.core.events import EventStream
+from lissome.core.method import ModelCard, Plan
+from lissome.cost.memory import predict_fit, require_memory
+from lissome.cost.oracle import SubnetCost
+from lissome.cost.table import LatencyTable, latency_table
+from lissome.data.text import TextSplits, WindowPlan, text_splits
+from lissome.models.families.decoder import is_stock, layer_shapes
+from lissome.models.model import Model
+from lissome.pipeline.compare import quiet
+from lissome.pipeline.loading import load
+from lissome.pipeline.recipe import Recipe
+from lissome.pipeline.reports import PlanReport
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_BUDGET = ("latency=85%",)
+MEASURED = frozenset({"latency", "prefill", "decode"})
+"""Terms that a job predicts with a latency table and confirms by measurement."""
+WINDOWS = WindowPlan(length=512, calibration=4, selection=4, test=20, recovery=512)
+"""2,048 tokens to choose by, 10,240 to judge by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A resolved job.
+
+    Attributes:
+        model: The original.
+        recipe: Methods in order.
+        budget: The bounds.
+        data: The text, all splits.
+        seed: The one source of randomness.
+        table: Latency table of this (or the given) device; None when the budget needs none.
+    """
+
+    model: Model
+    recipe: Recipe
+    budget: Budget
+    data: TextSplits
+    seed: int
+    table: LatencyTable | None
+
+    @cached_property
+    def cost(self) -> SubnetCost:
+        """Figures of any Subnet of the original."""
+        return SubnetCost(self.model, table=self.table)
+
+    @cached_property
+    def original(self) -> dict[str, float]:
+        """Figures of the original by budget term."""
+        return self.cost.figures(self.model.space().full)
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """State of the original, which the `needs` of methods speak of."""
+        known = frozenset(self.model.manifest.tags) if self.model.manifest else frozenset({"dense"})
+        return known | {self.model.anatomy.family.name}
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """Facts for the plans."""
+        return ModelCard(
+            name=self.model.name,
+            family=self.model.anatomy.family.name,
+            architecture=self.model.anatomy.architecture,
+            tags=self.tags,
+            figures=self.original,
+            reachable=self.cost.reachable(self.model.space()),
+            hidden=self.model.anatomy.hidden,
+            layers=len(self.model.anatomy.blocks),
+            vocabulary=self.model.anatomy.vocabulary,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this job itself: the same command continues, another is refused."""
+        return {
+            "lissome": __version__,
+            "model": self.model.source.sha256 or self.model.name,
+            "recipe": self.recipe.to_json(),
+            "budget": str(self.budget),
+            "data": self.data.fingerprint,
+            "seed": self.seed,
+        }
+
+    def plan(self) -> PlanReport:
+        """Check the order and predict result and cost, without touching a weight.
+
+        Raises:
+            OrderError: When the methods' order cannot work.
+            BudgetError: When a bound cannot be followed or reached.
+        """
+        tags = self.recipe.check(self.tags, self.budget)
+        plans: list[Plan] = [step.method(step.config).plan(self.card, self.budget) for step in self.recipe.steps]
+        memory = predict_fit(self.card, windows=tuple(self.data.calibration.shape), recover=any("recover" in plan.notes for plan in plans))
+        return PlanReport(
+            model=self.model.name,
+            recipe=self.recipe.to_json(),
+            budget=str(self.budget),
+            original=self.original,
+            predicted={name: value for plan in plans for name, value in plan.figures.items()},
+            reachable=self.card.reachable,
+            provenance={name: self.cost.provenance(name) for name in self.original},
+            peak_memory=memory.total,
+            memory_parts=memory.parts,
+            tags=tuple(sorted(tags)),
+            notes=tuple(note for plan in plans for note in plan.notes),
+        )
+
+
+def prepare(
+    model: Any = None,
+    *,
+    method: str | None = None,
+    recipe: Path | None = None,
+    budget: Sequence[str] | str | None = None,
+    data: str | Path | None = None,
+    settings: Sequence[str] = (),
+    seed: int = 0,
+    device: Path | None = None,
+    events: EventStream | None = None,
+) -> Job:
+    """Resolve what a user asked for; arguments as in `lissome.pipeline.fit`.
+
+    Raises:
+        LissomeError: For anything that cannot be understood, read or followed.
+    """
+    if recipe is not None and (method is not None or settings):
+        raise ConfigError("give either a recipe or a method with settings, not both.")
+    steps = Recipe.read(Path(recipe)) if recipe is not None else Recipe.of(method, settings)
+    bounds = Budget.parse(budget or steps.budget or DEFAULT_BUDGET)
+    loaded = load(DEFAULT_MODEL if model is None else model, events=events)
+    steps.check(frozenset({"dense", loaded.anatomy.family.name}) | _tags(loaded), bounds)
+    splits = text_splits(loaded, data, WINDOWS, seed=seed)
+    table = None
+    if device is not None:
+        table = LatencyTable.load(Path(device))
+    elif bounds.names & MEASURED:
+        table = cached_table(loaded, events=quiet(events))
+    return Job(model=loaded, recipe=steps, budget=bounds, data=splits, seed=seed, table=table)

@@ -1,0 +1,104 @@
+"""The output folder of a job: its state while it runs, and the artifact once that is whole.
+
+``out/.run/`` holds the state: what the job is, checkpoints of its steps, the staged artifact. The artifact's files
+are moved up one by one, the manifest last; a folder with ``.run`` and without a manifest is an unfinished job, and
+nothing opens it. Nothing outside `out` is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lissome.core.errors import ArtifactError, ConfigError
+from lissome.core.files import read_json, write_json
+from lissome.core.manifest import MANIFEST
+from lissome.pipeline.loading import RUN_FOLDER
+
+RESULT = "result.json"
+_JOB = "job.json"
+_STAGED = "artifact"
+
+
+class RunFolder:
+    """The folder of one job.
+
+    Args:
+        out: The output folder.
+        identity: What makes the job itself.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
+        self.out, self.identity = out, json.loads(json.dumps(identity))
+        self.state = out / RUN_FOLDER
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the stored result when this very job is done, None when it is not.
+
+        Raises:
+            ConfigError: When the folder holds another job, or things that are not ours.
+        """
+        if self.state.is_dir():
+            self._same(read_json(self.state / _JOB) if (self.state / _JOB).exists() else self.identity)
+            return None
+        if (self.out / MANIFEST).exists():
+            result = read_json(self.out / RESULT) if (self.out / RESULT).exists() else {}
+            self._same(result.get("job", {}))
+            return dict(result)
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ConfigError(f"{self.out} exists and is not the folder of a lissome job; choose another --out.")
+        return None
+
+    def _same(self, other: Mapping[str, Any]) -> None:
+        for name in sorted({*self.identity, *other}):
+            if self.identity.get(name) != other.get(name):
+                raise ConfigError(
+                    f"{self.out} holds another job: {name} is {_short(other.get(name))} there, "
+                    f"{_short(self.identity.get(name))} here; choose another --out, or delete that folder."
+                )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            ConfigError: When another process works in it.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        with (self.state / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(f"another process is working in {self.out}; wait for it, or choose another --out.") from error
+            write_json(self.state / _JOB, self.identity)
+            yield
+
+    def step(self, index: int, name: str) -> Path:
+        """Folder of one step's checkpoints."""
+        folder = self.state / f"{index}-{name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def staged(self) -> Path:
+        """Where the artifact is put together."""
+        return self.state / _STAGED
+
+    def publish(self) -> None:
+        """Move the staged artifact up, the manifest last, then drop the state."""
+        if not (self.staged / MANIFEST).exists():
+            raise ArtifactError(f"{self.staged} is not whole; give the same command again.")
+        names = sorted((path.name for path in self.staged.iterdir()), key=lambda name: name == MANIFEST)
+        for name in names:
+            (self.staged / name).replace(self.out / name)
+        shutil.rmtree(self.state)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

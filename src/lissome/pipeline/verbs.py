@@ -1,0 +1,262 @@
+"""The verbs besides `fit`: plan, measure, evaluate, generate, export, inspect, and taking a step of a curve."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from lissome.core.errors import ArtifactError, DataError, SubnetError, UnknownNameError, unknown_name
+from lissome.core.events import EventStream
+from lissome.core.manifest import read_curve, read_manifest
+from lissome.core.registry import MethodInfo, methods, public_files
+from lissome.cost.counted import Counter
+from lissome.cost.device import Device
+from lissome.cost.measured import compare as time_pair
+from lissome.cost.measured import measure as time_one
+from lissome.cost.peak import peak_memory
+from lissome.cost.table import latency_table
+from lissome.engine.evaluate import evaluate as score
+from lissome.engine.evaluate import versions
+from lissome.models.artifact import save_model
+from lissome.models.binding import extract, reorder
+from lissome.models.families.decoder import layer_shapes
+from lissome.models.model import Model
+from lissome.models.space import Space
+from lissome.pipeline.compare import figures_of, paired_scores, paired_timings, quiet, rows, timing_figures
+from lissome.pipeline.fitting import ORDERS
+from lissome.pipeline.job import prepare
+from lissome.pipeline.loading import load
+from lissome.pipeline.reports import GenerateReport, InspectReport, PlanReport, TableReport
+
+if TYPE_CHECKING:
+    from lissome.export._report import ExportReport
+
+
+def plan(model: Any = None, *, max_memory: float | None = None, **options: Any) -> PlanReport:
+    """Say what `fit` would do with the same arguments, without doing it.
+
+    Args:
+        model: As in `fit`.
+        max_memory: As in `fit`.
+        options: The other arguments of `fit` except `out`.
+
+    Raises:
+        LissomeError: As `fit`, for all that can be known before the work.
+    """
+    from lissome.cost.memory import require_memory
+
+    report = prepare(model, **options).plan()
+    require_memory(max_memory, report.peak_memory)
+    return report
+
+
+def measure(
+    target: Any, against: Any = None, *, save_table: Path | None = None, events: EventStream | None = None
+) -> TableReport:
+    """Time a model, beside another one in turns when it is given; count and weigh both.
+
+    Args:
+        target: Anything `load` reads.
+        against: The original to compare with.
+        save_table: Where to write a latency table of `target` on this machine, for `fit --device` elsewhere.
+        events: Where progress is reported.
+
+    Raises:
+        LissomeError: When a model cannot be read.
+    """
+    start, stream = time.monotonic(), quiet(events)
+    model = load(target, events=stream)
+    own = figures_of(Counter(model).count().figures())
+    with peak_memory() as peak:
+        if against is None:
+            table = rows((model.name,), (own | timing_figures(time_one(model, events=stream)),))
+        else:
+            base = load(against, events=stream)
+            first, second = paired_timings(time_pair(base, model, events=stream))
+            figures = figures_of(Counter(base).count().figures()) | first, own | second
+            table = rows((base.name, model.name), figures)
+    if save_table is not None:
+        latency_table(model, events=stream).save(Path(save_table))
+    notes = (f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded",)
+    return TableReport(rows=table, notes=notes, versions=versions(), seconds=time.monotonic() - start)
+
+
+def evaluate(
+    target: Any,
+    against: Any = None,
+    *,
+    text: str | Path | None = None,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    events: EventStream | None = None,
+) -> TableReport:
+    """Score a model on held-out text and choice tasks, paired with another one when it is given.
+
+    Args:
+        target: Anything `load` reads.
+        against: The original to compare with.
+        text: A file or a `datasets` id (default: the test part of the shipped text, unless tasks are named).
+        tasks: Names of choice tasks, e.g. ``("piqa",)``.
+        limit: Questions per task.
+        seed: Seed of the draw of questions.
+        events: Where progress is reported.
+
+    Raises:
+        LissomeError: When a model, a text or a task cannot be used.
+    """
+    start, stream = time.monotonic(), quiet(events)
+    model = load(target, events=stream)
+    base = None if against is None else load(against, events=stream)
+    chosen = text if text is not None else None if tasks else "shipped"
+    report = score(model, baseline=base, text=chosen, tasks=tuple(tasks), limit=limit, seed=seed, events=stream)
+    first, second = paired_scores(report)
+    table = rows((model.name,), (second,)) if base is None else rows((base.name, model.name), (first, second))
+    return TableReport(rows=table, versions=versions(), seconds=time.monotonic() - start)
+
+
+def generate(target: Any, prompt: str, *, max_new_tokens: int = 64, events: EventStream | None = None) -> GenerateReport:
+    """Let a model continue a prompt, greedily; a chat model gets it as a user's message.
+
+    Args:
+        target: Anything `load` reads.
+        prompt: The text.
+        max_new_tokens: Most tokens to write.
+        events: Where progress is reported.
+
+    Raises:
+        DataError: When the model has no tokenizer or the prompt is empty.
+    """
+    model = load(target, events=events)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise DataError(f"{model.name} has no tokenizer; give a folder that holds one.")
+    if not prompt.strip():
+        raise DataError("the prompt is empty; write something to continue.")
+    chat = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) if tokenizer.chat_template else prompt
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+    with torch.inference_mode():
+        begin = time.perf_counter()
+        model.module(**inputs, use_cache=True, logits_to_keep=1)
+        first = time.perf_counter()
+        output = model.module.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[operator]
+        end = time.perf_counter()
+    prompt_tokens = inputs["input_ids"].shape[1]
+    new = output[0, prompt_tokens:]
+    return GenerateReport(
+        text=tokenizer.decode(new, skip_special_tokens=True),
+        tokens=len(new),
+        prefill=prompt_tokens / (first - begin),
+        decode=len(new) / max(1e-9, end - first - (first - begin)),
+    )
+
+
+def export(
+    target: Any, to: str, out: Path | str, *, type: str | None = None, pad: bool = False, events: EventStream | None = None
+) -> ExportReport:
+    """Write a model in another format.
+
+    Args:
+        target: Anything `load` reads.
+        to: Name of the format; each is one file of `lissome.export`.
+        out: File or folder to write.
+        type: Number type, for formats that have several.
+        pad: Fill uneven blocks up with zeros where the format cannot say their sizes.
+        events: Where progress is reported.
+
+    Raises:
+        UnknownNameError: When there is no such format.
+        ExportError: When the format cannot express the model.
+    """
+    formats = {info.name: info.module for info in public_files("lissome.export")}
+    if to not in formats:
+        raise UnknownNameError(unknown_name("export format", to, formats))
+    options = {"type": type} if type is not None else {}
+    model = load(target, events=events)
+    report: ExportReport = importlib.import_module(formats[to]).export(model, Path(out), pad=pad, events=events, **options)
+    return report
+
+
+def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
+    """Say what is in a model.
+
+    Raises:
+        UnsupportedModelError: When its parts are not understood.
+    """
+    model = load(target, events=events)
+    counter, space = Counter(model), model.space()
+    counts = counter.count()
+    return InspectReport(
+        name=model.name,
+        kind="model",
+        facts={
+            "architecture": model.anatomy.architecture,
+            "family": model.anatomy.family.name,
+            "source": None if model.source.path is None else str(model.source.path),
+            "sha256": model.source.sha256,
+            "hidden": model.anatomy.hidden,
+            "vocabulary": model.anatomy.vocabulary,
+            "embedding_params": counts.embedding_params,
+            "cache_bytes": counts.cache_bytes,
+            "axes": len(space.axes),
+            "layers": [shape.to_json() for shape in layer_shapes(model.module)],
+            "tags": list(model.manifest.tags) if model.manifest else ["dense"],
+        },
+        figures=counts.figures(),
+    )
+
+
+def inspect_device(*, events: EventStream | None = None) -> InspectReport:
+    """Measure what this machine can do: threads, multiply speed, memory bandwidth."""
+    quiet(events).message("measuring this machine, about three seconds")
+    device = Device.here(calibrate=True)
+    return InspectReport(name=device.name, kind="device", facts={**device.to_mapping(), "fingerprint": device.fingerprint}, figures={})
+
+
+def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: EventStream | None = None) -> Path:
+    """Cut the model of an earlier step of an artifact's curve out of its base.
+
+    Args:
+        artifact: A folder that `fit` made.
+        step: Which accepted step; 0 is the original.
+        out: Where the model goes.
+        events: Where progress is reported.
+
+    Raises:
+        ArtifactError: When the folder has no curve, or its base is another model now.
+        SubnetError: When there is no such step.
+    """
+    folder = Path(artifact)
+    manifest, curve = read_manifest(folder), read_curve(folder)
+    points = {point.step: point for point in curve}
+    if not points or manifest.space is None:
+        raise ArtifactError(f"{folder} holds no curve of steps; only results of removal do.")
+    if step not in points:
+        raise SubnetError(f"there is no step {step}; {folder} has steps 0 to {max(points)}.")
+    base = load(manifest.base.name, events=events)
+    if manifest.base.sha256 is not None and base.source.sha256 != manifest.base.sha256:
+        raise ArtifactError(f"{manifest.base.name} is not the model that {folder} was made from (its sha256 differs).")
+    if (folder / ORDERS).exists():
+        reorder(base, {name: order.long() for name, order in load_file(folder / ORDERS).items()})
+    small: Model = extract(base, points[step].subnet, space=Space.from_json(manifest.space))
+    cut = replace(
+        manifest,
+        name=f"{manifest.base.name} after step {step} of {folder.name}",
+        subnet=points[step].subnet,
+        layers=tuple(shape.to_json() for shape in layer_shapes(small.module)),
+        lineage=tuple(replace(one, after=()) for one in manifest.lineage[:1]),
+    )
+    return save_model(small, Path(out), manifest=cut)
+
+
+def list_methods() -> list[MethodInfo]:
+    """All methods: name, family, summary, module."""
+    return list(methods().values())

@@ -1,0 +1,104 @@
+"""The removal engine: caching changes no choice, lazy scoring costs little, a killed run goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lissome.cost.counted import Counter
+from lissome.engine.checkpoint import Checkpoint
+from lissome.engine.greedy import Greedy, Trace, damage_per, lowest_loss, moves
+from lissome.engine.walk import Walk
+from lissome.models.binding import Masking, extract
+from lissome.models.model import Model
+from lissome.models.space import Subnet
+from lissome.testing.toys import DECODERS, toy_model
+
+KINDS = ("attention", "mlp", "width", "groups", "queries")
+
+
+def _windows(count: int = 3, length: int = 13) -> torch.Tensor:
+    return torch.randint(3, 61, (count, length), generator=torch.Generator().manual_seed(1))
+
+
+def _run(
+    model: Model, share: float = 0.6, *, stop_after: int | None = None, folder: Path | None = None, **options: bool
+) -> Trace:
+    space, counter = model.space(width=8), Counter(model)
+    cost: Callable[[Subnet], float] = lambda subnet: counter.count(subnet).block_params  # noqa: E731
+    limit = share * cost(space.full)
+    masking = Masking(model.binding, space)
+    checkpoint = Checkpoint(folder, {"job": 1}) if folder else None
+    try:
+        greedy = Greedy(masking, Walk(model, _windows()), checkpoint=checkpoint, **options)
+        enough = lambda subnet: cost(subnet) <= limit or len(greedy.trace.steps) == stop_after  # noqa: E731
+        return greedy.run(KINDS, rank=damage_per(cost), enough=enough, goal=lambda subnet: 0.0)
+    finally:
+        masking.restore()
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_caching_changes_no_choice_and_no_loss(family: str) -> None:
+    cached = _run(toy_model(family), lazy=False, cached=True)
+    naive = _run(toy_model(family), lazy=False, cached=False)
+    assert cached.steps == naive.steps
+    assert len(cached.steps) >= 3
+
+
+def test_lazy_scores_far_fewer_moves_at_little_loss() -> None:
+    model = toy_model("llama", num_hidden_layers=8)
+    every, lazy = _run(model, lazy=False), _run(model, lazy=True)
+    assert sum(step.scored for step in lazy.steps) < 0.6 * sum(step.scored for step in every.steps)
+    assert lazy.loss <= every.loss * 1.02
+
+
+def test_the_loss_of_each_step_is_that_of_the_extracted_model() -> None:
+    model = toy_model("gemma2")
+    trace, space = _run(model), model.space(width=8)
+    for subnet, step in zip(trace.subnets(space)[1:], trace.steps, strict=True):
+        alone = Walk(extract(model, subnet, space=space), _windows()).plain().mean()
+        assert float(alone) == pytest.approx(step.loss, rel=1e-6)
+    assert trace.subnet == trace.subnets(space)[-1]
+
+
+@settings(max_examples=6, deadline=None)
+@given(stop=st.integers(1, 5), lazy=st.booleans())
+def test_a_stopped_run_continues_to_the_same_end(stop: int, lazy: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("greedy")
+    whole = _run(toy_model("llama"), lazy=lazy)
+    _run(toy_model("llama"), lazy=lazy, folder=folder, stop_after=stop)
+    continued = _run(toy_model("llama"), lazy=lazy, folder=folder)
+    assert (continued.start, continued.steps, continued.subnet) == (whole.start, whole.steps, whole.subnet)
+
+
+def test_traces_survive_json_exactly() -> None:
+    trace = _run(toy_model("llama"))
+    assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
+
+
+def test_moves_respect_the_space() -> None:
+    model = toy_model("llama")
+    space = model.space(width=8)
+    gone = {branch.name: 0 for branch in model.anatomy.branches if branch.kind == "attention"}
+    gone["layers.2.attention"] = 1
+    subnet = space.check({**space.full, **gone})
+    found = moves(space, model.anatomy, subnet, KINDS)
+    assert "layers.2.attention" not in {move.axis for move in found}, "the last attention must stay"
+    assert not any(move.axis.startswith("layers.0.attention") for move in found), "a removed branch has no moves"
+    assert {move.kind for move in found} == {"mlp", "width", "groups", "queries"}
+
+
+def test_ranks() -> None:
+    size: Mapping[Subnet, float] = {Subnet({"a": 2}): 2.0, Subnet({"a": 1}): 1.0, Subnet({"a": 0}): 0.0}
+    full, small, none = size
+    rank = damage_per(lambda subnet: size[subnet])
+    assert rank(1.0, full, none) < rank(1.0, full, small), "the same damage for a larger saving is better"
+    assert rank(-1.0, full, none) < rank(-1.0, full, small), "so is the same gain"
+    assert rank(0.1, full, full) == float("inf"), "a move that saves nothing is never made"
+    assert lowest_loss(0.5, full, none) == 0.5
