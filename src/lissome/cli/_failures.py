@@ -1,8 +1,4 @@
-"""Turns whatever went wrong into one line and an exit code.
-
-Exit codes: 1 the machine or lissome itself (disk, memory, files, a defect), 2 what was asked for, 3 a budget that is
-not met, 4 numbers that are not finite, 5 a memory limit, 130 interrupted, 141 the reader of the answer went away.
-"""
+"""Turns whatever went wrong into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -16,6 +12,17 @@ from lissome.core.errors import LissomeError, nearest, unknown_name
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 READER_GONE = 141  # 128 + SIGPIPE
+EXIT_CODES = {
+    1: "the machine or a defect: disk full, out of memory, a file that cannot be used, an unexpected error",
+    2: "what was asked for: a mistyped name, a wrong setting, a model or file that cannot be used",
+    3: "the budget cannot be, or was not, met",
+    4: "NaN or infinity in weights, activations or losses",
+    5: "the job needs more than `--max-memory`",
+    INTERRUPTED: "interrupted",
+    READER_GONE: "the reader of the answer went away",
+}
+"""What each exit code says, besides 0."""
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Libraries written in other languages hand the reason on as text only.
 _FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded", "disk is full")

@@ -112,8 +112,10 @@ def answer(fields: dict[str, Any], shown: Callable[[dict[str, Any]], Sequence[Re
     from lissome.report.table import terminal
 
     console = terminal(sys.stdout)
-    for part in shown(fields):
-        console.print(part, soft_wrap=isinstance(part, Text))  # text keeps its lines; tables fit the width
+    with console.capture() as page:
+        for part in shown(fields):
+            console.print(part, soft_wrap=isinstance(part, Text))  # text keeps its lines; tables fit the width
+    typer.echo(page.get(), nl=False, color=console.is_terminal)
 
 
 def exclusive(**given: object) -> None:

@@ -51,6 +51,7 @@ def command(
     from lissome.report.page import write_page_if_possible
 
     exclusive(method=method, recipe=recipe)
+    limit = byte_count(max_memory)
     folder = out or derived_folder(model, budget, method=method, recipe=recipe, data=data, settings=settings, seed=seed)
     with working(ctx) as events:
         report = pipeline.fit(
@@ -61,7 +62,7 @@ def command(
             data=data,
             settings=tuple(settings or ()),
             seed=seed,
-            max_memory=byte_count(max_memory),
+            max_memory=limit,
             out=folder,
             events=events,
         )

@@ -89,7 +89,7 @@ def _global_options(
         typer.echo(f"lissome {__version__}")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), nl=False)
+        typer.echo(ctx.get_help())
         raise typer.Exit
 
 

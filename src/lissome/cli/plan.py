@@ -47,6 +47,7 @@ def command(
     from lissome.report import answers
 
     exclusive(method=method, recipe=recipe)
+    limit = byte_count(max_memory)
     with working(ctx) as events:
         report = pipeline.plan(
             model,
@@ -56,7 +57,7 @@ def command(
             data=data,
             settings=tuple(settings or ()),
             seed=seed,
-            max_memory=byte_count(max_memory),
+            max_memory=limit,
             device=device,
             events=events,
         )

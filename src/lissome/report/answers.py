@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Fields = Mapping[str, Any]
 Parts = Sequence["RenderableType"]
 
+_CURVE = {"block_params": "blocks", "disk": "disk", "latency": "latency"}
 _SHOWN_STEPS = 24  # of a curve, spread evenly: one screen
 
 
@@ -180,12 +181,12 @@ def _metrics(metrics: Sequence[Fields]) -> str:
 def _curve(points: Sequence[Fields]) -> Parts:
     if not points:
         return []
-    names = [name for name in ("block_params", "disk", "latency") if name in points[0]["figures"]]
+    names = [name for name in _CURVE if name in points[0]["figures"]]
     qualities = list(points[0]["quality"])
     table = sheet(
         "step",
         "change",
-        *(LABELS[name] for name in names),
+        *(_CURVE[name] for name in names),
         *(LABELS.get(name, name) for name in qualities),
         title="Curve",
     )

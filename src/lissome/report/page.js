@@ -201,6 +201,7 @@
     const point = points[chosen];
     $("step").value = chosen;
     $("title").textContent = "Step " + point.step + (point.step === data.result ? " (this model)" : "") + ": " + point.change;
+    $("copy").textContent = "Copy";
     $("extract").textContent = data.extract.join(point.step);
     figures(point);
     layers(point);

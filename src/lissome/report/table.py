@@ -33,7 +33,15 @@ def sheet(*columns: str, title: str = "") -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    wide = len(title) + 2 if title else None  # a title is never broken to fit a narrow table
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=plain(title) or None,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        min_width=wide,
+    )
     for index, column in enumerate(columns):
         table.add_column(plain(column), justify="left", style="bold" if index == 0 else "", overflow="fold")
     return table

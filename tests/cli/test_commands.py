@@ -1,0 +1,214 @@
+"""Each command: what it asks of the pipeline, what it prints, and the keys of its JSON."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lissome import pipeline
+from lissome.core.budget import Term, Verdict
+from lissome.core.metrics import Metric
+from tests.report import samples
+
+PAGE = (Path(__file__).parents[2] / "docs/reference/json.md").read_text(encoding="utf-8")
+
+
+def _documented(section: str, head: str = "key") -> set[str]:
+    """Keys that a section of the page lists in its table with the given head."""
+    text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    table = text.split(f"| {head} |")[1].split("\n\n")[0]
+    return set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE))
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    return samples.artifact(tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("words", "section"),
+    [
+        (("fit",), "fit"),
+        (("plan",), "plan"),
+        (("eval", "x"), "eval"),
+        (("bench", "x"), "bench"),
+        (("generate", "x", "--prompt", "y"), "generate"),
+        (("export", "x", "--to", "gguf"), "export"),
+        (("methods",), "methods"),
+        (("assets",), "assets"),
+    ],
+)
+def test_json_has_the_documented_keys_and_nothing_else_on_stdout(run, calls, words, section):
+    result = run(*words, "--json")
+    assert result.code == 0
+    assert set(json.loads(result.out)) == _documented(section)
+
+
+def test_json_of_an_artifact_has_the_documented_keys(run, artifact):
+    answer = json.loads(run("explain", str(artifact), "--json").out)
+    assert set(answer) == _documented("explain")
+    assert set(answer["curve"][0]) == _documented("explain", "key of a step")
+    assert json.loads(run("explain", str(artifact), "--step", "3", "--json").out) == answer["curve"][3]
+    assert set(json.loads(run("report", str(artifact), "--json").out)) == _documented("report")
+
+
+def test_json_of_a_figure_has_the_documented_keys(run, calls):
+    rows = json.loads(run("eval", "x", "--json").out)["rows"]
+    assert rows[1]["ppl"]["ratio_high"] == 1.09
+    extra = {"ratio", "ratio_low", "ratio_high"}
+    assert set(Metric.__dataclass_fields__) | extra == _documented("Figure")
+    assert set(rows[1]["ppl"]) <= _documented("Figure")
+
+
+def test_json_of_a_method_has_the_documented_keys(run):
+    answer = json.loads(run("methods", "multipruner", "--json").out)
+    assert set(answer) == _documented("methods", "key of a method")
+    split = next(one for one in answer["settings"] if one["name"] == "split")
+    assert split["default"] == "auto"
+
+
+def test_people_see_the_settings_of_a_method(run):
+    out = run("methods", "multipruner").out
+    assert "split" in out
+    assert "auto" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("fit",), "is ready"),
+        (("plan",), "peak memory of the job"),
+        (("eval", "x"), "perplexity"),
+        (("bench", "x"), "perplexity"),
+        (("generate", "x", "--prompt", "y"), "Paris.\nIt is\n"),
+        (("export", "x", "--to", "gguf"), "64 B of it is padding"),
+        (("assets",), "smollm2-135m"),
+    ],
+)
+def test_people_see_an_answer_and_progress_stays_off_stdout(run, calls, words, expected):
+    result = run(*words)
+    assert result.code == 0
+    assert expected in result.out
+    assert "a library says something" not in result.out
+
+
+def test_fit_asks_for_what_was_given(run, calls):
+    run(
+        "fit", "m", "--method", "multipruner", "--budget", "latency=70%", "--budget", "disk<=90MB", "--data", "t.txt",
+        "--set", "split=100:0:0", "--set", "lazy=false", "--seed", "3", "--max-memory", "2GiB", "--out", "o",
+    )  # fmt: skip
+    args, options = calls.seen["fit"]
+    assert args == ("m",)
+    del options["events"]
+    assert options == {
+        "method": "multipruner",
+        "recipe": None,
+        "budget": ("latency=70%", "disk<=90MB"),
+        "data": "t.txt",
+        "settings": ("split=100:0:0", "lazy=false"),
+        "seed": 3,
+        "max_memory": 2 << 30,
+        "out": Path("o"),
+    }
+
+
+def test_fit_without_arguments_is_the_demo_and_names_its_folder(run, calls):
+    run("fit")
+    args, options = calls.seen["fit"]
+    assert args == ("smollm2-135m",)
+    assert options["out"] == Path("smollm2-135m-latency-85")
+    assert (Path("smollm2-135m-latency-85") / "report.html").exists()
+
+
+def test_the_derived_folder_is_the_same_for_the_same_job_only(run, calls):
+    folders = []
+    for words in (("--seed", "1"), ("--seed", "2"), ("--set", "split=auto"), ("--seed", "1", "--max-memory", "1GiB")):
+        run("fit", "/models/a b.gguf", *words)
+        folders.append(calls.seen["fit"][1]["out"].name)
+        samples_folder = Path(folders[-1])
+        for file in samples_folder.iterdir():
+            file.unlink()
+        samples_folder.rmdir()
+    assert folders[0] == folders[3]  # a memory limit does not change the result
+    assert len(set(folders)) == 3
+    assert all(name.startswith("a-b-latency-85-") for name in folders)
+
+
+def test_a_budget_that_was_missed_is_shown_and_fails(run, calls):
+    report = calls.answers["fit"]
+    missed = Verdict(Term.parse("latency<=85%"), 1.0, 1.2)
+    calls.answers["fit"] = type(report)(**{**vars(report), "verdicts": (missed,)})
+    result = run("fit", "--json")
+    assert result.code == 3
+    assert json.loads(result.out)["ok"] is False
+    assert "latency<=85% NOT met" in result.err
+
+
+def test_tasks_may_be_repeated_or_joined(run, calls):
+    run("eval", "x", "--tasks", "piqa,boolq", "--tasks", "openbookqa", "--limit", "5")
+    assert calls.seen["evaluate"][1]["tasks"] == ("piqa", "boolq", "openbookqa")
+    assert calls.seen["evaluate"][1]["limit"] == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--to", "gguf"), "m-F16.gguf"),
+        (("--to", "gguf", "--type", "Q4_0"), "m-Q4_0.gguf"),
+        (("--to", "hf"), "m-hf"),
+        (("--to", "hf", "--out", "z"), "z"),
+    ],
+)
+def test_export_names_its_file(run, calls, words, expected):
+    run("export", "folder/m", *words)
+    assert calls.seen["export"][0] == ("folder/m", words[1], Path(expected))
+
+
+def test_explain_shows_the_lineage_and_any_step(run, artifact):
+    out = run("explain", str(artifact)).out
+    assert "multipruner" in out
+    assert "layers.3.mlp.width 1536 → 1280" in out
+    assert "perplexity" in run("explain", str(artifact), "--step", "2").out
+    missing = run("explain", str(artifact), "--step", "99")
+    assert missing.code == 2
+    assert "steps 0 to 8" in missing.err
+
+
+def test_explain_extracts_a_step(run, calls, artifact):
+    assert run("explain", str(artifact), "--extract", "4", "--out", "o").out == "step\n"
+    args, _ = calls.seen["extract_step"]
+    assert args == (artifact, 4, Path("o"))
+
+
+def test_report_writes_where_it_is_told(run, artifact, tmp_path):
+    assert run("report", str(artifact), "--out", str(tmp_path / "p.html")).out == f"{tmp_path / 'p.html'}\n"
+    assert (tmp_path / "p.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert not (artifact / "report.html").exists()
+
+
+def test_a_folder_that_is_no_artifact_is_refused(run, tmp_path):
+    for command in ("report", "explain"):
+        result = run(command, str(tmp_path))
+        assert result.code == 2
+        assert "manifest.json does not exist" in result.err
+
+
+def test_events_go_to_a_file_as_json_lines(run, calls, tmp_path):
+    run("--events", str(tmp_path / "e.jsonl"), "fit")
+    events = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    assert any("report.html" in event["message"] for event in events)
+
+
+def test_the_pipeline_takes_what_the_commands_give(run, calls, artifact, monkeypatch):
+    for words in (
+        ("fit",), ("plan",), ("eval", "x"), ("bench", "x"), ("generate", "x", "--prompt", "y"),
+        ("export", "x", "--to", "hf"), ("explain", str(artifact), "--extract", "1", "--out", "o"),
+    ):  # fmt: skip
+        assert run(*words).code == 0
+    monkeypatch.undo()
+    for name, (args, options) in calls.seen.items():
+        inspect.signature(getattr(pipeline, name)).bind(*args, **options)
