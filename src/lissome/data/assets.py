@@ -194,7 +194,7 @@ def fetch(name: str | Asset, *, events: EventStream | None = None, offline: bool
     if offline:
         raise AssetError(
             f"asset {asset.name!r} is not in the cache and the network is switched off; "
-            f"fetch it once with: lissome assets {asset.name}"
+            f"fetch it once with: lissome assets fetch {asset.name}"
         )
     try:
         with locked(asset.path.parent / ".lock"):
