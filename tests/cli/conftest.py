@@ -15,7 +15,7 @@ from lissome.cli import main as cli
 from lissome.core.budget import Term, Verdict
 from lissome.core.metrics import Metric
 from lissome.export._report import ExportReport, Padding
-from lissome.pipeline.reports import Figure, FitReport, GenerateReport, PlanReport, Row, TableReport
+from lissome.pipeline.reports import Figure, FitReport, GenerateReport, InspectReport, PlanReport, Row, TableReport
 from tests.report import samples
 
 
@@ -52,6 +52,22 @@ ROWS = (
 )
 
 
+DEVICE = {
+    "kind": "cpu", "processor": "p", "threads": 2, "dtype": "float32", "memory": 4e9, "bandwidth": 4e10, "flops": 1e11,
+    "torch": "2", "fingerprint": "f",
+}  # fmt: skip
+
+
+def _inspected() -> InspectReport:
+    layer = {"attention": {"query_heads": 9, "kv_heads": 3, "head_dim": 64}, "mlp": 96}
+    facts = {
+        "architecture": "llama", "family": "decoder", "source": None, "sha256": None, "hidden": 64, "vocabulary": 99,
+        "embedding_params": 1000, "cache_bytes": 2000, "axes": 5,
+        "layers": [{**layer, "attention": None}, layer, layer], "tags": ["dense"],
+    }  # fmt: skip
+    return InspectReport(name="m", kind="model", facts=facts, figures={"params": 1e6})
+
+
 @dataclass
 class Calls:
     """What the pipeline was asked; `answers` says what it gives back, or raises."""
@@ -76,6 +92,8 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             padded=(Padding(part="block 1 mlp", change="width 96 -> 128", bytes=64),), notes=("a note",),
         ),
         "extract_step": Path("step"),
+        "inspect": _inspected(),
+        "inspect_device": InspectReport(name="here", kind="device", facts=DEVICE, figures={}),
         "plan": PlanReport(
             model="base", recipe=[{"method": "multipruner", "split": "auto"}], budget="latency<=85%",
             original={"latency": 1.3, "disk": 5e8}, predicted={"latency": 1.1}, reachable={"latency": 0.3},

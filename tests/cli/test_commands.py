@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def artifact(tmp_path):
         (("bench", "x"), "bench"),
         (("generate", "x", "--prompt", "y"), "generate"),
         (("export", "x", "--to", "gguf"), "export"),
+        (("inspect", "x"), "inspect"),
         (("methods",), "methods"),
         (("assets",), "assets"),
     ],
@@ -71,6 +73,17 @@ def test_json_of_a_method_has_the_documented_keys(run):
     assert split["default"] == "auto"
 
 
+def test_json_of_a_device_has_the_documented_keys(run, calls):
+    assert set(json.loads(run("inspect", "--device", "--json").out)) == _documented("inspect", "key of a device")
+
+
+def test_json_has_no_nan(run, calls):
+    report = calls.answers["generate"]
+    calls.answers["generate"] = type(report)(text="", tokens=0, prefill=math.nan, decode=math.inf)
+    answer = json.loads(run("generate", "x", "--prompt", "y", "--json").out)
+    assert (answer["prefill"], answer["decode"]) == (None, None)
+
+
 def test_people_see_the_settings_of_a_method(run):
     out = run("methods", "multipruner").out
     assert "split" in out
@@ -86,6 +99,8 @@ def test_people_see_the_settings_of_a_method(run):
         (("bench", "x"), "perplexity"),
         (("generate", "x", "--prompt", "y"), "Paris.\nIt is\n"),
         (("export", "x", "--to", "gguf"), "64 B of it is padding"),
+        (("inspect", "x"), "1–2      9 query heads, 3 KV heads of 64   96"),
+        (("inspect", "--device"), "40.0 GB/s"),
         (("assets",), "smollm2-135m"),
     ],
 )
@@ -206,7 +221,8 @@ def test_events_go_to_a_file_as_json_lines(run, calls, tmp_path):
 def test_the_pipeline_takes_what_the_commands_give(run, calls, artifact, monkeypatch):
     for words in (
         ("fit",), ("plan",), ("eval", "x"), ("bench", "x"), ("generate", "x", "--prompt", "y"),
-        ("export", "x", "--to", "hf"), ("explain", str(artifact), "--extract", "1", "--out", "o"),
+        ("export", "x", "--to", "hf"), ("inspect", "x"), ("inspect", "--device"),
+        ("explain", str(artifact), "--extract", "1", "--out", "o"),
     ):  # fmt: skip
         assert run(*words).code == 0
     monkeypatch.undo()

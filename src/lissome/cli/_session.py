@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -35,7 +36,7 @@ AgainstOption = Annotated[
     str | None, typer.Option("--against", metavar="BASE", help="Compare with BASE in the same run, paired.")
 ]
 MethodOption = Annotated[
-    str | None, typer.Option("--method", metavar="NAME", help="The method to run (default: chosen for the budget).")
+    str | None, typer.Option("--method", metavar="NAME", help="The method to run (default: multipruner).")
 ]
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="A TOML file that lists methods with their settings.")
@@ -105,7 +106,7 @@ def working(ctx: typer.Context) -> Iterator[EventStream]:
 def answer(fields: dict[str, Any], shown: Callable[[dict[str, Any]], Sequence[RenderableType]], as_json: bool) -> None:
     """Print an answer on standard output: as JSON, or as `shown` lays it out for a person."""
     if as_json:
-        typer.echo(json.dumps(fields, indent=2, allow_nan=False))
+        typer.echo(json.dumps(_finite(fields), indent=2, allow_nan=False))
         return
     from rich.text import Text
 
@@ -116,6 +117,15 @@ def answer(fields: dict[str, Any], shown: Callable[[dict[str, Any]], Sequence[Re
         for part in shown(fields):
             console.print(part, soft_wrap=isinstance(part, Text))  # text keeps its lines; tables fit the width
     typer.echo(page.get(), nl=False, color=console.is_terminal)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def exclusive(**given: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ def command(
     target: TargetArgument,
     against: AgainstOption = None,
     text: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--text", metavar="FILE", help="Text for the perplexity (default: shipped test text)."),
     ] = None,
     tasks: Annotated[
@@ -23,7 +22,7 @@ def command(
         typer.Option("--tasks", metavar="NAME", help="Choice tasks such as piqa; may be repeated or joined by commas."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N windows, or questions of each task.")
+        int | None, typer.Option("--limit", metavar="N", min=1, help="At most N questions of each task.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

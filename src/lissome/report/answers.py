@@ -134,20 +134,54 @@ def export(fields: Fields) -> Parts:
 
 
 def inspect(fields: Fields) -> Parts:
-    """Facts about a model or a device; what is nested is written as JSON."""
-    flat = {key: value for key, value in fields.items() if key not in ("figures", "notes")}
-    shown = {key: _fact(value) for key, value in flat.items() if value not in (None, {}, [], "")}
+    """Facts about a model or a device, the counted figures, and the sizes of the layers."""
+    shown = {
+        key: value for key, value in fields.items() if key not in ("figures", "layers") and value not in (None, "", [])
+    }
+    parts: list[RenderableType] = [pairs({key.replace("_", " "): _fact(key, value) for key, value in shown.items()})]
     figures = fields.get("figures") or {}
-    rows = {LABELS.get(key, key): quantity(figures[key], unit_of(key)) for key in _ordered(figures)}
-    return [pairs(shown), *([pairs(rows, title="Figures")] if rows else []), *_notes(fields)]
+    if figures:
+        rows = {LABELS.get(name, name): quantity(figures[name], unit_of(name)) for name in _ordered(figures)}
+        parts.append(pairs(rows, title="Figures"))
+    if fields.get("layers"):
+        parts.append(_layers(fields["layers"]))
+    return parts
 
 
-def _fact(value: Any) -> str:
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, list) and len(value) > 4 and isinstance(value[0], Mapping):
-        return f"{len(value)} (all of them: --json)"
-    return value if isinstance(value, str) else json.dumps(value)
+_FACT_UNITS = {
+    "memory": "bytes", "cache_bytes": "bytes", "bandwidth": "bytes", "flops": "count", "embedding_params": "count",
+}  # fmt: skip
+_RATES = {"bandwidth": "/s", "flops": "FLOP/s"}
+
+
+def _fact(name: str, value: Any) -> str:
+    if name in _FACT_UNITS:
+        return f"{quantity(float(value), _FACT_UNITS[name])}{_RATES.get(name, '')}"
+    return (
+        ", ".join(map(str, value))
+        if isinstance(value, list)
+        else number(value)
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def _layers(layers: Sequence[Fields]) -> RenderableType:
+    """Sizes of all layers; neighbours that are alike share a line."""
+    table = sheet("layers", "attention", "MLP", title="Layers")
+    start = 0
+    for index in range(1, len(layers) + 1):
+        if index == len(layers) or layers[index] != layers[start]:
+            span = str(start) if index - start == 1 else f"{start}–{index - 1}"
+            table.add_row(span, _attention(layers[start]["attention"]), str(layers[start]["mlp"] or "–"))
+            start = index
+    return table
+
+
+def _attention(shape: Fields | None) -> str:
+    if shape is None:
+        return "–"
+    return f"{shape['query_heads']} query heads, {shape['kv_heads']} KV heads of {shape['head_dim']}"
 
 
 def explain(fields: Fields) -> Parts:

@@ -36,10 +36,10 @@ def header(data: PageData) -> str:
 
 
 def cards(rows: Sequence[Row]) -> str:
-    """The figures that matter most, last model against first."""
+    """The figures that matter most, the result against the original."""
     if len(rows) < 2:
         return ""
-    first, last = rows[0], rows[-1] if "ppl" in rows[-1] else rows[1]
+    first, last = rows[0], rows[1]
     found: list[str] = []
     for name in _HEADLINES:
         before, after = cell(first.get(name)), cell(last.get(name))
