@@ -1,4 +1,4 @@
-"""The removal engine: caching changes no choice, lazy scoring costs little, a killed run goes on as if it had not been."""
+"""The removal engine: caching changes no choice, lazy scoring costs little, a stopped run goes on as if never stopped."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def test_the_loss_of_each_step_is_that_of_the_extracted_model() -> None:
 
 @settings(max_examples=6, deadline=None)
 @given(stop=st.integers(1, 5), lazy=st.booleans())
-def test_a_stopped_run_continues_to_the_same_end(stop: int, lazy: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_stopped_run_continues_to_the_same_end(
+    stop: int, lazy: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("greedy")
     whole = _run(toy_model("llama"), lazy=lazy)
     _run(toy_model("llama"), lazy=lazy, folder=folder, stop_after=stop)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from lissome.core.errors import ConfigError
@@ -34,7 +33,7 @@ def watch_inputs(module: nn.Module, layers: Iterable[str]) -> Iterator[dict[str,
     hooks = []
     for name in layers:
 
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+        def hook(_layer: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
             squares = args[0].detach().flatten(0, -2).double().square().sum(0)
             sums[name] = sums[name] + squares if name in sums else squares
 
@@ -46,7 +45,9 @@ def watch_inputs(module: nn.Module, layers: Iterable[str]) -> Iterator[dict[str,
             handle.remove()
 
 
-def orders(model: Model, kinds: Iterable[str], *, score: str = "activation", walk: Walk | None = None) -> dict[str, Tensor]:
+def orders(
+    model: Model, kinds: Iterable[str], *, score: str = "activation", walk: Walk | None = None
+) -> dict[str, Tensor]:
     """Rank the units of every dim of the given kinds, most important first.
 
     Args:
@@ -66,9 +67,13 @@ def orders(model: Model, kinds: Iterable[str], *, score: str = "activation", wal
     if score == "activation" and walk is None:
         raise ConfigError("the activation score needs calibration windows; give some, or choose score=magnitude.")
     wanted = frozenset(kinds)
-    dims = [(branch, dim) for branch in model.anatomy.branches for dim in branch.dims if dim.name in wanted and dim.size > 1]
+    dims = [
+        (branch, dim) for branch in model.anatomy.branches for dim in branch.dims if dim.name in wanted and dim.size > 1
+    ]
     if score == "magnitude":
-        scores = {branch.axis(dim.name): importance.magnitude(_tensors(model, dim, producing=True)) for branch, dim in dims}
+        scores = {
+            branch.axis(dim.name): importance.magnitude(_tensors(model, dim, producing=True)) for branch, dim in dims
+        }
     else:
         assert walk is not None
         norms = _input_norms(walk, dims)
@@ -92,7 +97,7 @@ def _consumers(dim: Dim) -> list[str]:
 def _input_norms(walk: Walk, dims: list[tuple[Branch, Dim]]) -> Mapping[str, Tensor]:
     layers = dict.fromkeys(name for _, dim in dims for name in _consumers(dim))
     with watch_inputs(walk.model.module, layers) as sums:
-        walk.visit(lambda block, before, after: None)
+        walk.visit(lambda *_: None)
     return {name: total.sqrt() for name, total in sums.items()}
 
 

@@ -108,7 +108,7 @@ class Rank(Protocol):
         """Rank a move by its damage (rise of the loss, nats) and the Subnets before and after it."""
 
 
-def lowest_loss(damage: float, before: Subnet, after: Subnet) -> float:
+def lowest_loss(damage: float, before: Subnet, after: Subnet) -> float:  # noqa: ARG001
     """The rank of the papers: nothing but the damage counts."""
     return damage
 

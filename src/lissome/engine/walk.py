@@ -104,7 +104,8 @@ class Walk:
         """Run block `index` on hidden states [B, T, D]; arguments made for one window serve any number of them."""
         call = self._call_for(index, len(hidden))
         result = self.model.module.get_submodule(self.model.anatomy.blocks[index])(hidden, *call.args, **call.kwargs)
-        return result[0] if isinstance(result, tuple) else result
+        after: Tensor = result[0] if isinstance(result, tuple) else result
+        return after
 
     def _call_for(self, index: int, rows: int) -> Call:
         if not self._calls:

@@ -76,8 +76,14 @@ def merge_lora(model: Model) -> None:
     for path, layer in layers.items():
         if not torch.isfinite(layer.get_delta_weight(_NAME)).all():
             raise NumericsError(f"the adapter of {path} holds NaN or infinity; train again with a lower lr.")
-    for path, layer in layers.items():
+    for layer in layers.values():
         layer.merge()
+    remove_lora(model)
+
+
+def remove_lora(model: Model) -> None:
+    """Take the adapters out without merging, in place; all parameters train again."""
+    for path, layer in _layers(model.module).items():
         parent, _, name = path.rpartition(".")
         setattr(model.module.get_submodule(parent), name, layer.get_base_layer())
     vars(model.module).pop("peft_config", None)
@@ -142,6 +148,9 @@ def _inject(model: Model, config: LoraConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model.module, adapter_name=_NAME)
+    for parameter in model.module.parameters():
+        if parameter.requires_grad:  # small steps are lost in half precision
+            parameter.data = parameter.data.float()
 
 
 def _check_fit(module: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:

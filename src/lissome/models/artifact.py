@@ -114,7 +114,9 @@ def _stock_config(fields: Any) -> Any:
     from transformers import CONFIG_MAPPING
 
     if not isinstance(fields, Mapping) or fields.get("model_type") not in CONFIG_MAPPING:
-        raise ArtifactError(f"model type {fields.get('model_type') if isinstance(fields, Mapping) else fields!r} is unknown")
+        raise ArtifactError(
+            f"model type {fields.get('model_type') if isinstance(fields, Mapping) else fields!r} is unknown"
+        )
     return CONFIG_MAPPING[fields["model_type"]].from_dict(dict(fields))
 
 
@@ -169,7 +171,9 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / f"{WEIGHTS}.index.json"
     if not index.exists():
         if not (folder / WEIGHTS).exists():
-            raise ArtifactError(f"{folder} holds no {WEIGHTS}; only safetensors weights are read (convert other formats first).")
+            raise ArtifactError(
+                f"{folder} holds no {WEIGHTS}; only safetensors weights are read (convert other formats first)."
+            )
         return [folder / WEIGHTS]
     fields = read_json(index)
     names = sorted(set(fields["weight_map"].values())) if isinstance(fields, dict) and "weight_map" in fields else []
@@ -178,7 +182,9 @@ def weight_files(folder: Path) -> list[Path]:
         if path.is_absolute() or len(path.parts) != 1 or path.suffix != ".safetensors":
             raise ArtifactError(f"{index} names {shard!r}; only safetensors files inside the folder are read.")
         if not (folder / shard).exists():
-            raise ArtifactError(f"{folder / shard} is missing, but {index.name} lists it; restore or download it again.")
+            raise ArtifactError(
+                f"{folder / shard} is missing, but {index.name} lists it; restore or download it again."
+            )
     return [folder / shard for shard in names]
 
 
@@ -194,7 +200,9 @@ def _fill(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.
             return loaded.eval()
         return _fill_skeleton(skeleton(config), files, dtype)
     except SafetensorError as error:
-        raise ArtifactError(f"the weights in {folder} are damaged or cut short ({error}); restore or remake them.") from error
+        raise ArtifactError(
+            f"the weights in {folder} are damaged or cut short ({error}); restore or remake them."
+        ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -211,7 +219,7 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
     for key, tensor in tensors.items():  # a copy is aligned; kernels add up in another order on a mapped, odd address
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         tensors[key] = tensor.to(wanted, copy=True)
-    missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
+    _, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
     module.tie_weights()  # type: ignore[operator]
     empty = [key for key, parameter in module.named_parameters() if parameter.is_meta]
     if unexpected or empty:

@@ -15,32 +15,31 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from lissome.models.artifact import MODEL_TYPE, load_folder
 
 
-class LissomeConfig(PreTrainedConfig):  # type: ignore[misc]
+class LissomeConfig(PreTrainedConfig):
     """What ``config.json`` of a folder with uneven blocks holds: the original configuration and each block's sizes."""
 
     model_type = MODEL_TYPE
 
 
-class LissomeForCausalLM(PreTrainedModel):  # type: ignore[misc]
+class LissomeForCausalLM(PreTrainedModel):
     """Opens a lissome folder; what comes back is the original model's class."""
 
     config_class = LissomeConfig
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, dtype: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *_model_args: Any, **kwargs: Any) -> Any:
         """Read the folder.
 
         Args:
-            folder: A lissome artifact.
-            args: Ignored; taken because transformers passes them.
-            dtype: Type to hold the weights in (default: the stored one).
-            kwargs: Ignored; taken because transformers passes them.
+            pretrained_model_name_or_path: A lissome artifact.
+            kwargs: Only ``dtype`` counts (default: the stored one); transformers passes more.
 
         Raises:
             ArtifactError: When the folder is damaged.
         """
+        dtype = kwargs.get("dtype")
         kept = dtype if isinstance(dtype, torch.dtype) else None
-        return load_folder(Path(folder), dtype=kept).module
+        return load_folder(Path(pretrained_model_name_or_path), dtype=kept).module
 
 
 AutoConfig.register(MODEL_TYPE, LissomeConfig, exist_ok=True)

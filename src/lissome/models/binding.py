@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lissome.core.errors import SubnetError
 from lissome.models.anatomy import Anatomy, Branch
-from lissome.models.space import Space, Subnet
+from lissome.models.space import Space
 
 if TYPE_CHECKING:
     from lissome.models.model import Model
@@ -281,14 +281,18 @@ def reorder(model: Model, orders: Mapping[str, Tensor]) -> None:
             raise SubnetError(f"no axis {axis!r} to reorder; axes look like {next(iter(dims))!r}.")
         dim = dims[axis]
         order = given.cpu().expand(dim.lanes, -1) if given.dim() == 1 else given.cpu()
-        if order.shape != (dim.lanes, dim.size) or not torch.equal(order.sort(1).values, _identity(dim.lanes, dim.size)):
+        if order.shape != (dim.lanes, dim.size) or not torch.equal(
+            order.sort(1).values, _identity(dim.lanes, dim.size)
+        ):
             raise SubnetError(f"the order of {axis} must be a permutation of {dim.size} units in {dim.lanes} lanes.")
         for cut in dim.cuts:
             lanes = torch.arange(dim.lanes)
             source = cut.units[order.T, lanes]  # [units, lanes, width]
             parameter = model.module.get_parameter(cut.parameter)
             target = cut.units.flatten().to(parameter.device)
-            parameter.index_copy_(cut.dim, target, parameter.index_select(cut.dim, source.flatten().to(parameter.device)))
+            parameter.index_copy_(
+                cut.dim, target, parameter.index_select(cut.dim, source.flatten().to(parameter.device))
+            )
 
 
 def _identity(lanes: int, units: int) -> Tensor:

@@ -56,7 +56,9 @@ def _load_gguf(path: Path, name: str, dtype: torch.dtype | None, events: EventSt
     from lissome.models.gguf import convert
 
     if path.suffix != ".gguf":
-        raise ArtifactError(f"{path} is not a .gguf file; give a GGUF file, a folder with safetensors, or an asset name.")
+        raise ArtifactError(
+            f"{path} is not a .gguf file; give a GGUF file, a folder with safetensors, or an asset name."
+        )
     model = load_folder(convert(path, events=events), name=name, dtype=dtype)
     return replace(model, source=replace(model.source, path=path))
 
@@ -70,5 +72,7 @@ def _load_hub(target: str, name: str, dtype: torch.dtype | None) -> Model:
         folder = snapshot_download(target, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{target} could not be fetched from the hub ({reason}); download it, then give the folder.") from error
+        raise ArtifactError(
+            f"{target} could not be fetched from the hub ({reason}); download it, then give the folder."
+        ) from error
     return load_folder(Path(folder), name=name, dtype=dtype)

@@ -17,7 +17,9 @@ TYPE = "Q4_0"  # the smallest type that is exact enough for daily use and that t
 _HINT = "sizes and speed in llama.cpp are shown when it is installed: pip install 'lissome[llama]'"
 
 
-def llama_cpp_rows(base: Model, small: Model, folder: Path, events: EventStream) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+def llama_cpp_rows(
+    base: Model, small: Model, folder: Path, events: EventStream
+) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """Export the result to GGUF and time it in turns with the file that the original came from.
 
     Args:

@@ -16,7 +16,7 @@ from lissome.core.events import EventStream
 from lissome.core.files import json_text, read_json, write_json
 from lissome.core.manifest import CURVE, Base, Manifest, Step, read_manifest
 from lissome.core.method import Context, Outcome
-from lissome.cost.counted import counted
+from lissome.cost.counted import Counter
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
 from lissome.cost.peak import peak_memory
@@ -46,7 +46,7 @@ class _Result:
     steps: tuple[Step, ...]
 
 
-def fit(
+def fit(  # noqa: PLR0913  the options of the command line, all by name
     model: Any = None,
     *,
     method: str | None = None,
@@ -166,8 +166,8 @@ def _measure(job: Job, small: Model, folder: RunFolder, events: EventStream, sta
     timed = time_pair(job.model, small, events=events)
     scored = evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events)
     times, scores = paired_timings(timed), paired_scores(scored)
-    base = figures_of(counted(job.model)) | times[0] | scores[0]
-    other = against(figures_of(counted(small)) | times[1] | scores[1], base)
+    base = figures_of(Counter(job.model).count().figures()) | times[0] | scores[0]
+    other = against(figures_of(Counter(small).count().figures()) | times[1] | scores[1], base)
     extra, notes = llama_cpp_rows(job.model, small, folder.state, events)
     return TableReport(
         rows=(*rows((job.model.name, "result"), (base, other)), *extra),
@@ -211,7 +211,9 @@ def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> 
         "recipe.toml": replace(job.recipe, budget=tuple(str(term) for term in job.budget.terms)).to_toml().encode(),
     }
     if outcome.tensors:
-        extras[ORDERS] = safetensors_bytes({name: tensor.int().contiguous() for name, tensor in outcome.tensors.items()})
+        extras[ORDERS] = safetensors_bytes(
+            {name: tensor.int().contiguous() for name, tensor in outcome.tensors.items()}
+        )
     save_model(small, folder.staged, manifest=manifest, extras=extras)
 
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lissome import __version__
 from lissome.core.budget import Budget
-from lissome.core.config import MethodConfig, option
-from lissome.core.errors import BudgetError, ConfigError
+from lissome.core.errors import ConfigError
 from lissome.core.events import EventStream
 from lissome.core.method import ModelCard, Plan
-from lissome.cost.memory import predict_fit, require_memory
+from lissome.cost.memory import predict_fit
 from lissome.cost.oracle import SubnetCost
-from lissome.cost.table import LatencyTable, latency_table
+from lissome.cost.table import LatencyTable
 from lissome.data.text import TextSplits, WindowPlan, text_splits
-from lissome.models.families.decoder import is_stock, layer_shapes
 from lissome.models.model import Model
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.loading import load
@@ -68,8 +64,7 @@ class Job:
     @cached_property
     def tags(self) -> frozenset[str]:
         """State of the original, which the `needs` of methods speak of."""
-        known = frozenset(self.model.manifest.tags) if self.model.manifest else frozenset({"dense"})
-        return known | {self.model.anatomy.family.name}
+        return tags_of(self.model)
 
     @cached_property
     def card(self) -> ModelCard:
@@ -106,7 +101,11 @@ class Job:
         """
         tags = self.recipe.check(self.tags, self.budget)
         plans: list[Plan] = [step.method(step.config).plan(self.card, self.budget) for step in self.recipe.steps]
-        memory = predict_fit(self.card, windows=tuple(self.data.calibration.shape), recover=any("recover" in plan.notes for plan in plans))
+        memory = predict_fit(
+            self.card,
+            windows=tuple(self.data.calibration.shape),
+            recover=any("recover" in plan.notes for plan in plans),
+        )
         return PlanReport(
             model=self.model.name,
             recipe=self.recipe.to_json(),
@@ -122,7 +121,13 @@ class Job:
         )
 
 
-def prepare(
+def tags_of(model: Model) -> frozenset[str]:
+    """State of a model: what its manifest says (dense without one), and its family."""
+    known = frozenset(model.manifest.tags) if model.manifest else frozenset({"dense"})
+    return known | {model.anatomy.family.name}
+
+
+def prepare(  # noqa: PLR0913  the options of the command line, all by name
     model: Any = None,
     *,
     method: str | None = None,
@@ -144,7 +149,7 @@ def prepare(
     steps = Recipe.read(Path(recipe)) if recipe is not None else Recipe.of(method, settings)
     bounds = Budget.parse(budget or steps.budget or DEFAULT_BUDGET)
     loaded = load(DEFAULT_MODEL if model is None else model, events=events)
-    steps.check(frozenset({"dense", loaded.anatomy.family.name}) | _tags(loaded), bounds)
+    steps.check(tags_of(loaded), bounds)
     splits = text_splits(loaded, data, WINDOWS, seed=seed)
     table = None
     if device is not None:

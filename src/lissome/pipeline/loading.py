@@ -42,7 +42,11 @@ def load(
     if isinstance(target, str) and target in assets.assets() and not Path(target).exists():
         model = load_model(assets.fetch(target, events=events), name=target, dtype=dtype, events=events)
         return replace(model, source=replace(model.source, name=target))
-    if isinstance(target, str | Path) and (Path(target) / RUN_FOLDER).is_dir() and not (Path(target) / MANIFEST).exists():
+    if (
+        isinstance(target, str | Path)
+        and (Path(target) / RUN_FOLDER).is_dir()
+        and not (Path(target) / MANIFEST).exists()
+    ):
         raise ArtifactError(f"{target} belongs to a job that is not finished; give its command again to continue it.")
     try:
         return load_model(target, dtype=dtype, events=events)

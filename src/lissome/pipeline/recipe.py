@@ -60,7 +60,9 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, text: str) -> Recipe:
-        """Read a recipe::
+        """Read a recipe.
+
+        It looks like this::
 
             budget = ["latency=85%"]       # optional
             [[step]]

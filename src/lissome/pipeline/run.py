@@ -74,7 +74,9 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise ConfigError(f"another process is working in {self.out}; wait for it, or choose another --out.") from error
+                raise ConfigError(
+                    f"another process is working in {self.out}; wait for it, or choose another --out."
+                ) from error
             write_json(self.state / _JOB, self.identity)
             yield
 

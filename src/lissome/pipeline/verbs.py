@@ -122,7 +122,9 @@ def evaluate(
     return TableReport(rows=table, versions=versions(), seconds=time.monotonic() - start)
 
 
-def generate(target: Any, prompt: str, *, max_new_tokens: int = 64, events: EventStream | None = None) -> GenerateReport:
+def generate(
+    target: Any, prompt: str, *, max_new_tokens: int = 64, events: EventStream | None = None
+) -> GenerateReport:
     """Let a model continue a prompt, greedily; a chat model gets it as a user's message.
 
     Args:
@@ -141,7 +143,11 @@ def generate(target: Any, prompt: str, *, max_new_tokens: int = 64, events: Even
     if not prompt.strip():
         raise DataError("the prompt is empty; write something to continue.")
     chat = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) if tokenizer.chat_template else prompt
+    text = (
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        if tokenizer.chat_template
+        else prompt
+    )
     inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
     with torch.inference_mode():
         begin = time.perf_counter()
@@ -152,7 +158,7 @@ def generate(target: Any, prompt: str, *, max_new_tokens: int = 64, events: Even
     prompt_tokens = inputs["input_ids"].shape[1]
     new = output[0, prompt_tokens:]
     return GenerateReport(
-        text=tokenizer.decode(new, skip_special_tokens=True),
+        text=str(tokenizer.decode(new, skip_special_tokens=True)),
         tokens=len(new),
         prefill=prompt_tokens / (first - begin),
         decode=len(new) / max(1e-9, end - first - (first - begin)),
@@ -160,7 +166,13 @@ def generate(target: Any, prompt: str, *, max_new_tokens: int = 64, events: Even
 
 
 def export(
-    target: Any, to: str, out: Path | str, *, type: str | None = None, pad: bool = False, events: EventStream | None = None
+    target: Any,
+    to: str,
+    out: Path | str,
+    *,
+    type: str | None = None,
+    pad: bool = False,
+    events: EventStream | None = None,
 ) -> ExportReport:
     """Write a model in another format.
 
@@ -181,7 +193,9 @@ def export(
         raise UnknownNameError(unknown_name("export format", to, formats))
     options = {"type": type} if type is not None else {}
     model = load(target, events=events)
-    report: ExportReport = importlib.import_module(formats[to]).export(model, Path(out), pad=pad, events=events, **options)
+    report: ExportReport = importlib.import_module(formats[to]).export(
+        model, Path(out), pad=pad, events=events, **options
+    )
     return report
 
 
@@ -218,7 +232,9 @@ def inspect_device(*, events: EventStream | None = None) -> InspectReport:
     """Measure what this machine can do: threads, multiply speed, memory bandwidth."""
     quiet(events).message("measuring this machine, about three seconds")
     device = Device.here(calibrate=True)
-    return InspectReport(name=device.name, kind="device", facts={**device.to_mapping(), "fingerprint": device.fingerprint}, figures={})
+    return InspectReport(
+        name=device.name, kind="device", facts={**device.to_mapping(), "fingerprint": device.fingerprint}, figures={}
+    )
 
 
 def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: EventStream | None = None) -> Path:

@@ -1,1 +1,1 @@
-"""One file per model family; each offers `read(module)`, which returns an `Anatomy` or None when the family is another."""
+"""One file per model family; each offers `read(module)`, which raises when the model is of another one."""

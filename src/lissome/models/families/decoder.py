@@ -20,16 +20,18 @@ from torch import Tensor, nn
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
 
-_LLAMA = {"attention": ("input_layernorm",), "mlp": ("post_attention_layernorm",)}
-_GEMMA = {
+Parts = dict[str, tuple[str, ...]]
+
+_LLAMA: Parts = {"attention": ("input_layernorm",), "mlp": ("post_attention_layernorm",)}
+_GEMMA: Parts = {
     "attention": ("input_layernorm", "post_attention_layernorm"),
     "mlp": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
 }
-_PHI = {
+_PHI: Parts = {
     "attention": ("input_layernorm", "resid_attn_dropout"),
     "mlp": ("post_attention_layernorm", "resid_mlp_dropout"),
 }
-COMPANIONS: dict[str, dict[str, tuple[str, ...]]] = {
+COMPANIONS: dict[str, Parts] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -84,45 +86,47 @@ class RemovedMLP(nn.Module):
         return 0.0
 
 
-def attention_shape(attention: nn.Module) -> AttentionShape | None:
+def attention_shape(attention: Any) -> AttentionShape | None:
     """Read the sizes of an attention from its weights; None when it is removed."""
     if isinstance(attention, RemovedAttention):
         return None
-    head_dim = int(attention.head_dim)  # type: ignore[arg-type]
+    head_dim = int(attention.head_dim)
     if hasattr(attention, "qkv_proj"):
-        heads = attention.o_proj.weight.shape[1] // head_dim  # type: ignore[union-attr]
-        return AttentionShape(heads, (attention.qkv_proj.weight.shape[0] // head_dim - heads) // 2, head_dim)  # type: ignore[union-attr]
+        heads = attention.o_proj.weight.shape[1] // head_dim
+        return AttentionShape(heads, (attention.qkv_proj.weight.shape[0] // head_dim - heads) // 2, head_dim)
     return AttentionShape(
-        attention.q_proj.weight.shape[0] // head_dim,  # type: ignore[union-attr]
-        attention.k_proj.weight.shape[0] // head_dim,  # type: ignore[union-attr]
+        attention.q_proj.weight.shape[0] // head_dim,
+        attention.k_proj.weight.shape[0] // head_dim,
         head_dim,
     )
 
 
-def layer_shapes(module: nn.Module) -> list[LayerShape]:
+def layer_shapes(module: Any) -> list[LayerShape]:
     """Sizes of every block of a causal language model of this family."""
     return [
         LayerShape(
             attention_shape(layer.self_attn),
             0 if isinstance(layer.mlp, RemovedMLP) else layer.mlp.down_proj.weight.shape[1],
         )
-        for layer in module.model.layers  # type: ignore[union-attr]
+        for layer in module.model.layers
     ]
 
 
-def read(module: nn.Module) -> Anatomy:
+def read(module: Any) -> Anatomy:
     """Read the anatomy of a Llama-like causal language model.
 
     Raises:
         UnsupportedModelError: Says which part was not understood.
     """
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     architecture = str(getattr(config, "model_type", type(module).__name__))
     if architecture not in COMPANIONS:
         raise UnsupportedModelError(f"model type {architecture!r} is not one of {', '.join(COMPANIONS)}")
     layers = getattr(getattr(module, "model", None), "layers", None)
     if layers is None or not hasattr(module, "lm_head"):
-        raise UnsupportedModelError(f"{type(module).__name__} has no model.layers with lm_head; give the causal language model")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no model.layers with lm_head; give the causal language model"
+        )
     branches = [
         branch
         for index, layer in enumerate(layers)
@@ -135,35 +139,34 @@ def read(module: nn.Module) -> Anatomy:
         module=module,
         blocks=tuple(f"model.layers.{index}" for index in range(len(layers))),
         branches=tuple(branches),
-        hidden=int(config.hidden_size),  # type: ignore[union-attr]
-        vocabulary=int(module.lm_head.weight.shape[0]),  # type: ignore[union-attr]
+        hidden=int(config.hidden_size),
+        vocabulary=int(module.lm_head.weight.shape[0]),
         quorums=(tuple(branch.name for branch in branches if branch.kind == "attention"),),
     )
 
 
-def _branch(kind: str, index: int, layer: nn.Module, architecture: str, dims: tuple[Dim, ...]) -> Branch:
+def _branch(kind: str, index: int, layer: Any, architecture: str, dims: tuple[Dim, ...]) -> Branch:
     root, part = f"model.layers.{index}", _MODULES[kind]
     companions = tuple(f"{root}.{name}" for name in COMPANIONS[architecture][kind])
     owners = (part, *COMPANIONS[architecture][kind])
-    parameters = tuple(
-        f"{root}.{name}" for name, _ in layer.named_parameters() if name.split(".", 1)[0] in owners
-    )
+    parameters = tuple(f"{root}.{name}" for name, _ in layer.named_parameters() if name.split(".", 1)[0] in owners)
     linears = tuple(
-        f"{root}.{part}.{name}" for name, child in layer.get_submodule(part).named_modules() if isinstance(child, nn.Linear)
+        f"{root}.{part}.{name}"
+        for name, child in layer.get_submodule(part).named_modules()
+        if isinstance(child, nn.Linear)
     )
     return Branch(f"layers.{index}.{kind}", kind, index, f"{root}.{part}", companions, dims, parameters, linears)
 
 
-def _rows(parent: nn.Module, path: str, name: str, units: Tensor) -> list[Cut]:
+def _rows(parent: Any, path: str, name: str, units: Tensor) -> list[Cut]:
     """Cuts of the output side of a linear layer: its rows, and its bias when there is one."""
     linear = parent.get_submodule(name)
     suffixes = ["weight"] + (["bias"] if linear.bias is not None else [])
     return [Cut(f"{path}.{name}.{suffix}", 0, units) for suffix in suffixes]
 
 
-def _attention(index: int, layer: nn.Module, architecture: str) -> Branch | None:
+def _attention(index: int, layer: Any, architecture: str) -> Branch | None:
     attention, path = layer.self_attn, f"model.layers.{index}.self_attn"
-    assert isinstance(attention, nn.Module)
     shape = attention_shape(attention)
     if shape is None:
         return None
@@ -183,14 +186,13 @@ def _attention(index: int, layer: nn.Module, architecture: str) -> Branch | None
     return _branch("attention", index, layer, architecture, dims)
 
 
-def _mlp(index: int, layer: nn.Module, architecture: str) -> Branch | None:
+def _mlp(index: int, layer: Any, architecture: str) -> Branch | None:
     mlp, path = layer.mlp, f"model.layers.{index}.mlp"
-    assert isinstance(mlp, nn.Module)
     if isinstance(mlp, RemovedMLP):
         return None
     if not hasattr(mlp, "down_proj"):
         raise UnsupportedModelError(f"block {index} has no dense gated MLP but {type(mlp).__name__}")
-    width = int(mlp.down_proj.weight.shape[1])  # type: ignore[union-attr]
+    width = int(mlp.down_proj.weight.shape[1])
     cuts: list[Cut] = []
     if hasattr(mlp, "gate_up_proj"):
         for start in (0, width):
@@ -217,7 +219,7 @@ class Decoder:
         """Return the module that stands for a removed branch."""
         return RemovedAttention() if branch.kind == "attention" else RemovedMLP()
 
-    def resize(self, module: nn.Module, branch: Branch, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    def resize(self, module: Any, branch: Branch, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         """Return attributes that the attention's forward reads and that follow its sizes."""
         if branch.kind != "attention":
             return {}
@@ -228,7 +230,7 @@ class Decoder:
             fields["num_key_value_heads"] = groups
         if hasattr(attention, "qkv_proj"):  # Phi-3 splits its fused rows by the configuration's head count
             config = copy.copy(attention.config)
-            config.num_attention_heads = groups * queries  # type: ignore[union-attr]
+            config.num_attention_heads = groups * queries
             fields["config"] = config
         return {branch.path: fields}
 
@@ -240,17 +242,16 @@ class Decoder:
         ]
         return {"kv_sharing_modes": modes if any(modes) else None}
 
-    def finish(self, module: nn.Module) -> None:
+    def finish(self, module: Any) -> None:
         """Drop empty blocks, renumber the rest, and write uniform sizes into the configuration."""
-        config: Any = module.config
-        layers: Any = module.model.layers  # type: ignore[union-attr]
+        config, layers = module.config, module.model.layers
         kept = [index for index, shape in enumerate(layer_shapes(module)) if shape.attention or shape.mlp]
         types = getattr(config, "layer_types", None)
-        module.model.layers = nn.ModuleList([layers[index] for index in kept])  # type: ignore[union-attr]
+        module.model.layers = nn.ModuleList([layers[index] for index in kept])
         config.num_hidden_layers = len(kept)
         if types is not None:
             config.layer_types = [types[index] for index in kept]
-        for index, layer in enumerate(module.model.layers):  # type: ignore[union-attr,arg-type]
+        for index, layer in enumerate(module.model.layers):
             for part in (layer, layer.self_attn):
                 if hasattr(part, "layer_idx"):
                     part.layer_idx = index
@@ -263,9 +264,9 @@ class Decoder:
         if is_uniform(shapes):
             _write_uniform(config, shapes[0])
 
-    def head(self, module: nn.Module, hidden: Tensor) -> Tensor:
+    def head(self, module: Any, hidden: Tensor) -> Tensor:
         """Final norm, vocabulary projection and, for Gemma-2, the soft cap: [..., D] → [..., V]."""
-        logits: Tensor = module.lm_head(module.model.norm(hidden))  # type: ignore[operator,union-attr]
+        logits: Tensor = module.lm_head(module.model.norm(hidden))
         cap = getattr(module.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -275,7 +276,7 @@ def is_uniform(shapes: list[LayerShape]) -> bool:
     return bool(shapes) and shapes[0].attention is not None and shapes[0].mlp > 0 and len(set(shapes)) == 1
 
 
-def is_stock(module: nn.Module) -> bool:
+def is_stock(module: Any) -> bool:
     """Whether the module's own configuration says the sizes of all its blocks, so that it opens without lissome."""
     shapes, config = layer_shapes(module), module.config
     return is_uniform(shapes) and all(getattr(config, key) == value for key, value in _uniform(shapes[0]).items())

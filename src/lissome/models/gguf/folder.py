@@ -87,16 +87,14 @@ def _generation(header: Header, config: dict[str, Any]) -> GenerationConfig:
     ends = [config["eos_token_id"], header.token("eot")]
     known = list(dict.fromkeys(end for end in ends if end is not None))
     eos = known if len(known) > 1 else next(iter(known), None)
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=config["bos_token_id"], eos_token_id=eos, pad_token_id=config["pad_token_id"]
-    )
+    return GenerationConfig(bos_token_id=config["bos_token_id"], eos_token_id=eos, pad_token_id=config["pad_token_id"])
 
 
 def _check(header: Header, config: dict[str, Any], takes: list[Take]) -> None:
     """Compare names and shapes with the model that transformers would build, which allocates nothing here."""
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     except (ValueError, TypeError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()
         raise damaged(

@@ -88,7 +88,7 @@ def save_tokenizer(header: Header, folder: Path, *, longest: int) -> None:
     }
     _add_template(header, backend, tokens, specials, bos=bos)
     template = header.metadata.get("tokenizer.chat_template")
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=longest,
         chat_template=template if isinstance(template, str) else None,

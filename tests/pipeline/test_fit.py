@@ -1,0 +1,182 @@
+"""The main job from end to end on a toy model: budget, artifact, same result again, faults in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import lissome
+from lissome.core.errors import (
+    ArtifactError,
+    BudgetError,
+    BudgetUnmetError,
+    ConfigError,
+    DataError,
+    MemoryLimitError,
+    NumericsError,
+    UnknownNameError,
+)
+from lissome.core.manifest import read_curve, read_manifest
+from lissome.cost.counted import Counter
+from lissome.models.model import Model
+from lissome.pipeline.reports import FitReport
+from lissome.testing.tokenizers import toy_tokenizer
+from lissome.testing.toys import toy_module
+
+SETTINGS = ("width_step=8",)
+
+
+def _fit(model: Path | Model, text: Path, out: Path, budget: str = "block_params=75%", **options: object) -> FitReport:
+    return lissome.fit(model, data=text, budget=budget, settings=SETTINGS, out=out, **options)
+
+
+def test_the_result_meets_the_budget_and_reloads_equal(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+    report = _fit(toy_folder, toy_text, tmp_path / "out")
+    assert report.ok and report.out == tmp_path / "out"
+    small, base = lissome.load(tmp_path / "out"), lissome.load(toy_folder)
+    share = Counter(small).count().block_params / Counter(base).count().block_params
+    assert share <= 0.75
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.lineage[0].method == "multipruner" and "pruned" in manifest.tags
+    rows = {row.name: row.figures for row in report.rows}
+    assert rows["result"]["block_params"].ratio == pytest.approx(share)
+    assert rows["result"]["ppl"].metric.value > 0 and 0 < rows["result"]["agreement"].metric.value <= 1
+    assert not (tmp_path / "out" / ".run").exists(), "the state of a finished job is dropped"
+    ids = torch.arange(4, 20).unsqueeze(0)
+    assert torch.isfinite(small.module(input_ids=ids).logits).all()
+
+
+def test_every_step_of_the_curve_can_be_extracted(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+    _fit(toy_folder, toy_text, tmp_path / "out")
+    curve = read_curve(tmp_path / "out")
+    assert [point.step for point in curve] == list(range(len(curve))) and len(curve) > 2
+    from lissome import pipeline
+
+    for point in (curve[0], curve[1], curve[-1]):
+        folder = pipeline.extract_step(tmp_path / "out", point.step, tmp_path / f"step-{point.step}")
+        assert Counter(lissome.load(folder)).count().block_params == point.figures["block_params"]
+    last, whole = lissome.load(tmp_path / f"step-{curve[-1].step}"), lissome.load(tmp_path / "out")
+    pairs = zip(last.module.state_dict().values(), whole.module.state_dict().values(), strict=True)
+    assert all(torch.equal(first, second) for first, second in pairs)
+
+
+def test_the_same_command_again_returns_the_stored_result(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+    first = _fit(toy_folder, toy_text, tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    assert _fit(toy_folder, toy_text, tmp_path / "out").to_json() == first.to_json()
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match="holds another job: seed"):
+        _fit(toy_folder, toy_text, tmp_path / "out", seed=1)
+
+
+def test_same_seed_same_hash(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+    hashes = {_fit(toy_folder, toy_text, tmp_path / name).sha256 for name in ("a", "b")}
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "error", "words"),
+    [
+        ("params=1%", BudgetUnmetError, "params"),
+        ("memroy=50%", BudgetError, "memory"),
+        ("energy=50%", BudgetError, "energy cannot be bounded here"),
+        ("params=50% params=40%", BudgetError, "params"),
+    ],
+)
+def test_budgets_that_cannot_be_met(
+    budget: str, error: type[Exception], words: str, toy_folder: Path, toy_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        _fit(toy_folder, toy_text, tmp_path / "out", budget)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_bad_input_is_refused_before_any_work(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    with pytest.raises(DataError, match="empty"):
+        _fit(toy_folder, empty, out)
+    with pytest.raises(UnknownNameError, match="smollm2-135m"):
+        _fit(Path("smollm2-135"), toy_text, out)
+    with pytest.raises(UnknownNameError, match="multipruner"):
+        lissome.fit(toy_folder, method="multiprune", data=toy_text, out=out)
+    with pytest.raises(ConfigError, match="width_step"):
+        lissome.fit(toy_folder, settings=("width_steps=8",), data=toy_text, out=out)
+    with pytest.raises(MemoryLimitError):
+        _fit(toy_folder, toy_text, out, max_memory=1000)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="not the folder of a lissome job"):
+        _fit(toy_folder, toy_text, tmp_path / "mine")
+    assert not out.exists()
+
+
+def test_damaged_models_are_refused(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(toy_folder, tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match="damaged"):
+        _fit(cut, toy_text, tmp_path / "out")
+    module = toy_module("llama")
+    module.get_parameter("model.layers.2.mlp.up_proj.weight").data[3, 3] = float("nan")
+    Model(module, toy_tokenizer()).save(tmp_path / "nan")
+    with pytest.raises(NumericsError, match=r"model\.layers\.2\.mlp\.up_proj"):
+        _fit(tmp_path / "nan", toy_text, tmp_path / "out")
+    small_vocabulary = Model(toy_module("llama", vocab_size=20), toy_tokenizer()).save(tmp_path / "vocabulary")
+    with pytest.raises(DataError, match="tokenizer"):
+        _fit(small_vocabulary, toy_text, tmp_path / "out")
+
+
+_JOB = """
+import sys, lissome
+settings = ("width_step=4", "lazy=false", "recover_steps=6")
+report = lissome.fit(sys.argv[1], data=sys.argv[2], budget="block_params=50%", settings=settings, out=sys.argv[3])
+print(report.sha256)
+"""
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", _JOB, *map(str, arguments)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fraction", [0.15, 0.35, 0.55, 0.75, 0.9, 0.97])
+def test_killed_anywhere_and_continued_gives_the_same_hash(
+    fraction: float, toy_folder: Path, toy_text: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = time.monotonic()
+    whole = subprocess.run(
+        _command(toy_folder, toy_text, tmp_path / "a"), capture_output=True, text=True, env=environment, check=True
+    )
+    seconds = time.monotonic() - start
+    process = subprocess.Popen(
+        _command(toy_folder, toy_text, tmp_path / "b"), env=environment, stdout=subprocess.DEVNULL
+    )
+    time.sleep(fraction * seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(
+        _command(toy_folder, toy_text, tmp_path / "b"), capture_output=True, text=True, env=environment, check=True
+    )
+    assert again.stdout.split()[-1] == whole.stdout.split()[-1]
+    leftovers = {path.name for path in (tmp_path / "b").iterdir()} - {path.name for path in (tmp_path / "a").iterdir()}
+    assert not leftovers, f"left behind: {leftovers}"
+
+
+def test_an_unfinished_job_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".run").mkdir(parents=True)
+    (tmp_path / "out" / ".run" / "job.json").write_text(json.dumps({}))
+    with pytest.raises(ArtifactError, match="not finished"):
+        lissome.load(tmp_path / "out")
