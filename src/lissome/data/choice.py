@@ -43,7 +43,7 @@ class Question:
     @property
     def partial(self) -> bool:
         """Whether the options stand in the contexts and one continuation is scored (WinoGrande)."""
-        return len(set(self.options)) == 1
+        return len(set(self.contexts)) > 1
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ _TASKS = (
     ChoiceTask(
         name="winogrande",
         file="choice/winogrande.jsonl",
-        sha256="ea1592526f3bfdd0948ed3acb1b4dfa3f83d23697918117688ee1df7f8d4b8d7",
+        sha256="ea1592526f3bfdd0948ed3acb1b4dfa3f83d23698917118688ee1df7f8d4b8d7",
         score="acc",
         read=_winogrande,
     ),
