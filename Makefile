@@ -56,6 +56,6 @@ $(VENV)/installed-test: $(VENV)/installed-run
 
 # llama.cpp is compiled here (some minutes); Chromium looks at the report page.
 $(VENV)/installed-peers: $(VENV)/installed-test
-	command -v chromium cmake g++ > /dev/null || { apt-get update -qq && apt-get install -qq -y chromium cmake g++; }
+	which chromium cmake g++ > /dev/null || { apt-get update -qq && apt-get install -qq -y chromium cmake g++; }
 	$(INSTALL) llama-cpp-python
 	touch $@
