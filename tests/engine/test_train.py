@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -47,7 +48,8 @@ def task(module: nn.Module, **changes: Any) -> Task:
 
 def run(config: TrainConfig, *, seed: int = 0, hooks: Hooks | None = None, **changes: Any) -> nn.Sequential:
     module = toy()
-    train(task(module, **changes), config, seed=seed, hooks=hooks)
+    exact = dataclasses.replace(config, precision="fp32")
+    train(task(module, **changes), exact, seed=seed, hooks=hooks)
     return module
 
 

@@ -1,15 +1,13 @@
 """What a training loop is given: a task, and hooks where methods differ."""
 
-# ruff: noqa: ARG002 - the defaults do nothing, but name what an override is given
-
 from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -34,6 +32,16 @@ class Batch:
 Loss = Callable[[Any, Batch], Tensor]
 
 
+class Examples(Protocol):
+    """Examples by position: a list, a tensor whose rows are the examples, any data set with a length."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return one example."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is trained, and on what.
@@ -48,8 +56,8 @@ class Task:
 
     module: nn.Module
     loss: Loss
-    data: Sequence[Any]
-    second: Sequence[Any] | None = None
+    data: Examples
+    second: Examples | None = None
 
 
 class Hooks:

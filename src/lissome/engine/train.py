@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import default_collate
 
 from lissome.core.config import MethodConfig, option
@@ -30,6 +31,7 @@ from lissome.core.events import EventStream
 from lissome.engine.checkpoint import Checkpoint, Saved, restore_rng, rng_state
 from lissome.engine.hooks import Batch, Hooks, Task
 from lissome.engine.sharded import full, like
+from lissome.models.precision import fast_dtype, frozen_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,9 @@ class TrainConfig(MethodConfig):
     )
     weight_decay: float = option(0.0, "decoupled decay, on parameters with two or more dimensions only", low=0.0)
     clip: float | None = option(1.0, "largest norm of the whole gradient; none: no clipping", low=0.0)
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "of the forward pass; auto: bf16 on a GPU, else fp32")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "of the forward pass; auto: bf16 where this device is faster in it"
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, 4/3 time")
     max_seconds: float | None = option(None, "shorten `steps` to what fits, measured once before step 1", low=0.0)
     checkpoint_steps: int | None = option(None, "steps between checkpoints; none: by time alone", low=1)
@@ -103,7 +107,9 @@ def train(
         raise DataError("there are no examples to train on; give more text or shorter windows.")
     with _as_before(task.module, config):
         loop = _Loop(task, config, seed, hooks or Hooks(), checkpoint)
-        return loop.run(events or EventStream())
+        half = frozen_in(task.module, torch.bfloat16) if loop.bf16 and not loop.sharded else contextlib.nullcontext()
+        with half:
+            return loop.run(events or EventStream())
 
 
 @contextlib.contextmanager
@@ -179,8 +185,9 @@ class _Loop:
             if data is not None
         ]
         self.steps, self.step, self.losses, self.seconds = config.steps, 0, list[float](), 0.0
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and self.accelerator.device.type == "cuda")
-        self.dtype = torch.bfloat16 if bf16 else None
+        fastest = fast_dtype(self.accelerator.device) == torch.bfloat16
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and fastest)
+        self.sharded = any(isinstance(value, DTensor) for value in task.module.parameters())
 
     def run(self, events: EventStream) -> TrainResult:
         saved = self.checkpoint.load() if self.checkpoint else None
@@ -216,7 +223,7 @@ class _Loop:
             sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective)
             path = self.hooks.path(self.step, random.Random(derive(self.seed, "path", self.step, part)))
             with sync, path:
-                with torch.autocast(self.accelerator.device.type, self.dtype, enabled=self.dtype is not None):
+                with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
                     losses = self.objective(batch)
                 if losses.shape != batch.indices.shape:
                     raise ConfigError(f"the loss must be one number per example, got shape {tuple(losses.shape)}.")
