@@ -22,7 +22,22 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough text for every split of a toy job."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "while", "five", "wizards", "box", "quietly"]
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "the",
+        "lazy",
+        "dog",
+        "while",
+        "five",
+        "wizards",
+        "box",
+        "quietly",
+    ]
     documents = (" ".join(words[(i * k) % len(words)] for k in range(1, 80)) for i in range(1, 120))
     path.write_text("\n\n".join(documents))
     return path

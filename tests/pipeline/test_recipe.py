@@ -1,0 +1,64 @@
+"""Recipes round-trip, refuse what they do not know, and find impossible orders before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lissome.core.budget import Budget
+from lissome.core.errors import BudgetError, ConfigError, OrderError, UnknownNameError
+from lissome.pipeline.recipe import Recipe
+
+_DENSE = frozenset({"dense", "decoder"})
+_BUDGET = Budget.parse("params=80%")
+
+
+@given(
+    split=st.sampled_from(["auto", "100:0:0", "44:52:4"]),
+    lazy=st.booleans(),
+    step=st.none() | st.integers(1, 512),
+    margin=st.floats(0, 0.5),
+    count=st.integers(1, 3),
+)
+def test_toml_round_trip(split: str, lazy: bool, step: int | None, margin: float, count: int) -> None:
+    settings = [f"split={split}", f"lazy={lazy}", f"margin={margin!r}", *([f"width_step={step}"] if step else [])]
+    one = Recipe.of("multipruner", settings)
+    recipe = Recipe(one.steps * count, ("latency=85%", "disk<=90MB"))
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("", ConfigError, r"\[\[step\]\]"),
+        ("steps = 3", ConfigError, "did you mean 'step'"),
+        ("[[step]]\nsplit = 'auto'", ConfigError, "method"),
+        ("[[step]]\nmethod = 'multipruner'\nsplitt = 'auto'", ConfigError, "did you mean 'split'"),
+        ("[[step]]\nmethod = 'multipruner'\nsplit = '1:2'", ConfigError, "44:52:4"),
+        ("[[step]]\nmethod = 'prunner'", UnknownNameError, "multipruner"),
+        ("budget = 3\n[[step]]\nmethod = 'multipruner'", ConfigError, "budget"),
+        ("[[step]\n", ConfigError, "TOML"),
+        ("[[step]]\nmethod = 'multipruner'\nlazy = 'perhaps'", ConfigError, "lazy"),
+    ],
+)
+def test_bad_recipes(text: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        Recipe.from_toml(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml cannot be read"):
+        Recipe.read(tmp_path / "none.toml")
+
+
+def test_order_and_bounds_are_checked() -> None:
+    recipe = Recipe.of("multipruner")
+    assert "pruned" in recipe.check(_DENSE, _BUDGET)
+    with pytest.raises(OrderError, match="multipruner needs a model that is decoder"):
+        recipe.check(frozenset({"dense", "vit"}), _BUDGET)
+    with pytest.raises(BudgetError, match="risk cannot be bounded here"):
+        recipe.check(_DENSE, Budget.parse("risk<=0.1"))
