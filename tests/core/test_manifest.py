@@ -111,6 +111,22 @@ def test_what_is_no_manifest(value: Any) -> None:
         Manifest.from_json(value)
 
 
+def test_sizes_that_nobody_writes_on_purpose() -> None:
+    deep: Any = 0
+    for _ in range(5000):
+        deep = [deep]
+    step = EXAMPLE.to_json()["lineage"][0]
+    for wrong in (
+        deep,
+        10**5000,
+        {**step, "config": {"a": deep}},
+        {**step, "seed": deep},
+        {**step, "method": 10**5000},
+    ):
+        with pytest.raises(ArtifactError):
+            Manifest.from_json({**EXAMPLE.to_json(), "lineage": [wrong]})
+
+
 def test_an_unknown_key_of_this_version_is_refused() -> None:
     with pytest.raises(ArtifactError, match="did you mean 'lineage'"):
         Manifest.from_json({**EXAMPLE.to_json(), "linage": []})

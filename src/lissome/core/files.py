@@ -98,6 +98,15 @@ def _lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _in_use(path: Path) -> Iterator[None]:
+    """Tell `_sweep` in other processes that `path` is being written, where the file system has locks."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # without locks nothing is ever swept either
+            stack.enter_context(_lock(path, wait=False))
+        yield
+
+
 def _ready(target: Path) -> Path:
     """Return where `target` really is (a link to another disk is followed), in a folder that exists and is swept."""
     target = target.resolve()
@@ -117,7 +126,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     part = _beside(target, ".part")
     try:
         part.touch(exist_ok=False)
-        with _lock(part):
+        with _in_use(part):
             yield part
             _sync(part)
             part.replace(target)
@@ -146,7 +155,7 @@ def atomic_folder(target: Path, *, ours: tuple[str, ...] = _OURS) -> Iterator[Pa
     part = _beside(target, ".part")
     try:
         part.mkdir()
-        with _lock(part):
+        with _in_use(part):
             yield part
             for path in (part, *part.rglob("*")):
                 _sync(path)

@@ -13,6 +13,7 @@ from lissome.core.errors import ArtifactError, unknown_name
 
 T = TypeVar("T")
 
+_DEEPEST = 64  # our own files are nested less than ten deep
 _NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
 
 
@@ -60,6 +61,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     """Return `value` as `kind`, or raise an ArtifactError that says where it stands and what was expected."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
+        _check_depth(value, where)
         return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where)
@@ -106,6 +108,24 @@ def _convert_plain(kind: Any, value: Any, where: str) -> Any:
     raise ArtifactError(f"{where} must be {_NAMES.get(kind, str(kind))}, got {_shown(value)}.")
 
 
+def _check_depth(value: Any, where: str) -> None:
+    """Refuse nesting that nobody writes on purpose, and that would exhaust the stack of whoever walks it."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        children = (item.values() if isinstance(item, Mapping) else item for item in level if _holds(item))
+        level = [child for items in children for child in items]
+        if not level:
+            return
+    raise ArtifactError(f"{where} is nested more than {_DEEPEST} deep; the file is damaged or not ours.")
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
+
+
 def _shown(value: Any) -> str:
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or endless nesting
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 60 else f"{text[:57]}..."
