@@ -35,7 +35,7 @@ def toy_tokenizer(*, bos: bool = False, chat: bool = False) -> PreTrainedTokeniz
     if bos:
         core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)  # type: ignore[no-untyped-call]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)
     if chat:
         tokenizer.chat_template = _CHAT
     return tokenizer
