@@ -1,0 +1,1 @@
+"""Claims as experiments: baselines in the same run, seeds, intervals, inequalities that may fail."""
