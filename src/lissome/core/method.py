@@ -59,12 +59,14 @@ class Plan:
     Attributes:
         figures: Predicted figures of the result by budget term.
         peak_memory: Predicted peak resident bytes above the imported libraries.
+        memory_parts: What that peak is made of, in bytes.
         seconds: Predicted run time, or None when it cannot be known.
         notes: Lines for a person.
     """
 
     figures: Mapping[str, float]
     peak_memory: float
+    memory_parts: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     notes: tuple[str, ...] = ()
 

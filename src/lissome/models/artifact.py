@@ -191,7 +191,9 @@ def weight_files(folder: Path) -> list[Path]:
 def _fill(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.dtype | None) -> nn.Module:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # progress is our event stream's business
     try:
         if config.get("model_type") != MODEL_TYPE:
             loaded: nn.Module = AutoModelForCausalLM.from_pretrained(

@@ -88,8 +88,8 @@ class Job:
             "model": self.model.source.sha256 or self.model.name,
             "recipe": self.recipe.to_json(),
             "budget": str(self.budget),
-            "data": self.data.fingerprint,
             "seed": self.seed,
+            "data": self.data.fingerprint,
         }
 
     def plan(self) -> PlanReport:
@@ -101,11 +101,7 @@ class Job:
         """
         tags = self.recipe.check(self.tags, self.budget)
         plans: list[Plan] = [step.method(step.config).plan(self.card, self.budget) for step in self.recipe.steps]
-        memory = predict_fit(
-            self.card,
-            windows=tuple(self.data.calibration.shape),
-            recover=any("recover" in plan.notes for plan in plans),
-        )
+        worst = max(plans, key=lambda plan: plan.peak_memory)
         return PlanReport(
             model=self.model.name,
             recipe=self.recipe.to_json(),
@@ -114,8 +110,8 @@ class Job:
             predicted={name: value for plan in plans for name, value in plan.figures.items()},
             reachable=self.card.reachable,
             provenance={name: self.cost.provenance(name) for name in self.original},
-            peak_memory=memory.total,
-            memory_parts=memory.parts,
+            peak_memory=worst.peak_memory,
+            memory_parts=worst.memory_parts,
             tags=tuple(sorted(tags)),
             notes=tuple(note for plan in plans for note in plan.notes),
         )
@@ -155,5 +151,5 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     if device is not None:
         table = LatencyTable.load(Path(device))
     elif bounds.names & MEASURED:
-        table = cached_table(loaded, events=quiet(events))
+        table = latency_table(loaded, events=quiet(events))
     return Job(model=loaded, recipe=steps, budget=bounds, data=splits, seed=seed, table=table)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lissome.core.budget import Budget
-from lissome.core.config import MethodConfig, parse_assignments, read_toml, to_toml
+from lissome.core.config import MethodConfig, read_toml, to_toml
 from lissome.core.errors import BudgetError, ConfigError, OrderError, unknown_name
 from lissome.core.method import Method
 from lissome.core.registry import method as find_method
@@ -56,7 +56,9 @@ class Recipe:
     @classmethod
     def of(cls, name: str | None, settings: Iterable[str] = ()) -> Recipe:
         """A recipe of one method, from the command line's ``--method`` and ``--set``."""
-        return cls((RecipeStep.of(name or DEFAULT_METHOD, parse_assignments(settings)),))
+        chosen = name or DEFAULT_METHOD
+        method = find_method(chosen).load()
+        return cls((RecipeStep(chosen, method, method.Config.from_assignments(settings)),))
 
     @classmethod
     def from_toml(cls, text: str) -> Recipe:

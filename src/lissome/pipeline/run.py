@@ -55,7 +55,7 @@ class RunFolder:
         return None
 
     def _same(self, other: Mapping[str, Any]) -> None:
-        for name in sorted({*self.identity, *other}):
+        for name in dict.fromkeys((*self.identity, *other)):  # in the identity's order: the data's hash tells least
             if self.identity.get(name) != other.get(name):
                 raise ConfigError(
                     f"{self.out} holds another job: {name} is {_short(other.get(name))} there, "

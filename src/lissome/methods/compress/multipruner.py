@@ -32,6 +32,7 @@ from lissome.core.config import MethodConfig, option
 from lissome.core.errors import BudgetUnmetError, ConfigError
 from lissome.core.method import Context, CurvePoint, Method, ModelCard, Outcome, Plan, expected_figures
 from lissome.cost.memory import predict_fit
+from lissome.data.text import spread
 from lissome.engine.calibrate import orders
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.greedy import Greedy, Rank, Trace, damage_per, lowest_loss
@@ -61,10 +62,15 @@ class MultiPruner(Method):
         """Settings of MultiPruner."""
 
         split: str = option("auto", "auto, or shares blocks:channels:heads of the cut such as 44:52:4")
-        score: Literal["activation", "magnitude", "none"] = option("activation", "order of channels and heads; none keeps it")
+        score: Literal["activation", "magnitude", "none"] = option(
+            "activation", "order of channels and heads; none keeps it"
+        )
         width_step: int | None = option(None, "MLP channels per cut; default about a twelfth of the width", low=1)
         heads: Literal["groups", "queries", "both", "none"] = option("both", "what the head stage removes")
         windows: int | None = option(None, "calibration windows used; default all that the data section gives", low=1)
+        order_windows: int = option(
+            32, "windows of the recovery text that order channels and heads; 4 give noisy ranks", low=1
+        )
         lazy: bool = option(True, "score only moves that may be best; false scores all of them at every step")
         precision: Literal["auto", "float32", "bfloat16"] = option(
             "auto", "number type of the search; auto takes what this device multiplies fastest"
@@ -72,7 +78,7 @@ class MultiPruner(Method):
         margin: float = option(0.02, "share by which predicted terms undershoot their bound", low=0.0, high=0.5)
         recover_steps: int = option(0, "LoRA steps after the cut; 0 does none", low=0)
         recover_lr: float = option(5e-4, "peak learning rate of the recovery", low=0.0)
-        recover_batch: int = option(8, "windows per recovery step", low=1)
+        recover_batch: int = option(4, "windows per recovery step", low=1)
         recover_rank: int = option(16, "rank of the recovery's adapters (the paper's)", low=1)
 
         def __post_init__(self) -> None:
@@ -88,7 +94,8 @@ class MultiPruner(Method):
             BudgetUnmetError: When removal alone cannot reach a bound.
         """
         memory = predict_fit(card, recover=self.config.recover_steps > 0)
-        return Plan(figures=expected_figures(card, budget), peak_memory=memory)
+        figures = expected_figures(card, budget)
+        return Plan(figures=figures, peak_memory=memory.total, memory_parts=memory.parts)
 
     def run(self, model: Model, context: Context) -> Outcome:
         """Reorder, remove step by step, cut, and recover.
@@ -105,21 +112,8 @@ class MultiPruner(Method):
             exact=frozenset(name for name in context.budget.names if context.cost.provenance(name) == "counted"),
         )  # fmt: skip
         target.require_reachable(space)
-        work = in_dtype(model, self._dtype(model))  # the search runs on this copy, the cut is made from the model
-        walk = Walk(
-            work, context.data.calibration[: config.windows], folder=context.folder / "hidden",
-            memory_limit=context.memory_limit,
-        )  # fmt: skip
-        ranking = self._reorder(model, work, walk)
-        masking = Masking(work.binding, space)
-        checkpoint = Checkpoint(context.folder / "greedy", self._key(context))
-        try:
-            greedy = Greedy(masking, walk, lazy=config.lazy, checkpoint=checkpoint, events=context.events)
-            small = self._cut(model, greedy, target, space, context)
-        finally:
-            masking.restore()
-        trace = greedy.trace
-        del work, walk, masking, greedy  # their memory is needed by the recovery
+        ranking = self._reorder(model, spread(context.data.recovery, config.order_windows))
+        trace, small = self._cut(model, space, target, context)
         return Outcome(
             kind="model",
             value=self._recover(small, context),
@@ -129,34 +123,54 @@ class MultiPruner(Method):
             details={"subnet": trace.subnet.to_json(), "scored": sum(step.scored for step in trace.steps)},
         )
 
+    def _reorder(self, model: Model, windows: Tensor) -> dict[str, Tensor]:
+        """Step 0: most important units first; the function of the model is unchanged."""
+        if self.config.score == "none":
+            return {}
+        work = in_dtype(model, self._dtype(model))
+        ranking = orders(work, ("width", "groups", "queries"), score=self.config.score, walk=Walk(work, windows))
+        reorder(model, ranking)
+        return ranking
+
+    def _cut(self, model: Model, space: Space, target: Target, context: Context) -> tuple[Trace, Model]:
+        """Remove until the budget holds by measurement too, where a term was only predicted."""
+        for _ in range(_ATTEMPTS):
+            trace = self._search(model, space, target, context)
+            small = extract(model, trace.subnet, space=space)
+            target.correct(trace.subnet, context.confirm(small))
+            if target.holds(trace.subnet):
+                break
+        return trace, small
+
+    def _search(self, model: Model, space: Space, target: Target, context: Context) -> Trace:
+        """Steps 1-3 on a working copy, which is gone again when the model itself is cut; continues a former search."""
+        work = in_dtype(model, self._dtype(model))
+        windows = context.data.calibration[: self.config.windows]
+        walk = Walk(work, windows, folder=context.folder / "hidden", memory_limit=context.memory_limit)
+        masking = Masking(work.binding, space)
+        checkpoint = Checkpoint(context.folder / "greedy", self._key(context))
+        try:
+            greedy = Greedy(masking, walk, lazy=self.config.lazy, checkpoint=checkpoint, events=context.events)
+            return self._remove(greedy, target, space)
+        finally:
+            masking.restore()
+
     def _dtype(self, model: Model) -> torch.dtype:
         parameter = next(model.module.parameters())
-        chosen: torch.dtype = fast_dtype(parameter.device) if self.config.precision == "auto" else getattr(torch, self.config.precision)
+        chosen: torch.dtype = (
+            fast_dtype(parameter.device) if self.config.precision == "auto" else getattr(torch, self.config.precision)
+        )
         return chosen if parameter.dtype == torch.float32 else parameter.dtype
 
     def _key(self, context: Context) -> dict[str, Any]:
         """What the removal depends on; a checkpoint of anything else is refused."""
         settings = {key: value for key, value in self.config.to_mapping().items() if not key.startswith("recover")}
-        return {"config": settings, "budget": str(context.budget), "seed": context.seed, "data": context.data.fingerprint}
-
-    def _reorder(self, model: Model, work: Model, walk: Walk) -> dict[str, Tensor]:
-        """Step 0: most important units first; the function of the model is unchanged."""
-        if self.config.score == "none":
-            return {}
-        ranking = orders(work, ("width", "groups", "queries"), score=self.config.score, walk=walk)
-        for one in {id(model): model, id(work): work}.values():
-            reorder(one, ranking)
-        return ranking
-
-    def _cut(self, model: Model, greedy: Greedy, target: Target, space: Space, context: Context) -> Model:
-        """Remove until the budget holds by measurement too, where a term was only predicted."""
-        for _ in range(_ATTEMPTS):
-            subnet = self._remove(greedy, target, space).subnet
-            small = extract(model, subnet, space=space)
-            target.correct(subnet, context.confirm(small))
-            if target.holds(subnet):
-                break
-        return small
+        return {
+            "config": settings,
+            "budget": str(context.budget),
+            "seed": context.seed,
+            "data": context.data.fingerprint,
+        }
 
     def _remove(self, greedy: Greedy, target: Target, space: Space) -> Trace:
         """Steps 1-3, or all kinds at once with ``split=auto``."""
@@ -170,8 +184,12 @@ class MultiPruner(Method):
                 reached += share
                 greedy.run(kinds, rank=lowest_loss, enough=_until(progress, target, reached), goal=progress)
         if not target.holds(greedy.trace.subnet):
-            left = ", ".join(f"{name} at {load:.1%} of its bound" for name, load in target.loads(greedy.trace.subnet).items())
-            raise BudgetUnmetError(f"no move is left but the budget is not met ({left}); allow more kinds with --set split=auto.")
+            left = ", ".join(
+                f"{name} at {load:.1%} of its bound" for name, load in target.loads(greedy.trace.subnet).items()
+            )
+            raise BudgetUnmetError(
+                f"no move is left but the budget is not met ({left}); allow more kinds with --set split=auto."
+            )
         return greedy.trace
 
     def _recover(self, small: Model, context: Context) -> Model:
