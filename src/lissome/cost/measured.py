@@ -192,7 +192,7 @@ def race(
     """Time any number of models in lockstep; returns the laps of each, `rounds` long."""
     events = events or EventStream()
     with fixed_threads(threads), torch.inference_mode(), events.stage("time", rounds) as stage:
-        runners = [_Runner(_module(target), request) for target in targets]
+        runners = [Runner(_module(target), request) for target in targets]
         _lockstep(runners, min(_WARM_STEPS, request.steps), 0)
         laps: list[list[Lap]] = [[] for _ in runners]
         for turn in range(rounds):
@@ -202,11 +202,11 @@ def race(
     return laps
 
 
-def _lockstep(runners: list[_Runner], steps: int, turn: int) -> list[Lap]:
+def _lockstep(runners: list[Runner], steps: int, turn: int) -> list[Lap]:
     """Run one request of every model, a piece of each at a time, the order turned round after every piece."""
     orders = (runners, runners[::-1])
     prefills = {runner: runner.prefill() for runner in orders[turn % 2]}
-    times: dict[_Runner, list[float]] = {runner: [] for runner in runners}
+    times: dict[Runner, list[float]] = {runner: [] for runner in runners}
     for step in range(steps):
         for runner in orders[(turn + step + 1) % 2]:
             times[runner].append(runner.step())
@@ -215,7 +215,7 @@ def _lockstep(runners: list[_Runner], steps: int, turn: int) -> list[Lap]:
     return [Lap(prefills[runner], tuple(times[runner])) for runner in runners]
 
 
-class _Runner:
+class Runner:
     """One model answering one request after the other: greedy, with its cache, without `generate` around it."""
 
     def __init__(self, module: nn.Module, request: Request) -> None:

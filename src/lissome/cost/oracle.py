@@ -1,0 +1,67 @@
+"""What any Subnet costs, by budget term: counted exactly where it can be, predicted from a latency table otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lissome.core.metrics import Provenance
+from lissome.cost.blocks import BlockSum, Part, Vector
+from lissome.cost.counted import COUNTED, Counter, Counts
+from lissome.cost.memory import CACHE_COPIES, SLACK, Sizes, predict_inference
+from lissome.cost.table import LatencyTable
+from lissome.models.model import Model
+from lissome.models.space import Space
+
+
+class SubnetCost:
+    """Figures of any Subnet of one model; an instance is what `lissome.core.protocols.CostOracle` asks for.
+
+    ``params``, ``block_params``, ``disk`` and ``macs`` are counted, ``memory`` is predicted; ``latency``, ``prefill``
+    and ``decode`` are predicted from a latency table and missing without one.
+
+    Args:
+        model: The model, not masked now.
+        table: Latency table of the device to plan for.
+
+    Raises:
+        ConfigError: When the table was measured on another model.
+    """
+
+    def __init__(self, model: Model, *, table: LatencyTable | None = None) -> None:
+        if table is not None:
+            table.require(model)
+        self._table, self._counter = table, Counter(model)
+        whole = self._counter.count()
+        sizes = Sizes(
+            weights=float(whole.disk), params=float(whole.params), block_params=float(whole.block_params),
+            hidden=model.anatomy.hidden, layers=len(model.anatomy.blocks), vocabulary=model.anatomy.vocabulary,
+        )  # fmt: skip
+        run = predict_inference(sizes, whole.cache_bytes).total
+        self._fixed_memory = run - _varying(whole)  # of a run: what does not depend on the Subnet
+        self._sum = BlockSum(model, self._block, Counter.WIDTH + (LatencyTable.WIDTH if table else 0))
+
+    def figures(self, subnet: Mapping[str, int]) -> dict[str, float]:
+        """Return figures by budget term, in the terms' units; axes that `subnet` does not name are full."""
+        total = self._sum.total(subnet)
+        counts = self._counter.counts_of(total[: Counter.WIDTH])
+        figures = counts.figures() | {"memory": self._fixed_memory + _varying(counts)}
+        if self._table is not None:
+            figures |= self._table.figures_of(total[Counter.WIDTH :])
+        return figures
+
+    def provenance(self, term: str) -> Provenance:
+        """Say how `term` comes about: ``"counted"`` or ``"predicted"``."""
+        return "counted" if term in COUNTED else "predicted"
+
+    def reachable(self, space: Space) -> dict[str, float]:
+        """Return the figures of the smallest Subnet: how far removal can go."""
+        return self.figures(space.smallest)
+
+    def _block(self, parts: tuple[Part, ...]) -> Vector:
+        counted = self._counter.block(parts)
+        return counted + self._table.block(parts) if self._table is not None else counted
+
+
+def _varying(counts: Counts) -> float:
+    """Resident bytes of a run that follow the Subnet."""
+    return (1 + SLACK) * (counts.disk + CACHE_COPIES * counts.cache_bytes)
