@@ -358,7 +358,9 @@ class _Loop:
             self.optimizer.state[parameter].update(state)
         if hooks:
             self.hooks.restore(hooks)
-        self.step, self.steps = saved.step, saved.state["steps"]
+        self.step = saved.step
+        if self.config.max_seconds is not None:
+            self.steps = saved.state["steps"]
         self.losses, self.seconds = list(saved.state["losses"]), saved.state["seconds"]
 
     def _weights(self) -> dict[str, Tensor]:
