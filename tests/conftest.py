@@ -20,7 +20,9 @@ hypothesis.settings.register_profile(
     max_examples=60,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
-hypothesis.settings.register_profile("explore", hypothesis.settings.get_profile("lissome"), max_examples=2000)
+hypothesis.settings.register_profile(
+    "explore", hypothesis.settings.get_profile("lissome"), derandomize=False, max_examples=2000
+)
 hypothesis.settings.load_profile("lissome")
 
 
