@@ -54,8 +54,8 @@ $(VENV)/installed-test: $(VENV)/installed-run
 	$(INSTALL) --no-build-isolation --editable '.[bench,dev,eval,gguf,report,tensorboard]'
 	touch $@
 
-# llama.cpp is compiled here (some minutes); Chromium looks at the report page.
+# llama.cpp is compiled here (some minutes, without its picture part); Chromium looks at the report page.
 $(VENV)/installed-peers: $(VENV)/installed-test
 	which chromium cmake g++ > /dev/null || { apt-get update -qq && apt-get install -qq -y chromium cmake g++; }
-	$(INSTALL) llama-cpp-python
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) llama-cpp-python
 	touch $@
