@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import shutil
@@ -133,6 +134,16 @@ def test_without_plotly_a_job_still_ends_well(artifact, monkeypatch):
     write_page_if_possible(artifact, EventStream(lambda event: said.append(event.message)))
     assert "lissome[report]" in said[0]
     assert not (artifact / "report.html").exists()
+
+
+def test_without_room_for_the_page_a_job_still_ends_well(artifact, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lissome.report.page.write_text", full)
+    said = []
+    write_page_if_possible(artifact, EventStream(lambda event: said.append(event.message)))
+    assert said == [f"no report.html: [Errno 28] No space left on device (lissome report {artifact} writes it later)"]
 
 
 def _chromium(page, *options):

@@ -34,10 +34,10 @@ def failure(error: BaseException) -> tuple[str, int]:
     """Return the line for a person, without its ``error:``, and the exit code."""
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted; the same command continues.", INTERRUPTED
-    if _is_disk_full(error):
-        return f"{_disk_full(error)}; free some space, then the same command continues.", 1
     if isinstance(error, LissomeError):
         return _line(error), error.exit_code
+    if _is_disk_full(error):
+        return f"{_disk_full(error)}; free some space, then the same command continues.", 1
     if isinstance(error, typer.TyperException):
         return _usage(error), error.exit_code
     if _is_memory(error):
@@ -64,15 +64,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _is_disk_full(error: BaseException) -> bool:
     return any(
-        (isinstance(link, OSError) and link.errno in _FULL)
-        or (not isinstance(link, LissomeError) and any(text in str(link).lower() for text in _FULL_TEXTS))
+        (isinstance(link, OSError) and link.errno in _FULL) or any(text in str(link).lower() for text in _FULL_TEXTS)
         for link in _chain(error)
     )
 
 
 def _disk_full(error: BaseException) -> str:
-    if isinstance(error, LissomeError):
-        return _line(error).rstrip(".")  # it knows more than the cause: what was written, and how much it needs
     names = [link.filename for link in _chain(error) if isinstance(link, OSError) and link.filename]
     return f"disk full while writing {names[0]}" if names else "disk full"
 

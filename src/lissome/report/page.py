@@ -49,11 +49,11 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
 
 
 def write_page_if_possible(folder: Path, events: EventStream) -> None:
-    """Write the page of an artifact, or say what to install for it: a job does not fail for want of a picture."""
+    """Write the page of an artifact, or say why not: a job that is done does not fail for want of a picture."""
     try:
         events.message(f"report: {write_page(folder)}")
-    except MissingExtraError as error:
-        events.message(f"no {PAGE}: {error}")
+    except (MissingExtraError, OSError) as error:
+        events.message(f"no {PAGE}: {error} (lissome report {shlex.quote(plain(str(folder)))} writes it later)")
 
 
 def render(data: PageData) -> str:
