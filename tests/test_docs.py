@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ import typer
 
 import lissome
 from lissome.cli.main import application, command_files
+from lissome.testing.tokenizers import toy_tokenizer
 from lissome.testing.toys import toy_model, toy_module
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?P<why><!-- not run: [^>]+ -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    return [match["code"] for match in BLOCK.finditer(page.read_text()) if match["language"] in languages]
+    """Code blocks in these languages; a comment ``<!-- not run: reason -->`` above one leaves it out."""
+    found = BLOCK.finditer(page.read_text())
+    return [match["code"] for match in found if match["language"] in languages and not match["why"]]
 
 
 def name_of(page: Path) -> str:
@@ -33,9 +39,11 @@ def test_python_runs(
 ) -> None:
     """Every example runs as written, with a toy of 30 layers in the place of whatever is loaded."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(vars(lissome), "load", lambda target, **options: toy_model(num_hidden_layers=30))
+    toy = replace(toy_model(num_hidden_layers=30), tokenizer=toy_tokenizer())
+    monkeypatch.setitem(vars(lissome), "load", lambda target, **options: toy)
+    (tmp_path / "notes.txt").write_text("\n\n".join(f"Note {number}. " + "Some words. " * 50 for number in range(60)))
     for code in blocks(page, "python"):
-        names: dict[str, Any] = {"my_transformers_model": toy_module("llama")}
+        names: dict[str, Any] = {"my_transformers_model": toy_module("llama"), "model": toy}
         exec(compile(code, name_of(page), "exec"), names)
         promised = [line.removeprefix("# ") for line in code.splitlines() if re.match(r"# .* (NOT )?met: ", line)]
         assert capsys.readouterr().out.splitlines()[: len(promised)] == promised
