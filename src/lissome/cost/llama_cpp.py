@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +24,30 @@ from lissome.core.metrics import Metric
 from lissome.core.optional import optional_import
 from lissome.ops.stats import ratio_of_medians
 
+_LINES: deque[str] = deque(maxlen=50)  # what llama.cpp said last, for error messages
 _WARNING = 3  # llama.cpp's levels: debug 1, info 2, warning 3, error 4, continued line 5
+
+
+@cache
+def _library() -> Any:
+    """Import the library and keep what it would print; the callback must outlive every open file."""
+    library = optional_import("llama_cpp.llama_cpp", extra="llama")
+    library.llama_log_set(_listener(library), ctypes.c_void_p(0))
+    return library
+
+
+@cache
+def _listener(library: Any) -> Any:
+    def listen(level: int, text: bytes, _: Any) -> None:
+        if level >= _WARNING:
+            _LINES.append(text.decode("utf-8", "replace").strip())
+
+    return library.llama_log_callback(listen)
+
+
+def _refusal(path: Path) -> ArtifactError:
+    lines = [line for line in _LINES if "error" in line] or list(_LINES) or ["it gives no reason"]
+    return ArtifactError(f"llama.cpp cannot open {path}: {lines[-1]}")
 
 
 class LlamaCpp:
@@ -42,20 +67,18 @@ class LlamaCpp:
     def __init__(
         self, path: Path, *, context: int = 512, threads: int | None = None, vocabulary_only: bool = False
     ) -> None:
-        self._lib = lib = optional_import("llama_cpp.llama_cpp", extra="llama")
-        self._lines: list[str] = []
-        self._listener = lib.llama_log_callback(self._listen)  # llama.cpp keeps no reference to it
-        lib.llama_log_set(self._listener, ctypes.c_void_p(0))
+        if not path.is_file():
+            raise ArtifactError(f"{path} does not exist.")
+        _LINES.clear()
+        self._lib = lib = _library()
         self._model: Any = None
         self._context: Any = None
         settings = lib.llama_model_default_params()
         settings.vocab_only = vocabulary_only
         settings.n_gpu_layers = 0
-        if not path.is_file():
-            raise ArtifactError(f"{path} does not exist.")
         self._model = lib.llama_model_load_from_file(os.fsencode(path), settings)
         if not self._model:
-            raise self._refusal(path)
+            raise _refusal(path)
         self._vocabulary = lib.llama_model_get_vocab(self._model)
         self.tokens = int(lib.llama_vocab_n_tokens(self._vocabulary))
         self.room = context
@@ -68,18 +91,9 @@ class LlamaCpp:
         settings.n_threads = settings.n_threads_batch = threads
         self._context = self._lib.llama_init_from_model(self._model, settings)
         if not self._context:
-            error = self._refusal(path)
             self.close()
-            raise error
+            raise _refusal(path)
         self._memory = self._lib.llama_get_memory(self._context)
-
-    def _listen(self, level: int, text: bytes, _: Any) -> None:
-        if level >= _WARNING:
-            self._lines.append(text.decode("utf-8", "replace").strip())
-
-    def _refusal(self, path: Path) -> ArtifactError:
-        reason = next((line for line in reversed(self._lines) if "error" in line), self._lines[-1:] or ["no reason"])
-        return ArtifactError(f"llama.cpp cannot open {path}: {reason if isinstance(reason, str) else reason[0]}")
 
     def close(self) -> None:
         """Give the memory back."""

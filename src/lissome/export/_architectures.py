@@ -38,7 +38,7 @@ class Architecture:
         square: Takes query heads times head size to be the residual width.
         windows: Has attentions that see a window only.
         partial: Rotates a part of each head where the file says so.
-        factors: Reads one divisor per rotary frequency, as Llama 3's scaling needs.
+        factors: Reads one divisor per rotary frequency, as Llama 3's scaling and unusual YaRN need.
         long: Reads two such sets, for short and long contexts.
         biases: Tensors that may have a bias.
         activation: The MLP's activation, in transformers' names.
@@ -158,7 +158,7 @@ def _fixed_lacks(stack: Stack, architecture: Architecture) -> Iterator[str]:
     if rope.dims != stack.attentions[0].shape.head_dim and not architecture.partial:
         yield f"it cannot rotate {rope.dims} numbers of each head only"
     if (rope.divisors is not None and not architecture.factors) or (rope.long is not None and not architecture.long):
-        yield f"it cannot scale positions by {rope.kind}"
+        yield f"it cannot scale positions by this kind of {rope.kind}"
     caps = {name: getattr(config, name, None) for name in ("attn_logit_softcapping", "final_logit_softcapping")}
     if architecture is GEMMA2 and None in caps.values():
         yield "it always caps its logits"

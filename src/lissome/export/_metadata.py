@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lissome
-from lissome.export._architectures import Architecture
+from lissome.export._architectures import GEMMA2, Architecture
 from lissome.export._rope import Rope
 from lissome.export._stack import Stack
 from lissome.export._vocabulary import Vocabulary
 from lissome.models.model import Model
 
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+"""Ids of number types in `general.file_type`."""
 
 
 def context_of(stack: Stack, architecture: Architecture) -> int:
@@ -30,8 +33,8 @@ def add_metadata(
 ) -> None:
     """Put all entries into a `gguf.GGUFWriter`."""
     writer.add_string("general.type", "model")
-    writer.add_string("general.name", Path(model.name).name)
-    writer.add_uint32("general.file_type", _FILE_TYPES[kind])
+    writer.add_string("general.name", _name(model, vocabulary))
+    writer.add_uint32("general.file_type", FILE_TYPES[kind])
     writer.add_uint32("general.quantization_version", 2)
     writer.add_string("lissome.version", lissome.__version__)
     writer.add_string("lissome.source", Path(model.name).name)
@@ -41,6 +44,17 @@ def add_metadata(
         _add(writer, f"{architecture.name}.{key}", value)
     for key, value in vocabulary.entries.items():
         _add(writer, f"tokenizer.{key}", value)
+
+
+def _name(model: Model, vocabulary: Vocabulary) -> str:
+    """Return the model's name, with "Phi-3" in it exactly where its tokenizer is Phi-3's.
+
+    llama.cpp knows by this word alone that control tokens swallow spaces, and refuses another tokenizer under it.
+    """
+    name = Path(model.name).name
+    if bool(_PHI3.search(name)) == vocabulary.swallows:
+        return name
+    return f"{name} (Phi-3 tokenizer)" if vocabulary.swallows else _PHI3.sub("Phi 3", name)
 
 
 def _sizes(stack: Stack, architecture: Architecture) -> Iterator[tuple[str, Any]]:
@@ -59,18 +73,19 @@ def _sizes(stack: Stack, architecture: Architecture) -> Iterator[tuple[str, Any]
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, name, None):
             yield name, float(getattr(config, name))
-    if stack.window:
+    yield from _windows(stack, architecture)
+
+
+def _windows(stack: Stack, architecture: Architecture) -> Iterator[tuple[str, Any]]:
+    """Yield the window and which blocks have it; llama.cpp aborts when a window is stated but no block has it."""
+    flags = [bool(layer.attention and layer.attention.sliding) for layer in stack.layers]
+    if any(flags):
         yield "attention.sliding_window", stack.window
         if architecture.windows:
-            yield "attention.sliding_window_pattern", [bool(one and one.sliding) for one in _attentions(stack)]
-    elif architecture.windows:
-        # Gemma-2's loader assumes a window in every second block unless it is told
+            yield "attention.sliding_window_pattern", flags
+    elif architecture is GEMMA2:  # it always has windows: let them be as long as the context
         yield "attention.sliding_window", context_of(stack, architecture)
-        yield "attention.sliding_window_pattern", [False] * len(stack.layers)
-
-
-def _attentions(stack: Stack) -> Iterator[Any]:
-    return (layer.attention for layer in stack.layers)
+        yield "attention.sliding_window_pattern", [True] * len(flags)
 
 
 def _one_or_all(values: Sequence[int]) -> int | list[int]:

@@ -26,8 +26,7 @@ class Rope:
         factor: How far positions are stretched (linear, yarn).
         original: Positions that the model was first trained on, where they are scaled.
         attention: What queries and keys are multiplied with beyond llama.cpp's own factor.
-        betas: Where YaRN's ramp begins and ends, fast first.
-        divisors: What each frequency is divided by (llama3), float[dims/2].
+        divisors: What each frequency is divided by (llama3, and YaRN with a ramp of its own), float[dims/2].
         long: The same for contexts beyond `original` (longrope).
         short: The same for contexts up to `original` (longrope).
     """
@@ -39,7 +38,6 @@ class Rope:
     factor: float = 1.0
     original: int | None = None
     attention: float = 1.0
-    betas: tuple[float, float] | None = None
     divisors: Tensor | None = None
     long: Tensor | None = None
     short: Tensor | None = None
@@ -50,17 +48,14 @@ class Rope:
         yield "freq_base", self.theta
         if self.window_theta is not None:
             yield "freq_base_swa", self.window_theta
-        if self.kind in {"linear", "yarn", "longrope"}:
+        if self.kind in {"linear", "yarn", "longrope"} and self.divisors is None:
             yield "scaling.type", self.kind
-        if self.kind in {"linear", "yarn"}:
+        if self.kind in {"linear", "yarn"} and self.divisors is None:
             yield "scaling.factor", self.factor
         if self.original is not None:
             yield "scaling.original_context_length", self.original
         if not math.isclose(self.attention, 1.0, rel_tol=1e-6):
             yield "scaling.attn_factor", self.attention
-        if self.betas is not None:
-            yield "scaling.yarn_beta_fast", self.betas[0]
-            yield "scaling.yarn_beta_slow", self.betas[1]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Tensors that hold factors, by their name in the file."""
@@ -80,12 +75,13 @@ def rope_of(stack: Stack) -> Rope:
     settings: Mapping[str, Any] = stack.config.rope_parameters
     rotary: Any = stack.module.model.rotary_emb  # type: ignore[union-attr]
     window_theta, prefix = None, ""
-    if "full_attention" in settings:
-        window_theta, prefix = float(settings["sliding_attention"]["rope_theta"]), "full_attention_"
-        local = settings["sliding_attention"].get("rope_type", "default")
-        if local != "default":
-            raise ExportError(f"llama.cpp cannot scale the positions of window attentions by {local!r}.")
-        settings = settings["full_attention"]
+    if "rope_theta" not in settings:  # one setting for each kind of attention; a model may have one kind only
+        local = settings.get("sliding_attention", settings.get("full_attention", {}))
+        if local.get("rope_type", "default") != "default":
+            raise ExportError(f"llama.cpp cannot scale the positions of window attentions by {local['rope_type']!r}.")
+        window_theta = float(local["rope_theta"])
+        settings = settings.get("full_attention", local)
+        prefix = "full_attention_" if hasattr(rotary, "full_attention_inv_freq") else "sliding_attention_"
     frequencies: Tensor = getattr(rotary, f"{prefix}inv_freq")
     kind = str(settings.get("rope_type", "default"))
     common: dict[str, Any] = {
@@ -112,26 +108,27 @@ def _linear(settings: Mapping[str, Any], config: Any, frequencies: Tensor, scali
 
 
 def _yarn(settings: Mapping[str, Any], config: Any, frequencies: Tensor, scaling: float) -> dict[str, Any]:
-    del frequencies
-    if settings.get("truncate", True) is False:
-        raise ExportError(
-            "llama.cpp rounds the ends of YaRN's ramp; this model has truncate=false, which it cannot do."
-        )
+    ramp = (float(settings.get("beta_fast") or 32), float(settings.get("beta_slow") or 1))
+    if ramp != (32, 1) or settings.get("truncate", True) is False:  # llama.cpp has one ramp for all but two models
+        return {"attention": scaling, "divisors": _divisors(settings, frequencies)}
     factor = float(settings["factor"])
     original = settings.get("original_max_position_embeddings") or config.max_position_embeddings
     return {
         "factor": factor,
         "original": int(original),
         "attention": scaling / (1 + 0.1 * math.log(factor)) if factor > 1 else scaling,
-        "betas": (float(settings.get("beta_fast") or 32), float(settings.get("beta_slow") or 1)),
     }
 
 
 def _llama3(settings: Mapping[str, Any], config: Any, frequencies: Tensor, scaling: float) -> dict[str, Any]:
     del config, scaling
+    return {"divisors": _divisors(settings, frequencies)}
+
+
+def _divisors(settings: Mapping[str, Any], frequencies: Tensor) -> Tensor:
     dims = 2 * len(frequencies)
     plain = float(settings["rope_theta"]) ** -(torch.arange(0, dims, 2, dtype=torch.float64) / dims)
-    return {"divisors": (plain / frequencies.double().cpu()).float()}
+    return (plain / frequencies.double().cpu()).float()
 
 
 def _longrope(settings: Mapping[str, Any], config: Any, frequencies: Tensor, scaling: float) -> dict[str, Any]:

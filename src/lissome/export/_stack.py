@@ -209,7 +209,7 @@ def _layer(layer: nn.Module, index: int, architecture: str, config: Any) -> Laye
     tensors = {name: tensor.detach() for name, tensor in layer.named_parameters()}
     companions = COMPANIONS[architecture]
     attention, mlp = None, None
-    shape = attention_shape(layer.self_attn)  # type: ignore[arg-type]
+    shape = attention_shape(layer.self_attn)
     if shape is not None:
         pieces = _norms(tensors, companions["attention"])
         pieces |= _named(tensors, "self_attn.", {"o_proj": "o", "q_norm": "q_norm", "k_norm": "k_norm"})

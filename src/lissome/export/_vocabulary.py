@@ -21,15 +21,23 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _GPT2, _DIGIT = SPLITS["gpt-2"][0], SPLITS["smollm"][0]
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _LAST = -1e9  # score of a token that no merge makes: below every token that a merge does make
+_PHI3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}  # tokens that llama.cpp expects where it lets tokens swallow spaces
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Entries below ``tokenizer.`` with their values, and what was not carried over."""
+    """A tokenizer for a GGUF file.
+
+    Attributes:
+        entries: Entries below ``tokenizer.`` with their values.
+        notes: What was not carried over.
+        swallows: Control tokens take the spaces behind them, as Phi-3's do.
+    """
 
     entries: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    swallows: bool = False
 
 
 def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
@@ -63,7 +71,8 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     else:
         raise ExportError("this BPE tokenizer is neither byte-level nor SentencePiece, which is all that GGUF knows.")
     entries["ggml.add_space_prefix"] = _prefixes_space(fields)
-    return Vocabulary(entries | _specials(tokenizer, size), tuple(notes))
+    swallows = set(tokens) >= _PHI3 and any(added["rstrip"] and added["special"] for added in fields["added_tokens"])
+    return Vocabulary(entries | _specials(tokenizer, size), tuple(notes), swallows)
 
 
 def _tokens(fields: Mapping[str, Any], tokenizer: Any, size: int) -> tuple[list[str], list[int], list[str]]:

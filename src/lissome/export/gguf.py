@@ -7,6 +7,7 @@ to one shape with zeros. Weights are quantised by the `gguf` package, tensor by 
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,22 +17,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from lissome.core.errors import ConfigError, ExportError, NumericsError, unknown_name
+from lissome.core.errors import ArtifactError, ConfigError, ExportError, NumericsError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.files import atomic_file
 from lissome.core.optional import optional_import
 from lissome.cost.llama_cpp import LlamaCpp
 from lissome.export._architectures import Architecture, fitted
-from lissome.export._metadata import add_metadata, context_of
+from lissome.export._metadata import FILE_TYPES, add_metadata, context_of
 from lissome.export._padding import paddings_of
 from lissome.export._report import ExportReport
 from lissome.export._rope import Rope, rope_of
 from lissome.export._stack import Stack, read_stack
 from lissome.export._tensors import BLOCKS, Entry, entries_of, padding_bytes
 from lissome.export._vocabulary import vocabulary_of
+from lissome.models.gguf.header import read_header
 from lissome.models.model import Model
 
 _COARSE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+_BY_FILE_TYPE = {number: kind for kind, number in FILE_TYPES.items()}
+_BY_FILE_TYPE |= {**dict.fromkeys((10, 11, 12, 13, 14, 21), "Q4_0"), 15: "Q4_1", 16: "Q5_0", 17: "Q5_0", 18: "Q5_1"}
 _SAMPLES = (
     "The quick brown fox jumps over the lazy dog.",
     "  In 1815, 12345 ships\tsailed; it's 3.14% -- isn't it?\n\n  def f(x):\n        return x**2  # ok",
@@ -43,7 +47,7 @@ def export(
     model: Model,
     target: Path,
     *,
-    type: str = "Q8_0",
+    type: str | None = None,
     embedding: str | None = None,
     pad: bool = False,
     events: EventStream | None = None,
@@ -54,7 +58,8 @@ def export(
         model: The model.
         target: The file; its name must end in ``.gguf``.
         type: Number type of the matrices: F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0 or Q4_1. A matrix whose rows are not
-            a multiple of the type's block becomes F16. Default Q8_0, nearly lossless at half the size of F16.
+            a multiple of the type's block becomes F16. Default: `source_type`, so that the result is not a bigger file
+            than the original; F16 for a model that did not come from a GGUF file.
         embedding: Number type of the embedding and the output projection. Default: `type`, but Q8_0 for 4 and 5 bits,
             since coarse rounding hurts most there.
         pad: Grow uneven blocks to one shape with zeros where no architecture of llama.cpp can express them, and MLP
@@ -71,17 +76,19 @@ def export(
         MissingExtraError: When the `gguf` package is not installed.
     """
     library = optional_import("gguf", extra="gguf")
-    outer = embedding or ("Q8_0" if type in _COARSE else type)
-    _check_request(target, type, outer)
-    architecture, stack = fitted(read_stack(model), pad=pad, align=BLOCKS[type][0])
+    inner = type or source_type(model) or "F16"
+    outer = embedding or ("Q8_0" if inner in _COARSE else inner)
+    _check_request(target, inner, outer)
+    architecture, stack = fitted(read_stack(model), pad=pad, align=BLOCKS[inner][0])
     rope = rope_of(stack)
     vocabulary = vocabulary_of(model.tokenizer, stack.embedding.shape[0])
-    entries = list(entries_of(stack, architecture, rope, inner=type, outer=outer))
+    entries = list(entries_of(stack, architecture, rope, inner=inner, outer=outer))
     _check_room(target, sum(entry.bytes for entry in entries))
     writer = library.GGUFWriter(None, architecture.name)
-    add_metadata(writer, model, stack, architecture, rope, vocabulary, type)
+    add_metadata(writer, model, stack, architecture, rope, vocabulary, inner)
     with atomic_file(target) as part:
         _write(writer, part, entries, library, events or EventStream(), target.name)
+        checks = _tokenizer_check(part, model.tokenizer)
     types: dict[str, int] = {}
     for entry in entries:
         types[entry.kind] = types.get(entry.kind, 0) + entry.bytes
@@ -96,9 +103,21 @@ def export(
         notes=(
             *_notes(stack, architecture, rope, entries, pad),
             *vocabulary.notes,
-            *_tokenizer_check(target, model.tokenizer),
+            *checks,
         ),
     )
+
+
+def source_type(model: Model) -> str | None:
+    """Return the number type of the GGUF file that a model was read from, or None when it was not.
+
+    Rounding to the same type again changes next to nothing: the numbers already are multiples of their block's step.
+    For the K types, which the `gguf` package cannot write, it is the largest other type that is not bigger.
+    """
+    path = model.source.path
+    if path is None or path.suffix != ".gguf" or not path.is_file():
+        return None
+    return _BY_FILE_TYPE.get(int(read_header(path).metadata.get("general.file_type", -1)))
 
 
 def _check_request(target: Path, inner: str, outer: str) -> None:
@@ -139,8 +158,9 @@ def _write(writer: Any, part: Path, entries: list[Entry], library: Any, events: 
 def _encoded(entry: Entry, library: Any) -> Any:
     """Return the numbers of a tensor in its type, as bytes."""
     numbers = entry.piece.make().to(torch.float32).contiguous()
-    largest = numbers.abs().max().item() if numbers.numel() else 0.0
-    if not largest < float("inf"):
+    low, high = numbers.aminmax()
+    largest = max(-low.item(), high.item())
+    if not math.isfinite(low.item() + high.item()):
         raise NumericsError(f"{entry.name} holds NaN or infinite values; the weights are damaged.")
     if entry.kind == "F16" and largest > torch.finfo(torch.float16).max:
         raise NumericsError(f"{entry.name} holds {largest:.3g}, which float16 cannot; use --type BF16, F32 or Q8_0.")
@@ -170,13 +190,21 @@ def _notes(stack: Stack, architecture: Architecture, rope: Rope, entries: list[E
         yield "llama.cpp picks the factors for short or long texts by the size of the context, not by the text's length"
 
 
-def _tokenizer_check(target: Path, tokenizer: Any) -> tuple[str, ...]:
-    """Compare llama.cpp's tokens and chat template with the original's, where llama.cpp is installed."""
+def _tokenizer_check(file: Path, tokenizer: Any) -> tuple[str, ...]:
+    """Compare llama.cpp's tokens and chat template with the original's, where llama.cpp is installed.
+
+    Raises:
+        ExportError: When llama.cpp refuses the file.
+    """
     if tokenizer is None:
         return ()
     if find_spec("llama_cpp") is None:
         return ("tokenizer not compared with llama.cpp's: llama-cpp-python is not installed (extra 'llama')",)
-    with LlamaCpp(target, vocabulary_only=True) as peer:
+    try:
+        peer = LlamaCpp(file, vocabulary_only=True)
+    except ArtifactError as error:
+        raise ExportError(f"the file was not kept, since {error}") from error
+    with peer:
         differ = [text for text in _SAMPLES if peer.tokenize(text) != tokenizer(text)["input_ids"]]
         template = tokenizer.chat_template
         if isinstance(template, dict):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from lissome.core.errors import ConfigError, ExportError, unknown_name
@@ -132,7 +133,7 @@ def _accepts(stack: Stack, config: Mapping[str, Any], sizes: Sizes) -> bool:
     """Whether transformers takes a configuration of these sizes (some classes want heads to divide the hidden size)."""
     try:
         stack.config.__class__.from_dict({**config, **_fields(stack, sizes)})
-    except ValueError:
+    except (ValueError, StrictDataclassError):
         return False
     return True
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from lissome.core.errors import UnsupportedModelError
@@ -297,7 +298,7 @@ def _write_uniform(config: Any, shape: LayerShape) -> None:
     fields = {**config.to_dict(), **_uniform(shape)}
     try:
         type(config).from_dict(fields)
-    except ValueError:
+    except (ValueError, StrictDataclassError):
         return
     for name, value in _uniform(shape).items():
         setattr(config, name, value)
