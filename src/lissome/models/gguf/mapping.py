@@ -133,7 +133,8 @@ def _gemma(facts: Facts, window: int | None, *, period: int, largest: int) -> Co
     return {
         "head_dim": facts.head_dim,
         "query_pre_attn_scalar": facts.hidden // facts.heads if facts.layers == largest else facts.head_dim,
-        "sliding_window": window,
+        # transformers' Gemma wants a number even where no layer has a window
+        "sliding_window": window or facts.header.whole("context_length", 4096),
         "layer_types": [
             "sliding_attention" if flag and window else "full_attention" for flag in _sliding(facts, period)
         ],
