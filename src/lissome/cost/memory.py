@@ -98,9 +98,9 @@ class Sizes:
         return self.block_params / max(1, self.layers) / self.hidden
 
     @property
-    def item(self) -> float:
-        """Bytes per weight."""
-        return self.weights / self.params
+    def item(self) -> int:
+        """Bytes per weight; the file's header is not counted."""
+        return round(self.weights / self.params)
 
     def resident(self) -> dict[str, float]:
         """What is there in every stage."""
