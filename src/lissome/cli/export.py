@@ -15,7 +15,12 @@ def command(
     target: TargetArgument,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="hf (a transformers folder) or gguf (llama.cpp).")],
     type: Annotated[
-        str | None, typer.Option("--type", metavar="TYPE", help="Number type of a GGUF: F16 (default), Q8_0 or Q4_0.")
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Number type, e.g. F16, Q8_0, Q4_1 or Q4_0 (default: the original file's, else F16).",
+        ),
     ] = None,
     pad: Annotated[
         bool,

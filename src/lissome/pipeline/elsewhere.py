@@ -9,11 +9,11 @@ from lissome.core.errors import LissomeError
 from lissome.core.events import EventStream
 from lissome.cost.llama_cpp import time_files
 from lissome.export.gguf import export as export_gguf
+from lissome.export.gguf import source_type
 from lissome.models.model import Model
 from lissome.pipeline.compare import against
 from lissome.pipeline.reports import Figure, Row
 
-TYPE = "Q4_0"  # the smallest type that is exact enough for daily use and that the Python package can write
 _HINT = "sizes and speed in llama.cpp are shown when it is installed: pip install 'lissome[llama]'"
 
 
@@ -36,10 +36,11 @@ def llama_cpp_rows(
         return (), ()
     if importlib.util.find_spec("llama_cpp") is None:
         return (), (_HINT,)
-    file = folder / f"result-{TYPE}.gguf"
+    kind = source_type(base) or "F16"  # the original's own type: a second rounding to another one costs quality
+    file = folder / f"result-{kind}.gguf"
     try:
-        report = export_gguf(small, file, type=TYPE, pad=True, events=events)
-        timed = time_files({f"{base.name}, your file": source, f"result, {TYPE}": file})
+        report = export_gguf(small, file, type=kind, pad=True, events=events)
+        timed = time_files({f"{base.name}, your file": source, f"result, {kind}": file})
     except LissomeError as error:
         return (), (f"not measured in llama.cpp: {error}",)
     finally:
