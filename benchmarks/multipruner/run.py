@@ -121,14 +121,15 @@ class _Bench:
 
         def compute() -> dict[str, Any]:
             counts = Counter(model).count()
-            exact = Walk(model, data.test[:: len(data.test) // 4]).plain()
+            every = max(1, len(data.test) // 4)  # float32 is slow, and a quarter says it to 0.1 %
+            exact = Walk(model, data.test[::every]).plain()
             quick = Walk(fast(model), data.test).plain()
             return {
                 "params": counts.params,
                 "block_params": counts.block_params,
                 "embedding_params": counts.embedding_params,
                 "nll": quick.tolist(),
-                "dtype_ratio": math.exp(float(quick[:: len(data.test) // 4].mean() - exact.mean())),
+                "dtype_ratio": math.exp(float(quick[::every].mean() - exact.mean())),
             }
 
         return self._cell("dense", 0, compute)

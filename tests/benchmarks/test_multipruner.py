@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.multipruner import baselines, measuring
+from benchmarks.multipruner import baselines, efficiency, measuring
 from benchmarks.multipruner.texts import Texts
 from lissome.cost.counted import Counter
 from lissome.engine.walk import Walk
@@ -88,3 +88,15 @@ def test_a_point_on_the_curve_has_the_loss_of_the_masked_model() -> None:
     with masked(model, cut, space=space):
         expected = Walk(model, data.test).plain()
     assert found["nll"] == pytest.approx(expected.tolist())
+
+
+def test_searches_take_turns_and_only_their_work_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficiency, "load", lambda _: toy_model("llama"))
+    monkeypatch.setitem(efficiency.SEARCH, "steps", 3)
+    runs = efficiency.compare_searches("toy", toy_texts())["runs"]
+    assert runs["naive"]["moves"] == runs["cached"]["moves"]
+    assert [len(run["moves"]) for run in runs.values()] == [3, 3, 3]
+    assert runs["naive"]["scored"] == runs["cached"]["scored"]
+    assert runs["lazy"]["scored"][0] == runs["naive"]["scored"][0]
+    assert sum(runs["lazy"]["scored"]) < sum(runs["naive"]["scored"])
+    assert all(0 < run["block_cpu"] <= run["cpu"] for run in runs.values())
