@@ -104,7 +104,11 @@ def test_saved_models_read_back_equal(model: Model, seed: int, tmp_path: Path) -
 def test_index_maps_cut_exactly_the_extracted_tensors(model: Model) -> None:
     subnet = model.space(width=1).sample(Random(5), keep=0.6)
     index = model.binding.index_map(subnet)
-    with_blocks = [name for name in model.anatomy.blocks if any(subnet[b.name] for b in model.anatomy.of_block(int(name.split(".")[-1])))]
+    with_blocks = [
+        name
+        for name in model.anatomy.blocks
+        if any(subnet[b.name] for b in model.anatomy.of_block(int(name.split(".")[-1])))
+    ]
     numbers = {old: f"model.layers.{new}." for new, old in enumerate(f"{name}." for name in with_blocks)}
     kept = dict(extract(model, subnet).module.named_parameters())
     for name, parameter in model.module.named_parameters():

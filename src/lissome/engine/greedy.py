@@ -4,24 +4,27 @@ A move is any change of a Subnet: a branch away, some channels, a KV group, a qu
 by a rank that the caller defines (the loss itself, or damage per parameter or per millisecond saved). Only what follows
 the changed block is run again; with `lazy` only moves that still look best are scored again, in the manner of lazy
 greedy maximisation (Minoux 1978): the damage of a move rarely falls while others are made, so that a stale damage is a
-good lower bound. Every accepted step is checkpointed and can be continued after a kill.
+good lower bound. A move that was never scored is screened on a quarter of the windows first. Every accepted step is
+checkpointed and can be continued after a kill.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lissome.core.errors import BudgetUnmetError
 from lissome.core.events import EventStream, Stage
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.walk import Walk
 from lissome.models.anatomy import Anatomy
 from lissome.models.binding import Masking
 from lissome.models.space import Space, Subnet
+
+_SCREENED = 4  # a move that was never scored is first looked at on one in so many windows
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Trace:
         subnet: What is left.
         start: Loss of the original, mean NLL in nats.
         steps: Accepted moves in order.
-        stale: Damage of each move when it was last scored, by its text.
+        stale: Damage of each move when it was last scored or screened, by its text.
     """
 
     subnet: Subnet
@@ -160,7 +163,8 @@ class Greedy:
         masking: The model under its mask; it follows the accepted moves.
         walk: The calibration windows.
         lazy: Score only moves that may be best (default), or all moves at every step.
-        cached: Start each score at the changed block (default), or at the embeddings, as the published code does.
+        cached: Start each score at the changed block (default), or at the embeddings, as the published code does;
+            then nothing is lazy.
         checkpoint: Where accepted steps are kept.
         events: Where progress is reported.
     """
@@ -175,16 +179,17 @@ class Greedy:
         checkpoint: Checkpoint | None = None,
         events: EventStream | None = None,
     ) -> None:
-        self.masking, self.walk, self.lazy, self.cached = masking, walk, lazy, cached
+        self.masking, self.walk, self.lazy, self.cached = masking, walk, lazy and cached, cached
         self._checkpoint, self._events = checkpoint, events or EventStream()
         self.trace = Trace(masking.space.full)
         saved = checkpoint.load() if checkpoint else None
         if saved is not None:
             self.trace = Trace.from_json(saved.state)
             masking.switch(self.trace.subnet)
-        loss = float(walk.fill().mean())
+        self._losses = walk.fill()  # of each window, for what is left now
+        self._screen = max(1, len(self._losses) // _SCREENED)
         if saved is None:
-            self.trace.start = loss
+            self.trace.start = float(self._losses.mean())
 
     def run(
         self, kinds: Iterable[str], *, rank: Rank, enough: Callable[[Subnet], bool], goal: Callable[[Subnet], float]
@@ -213,6 +218,9 @@ class Greedy:
         """Score moves, cheapest-looking first, until one is at least as good as all stale ranks."""
         if not options:
             return None
+        for move in options if self.lazy else ():
+            if str(move) not in self.trace.stale:
+                self.trace.stale[str(move)] = self._screened(move)
         scored: dict[Move, float] = {}
         queue = [(self._stale_rank(move, rank), index) for index, move in enumerate(options)]
         heapq.heapify(queue)
@@ -229,12 +237,25 @@ class Greedy:
 
     def _score(self, move: Move) -> float:
         """Loss after a move; notes its damage."""
-        before = self.trace.subnet
-        self.masking.switch(self._after(move))
-        loss = float((self.walk.score(move.block) if self.cached else self.walk.plain()).mean())
-        self.masking.switch(before)
+        with self._made(move):
+            loss = float((self.walk.score(move.block) if self.cached else self.walk.plain()).mean())
         self.trace.stale[str(move)] = loss - self.trace.loss
         return loss
+
+    def _screened(self, move: Move) -> float:
+        """Damage of a move on the first windows, paired with the loss of the same windows before it."""
+        with self._made(move):
+            losses = self.walk.score(move.block, self._screen)
+        return float((losses - self._losses[: self._screen]).mean())
+
+    @contextlib.contextmanager
+    def _made(self, move: Move) -> Iterator[None]:
+        before = self.trace.subnet
+        self.masking.switch(self._after(move))
+        try:
+            yield
+        finally:
+            self.masking.switch(before)
 
     def _after(self, move: Move) -> Subnet:
         return self.masking.space.canonical(self.trace.subnet.replace({move.axis: move.value}))
@@ -243,17 +264,16 @@ class Greedy:
         return rank(loss - self.trace.loss, self.trace.subnet, self._after(move))
 
     def _stale_rank(self, move: Move, rank: Rank) -> float:
-        damage = self.trace.stale.get(str(move))
-        if damage is None:  # a narrower width of a layer was never scored: its last cut is the best guess
+        if str(move) not in self.trace.stale:  # every move is scored at every step
             return -math.inf
-        return rank(damage, self.trace.subnet, self._after(move))
+        return rank(self.trace.stale[str(move)], self.trace.subnet, self._after(move))
 
     def _accept(self, step: Step) -> None:
         self.trace.subnet = self._after(step.move)
         self.trace.steps.append(step)
         self.masking.switch(self.trace.subnet)
         if self.cached:
-            self.walk.fill(step.move.block)
+            self._losses = self.walk.fill(step.move.block)
         if self._checkpoint is not None:
             self._checkpoint.save(len(self.trace.steps), {}, self.trace.to_json())
 
@@ -266,11 +286,3 @@ class Greedy:
 
 def _percent(goal: Callable[[Subnet], float], subnet: Subnet) -> int:
     return int(100 * min(1.0, max(0.0, goal(subnet))))
-
-
-def unreachable(term: str, reachable: float, limit: float) -> BudgetUnmetError:
-    """Word the error for a budget below what removal can reach."""
-    return BudgetUnmetError(
-        f"{term} cannot be met: the smallest that removal can reach is {reachable:.6g}, the bound is {limit:.6g}; "
-        f"raise the bound or allow finer steps."
-    )

@@ -32,7 +32,9 @@ class Target:
         exact: frozenset[str] = frozenset(),
     ) -> None:
         self._figures = figures
-        self._limits = {term: self._limit(term, original, 0.0 if term.name in exact else margin) for term in budget.terms}
+        self._limits = {
+            term: self._limit(term, original, 0.0 if term.name in exact else margin) for term in budget.terms
+        }
 
     @staticmethod
     def _limit(term: Term, original: Mapping[str, float], margin: float) -> float:

@@ -82,10 +82,11 @@ class Walk:
         """Number of blocks L."""
         return len(self.model.anatomy.blocks)
 
-    def batches(self) -> Iterator[slice]:
-        """Windows of each batch."""
-        for start in range(0, len(self.windows), self._batch):
-            yield slice(start, min(start + self._batch, len(self.windows)))
+    def batches(self, count: int | None = None) -> Iterator[slice]:
+        """Windows of each batch, of the first `count` windows (default: all)."""
+        end = len(self.windows) if count is None else min(count, len(self.windows))
+        for start in range(0, end, self._batch):
+            yield slice(start, min(start + self._batch, end))
 
     @torch.no_grad()
     def entrance(self, batch: slice) -> Tensor:
@@ -132,10 +133,10 @@ class Walk:
         return torch.cat(losses)
 
     @torch.no_grad()
-    def score(self, start: int) -> Tensor:
-        """Loss per window [N] when blocks from `start` on may have changed since `fill`."""
+    def score(self, start: int, count: int | None = None) -> Tensor:
+        """Loss of each of the first `count` windows when blocks from `start` on may have changed since `fill`."""
         losses = []
-        for batch in self.batches():
+        for batch in self.batches(count):
             hidden = self._kept[start][batch]
             for index in range(start, self.depth):
                 hidden = self.block(index, hidden)

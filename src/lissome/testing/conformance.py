@@ -44,7 +44,11 @@ def stepwise(module: nn.Module, ids: Tensor, *, prompt: int, mask: Tensor | None
         seen = None if mask is None else mask[:, :stop]
         places = None if seen is None else (seen.cumsum(1) - 1).clamp_min(0)[:, start:stop]
         output = module(
-            input_ids=ids[:, start:stop], attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True
+            input_ids=ids[:, start:stop],
+            attention_mask=seen,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
         )
         cache, start = output.past_key_values, stop
         pieces.append(output.logits)
@@ -141,4 +145,5 @@ def check_saved(small: Model, folder: Path, ids: Tensor) -> None:
     again = load_model(folder)
     assert torch.equal(logits(again.module, ids), logits(small.module, ids)), "outputs differ after save and load"
     stored, read = small.module.state_dict(), again.module.state_dict()
-    assert stored.keys() == read.keys() and all(torch.equal(stored[name], read[name]) for name in stored)
+    assert stored.keys() == read.keys()
+    assert all(torch.equal(stored[name], read[name]) for name in stored)
