@@ -135,12 +135,17 @@ def _time_beside(original: _Watch, probe: Model, request: Request, samples: dict
 
 
 def _race(original: _Watch, small: _Watch, samples: dict[str, Samples], deadline: float) -> None:
-    """Let both answer in lockstep until the time is over; the first round is thrown away."""
+    """Let both answer in lockstep until the time is over; the first round is thrown away.
+
+    One prefill and one decode step are always kept; a machine on which even these take too long gets a short round.
+    """
     for phase in PHASES:
         samples[phase].pairs.append([])
     turn = 0
     while turn <= _WARM or time.perf_counter() < deadline:
         for step in range(_STEPS + 1):
+            if step > 1 and time.perf_counter() > deadline:
+                break
             phase, keep = "decode" if step else "prefill", turn >= _WARM
             took = {
                 watch: watch.run(phase, keep=keep) for watch in (original, small)[:: 1 if (turn + step) % 2 else -1]

@@ -36,6 +36,7 @@ from lissome.models.space import Space, Subnet
 SCHEMA = 1
 _PROBES = 4  # with 30 blocks each size is then seen in about twenty blocks
 _KNOTS = 3  # of a size that is one of several: few, since every combination is seen less often
+_DOUBTFUL = 0.1  # of a ratio; on an idle machine the probes come out within 0.02
 _SWEEPS = 3000  # of coordinate descent; it stops moving after some hundreds for the few unknowns here
 
 
@@ -220,7 +221,14 @@ def latency_table(
         decode=_fit_phase(samples["decode"]),
     )
     give_back()
-    return _calibrated(table, model, probes, samples)
+    table = _calibrated(table, model, probes, samples)
+    worst = max(abs(ratio - 1) for ratio in table.probes)
+    if events is not None and worst > _DOUBTFUL:
+        events.message(
+            f"the latency table errs by up to {worst:.0%} on its own probes: this machine is busy; "
+            "stop other programs or use fewer threads, then measure again"
+        )
+    return table
 
 
 def cached_table(
