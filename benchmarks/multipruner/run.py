@@ -37,6 +37,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "44:52:4": {"split": "44:52:4"},
     "auto, score=magnitude": {"split": "auto", "score": "magnitude"},
     "auto, score=none": {"split": "auto", "score": "none"},
+    "100:0:0, lazy=false": {"split": "100:0:0", "lazy": False},  # whether lazy scoring is fair to BlockPruner
 }
 """A fixed split ends its stages at shares of the target, so that its curve means nothing elsewhere: 90 % only."""
 

@@ -97,6 +97,5 @@ def test_searches_take_turns_and_only_their_work_differs(monkeypatch: pytest.Mon
     assert runs["naive"]["moves"] == runs["cached"]["moves"]
     assert [len(run["moves"]) for run in runs.values()] == [3, 3, 3]
     assert runs["naive"]["scored"] == runs["cached"]["scored"]
-    assert runs["lazy"]["scored"][0] == runs["naive"]["scored"][0]
     assert sum(runs["lazy"]["scored"]) < sum(runs["naive"]["scored"])
     assert all(0 < run["block_cpu"] <= run["cpu"] for run in runs.values())
