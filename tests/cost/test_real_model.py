@@ -34,7 +34,7 @@ def test_table_predicts_held_out_subnets(model: Model) -> None:
     space, request, rng = model.space(), Request(), Random(42)
     held_out = [lighter(space, rng, share=(index + 1) / HELD_OUT) for index in range(HELD_OUT)]
     table = latency_table(model, space=space, threads=1, seconds=20)
-    seen = collect(model, held_out, space, request, seconds=2.0 * HELD_OUT, threads=1)
+    seen = collect(model, held_out, space, request, seconds=5.0 * HELD_OUT, threads=1)
     cost = SubnetCost(model, table=table)
     base = cost.figures(space.full)["latency"]
     predicted, measured = [], []
@@ -49,7 +49,7 @@ def test_table_predicts_held_out_subnets(model: Model) -> None:
     errors = np.abs(np.array(predicted) / measured - 1)
     assert spearman(predicted, measured) > 0.95
     assert np.median(errors) < 0.03
-    assert errors.max() < 0.10
+    assert errors.max() < 0.08
     assert max(measured) - min(measured) > 0.2  # else the ranks would mean little
 
 

@@ -31,8 +31,8 @@ DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_BUDGET = ("latency=85%",)
 MEASURED = frozenset({"latency", "prefill", "decode"})
 """Terms that a job predicts with a latency table and confirms by measurement."""
-WINDOWS = WindowPlan(length=512, calibration=4, selection=4, test=20, recovery=512)
-"""2,048 tokens to choose by, 10,240 to judge by."""
+WINDOWS = WindowPlan(length=256, calibration=4, selection=8, test=40, recovery=1024)
+"""1,024 tokens to choose by, from four places in the text; 10,240 to judge by."""
 
 
 @dataclass(frozen=True, kw_only=True)
