@@ -39,6 +39,7 @@ class ModelCard:
         hidden: Residual width.
         layers: Number of blocks.
         vocabulary: Number of tokens.
+        windows: Shape of the job's calibration windows [n, T].
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelCard:
     hidden: int
     layers: int
     vocabulary: int
+    windows: tuple[int, int] = (4, 256)
 
 
 @dataclass(frozen=True, kw_only=True)

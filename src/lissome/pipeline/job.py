@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +12,11 @@ from lissome import __version__
 from lissome.core.budget import Budget
 from lissome.core.errors import ConfigError
 from lissome.core.events import EventStream
-from lissome.core.files import cache_dir
 from lissome.core.method import ModelCard, Plan
-from lissome.cost.device import Device
 from lissome.cost.oracle import SubnetCost
-from lissome.cost.table import LatencyTable, latency_table
+from lissome.cost.table import LatencyTable, cached_table
 from lissome.data.text import TextSplits, WindowPlan, text_splits
-from lissome.models.families.decoder import layer_shapes
 from lissome.models.model import Model
-from lissome.pipeline.compare import quiet
 from lissome.pipeline.loading import load
 from lissome.pipeline.recipe import Recipe
 from lissome.pipeline.reports import PlanReport
@@ -83,6 +77,7 @@ class Job:
             hidden=self.model.anatomy.hidden,
             layers=len(self.model.anatomy.blocks),
             vocabulary=self.model.anatomy.vocabulary,
+            windows=(self.data.calibration.shape[0], self.data.calibration.shape[1]),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -155,19 +150,5 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     if device is not None:
         table = LatencyTable.load(Path(device))
     elif bounds.names & MEASURED:
-        table = _table_of_this_machine(loaded, quiet(events))
+        table = cached_table(loaded, events=events)
     return Job(model=loaded, recipe=steps, budget=bounds, data=splits, seed=seed, table=table)
-
-
-def _table_of_this_machine(model: Model, events: EventStream) -> LatencyTable:
-    """Measure a latency table once per machine and model and keep it, so that the same job decides the same again."""
-    dtype = next(model.module.parameters()).dtype
-    shapes = json.dumps([shape.to_json() for shape in layer_shapes(model.module)])
-    device = Device.here(dtype=str(dtype).removeprefix("torch."))  # type: ignore[arg-type]
-    key = hashlib.sha256(f"{device.fingerprint}{model.anatomy.architecture}{shapes}".encode()).hexdigest()[:16]
-    path = cache_dir() / "latency" / f"{key}.json"
-    if path.exists():
-        return LatencyTable.load(path)
-    table = latency_table(model, events=events)
-    table.save(path)
-    return table

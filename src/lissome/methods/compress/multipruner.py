@@ -32,6 +32,7 @@ from lissome.core.config import MethodConfig, option
 from lissome.core.errors import BudgetUnmetError, ConfigError
 from lissome.core.method import Context, CurvePoint, Method, ModelCard, Outcome, Plan, expected_figures
 from lissome.cost.memory import predict_fit
+from lissome.cost.peak import give_back
 from lissome.data.text import spread
 from lissome.engine.calibrate import orders
 from lissome.engine.checkpoint import Checkpoint
@@ -93,7 +94,7 @@ class MultiPruner(Method):
         Raises:
             BudgetUnmetError: When removal alone cannot reach a bound.
         """
-        memory = predict_fit(card, recover=self.config.recover_steps > 0)
+        memory = predict_fit(card, windows=card.windows, recover=self.config.recover_steps > 0)
         figures = expected_figures(card, budget)
         return Plan(figures=figures, peak_memory=memory.total, memory_parts=memory.parts)
 
@@ -136,6 +137,7 @@ class MultiPruner(Method):
         """Remove until the budget holds by measurement too, where a term was only predicted."""
         for _ in range(_ATTEMPTS):
             trace = self._search(model, space, target, context)
+            give_back()  # the working copy and the hidden states of the search
             small = extract(model, trace.subnet, space=space)
             target.correct(trace.subnet, context.confirm(small))
             if target.holds(trace.subnet):
