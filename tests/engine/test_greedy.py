@@ -1,4 +1,4 @@
-"""The removal engine: caching changes no choice, lazy scoring costs little, a stopped run goes on as if never stopped."""
+"""The removal engine: caching changes no choice, lazy scoring costs little, a stopped run goes on as if never so."""
 
 from __future__ import annotations
 

@@ -205,6 +205,12 @@ class Greedy:
         kinds = tuple(kinds)
         if not self.lazy:
             self.trace.stale.clear()
+        elif not enough(self.trace.subnet):  # nearly all moves are new at the start of a stage: show how far it is
+            new = self._unseen(moves(self.masking.space, self.walk.model.anatomy, self.trace.subnet, kinds))
+            with self._events.stage("look at every move", len(new)) as stage:
+                for move in new:
+                    self._look(move)
+                    stage.advance()
         with self._events.stage("remove " + "+".join(kinds), 100, done=_percent(goal, self.trace.subnet)) as stage:
             while not enough(self.trace.subnet):
                 step = self._best(moves(self.masking.space, self.walk.model.anatomy, self.trace.subnet, kinds), rank)
@@ -214,13 +220,21 @@ class Greedy:
                 self._report(stage, step, goal)
         return self.trace
 
+    def _unseen(self, options: list[Move]) -> list[Move]:
+        return [move for move in options if str(move) not in self.trace.stale]
+
+    def _look(self, move: Move) -> None:
+        """Note the damage of a move on the first windows, paired with the loss of the same windows before it."""
+        with self._made(move):
+            losses = self.walk.score(move.block, self._screen)
+        self.trace.stale[str(move)] = float((losses - self._losses[: self._screen]).mean())
+
     def _best(self, options: list[Move], rank: Rank) -> Step | None:
         """Score moves, cheapest-looking first, until one is at least as good as all stale ranks."""
         if not options:
             return None
-        for move in options if self.lazy else ():
-            if str(move) not in self.trace.stale:
-                self.trace.stale[str(move)] = self._screened(move)
+        for move in self._unseen(options) if self.lazy else ():
+            self._look(move)
         scored: dict[Move, float] = {}
         queue = [(self._stale_rank(move, rank), index) for index, move in enumerate(options)]
         heapq.heapify(queue)
@@ -241,12 +255,6 @@ class Greedy:
             loss = float((self.walk.score(move.block) if self.cached else self.walk.plain()).mean())
         self.trace.stale[str(move)] = loss - self.trace.loss
         return loss
-
-    def _screened(self, move: Move) -> float:
-        """Damage of a move on the first windows, paired with the loss of the same windows before it."""
-        with self._made(move):
-            losses = self.walk.score(move.block, self._screen)
-        return float((losses - self._losses[: self._screen]).mean())
 
     @contextlib.contextmanager
     def _made(self, move: Move) -> Iterator[None]:
