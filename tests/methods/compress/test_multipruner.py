@@ -104,6 +104,14 @@ def test_the_head_stage_takes_what_it_is_told(heads: str, allowed: set[str], tmp
     assert kinds & {"groups", "queries"} <= allowed
 
 
+def test_heads_compete_where_every_query_has_its_own_keys(tmp_path: Path) -> None:
+    heads = {"groups", "queries"}
+    grouped = _run(toy_model("llama"), tmp_path / "grouped", "block_params=50%")
+    assert not heads & set(_kinds(grouped))
+    alone = toy_model("llama", num_key_value_heads=4, intermediate_size=8)
+    assert heads & set(_kinds(_run(alone, tmp_path / "alone", "block_params=50%", width_step=4)))
+
+
 @pytest.mark.parametrize("score", ["activation", "magnitude", "none"])
 def test_the_model_itself_keeps_its_function(score: str, tmp_path: Path) -> None:
     model, ids = toy_model("qwen3"), _Text().calibration

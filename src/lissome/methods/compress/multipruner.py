@@ -13,7 +13,8 @@ Differs from the paper, and why:
 - ``split=auto`` (default) lets all kinds compete at every step by damage per unit of budget saved, because a fixed
   split that suits one model ruins another.
 - Channels are ordered by weight times activation by default; ``score=magnitude`` is the paper's L1 order.
-- Heads: whole KV groups, or one query head of every group, which also serves models with a single KV head.
+- Heads: whole KV groups, or one query head of every group, which also serves models with a single KV head. With
+  ``split=auto`` they compete only where every query head has its own keys and values, as the authors advise.
 - Scores start at the changed block and only moves that may be best are scored again (`lissome.engine.greedy`).
 """
 
@@ -66,8 +67,10 @@ class MultiPruner(Method):
         score: Literal["activation", "magnitude", "none"] = option(
             "activation", "order of channels and heads; none keeps it"
         )
-        width_step: int | None = option(None, "MLP channels per cut; default about a twelfth of the width", low=1)
-        heads: Literal["groups", "queries", "both", "none"] = option("both", "what the head stage removes")
+        width_step: int | None = option(None, "MLP channels per cut; default about an eighth of the width", low=1)
+        heads: Literal["auto", "groups", "queries", "both", "none"] = option(
+            "auto", "what the head stage removes; auto: both, but none for split=auto and grouped queries"
+        )
         windows: int | None = option(None, "calibration windows used; default all that the data section gives", low=1)
         order_windows: int = option(
             32, "windows of the recovery text that order channels and heads; 4 give noisy ranks", low=1
@@ -176,8 +179,8 @@ class MultiPruner(Method):
 
     def _remove(self, greedy: Greedy, target: Target, space: Space) -> Trace:
         """Steps 1-3, or all kinds at once with ``split=auto``."""
-        progress, heads = target.progress(space), _HEADS[self.config.heads]
-        split = shares(self.config.split)
+        progress, split = target.progress(space), shares(self.config.split)
+        heads = self._heads(greedy.walk.model)
         if split is None:
             greedy.run((*_BLOCKS, *_WIDTHS, *heads), rank=_by_need(target), enough=target.holds, goal=progress)
         else:
@@ -193,6 +196,14 @@ class MultiPruner(Method):
                 f"no move is left but the budget is not met ({left}); allow more kinds with --set split=auto."
             )
         return greedy.trace
+
+    def _heads(self, model: Model) -> tuple[str, ...]:
+        """Kinds of the head stage; the authors advise none where query heads share keys and values."""
+        if self.config.heads != "auto":
+            return _HEADS[self.config.heads]
+        attentions = [branch for branch in model.anatomy.branches if branch.kind == "attention"]
+        grouped = any(branch.by_name["queries"].size > 1 for branch in attentions)
+        return () if grouped and self.config.split == "auto" else _HEADS["both"]
 
     def _recover(self, small: Model, context: Context) -> Model:
         if not self.config.recover_steps:

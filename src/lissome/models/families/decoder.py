@@ -206,8 +206,8 @@ def _mlp(index: int, layer: Any, architecture: str) -> Branch | None:
 
 
 def _width_step(width: int) -> int:
-    """About a twelfth of the width, in multiples of 32 (what matrix kernels like) where that is possible."""
-    coarse = max(1, width // 12)
+    """About an eighth of the width, in multiples of 32 (what matrix kernels like) where that is possible."""
+    coarse = max(1, width // 8)
     return coarse // 32 * 32 or coarse
 
 
