@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from lissome.core.budget import Budget, Term
-from lissome.core.errors import BudgetError, BudgetUnmetError
+from lissome.core.errors import BudgetError
 from lissome.models.space import Space, Subnet
 
 Figures = Callable[[Subnet], Mapping[str, float]]
@@ -31,7 +31,7 @@ class Target:
         margin: float = 0.0,
         exact: frozenset[str] = frozenset(),
     ) -> None:
-        self._figures = figures
+        self._figures, self._budget, self._original = figures, budget, original
         self._limits = {
             term: self._limit(term, original, 0.0 if term.name in exact else margin) for term in budget.terms
         }
@@ -84,18 +84,9 @@ class Target:
         return lambda subnet: 1.0 - self.gap(subnet) / whole if whole > 0 else 1.0
 
     def require_reachable(self, space: Space) -> None:
-        """Refuse a budget that even the smallest Subnet breaks.
+        """Refuse a budget that no Subnet of a Space can meet.
 
         Raises:
             BudgetUnmetError: Names each such term and the range that can be reached.
         """
-        smallest, largest = self._figures(space.smallest), self._figures(space.full)
-        broken = [
-            f"{term} cannot be met: removal reaches {term.name} from {largest[term.name]:.6g} "
-            f"down to {smallest[term.name]:.6g} "
-            f"({smallest[term.name] / largest[term.name]:.1%}), the bound is {limit:.6g}"
-            for (term, limit), load in zip(self._limits.items(), self.loads(space.smallest).values(), strict=True)
-            if load > 1.0
-        ]
-        if broken:
-            raise BudgetUnmetError("; ".join(broken) + "; raise the bound, or add a quantised export for disk.")
+        self._budget.require_reachable(self._figures(space.smallest), self._figures(space.full), self._original)
