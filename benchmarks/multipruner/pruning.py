@@ -60,7 +60,7 @@ def prune(name: str, options: Mapping[str, Any], *, seed: int, share: float, fol
     """Run MultiPruner on a model down to a share of its block parameters; continues from `folder`."""
     model = load(name)
     given = context(model, texts(model, seed), folder, share=share, seed=seed)
-    outcome = MultiPruner(MultiPruner.Config(**options)).run(model, given)
+    outcome = MultiPruner(MultiPruner.Config(**{"recover_steps": 0, **options})).run(model, given)
     assert outcome.space is not None
     counted = Counted(model)
     curve = [(counted.share(point.subnet), Subnet(point.subnet)) for point in outcome.curve]

@@ -32,7 +32,7 @@ from lissome.pipeline.reports import FitReport
 from lissome.testing.tokenizers import toy_tokenizer
 from lissome.testing.toys import toy_module
 
-SETTINGS = ("width_step=8",)
+SETTINGS = ("width_step=8", "recover_steps=0")
 
 
 def _fit(model: Path | Model, text: Path, out: Path, budget: str = "block_params=75%", **options: object) -> FitReport:

@@ -18,7 +18,7 @@ from lissome.cost.measured import Request
 from lissome.models.precision import fast_dtype
 
 BATCH_TOKENS = 1024  # tokens of a forward in calibration and evaluation
-TRAIN_TOKENS = 512  # tokens of a forward in recovery
+TRAIN_TOKENS = 256  # tokens of a forward in recovery
 CHUNK = 128  # tokens whose logits are held at a time
 
 _TOKENIZER = 600.0  # bytes per token of the vocabulary: text, merges, and hash tables of both
@@ -175,7 +175,8 @@ def predict_fit(
         },
     }
     if recover:
-        stages["recovery"] = {**sizes.resident(), **result, **_training(sizes, item, kept, rank)}
+        around = {**sizes.resident(), "weights": 0.0}  # the original is parked in its file meanwhile
+        stages["recovery"] = {**around, **result, **_training(sizes, item, kept, rank)}
     return MemoryPlan(stages={name: _with_slack(terms) for name, terms in stages.items()})
 
 

@@ -28,7 +28,7 @@ from lissome.models.model import Model
 from lissome.models.precision import fast_dtype, in_dtype
 from lissome.ops.distil import Teacher, learning_loss
 
-_FORWARD_TOKENS = 512  # activations of more tokens leave the CPU's cache, and memory grows with them
+_FORWARD_TOKENS = 256  # activations of more tokens leave the CPU's cache, and memory grows with them
 _WARMUP = 0.05
 
 

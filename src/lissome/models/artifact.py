@@ -159,7 +159,7 @@ def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | N
     module = _fill(folder, config, files, dtype)
     check_finite(module)
     digest = sha256_file(files[0]) if len(files) == 1 else None
-    return Model(module, load_tokenizer(folder), Source(name or str(folder), folder, digest), manifest)
+    return Model(module, load_tokenizer(folder), Source(name or str(folder), folder, digest, tuple(files)), manifest)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -230,6 +230,24 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
             f"{len(unexpected)} unknown ({', '.join(unexpected[:2])}…)."
         )
     return module.eval()
+
+
+@torch.no_grad()
+def park(model: Model) -> None:
+    """Give the memory of a model's weights back: they are mapped from its files again and read when they are used.
+
+    Changes of the weights since they were read are lost; a model that does not know its files, or holds them in
+    another number type, is left alone.
+    """
+    from safetensors.torch import load_file
+
+    stored: dict[str, Tensor] = {}
+    for file in model.source.weights:
+        stored |= load_file(file)
+    for name, parameter in model.module.named_parameters():
+        tensor = stored.get(name)
+        if tensor is not None and tensor.shape == parameter.shape and tensor.dtype == parameter.dtype:
+            parameter.data = tensor
 
 
 def check_finite(module: nn.Module) -> None:

@@ -27,11 +27,13 @@ class Source:
         name: What the user called it.
         path: The file or folder it was read from, when there is one.
         sha256: Hash of the weights' file, when there is one.
+        weights: The safetensors files that hold the weights as they were read.
     """
 
     name: str
     path: Path | None = None
     sha256: str | None = None
+    weights: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

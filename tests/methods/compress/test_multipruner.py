@@ -58,7 +58,7 @@ def _run(model: Model, folder: Path, budget: str = "block_params=70%", confirm: 
         cost=cost,
         confirm=confirm or (lambda _model: {}),
     )
-    method = MultiPruner(MultiPruner.Config(**{"width_step": 8, "precision": "float32", **options}))
+    method = MultiPruner(MultiPruner.Config(**{"width_step": 8, "precision": "float32", "recover_steps": 0, **options}))
     return method.run(model, context)
 
 
