@@ -203,6 +203,8 @@ def test_report_writes_where_it_is_told(run, artifact, tmp_path):
     assert run("report", str(artifact), "--out", str(tmp_path / "p.html")).out == f"{tmp_path / 'p.html'}\n"
     assert (tmp_path / "p.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert not (artifact / "report.html").exists()
+    run("report", str(artifact), "--out", str(tmp_path / "t.md"))
+    assert (tmp_path / "t.md").read_text(encoding="utf-8").startswith("|  | smollm2-135m | ")
 
 
 def test_a_folder_that_is_no_artifact_is_refused(run, tmp_path):

@@ -13,7 +13,12 @@ from lissome.cli._session import JsonFlag, answer
 def command(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that lissome fit wrote.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The page (default: report.html in the artifact).")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The page (default: report.html in the artifact); FILE.md gets the table alone.",
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

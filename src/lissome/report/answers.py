@@ -93,7 +93,7 @@ def _step(step: Fields) -> RenderableType:
 
 def table(fields: Fields) -> Parts:
     """Models side by side, then the budget's verdicts and the notes."""
-    parts: list[RenderableType] = [results(fields["rows"])] if fields["rows"] else []
+    parts: list[RenderableType] = [*results(fields["rows"])]
     return [*parts, *verdict_lines(fields.get("verdicts", ())), *_notes(fields)]
 
 

@@ -26,6 +26,7 @@ from lissome.core.optional import optional_import
 from lissome.report import sections
 from lissome.report.facts import PageData, read_page, unit_of
 from lissome.report.rows import LABELS, change, plain
+from lissome.report.table import markdown
 
 PAGE = "report.html"
 _KINDS = ("attention", "mlp", "width", "groups", "queries")
@@ -33,18 +34,19 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def write_page(folder: Path, out: Path | None = None) -> Path:
-    """Write the page of an artifact.
+    """Write the page of an artifact, or its result table alone.
 
     Args:
         folder: The artifact.
-        out: Where to (default: ``report.html`` in the artifact).
+        out: Where to (default: ``report.html`` in the artifact); a name that ends in ``.md`` gets the table as Markdown.
 
     Raises:
         ArtifactError: When the artifact cannot be read.
         MissingExtraError: When plotly is not installed.
     """
     target = out if out is not None else folder / PAGE
-    write_text(target, render(read_page(folder)))
+    data = read_page(folder)
+    write_text(target, markdown(data.rows) if target.suffix == ".md" else render(data))
     return target
 
 

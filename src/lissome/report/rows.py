@@ -2,7 +2,8 @@
 
 A *row* is one model: ``{"name": …, "ppl": FIGURE, "latency": FIGURE, …}``. A *figure* is a `Metric` as JSON (value,
 unit, better, provenance, and low, high, n when known), with ``ratio``, ``ratio_low`` and ``ratio_high`` when it was
-compared with the first row. The first row is what the others are compared with.
+compared. The first row is the original. Rows whose name begins with ``llama.cpp: `` are files timed in llama.cpp; they
+are compared among themselves and get a table of their own.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ LABELS = {
 }
 """How a person reads the names of metrics, in the order in which they are shown; others follow under their name."""
 
+_ELSEWHERE = "llama.cpp: "
 _SAME = 5e-4  # a ratio nearer to 1 than this is shown as 100.0 %
 
 
@@ -69,18 +71,26 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Metrics down, models across."""
+    """Metrics down, models across; the title is empty for the main table."""
 
+    title: str
     models: tuple[str, ...]
     lines: tuple[Line, ...]
 
 
-def grid(rows: Sequence[Row]) -> Grid:
-    """Arrange rows; metrics that no row has are left out."""
+def grids(rows: Sequence[Row]) -> list[Grid]:
+    """Arrange rows as one table, and a second one for those that ran in llama.cpp; metrics that no row has are left out."""
+    elsewhere = [row for row in rows if str(row.get("name", "")).startswith(_ELSEWHERE)]
+    own = [row for row in rows if row not in elsewhere]
+    named = [{**row, "name": str(row["name"]).removeprefix(_ELSEWHERE)} for row in elsewhere]
+    return [_grid(title, some) for title, some in (("", own), ("In llama.cpp", named)) if some]
+
+
+def _grid(title: str, rows: Sequence[Row]) -> Grid:
     found = dict.fromkeys(name for row in rows for name, figure in row.items() if isinstance(figure, Mapping))
     names = [name for name in LABELS if name in found] + [name for name in found if name not in LABELS]
     lines = tuple(_line(name, [row.get(name) for row in rows]) for name in names)
-    return Grid(models=tuple(plain(str(row.get("name", ""))) for row in rows), lines=lines)
+    return Grid(title=title, models=tuple(plain(str(row.get("name", ""))) for row in rows), lines=lines)
 
 
 def _line(name: str, figures: Sequence[Mapping[str, Any] | None]) -> Line:
@@ -100,15 +110,22 @@ def cell(figure: Mapping[str, Any] | None) -> Cell | None:
     unit, ratio = str(figure.get("unit", "")), figure.get("ratio")
     value = quantity(float(figure["value"]), unit) if unit != "%" else percent(float(figure["value"]))
     if ratio is None:
-        return Cell(value=value, interval=_interval(figure.get("low"), figure.get("high"), unit))
+        return Cell(value=value, interval=_interval(value, figure.get("low"), figure.get("high"), unit))
     low, high = figure.get("ratio_low"), figure.get("ratio_high")
     interval = "" if low is None or high is None else f"{percent(low)[:-2]} – {percent(high)[:-2]}"
     trend = _trend(float(ratio), low, high, str(figure.get("better", "lower")))
     return Cell(value=value, ratio=percent(float(ratio)), interval=interval, trend=trend)
 
 
-def _interval(low: float | None, high: float | None, unit: str) -> str:
-    return "" if low is None or high is None else f"{quantity(low, unit)} – {quantity(high, unit)}"
+def _interval(value: str, low: float | None, high: float | None, unit: str) -> str:
+    """Both ends; their unit is said once, by the value, when it is the same."""
+    if low is None or high is None:
+        return ""
+    ends = quantity(low, unit), quantity(high, unit)
+    name = value.partition(" ")[2]
+    if name and all(end.partition(" ")[2] == name for end in ends):
+        ends = ends[0].partition(" ")[0], ends[1].partition(" ")[0]
+    return " – ".join(ends)
 
 
 def _trend(ratio: float, low: float | None, high: float | None, better: str) -> Trend:

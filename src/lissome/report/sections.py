@@ -10,7 +10,7 @@ from typing import Any
 from lissome.core.manifest import Manifest
 from lissome.core.method import CurvePoint
 from lissome.report.facts import PageData, unit_of
-from lissome.report.rows import LABELS, Row, cell, change, grid, plain
+from lissome.report.rows import LABELS, Grid, Row, cell, change, grids, plain
 from lissome.report.units import duration, number, quantity
 
 _HEADLINES = ("disk", "latency", "decode", "ppl", "block_params")
@@ -120,27 +120,30 @@ def _cells(tag: str, values: Iterable[object]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The result table."""
+    """The result tables."""
     if not rows:
         return ""
-    arranged = grid(rows)
+    return (
+        "<section><h2>Before and after</h2><p>Measured in one run, interleaved with the original; text quality on "
+        "held-out text that no method has seen. Brackets are 95 % intervals.</p>"
+        f"{''.join(map(_table, grids(rows)))}</section>\n"
+    )
+
+
+def _table(grid: Grid) -> str:
     lines = []
-    for line in arranged.lines:
+    for line in grid.lines:
         cells = []
         for one in line.cells:
             detail = f'<small class="{one.trend}">{text(one.detail)}</small>' if one and one.detail else ""
             cells.append(f"<td>{text(one.value) if one else '–'}{detail}</td>")
-        arrow = "lower" if line.better == "lower" else "higher"
         lines.append(
-            f'<tr><td>{text(line.label)}</td>{"".join(cells)}<td class="how">{arrow}</td>'
+            f'<tr><td>{text(line.label)}</td>{"".join(cells)}<td class="how">{text(line.better)}</td>'
             f'<td class="how">{text(line.how)}</td></tr>'
         )
-    head = _cells("th", ["", *arranged.models, "better", "how"])
-    return (
-        "<section><h2>Before and after</h2><p>Measured in one run, interleaved with the original; text quality on "
-        "held-out text that no method has seen. Brackets are 95 % intervals.</p>"
-        f'<div class="scroll"><table>{head}{"".join(lines)}</table></div></section>\n'
-    )
+    title = f"<h3>{text(grid.title)}</h3>" if grid.title else ""
+    head = _cells("th", ["", *grid.models, "better", "how"])
+    return f'{title}<div class="scroll"><table>{head}{"".join(lines)}</table></div>'
 
 
 def lineage(manifest: Manifest) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from lissome.report.rows import Cell, Row, grid, plain
+from lissome.report.rows import Cell, Grid, Row, grids, plain
 from lissome.report.units import quantity
 
 if TYPE_CHECKING:
@@ -47,21 +47,22 @@ def sheet(*columns: str, title: str = "") -> Table:
     return table
 
 
-def results(rows: Sequence[Row], *, title: str = "") -> Table:
-    """Lay out models side by side: every metric with its ratio to the first model, interval, and how it came about.
+def results(rows: Sequence[Row]) -> list[Table]:
+    """Lay out models side by side: every metric with its ratio to the original, interval, and how it came about.
 
     Args:
         rows: As in `lissome.report.rows`; the first one is the original.
-        title: What stands above.
     """
     from rich.text import Text
 
-    arranged = grid(rows)
-    table = sheet("", *arranged.models, "better", "how", title=title)
-    for line in arranged.lines:
-        how = Text(line.how, style="dim")
-        table.add_row(Text(line.label), *map(_cell, line.cells), _ARROWS.get(line.better, ""), how)
-    return table
+    tables = []
+    for grid in grids(rows):
+        table = sheet("", *grid.models, "how", title=grid.title)
+        for line in grid.lines:
+            label = Text.assemble(line.label, (f" {_ARROWS[line.better]}", "dim"))
+            table.add_row(label, *map(_cell, line.cells), Text(line.how, style="dim"))
+        tables.append(table)
+    return tables
 
 
 def _cell(cell: Cell | None) -> Text:
@@ -76,11 +77,14 @@ def _cell(cell: Cell | None) -> Text:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the same table as Markdown."""
-    arranged = grid(rows)
-    head = ["", *arranged.models, "better", "how"]
-    lines = [head, ["---", *["---:"] * len(arranged.models), "---", "---"]]
-    for line in arranged.lines:
+    """Return the same tables as Markdown."""
+    return "\n".join(map(_markdown, grids(rows)))
+
+
+def _markdown(grid: Grid) -> str:
+    head = [grid.title, *grid.models, "better", "how"]
+    lines = [head, ["---", *["---:"] * len(grid.models), "---", "---"]]
+    for line in grid.lines:
         cells = [
             "–" if cell is None else f"{cell.value} ({cell.detail})" if cell.detail else cell.value
             for cell in line.cells
