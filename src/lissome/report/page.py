@@ -38,7 +38,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
 
     Args:
         folder: The artifact.
-        out: Where to (default: ``report.html`` in the artifact); a name that ends in ``.md`` gets the table as Markdown.
+        out: Where to (default: ``report.html`` in the artifact); ``NAME.md`` gets the table as Markdown.
 
     Raises:
         ArtifactError: When the artifact cannot be read.

@@ -79,7 +79,7 @@ class Grid:
 
 
 def grids(rows: Sequence[Row]) -> list[Grid]:
-    """Arrange rows as one table, and a second one for those that ran in llama.cpp; metrics that no row has are left out."""
+    """Arrange rows as one table, and those that ran in llama.cpp as another; metrics that no row has are left out."""
     elsewhere = [row for row in rows if str(row.get("name", "")).startswith(_ELSEWHERE)]
     own = [row for row in rows if row not in elsewhere]
     named = [{**row, "name": str(row["name"]).removeprefix(_ELSEWHERE)} for row in elsewhere]

@@ -67,7 +67,7 @@ def verdicts(data: PageData) -> str:
             f'<li><b class="{style}">{word}</b> <code>{text(verdict["term"])}</code> – '
             f"{text(got)} against {text(limit)}</li>"
         )
-    notes = "".join(f"<li>{text(note)}</li>" for note in data.notes)
+    notes = "".join(f'<li class="note">{text(note)}</li>' for note in data.notes)
     return f'<section><h2>Budget</h2><ul class="verdicts">{"".join(lines)}{notes}</ul></section>\n'
 
 
