@@ -27,6 +27,7 @@ from lissome.models.model import Model
 from lissome.pipeline.compare import against, figures_of, paired_scores, paired_timings, quiet, rows, values
 from lissome.pipeline.elsewhere import llama_cpp_rows
 from lissome.pipeline.job import MEASURED, Job, prepare
+from lissome.pipeline.loading import licence_of
 from lissome.pipeline.recipe import RecipeStep
 from lissome.pipeline.reports import Figure, FitReport, Row, TableReport
 from lissome.pipeline.run import RESULT, RunFolder
@@ -195,7 +196,12 @@ def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> 
     before = tuple(figure.metric for figure in table.rows[0].figures.values())
     manifest = Manifest(
         name=f"{job.model.name} at {job.budget}",
-        base=Base(name=job.model.name, architecture=job.model.anatomy.architecture, sha256=job.model.source.sha256),
+        base=Base(
+            name=job.model.name,
+            architecture=job.model.anatomy.architecture,
+            sha256=job.model.source.sha256,
+            license=licence_of(job.model),
+        ),
         tags=tuple(sorted(job.recipe.check(job.tags, job.budget) - {job.model.anatomy.family.name})),
         space=outcome.space,
         subnet=outcome.details.get("subnet"),

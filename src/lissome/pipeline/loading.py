@@ -57,3 +57,10 @@ def load(
         raise UnknownNameError(
             f"{str(target)!r} is not an asset, a file, a folder or a hub id (owner/name);{hint} assets: {known}."
         ) from error
+
+
+def licence_of(model: Model) -> str | None:
+    """Licence of a model, where it is known: of an asset, or of the base of an artifact."""
+    if model.manifest is not None:
+        return model.manifest.base.license
+    return assets.assets()[model.name].licence if model.name in assets.assets() else None
