@@ -166,7 +166,7 @@ def predict_fit(
     stages = {
         "latency table": {**sizes.resident(), "probe": sizes.weights - 0.4 * sizes.block_params * sizes.item},
         "search": search,
-        "cut": {**search, **result, "activations": 0.0, "logits": 0.0},
+        "cut": {**sizes.resident(), **result},
         "evaluation": {
             **sizes.resident(),
             **result,
