@@ -23,6 +23,7 @@ from lissome.models.model import Model, Source
 
 MODEL_TYPE = "lissome"
 WEIGHTS = "model.safetensors"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset")
 
 
@@ -239,15 +240,27 @@ def park(model: Model) -> None:
     Changes of the weights since they were read are lost; a model that does not know its files, or holds them in
     another number type, is left alone.
     """
-    from safetensors.torch import load_file
-
     stored: dict[str, Tensor] = {}
     for file in model.source.weights:
-        stored |= load_file(file)
+        stored |= _mapped(file)
     for name, parameter in model.module.named_parameters():
         tensor = stored.get(name)
         if tensor is not None and tensor.shape == parameter.shape and tensor.dtype == parameter.dtype:
             parameter.data = tensor
+
+
+def _mapped(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file as views of a private mapping; nothing is read before it is used."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        start = stream.tell()
+    flat = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] in _DTYPES:
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            found[name] = flat[begin:end].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+    return found
 
 
 def check_finite(module: nn.Module) -> None:

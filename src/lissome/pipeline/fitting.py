@@ -19,7 +19,7 @@ from lissome.core.method import Context, Outcome
 from lissome.cost.counted import Counter
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
-from lissome.cost.peak import peak_memory
+from lissome.cost.peak import give_back, peak_memory
 from lissome.engine.evaluate import evaluate, versions
 from lissome.models.artifact import WEIGHTS, save_model
 from lissome.models.families.decoder import layer_shapes
@@ -106,6 +106,7 @@ def _run_steps(job: Job, folder: RunFolder, events: EventStream) -> _Result:
         with peak_memory() as peak:
             outcome = step.method(step.config).run(model, _context(job, folder, index, step, events))
         model = outcome.value
+        give_back()
         steps.append(_lineage(job, step, outcome, time.monotonic() - started, float(peak.above)))
     assert outcome is not None
     return _Result(model, outcome, tuple(steps))
