@@ -278,9 +278,10 @@ def _process(command: list[str], environment: dict[str, str], output: IO[bytes])
 
 def _bytes_below(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves files while they are counted
-            total += path.stat().st_size if path.is_file() else 0
+    for place, _, names in os.walk(folder):  # unlike `rglob` it bears with folders that pip removes meanwhile
+        for name in names:
+            with contextlib.suppress(OSError):  # and pip moves files while they are counted
+                total += (Path(place) / name).stat().st_size
     return total
 
 
