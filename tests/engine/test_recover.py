@@ -16,7 +16,7 @@ from lissome.core.events import Event, EventStream
 from lissome.core.method import Context
 from lissome.engine.forward import last_states
 from lissome.engine.hooks import Task
-from lissome.engine.recover import RecoverConfig, fingerprint, recover, token_loss
+from lissome.engine.recover import RecoverConfig, fingerprint, recover, shorter, token_loss
 from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import add_lora, merge_lora
 from lissome.models.binding import extract
@@ -130,7 +130,19 @@ def test_batches_are_cut_to_what_a_forward_may_hold() -> None:
     for batch, length in ((8, 512), (8, 100), (6, 128), (7, 256), (1, 4096)):
         training = RecoverConfig(batch=batch).training(length)
         assert training.batch * training.accumulation == batch
-        assert training.batch == 1 or training.batch * length <= 512
+        assert training.batch == 1 or training.batch * length <= 256
+
+
+def test_long_windows_are_cut() -> None:
+    ids = torch.arange(3 * 512).view(3, 512)
+    assert torch.equal(shorter(ids), ids.view(6, 256))
+    assert torch.equal(shorter(ids[:, :300]), ids[:, :300].reshape(6, 150))
+    assert all(shorter(ids[:, :length]).shape == (3, length) for length in (256, 100, 263))
+    begun = ids.clone()
+    begun[:, 0] = 7
+    pieces = shorter(begun)
+    assert (pieces[:, 0] == 7).all()
+    assert torch.equal(pieces[:, 1:], ids.view(6, 256)[:, 1:])
 
 
 def test_precision_and_recomputation_change_little(tmp_path: Path) -> None:

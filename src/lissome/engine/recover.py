@@ -28,7 +28,8 @@ from lissome.models.model import Model
 from lissome.models.precision import fast_dtype, in_dtype
 from lissome.ops.distil import Teacher, learning_loss
 
-_FORWARD_TOKENS = 256  # activations of more tokens leave the CPU's cache, and memory grows with them
+_LENGTH = 256  # tokens of a forward: memory grows with them, and steps on shorter windows heal more per minute
+_SHORTEST = 64  # below this a window teaches little of how tokens far apart relate
 _WARMUP = 0.05
 
 
@@ -37,8 +38,8 @@ class RecoverConfig(MethodConfig):
     """Settings of `recover`."""
 
     steps: int = option(120, "optimizer steps", low=1)
-    lr: float = option(5e-4, "peak learning rate; cosine to 0 after a warm-up of 5 %", low=0.0)
-    batch: int = option(8, "windows per step", low=1)
+    lr: float = option(2e-3, "peak learning rate; cosine to 0 after a warm-up of 5 %", low=0.0)
+    batch: int = option(4, "windows of up to 256 tokens per step; longer ones are cut", low=1)
     rank: int = option(16, "rank of the adapters", low=1)
     alpha: int = option(32, "adapters are scaled by alpha / rank", low=1)
     distil: float = option(0.0, "share of KL(original‖model) in the loss; the rest is the text", low=0.0, high=1.0)
@@ -46,7 +47,7 @@ class RecoverConfig(MethodConfig):
 
     def training(self, length: int) -> TrainConfig:
         """Settings of the training loop for windows of `length` tokens."""
-        most = max(1, _FORWARD_TOKENS // length)
+        most = max(1, _LENGTH // length)
         forward = max(size for size in range(1, self.batch + 1) if self.batch % size == 0 and size <= most)
         return TrainConfig(
             steps=self.steps,
@@ -89,6 +90,7 @@ def recover(
     if config.distil and teacher is None:
         raise ConfigError("distil needs the original as teacher; set distil=0 or keep the original.")
     ids = windows if isinstance(windows, Tensor) else torch.stack([torch.as_tensor(window) for window in windows])
+    ids = shorter(ids)
     facts = {"config": config.to_mapping(), "seed": context.seed, "data": context.data.fingerprint}
     checkpoint = Checkpoint(context.folder / "recover", {**facts, "model": fingerprint(model.module)})
     device = next(model.module.parameters()).device
@@ -103,6 +105,21 @@ def recover(
     finally:
         remove_lora(model)
     return model
+
+
+def shorter(windows: Tensor) -> Tensor:
+    """Cut windows LongTensor[N, T] into equal pieces of at most 256 tokens, where T has such a divisor.
+
+    A token that begins every window (Gemma's beginning of text) begins every piece, in the place of its first token.
+    """
+    length = windows.shape[1]
+    piece = max(size for size in range(1, _LENGTH + 1) if length % size == 0)
+    if length <= _LENGTH or piece < _SHORTEST:
+        return windows
+    pieces = windows.reshape(-1, piece).clone()
+    if bool((windows[:, 0] == windows[0, 0]).all()):
+        pieces[:, 0] = windows[0, 0]
+    return pieces
 
 
 def token_loss(model: Model, teacher: Model | None = None, share: float = 0.0) -> Loss:
