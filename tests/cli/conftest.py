@@ -59,11 +59,11 @@ DEVICE = {
 
 
 def _inspected() -> InspectReport:
-    layer = {"attention": {"query_heads": 9, "kv_heads": 3, "head_dim": 64}, "mlp": 96}
+    layer = {"attention": {"groups": 3, "queries": 3}, "mlp": {"width": 96}}
     facts = {
         "architecture": "llama", "family": "decoder", "source": None, "sha256": None, "hidden": 64, "vocabulary": 99,
         "embedding_params": 1000, "cache_bytes": 2000, "axes": 5,
-        "layers": [{**layer, "attention": None}, layer, layer], "tags": ["dense"],
+        "layers": [{"mlp": {"width": 96}}, layer, layer], "tags": ["dense"],
     }  # fmt: skip
     return InspectReport(name="m", kind="model", facts=facts, figures={"params": 1e6})
 

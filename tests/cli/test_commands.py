@@ -99,7 +99,7 @@ def test_people_see_the_settings_of_a_method(run):
         (("bench", "x"), "perplexity"),
         (("generate", "x", "--prompt", "y"), "Paris.\nIt is\n"),
         (("export", "x", "--to", "gguf"), "64 B of it is padding"),
-        (("inspect", "x"), "1–2      9 query heads, 3 KV heads of 64   96"),
+        (("inspect", "x"), "1–2      groups 3, queries 3   width 96"),
         (("inspect", "--device"), "40.0 GB/s"),
         (("assets",), "smollm2-135m"),
     ],

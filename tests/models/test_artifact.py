@@ -105,7 +105,7 @@ def test_pickled_weights_are_not_read(folder: Path) -> None:
     [
         lambda config: {**config, "model_type": "nothing"},
         lambda config: {**config, "layers": config["layers"][:-1]},
-        lambda config: {**config, "layers": [{**config["layers"][0], "mlp": 10**6}, *config["layers"][1:]]},
+        lambda config: {**config, "layers": [{**config["layers"][0], "mlp": {"width": 10**6}}, *config["layers"][1:]]},
         lambda config: {**config, "base": None},
         lambda config: {key: value for key, value in config.items() if key != "layers"},
         lambda config: [config],
@@ -139,7 +139,7 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
 
 
 def test_the_configuration_says_every_block(small: Model) -> None:
-    config = config_of(small.module)
+    config = config_of(small)
     assert config["model_type"] == "lissome"
     assert len(config["layers"]) == config["base"]["num_hidden_layers"]
     assert "kv_sharing_modes" not in config["base"]

@@ -71,7 +71,7 @@ def export(
     if type is not None and type not in _TYPES:
         raise ConfigError(unknown_name("number type", type, _TYPES))
     stack = read_stack(model)
-    config = config_of(model.module)
+    config = config_of(model)
     config = dict(config["base"] if config["model_type"] == MODEL_TYPE else config)
     stack, sizes = _stock(stack, config, pad=pad)
     kind = _TYPES[type] if type is not None else stack.embedding.dtype

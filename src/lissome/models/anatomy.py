@@ -8,7 +8,7 @@ a residual sub-block (attention, MLP, …) that can be removed; a `Dim` of a bra
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -16,9 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lissome.core.errors import UnsupportedModelError
+from lissome.core.errors import SubnetError, UnsupportedModelError, unknown_name
 from lissome.core.registry import public_files
 from lissome.models.space import Axis, Space
+
+Layer = dict[str, dict[str, int]]
+"""What one block has: number of units by dim, by the name of the branch inside the block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,11 @@ class Branch:
     dims: tuple[Dim, ...]
     parameters: tuple[str, ...]
     linears: tuple[str, ...]
+
+    @property
+    def part(self) -> str:
+        """What it is called inside its block, e.g. ``"mlp"``."""
+        return self.name.rpartition(".")[2]
 
     @cached_property
     def by_name(self) -> dict[str, Dim]:
@@ -153,6 +161,31 @@ class Anatomy:
     def head(self, hidden: Tensor) -> Tensor:
         """Map the last block's output [..., D] to logits [..., V]."""
         return self.family.head(self.module, hidden)
+
+    def layers(self) -> list[Layer]:
+        """Return what each block has: units of every dim by branch; a removed branch is not listed."""
+        found: list[Layer] = [{} for _ in self.blocks]
+        for branch in self.branches:
+            found[branch.block][branch.part] = {dim.name: dim.size for dim in branch.dims}
+        return found
+
+    def choices(self, layers: Sequence[Layer]) -> dict[str, int]:
+        """Return the choices that cut this module down to such blocks; the inverse of `layers`.
+
+        Raises:
+            SubnetError: When the blocks are not as many, or a part or a dim is not there.
+        """
+        if len(layers) != len(self.blocks):
+            raise SubnetError(f"{len(layers)} blocks are listed, but the base has {len(self.blocks)}.")
+        values = dict.fromkeys(self.by_name, 0)
+        for index, layer in enumerate(layers):
+            present = {branch.part: branch for branch in self.of_block(index)}
+            for part, sizes in layer.items():
+                if part not in present:
+                    raise SubnetError(unknown_name(f"part of block {index}", part, present))
+                values[present[part].name] = 1
+                values |= {present[part].axis(dim): size for dim, size in sizes.items()}
+        return values
 
     def space(self, *, steps: Mapping[str, int] | None = None, finest: bool = False) -> Space:
         """Return the Space of everything that can be removed or made smaller.

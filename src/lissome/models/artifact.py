@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from lissome.core.errors import ArtifactError, LissomeError, NumericsError
 from lissome.core.files import atomic_folder, inside, read_json, sha256_file
 from lissome.core.manifest import Manifest, read_manifest, verify_files, write_manifest
-from lissome.models.families.decoder import LayerShape, is_stock, layer_shapes
 from lissome.models.model import Model, Source
 
 MODEL_TYPE = "lissome"
@@ -45,7 +44,7 @@ def save_model(
 
     with atomic_folder(folder) as part:
         save_file(dict(_stored(model.module)), part / WEIGHTS, metadata={"format": "pt"})
-        (part / "config.json").write_text(json.dumps(config_of(model.module), indent=2, sort_keys=True) + "\n")
+        (part / "config.json").write_text(json.dumps(config_of(model), indent=2, sort_keys=True) + "\n")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:
             generation.save_pretrained(part)
@@ -68,22 +67,31 @@ def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor.contiguous()
 
 
-def config_of(module: nn.Module) -> dict[str, Any]:
-    """Return what ``config.json`` says of a module: stock when its blocks have one shape, ours otherwise."""
+def config_of(model: Model) -> dict[str, Any]:
+    """Return what ``config.json`` says of a model: stock when that gives the sizes of all its parts, ours otherwise."""
+    module = model.module
     base: dict[str, Any] = module.config.to_dict()  # type: ignore[union-attr,operator]
     for name in _RUNTIME_FIELDS:
         base.pop(name, None)
     base["dtype"] = str(next(module.parameters()).dtype).removeprefix("torch.")
     base["architectures"] = [type(module).__name__]
-    if is_stock(module):
+    if _describes(base, module):
         return base
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["LissomeForCausalLM"],
         "base": base,
-        "layers": [shape.to_json() for shape in layer_shapes(module)],
+        "layers": model.anatomy.layers(),
         "dtype": base["dtype"],
         **{key: base[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size") if key in base},
+    }
+
+
+def _describes(config: Mapping[str, Any], module: nn.Module) -> bool:
+    """Whether a stock configuration alone builds a module of these parts and shapes."""
+    stock = skeleton(config)
+    return {name: value.shape for name, value in stock.state_dict().items()} == {
+        name: value.shape for name, value in module.state_dict().items()
     }
 
 
@@ -104,8 +112,8 @@ def skeleton(config: Mapping[str, Any]) -> nn.Module:
         with init_empty_weights(include_buffers=False):
             module: nn.Module = AutoModelForCausalLM.from_config(_stock_config(base))
         if ours:
-            shapes = [LayerShape.from_json(fields) for fields in config["layers"]]
-            module = extract(Model(module), _subnet(module, shapes)).module
+            whole = Model(module)
+            module = extract(whole, whole.anatomy.choices(config["layers"])).module
     except (LissomeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"config.json does not describe a model that can be built: {error}") from error
     return module.eval()
@@ -119,23 +127,6 @@ def _stock_config(fields: Any) -> Any:
             f"model type {fields.get('model_type') if isinstance(fields, Mapping) else fields!r} is unknown"
         )
     return CONFIG_MAPPING[fields["model_type"]].from_dict(dict(fields))
-
-
-def _subnet(module: nn.Module, shapes: list[LayerShape]) -> dict[str, int]:
-    """Return the choices that cut a uniform module down to the given blocks."""
-    if len(shapes) != len(layer_shapes(module)):
-        raise ArtifactError(f"{len(shapes)} blocks are listed, but the base has {len(layer_shapes(module))}")
-    values: dict[str, int] = {}
-    for index, shape in enumerate(shapes):
-        root = f"layers.{index}"
-        values[f"{root}.attention"] = int(shape.attention is not None)
-        values[f"{root}.mlp"] = int(shape.mlp > 0)
-        if shape.mlp:
-            values[f"{root}.mlp.width"] = shape.mlp
-        if shape.attention is not None:
-            values[f"{root}.attention.groups"] = shape.attention.kv_heads
-            values[f"{root}.attention.queries"] = shape.attention.query_heads // shape.attention.kv_heads
-    return values
 
 
 def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | None = torch.float32) -> Model:

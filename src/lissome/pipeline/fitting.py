@@ -22,7 +22,6 @@ from lissome.cost.memory import require_memory
 from lissome.cost.peak import give_back, peak_memory
 from lissome.engine.evaluate import evaluate, versions
 from lissome.models.artifact import WEIGHTS, save_model
-from lissome.models.families.decoder import layer_shapes
 from lissome.models.model import Model
 from lissome.pipeline.compare import against, figures_of, paired_scores, paired_timings, quiet, rows, values
 from lissome.pipeline.elsewhere import llama_cpp_rows
@@ -135,7 +134,7 @@ def _confirm(job: Job, folder: RunFolder, events: EventStream) -> Callable[[Mode
         if not wanted:
             return {}
         known = read_json(store) if store.exists() else {}
-        key = json.dumps([shape.to_json() for shape in layer_shapes(model.module)])
+        key = json.dumps(model.anatomy.layers())
         if key not in known:
             timed = time_pair(job.model, model, rounds=_CONFIRM_ROUNDS, events=events)
             measured = timed.other.figures()
@@ -206,7 +205,7 @@ def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> 
         tags=tuple(sorted(job.recipe.check(job.tags, job.budget) - {job.model.anatomy.family.name})),
         space=outcome.space,
         subnet=outcome.details.get("subnet"),
-        layers=tuple(shape.to_json() for shape in layer_shapes(small.module)),
+        layers=tuple(small.anatomy.layers()),
         lineage=(replace(result.steps[0], before=before), *result.steps[1:-1], last)
         if len(result.steps) > 1
         else (replace(last, before=before),),

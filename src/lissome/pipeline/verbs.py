@@ -26,7 +26,6 @@ from lissome.engine.evaluate import evaluate as score
 from lissome.engine.evaluate import versions
 from lissome.models.artifact import save_model
 from lissome.models.binding import extract, reorder
-from lissome.models.families.decoder import layer_shapes
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.pipeline.compare import figures_of, paired_scores, paired_timings, quiet, rows, timing_figures
@@ -221,7 +220,7 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
             "embedding_params": counts.embedding_params,
             "cache_bytes": counts.cache_bytes,
             "axes": len(space.axes),
-            "layers": [shape.to_json() for shape in layer_shapes(model.module)],
+            "layers": model.anatomy.layers(),
             "tags": list(model.manifest.tags) if model.manifest else ["dense"],
         },
         figures=counts.figures(),
@@ -267,7 +266,7 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
         manifest,
         name=f"{manifest.base.name} after step {step} of {folder.name}",
         subnet=points[step].subnet,
-        layers=tuple(shape.to_json() for shape in layer_shapes(small.module)),
+        layers=tuple(small.anatomy.layers()),
         lineage=tuple(replace(one, after=()) for one in manifest.lineage[:1]),
     )
     return save_model(small, Path(out), manifest=cut)

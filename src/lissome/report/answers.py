@@ -168,20 +168,19 @@ def _fact(name: str, value: Any) -> str:
 
 def _layers(layers: Sequence[Fields]) -> RenderableType:
     """Sizes of all layers; neighbours that are alike share a line."""
-    table = sheet("layers", "attention", "MLP", title="Layers")
+    parts = list(dict.fromkeys(part for layer in sorted(layers, key=len, reverse=True) for part in layer))
+    table = sheet("layers", *parts, title="Layers")
     start = 0
     for index in range(1, len(layers) + 1):
         if index == len(layers) or layers[index] != layers[start]:
             span = str(start) if index - start == 1 else f"{start}–{index - 1}"
-            table.add_row(span, _attention(layers[start]["attention"]), str(layers[start]["mlp"] or "–"))
+            table.add_row(span, *(_sizes(layers[start].get(part)) for part in parts))
             start = index
     return table
 
 
-def _attention(shape: Fields | None) -> str:
-    if shape is None:
-        return "–"
-    return f"{shape['query_heads']} query heads, {shape['kv_heads']} KV heads of {shape['head_dim']}"
+def _sizes(sizes: Mapping[str, int] | None) -> str:
+    return "–" if sizes is None else ", ".join(f"{dim} {size}" for dim, size in sizes.items()) or "kept"
 
 
 def explain(fields: Fields) -> Parts:

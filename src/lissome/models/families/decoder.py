@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,16 +59,6 @@ class LayerShape:
 
     attention: AttentionShape | None
     mlp: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the shape as JSON-able fields."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> LayerShape:
-        """Rebuild a shape from `to_json`."""
-        attention = fields["attention"]
-        return cls(AttentionShape(**attention) if attention else None, int(fields["mlp"]))
 
 
 class RemovedAttention(nn.Module):
@@ -275,12 +265,6 @@ class Decoder:
 def is_uniform(shapes: list[LayerShape]) -> bool:
     """Whether all blocks have one shape and both branches."""
     return bool(shapes) and shapes[0].attention is not None and shapes[0].mlp > 0 and len(set(shapes)) == 1
-
-
-def is_stock(module: Any) -> bool:
-    """Whether the module's own configuration says the sizes of all its blocks, so that it opens without lissome."""
-    shapes, config = layer_shapes(module), module.config
-    return is_uniform(shapes) and all(getattr(config, key) == value for key, value in _uniform(shapes[0]).items())
 
 
 def _uniform(shape: LayerShape) -> dict[str, int]:
