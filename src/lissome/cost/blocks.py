@@ -82,12 +82,6 @@ def sizes_of(branch: Branch, values: Mapping[str, int]) -> dict[str, int]:
     return {dim.name: values.get(branch.axis(dim.name), dim.size) for dim in branch.dims}
 
 
-def window_of(model: Model, branch: Branch) -> int | None:
-    """Number of past tokens that an attention sees, or None when it sees all."""
-    window = getattr(model.module.get_submodule(branch.path), "sliding_window", None)
-    return window if isinstance(window, int) else None
-
-
 def _axes(branches: tuple[Branch, ...]) -> list[tuple[str, int]]:
     axes = []
     for branch in branches:
@@ -100,4 +94,5 @@ def _shape(model: Model, branch: Branch) -> object:
     """What decides about the cost of a branch, equal for branches of one shape."""
     shapes = tuple(model.binding.shapes[name] for name in branch.parameters)
     dims = tuple((dim.name, dim.size) for dim in branch.dims)
-    return branch.kind, shapes, dims, window_of(model, branch)
+    positions = tuple(branch.positions.get(name) for name in branch.linears)
+    return branch.kind, shapes, dims, branch.mixing, positions

@@ -1,13 +1,15 @@
 """Exact counts of a model or of one of its Subnets, without building it.
 
 - Parameters: tied ones once; embeddings (and an untied head) apart from those in the blocks.
-- Multiply-accumulates of one forward over T tokens: T times every weight of a linear layer, the head included, and
+- Multiply-accumulates of one forward over T tokens: every weight of a linear layer or convolution as often as it is
+  applied (T times, unless its branch says otherwise), the head included, and what a branch computes between tokens:
   ``2·T²·H·E`` per attention (queries times keys, weights times values). All T² positions count, as most kernels compute
   them; `causal` counts only those that a token may see. Biases, norms and activations are not counted.
-- Bytes: of the safetensors file with its header; of keys and values at a given length, a sliding window's at most.
+- Bytes: of the safetensors file with its header; of what is held for the next token at a given length: keys and
+  values, a sliding window's at most, and states.
 """
 
-# T tokens, H query heads, G KV groups, E head size
+# T tokens
 
 from __future__ import annotations
 
@@ -18,10 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lissome.cost.blocks import BlockSum, Part, Vector, sizes_of, window_of
+from lissome.cost.blocks import BlockSum, Part, Vector, sizes_of
 from lissome.cost.measured import Request
 from lissome.cost.roofline import Work
-from lissome.models.anatomy import Branch
 from lissome.models.model import Model
 
 COUNTED = ("params", "block_params", "disk", "macs")
@@ -41,7 +42,7 @@ class Counts:
         embedding_params: Those of the input embedding and, when it is not tied, of the head.
         disk: Bytes of the safetensors file.
         macs: Multiply-accumulates of one forward over the stated tokens.
-        cache_bytes: Bytes of keys and values at the stated length.
+        cache_bytes: Bytes of keys, values and states at the stated length.
     """
 
     params: int
@@ -98,7 +99,6 @@ class Counter:
         self._stored = {name: dtype or value.dtype for name, value in model.module.named_parameters()}
         self._held = next(model.module.parameters()).dtype.itemsize
         self._digits = len(str(sum(math.prod(shape) for shape in model.binding.shapes.values()) * self._held))
-        self._heads = {branch.name: _Heads.of(model, branch) for branch in model.anatomy.branches}
         self._fixed = self._count_fixed()
         self._sum = BlockSum(model, self.block, self.WIDTH)
 
@@ -111,20 +111,20 @@ class Counter:
         return self.count(subnet).figures()
 
     def block(self, parts: tuple[Part, ...]) -> Vector:
-        """Count one block: parameters, bytes in the file, linear and attention multiply-accumulates, cache bytes."""
+        """Count one block: parameters, bytes in the file, linear and mixing multiply-accumulates, cache bytes."""
         columns = zip(*(self._part(part) for part in parts), strict=True)
         return tuple(float(sum(column)) for column in columns)
 
     def counts_of(self, total: list[float]) -> Counts:
         """Complete the sum of all blocks (see `block`) by what stands outside of them."""
-        params, disk, linear, attention, cache = (int(value) for value in total)
+        params, disk, linear, mixing, cache = (int(value) for value in total)
         embedding, head, rest = self._fixed
         return Counts(
             params=params + embedding.params + head.params + rest.params,
             block_params=params,
             embedding_params=embedding.params + head.params,
             disk=_padded(_FILE_START + disk + embedding.disk + head.disk + rest.disk),
-            macs=linear + attention + head.macs,
+            macs=linear + mixing + head.macs + rest.macs,
             cache_bytes=cache,
         )
 
@@ -132,10 +132,8 @@ class Counter:
         """Return one row per kept branch, then the parts that always stay."""
         rows = []
         for part in self._parts(subnet or {}):
-            params, disk, linear, attention, cache = self._part(part)
-            rows.append(
-                Row(name=part.branch.name, params=params, macs=linear + attention, disk=disk, cache_bytes=cache)
-            )
+            params, disk, linear, mixing, cache = self._part(part)
+            rows.append(Row(name=part.branch.name, params=params, macs=linear + mixing, disk=disk, cache_bytes=cache))
         return rows + [row for row in self._fixed if row.params or row.macs]
 
     def work(self, subnet: Mapping[str, int] | None = None, request: Request | None = None) -> Work:
@@ -145,16 +143,17 @@ class Counter:
         """
         request = request or Request()
         middle = request.prompt + request.new // 2
-        weights, seen, seen_at_once, held = self._fixed[1].macs // self._tokens, 0, 0, 0
+        weights, once, seen, seen_at_once, held = self._fixed[1].macs // self._tokens, 0, 0, 0, 0
         head = weights
         for part in self._parts(subnet or {}):
-            heads = self._heads[part.branch.name]
-            weights += self._sizes(part)[2]
-            seen += heads.pairs(part, heads.tokens(middle))
-            seen_at_once += heads.pairs(part, _positions(request.prompt, heads.window, causal=True))
-            held += heads.held(part, middle)
+            _, _, per_token, fixed = self._sizes(part)
+            weights, once = weights + per_token, once + fixed
+            if part.branch.mixing is not None:
+                seen += part.branch.mixing.step(part.sizes, middle)
+                seen_at_once += part.branch.mixing.whole(part.sizes, request.prompt, causal=True)
+                held += part.branch.mixing.held(part.sizes, middle)
         return Work(
-            prefill_macs=request.batch * ((weights - head) * request.prompt + head + seen_at_once),
+            prefill_macs=request.batch * ((weights - head) * request.prompt + head + once + seen_at_once),
             step_macs=request.batch * (weights + seen),
             weight_bytes=weights * self._held,
             cache_bytes=request.batch * held * self._held,
@@ -167,24 +166,29 @@ class Counter:
                 yield Part(branch, sizes_of(branch, values))
 
     def _part(self, part: Part) -> tuple[int, int, int, int, int]:
-        params, disk, weights = self._sizes(part)
-        heads = self._heads[part.branch.name]
-        attention = heads.pairs(part, _positions(self._tokens, heads.window, causal=self._causal))
-        return params, disk, weights * self._tokens, attention, heads.held(part, self._length) * self._held
+        params, disk, weights, fixed = self._sizes(part)
+        mixing, linear = part.branch.mixing, weights * self._tokens + fixed
+        if mixing is None:
+            return params, disk, linear, 0, 0
+        between = mixing.whole(part.sizes, self._tokens, causal=self._causal)
+        return params, disk, linear, between, mixing.held(part.sizes, self._length) * self._held
 
-    def _sizes(self, part: Part) -> tuple[int, int, int]:
-        """Parameters of a branch, their bytes in the file, and the weights of its linear layers."""
+    def _sizes(self, part: Part) -> tuple[int, int, int, int]:
+        """Parameters of a branch, their bytes in the file, weights applied to every token, and all other products."""
         index = self._model.binding.branch_index(part.branch, part.sizes)
-        linears = {f"{linear}.weight" for linear in part.branch.linears}
-        params = disk = weights = 0
+        linears = {f"{linear}.weight": part.branch.positions.get(linear) for linear in part.branch.linears}
+        params = disk = weights = fixed = 0
         for name in part.branch.parameters:
             shape = list(self._model.binding.shapes[name])
             for dim, kept in index.get(name, {}).items():
                 shape[dim] = len(kept)
-            params += math.prod(shape)
-            disk += self._entry(name, shape, self._stored[name])
-            weights += math.prod(shape) if name in linears else 0
-        return params, disk, weights
+            size = math.prod(shape)
+            params += size
+            disk += self._entry(name, shape, self._stored[name]) if size else 0
+            if name in linears:
+                positions = linears[name]
+                weights, fixed = weights + size * (positions is None), fixed + size * (positions or 0)
+        return params, disk, weights, fixed
 
     def _entry(self, name: str, shape: list[int] | tuple[int, ...], dtype: torch.dtype) -> int:
         """Bytes of a tensor in a safetensors file: its numbers, and its entry in the JSON header."""
@@ -208,7 +212,11 @@ class Counter:
         for name, buffer in module.state_dict().items():
             if name not in known:
                 sums["rest"][1] += self._entry(name, tuple(buffer.shape), buffer.dtype)
-        macs = {"head": self._tokens * head.numel() if head is not None else 0}
+        shapes, outside = self._model.binding.shapes, self._model.anatomy.outside
+        applied = [
+            math.prod(shapes[f"{name}.weight"]) * (positions or self._tokens) for name, positions in outside.items()
+        ]
+        macs = {"head": self._tokens * head.numel() if head is not None else 0, "rest": sum(applied)}
         embedding_row, head_row, rest = (
             Row(name=name, params=params, macs=macs.get(name, 0), disk=disk, cache_bytes=0)
             for name, (params, disk) in sums.items()
@@ -216,43 +224,10 @@ class Counter:
         return embedding_row, head_row, rest
 
 
-@dataclass(frozen=True)
-class _Heads:
-    """What an attention does beside its linear layers; all zero for other branches."""
-
-    size: int
-    window: int | None
-
-    @classmethod
-    def of(cls, model: Model, branch: Branch) -> _Heads:
-        if branch.kind != "attention":
-            return cls(0, None)
-        return cls(int(model.module.get_submodule(branch.path).head_dim), window_of(model, branch))  # type: ignore[arg-type]
-
-    def tokens(self, length: int) -> int:
-        """Tokens in the cache after `length` tokens."""
-        return length if self.window is None else min(length, self.window)
-
-    def pairs(self, part: Part, positions: int) -> int:
-        """Multiply-accumulates of queries times keys and of weights times values at so many pairs of positions."""
-        return 2 * positions * part.sizes["groups"] * part.sizes["queries"] * self.size if self.size else 0
-
-    def held(self, part: Part, length: int) -> int:
-        """Numbers in the cache after `length` tokens."""
-        return 2 * self.tokens(length) * part.sizes["groups"] * self.size if self.size else 0
-
-
-def _positions(tokens: int, window: int | None, *, causal: bool) -> int:
-    """Pairs of a query and a key position: all, or those that causality and the window let through."""
-    if not causal:
-        return tokens * tokens
-    reach = min(tokens, window or tokens)
-    return reach * (reach + 1) // 2 + (tokens - reach) * reach
-
-
 def _weight(module: nn.Module, getter: str) -> nn.Parameter | None:
+    """Weight of the input embedding or of the head; None for a model without one, or with one that reads no tokens."""
     layer = getattr(module, getter)()
-    return None if layer is None else layer.weight
+    return getattr(layer, "weight", None) if isinstance(layer, nn.Embedding | nn.Linear) else None
 
 
 def _padded(size: int) -> int:

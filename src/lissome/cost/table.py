@@ -261,7 +261,7 @@ def _device_of(model: Model, threads: int | None) -> Device:
 def amounts(kind: str, sizes: Mapping[str, int]) -> dict[str, float]:
     """What the time of a branch depends on: for attention the numbers of query and of KV heads, else its sizes."""
     if kind == "attention":
-        return {"query_heads": float(sizes["groups"] * sizes["queries"]), "kv_heads": float(sizes["groups"])}
+        return {"query_heads": float(sizes["groups"] * sizes.get("queries", 1)), "kv_heads": float(sizes["groups"])}
     return {name: float(size) for name, size in sizes.items()}
 
 

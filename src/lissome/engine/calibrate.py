@@ -82,16 +82,15 @@ def orders(
 
 
 def _tensors(model: Model, dim: Dim, *, producing: bool) -> list[tuple[Tensor, int, Tensor]]:
-    side = 0 if producing else 1
     return [
         (model.module.get_parameter(cut.parameter), cut.dim, cut.units)
         for cut in dim.cuts
-        if cut.dim == side and cut.parameter.endswith(".weight")
+        if cut.reads != producing and cut.parameter.endswith(".weight")
     ]
 
 
 def _consumers(dim: Dim) -> list[str]:
-    return [cut.parameter.removesuffix(".weight") for cut in dim.cuts if cut.dim == 1]
+    return [cut.parameter.removesuffix(".weight") for cut in dim.cuts if cut.reads]
 
 
 def _input_norms(walk: Walk, dims: list[tuple[Branch, Dim]]) -> Mapping[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lissome.core.errors import SubnetError, UnsupportedModelError, unknown_name
 from lissome.core.registry import public_files
+from lissome.models.mixing import Mixing
 from lissome.models.space import Axis, Space
 
 Layer = dict[str, dict[str, int]]
@@ -30,13 +31,16 @@ class Cut:
 
     Attributes:
         parameter: Dotted name in the module.
-        dim: Tensor dimension; 0 of a weight makes the units (producer), 1 reads them (consumer).
+        dim: Tensor dimension along which they lie.
         units: LongTensor[units, lanes, width]: indices along `dim`; lanes of one unit may be permuted apart.
+        reads: Whether the tensor reads what the units hold (a consumer); otherwise it makes or changes it. The
+            dimension does not tell: a linear layer's inputs are columns, those of GPT-2's Conv1D are rows.
     """
 
     parameter: str
     dim: int
     units: Tensor
+    reads: bool = False
 
     def dropped(self, kept: int) -> Tensor:
         """Indices along `dim` that go when only the first `kept` units stay."""
@@ -48,21 +52,31 @@ class Dim:
     """A countable part of a branch.
 
     Attributes:
-        name: ``"width"`` (channels), ``"groups"`` (KV groups) or ``"queries"`` (query heads per KV group) …
+        name: ``"width"`` (channels), ``"groups"`` (KV groups; plain heads are groups too) or ``"queries"`` (query
+            heads per KV group; absent where there is one) …
         size: Number of units.
         cuts: Every tensor slice that goes with a unit.
         step: Coarsest useful step of a Space over this dim (channels are cut in blocks that fast kernels like).
+        least: Smallest number of units that may stay; 0 for a part that can vanish inside its branch. A tensor of
+            which nothing is left is gone.
     """
 
     name: str
     size: int
     cuts: tuple[Cut, ...]
     step: int = 1
+    least: int = 1
 
     @property
     def lanes(self) -> int:
         """Number of independently ordered lanes of a unit (1 unless query heads are ordered per KV group)."""
         return int(self.cuts[0].units.shape[1])
+
+    def choices(self, step: int) -> tuple[int, ...]:
+        """Numbers of units that may stay, counted down from the size in steps; ascending."""
+        found = range(self.size % step or min(step, self.size), self.size + 1, step)
+        kept = tuple(size for size in found if size >= self.least)
+        return kept if self.least else (0, *kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +85,15 @@ class Branch:
 
     Attributes:
         name: Axis name, e.g. ``"layers.3.mlp"``.
-        kind: ``"attention"`` or ``"mlp"``.
+        kind: What it is: ``"attention"``, ``"cross_attention"``, ``"mlp"``, ``"mixer"`` …
         block: Index of its block.
         path: Dotted name of its module.
         companions: Names of modules that belong to the branch alone (its norms, dropouts).
         dims: What can be made smaller in it.
         parameters: Names of all parameters that vanish with it.
         linears: Names of its linear layers.
+        mixing: What it computes between tokens beside its linear layers; None when nothing.
+        positions: Over how many positions a linear layer runs, for those that do not run over the text's tokens.
     """
 
     name: str
@@ -88,6 +104,8 @@ class Branch:
     dims: tuple[Dim, ...]
     parameters: tuple[str, ...]
     linears: tuple[str, ...]
+    mixing: Mixing | None = None
+    positions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def part(self) -> str:
@@ -136,8 +154,12 @@ class Anatomy:
         blocks: Dotted names of the blocks, in order.
         branches: All branches that are present, in order.
         hidden: Residual width D.
-        vocabulary: Number of tokens V.
+        vocabulary: Number of tokens V; 0 for a model that reads no text.
         quorums: Groups of branch names of which one must stay.
+        task: What it computes: ``"causal-lm"`` (logits of the next token; the only one with a perplexity),
+            ``"encoder"`` (of text), ``"image"`` or ``"seq2seq"``.
+        outside: Linear and convolution layers outside of the branches (the head apart), and over how many positions
+            each runs; None for the text's tokens.
     """
 
     family: Family
@@ -148,11 +170,23 @@ class Anatomy:
     hidden: int
     vocabulary: int
     quorums: tuple[tuple[str, ...], ...] = field(default=())
+    task: str = "causal-lm"
+    outside: Mapping[str, int | None] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Branch]:
         """Branches by name."""
         return {branch.name: branch for branch in self.branches}
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """What it is, in the words of methods' `needs`: family, task, kinds of branches.
+
+        A causal language model with attention is a ``"decoder"``, whatever its family.
+        """
+        kinds = {branch.kind for branch in self.branches}
+        decoder = {"decoder"} if self.task == "causal-lm" and "attention" in kinds else set()
+        return frozenset({self.family.name, self.task, *kinds, *decoder})
 
     def of_block(self, index: int) -> tuple[Branch, ...]:
         """Branches of one block."""
@@ -204,7 +238,7 @@ class Anatomy:
                 step = (steps or {}).get(dim.name, 1 if finest else dim.step)
                 if step < 1:
                     raise UnsupportedModelError(f"the step of {dim.name} must be at least 1, got {step}.")
-                choices = tuple(range(dim.size % step or min(step, dim.size), dim.size + 1, step))
+                choices = dim.choices(step)
                 if len(choices) > 1 or finest:
                     axes.append(Axis(branch.axis(dim.name), choices, switch=branch.name))
         return Space(tuple(axes), self.quorums)

@@ -2,7 +2,7 @@
 
 When all blocks have one shape the folder has a stock configuration and opens with transformers alone. Otherwise its
 ``config.json`` says ``model_type: lissome``, carries the original configuration and the sizes of every block, and
-opens with `lissome.load`, or with ``AutoModelForCausalLM`` after ``import lissome.models.auto``.
+opens with `lissome.load`, or with ``AutoModelForCausalLM`` and its like after ``import lissome.models.auto``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def config_of(model: Model) -> dict[str, Any]:
         return base
     return {
         "model_type": MODEL_TYPE,
-        "architectures": ["LissomeForCausalLM"],
+        "architectures": ["LissomeModel"],
         "base": base,
         "layers": model.anatomy.layers(),
         "dtype": base["dtype"],
@@ -102,15 +102,15 @@ def skeleton(config: Mapping[str, Any]) -> nn.Module:
         ArtifactError: When the configuration is not one that transformers or lissome knows.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     from lissome.models.binding import extract
 
     ours = config.get("model_type") == MODEL_TYPE
-    base = config.get("base") if ours else config
+    base: Any = config.get("base") if ours else config
     try:
+        build = stock_class(base)._from_config
         with init_empty_weights(include_buffers=False):
-            module: nn.Module = AutoModelForCausalLM.from_config(_stock_config(base))
+            module: nn.Module = build(_stock_config(base))
         if ours:
             whole = Model(module)
             module = extract(whole, whole.anatomy.choices(config["layers"])).module
@@ -119,14 +119,33 @@ def skeleton(config: Mapping[str, Any]) -> nn.Module:
     return module.eval()
 
 
-def _stock_config(fields: Any) -> Any:
+def _stock_config(fields: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING
 
-    if not isinstance(fields, Mapping) or fields.get("model_type") not in CONFIG_MAPPING:
-        raise ArtifactError(
-            f"model type {fields.get('model_type') if isinstance(fields, Mapping) else fields!r} is unknown"
-        )
     return CONFIG_MAPPING[fields["model_type"]].from_dict(dict(fields))
+
+
+def stock_class(config: Any) -> Any:
+    """Return the transformers class that a stock configuration names, from transformers' own tables and nowhere else.
+
+    A configuration that names none is of a causal language model.
+
+    Raises:
+        ArtifactError: When the model type is unknown, or the class is not one that transformers lists for it.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    kind = config.get("model_type") if isinstance(config, Mapping) else config
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+        raise ArtifactError(f"model type {kind} is unknown")
+    tables = {name: table.get(kind, ()) for name, table in vars(modeling_auto).items() if name.endswith("_NAMES")}
+    listed = [name for found in tables.values() for name in ([found] if isinstance(found, str) else found)]
+    given = config.get("architectures") or [tables["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"]]
+    name = given[0] if isinstance(given, list) else given
+    if name not in listed:
+        raise ArtifactError(f"{name!r} is not a class of transformers for model type {kind}; only those are built")
+    return getattr(transformers, name)
 
 
 def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | None = torch.float32) -> Model:
@@ -182,13 +201,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _fill(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.dtype | None) -> nn.Module:
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # progress is our event stream's business
     try:
         if config.get("model_type") != MODEL_TYPE:
-            loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
+            loaded: nn.Module = stock_class(config).from_pretrained(
                 folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True
             )
             return loaded.eval()

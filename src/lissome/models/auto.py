@@ -1,7 +1,7 @@
 """Importing this module lets transformers open lissome folders: ``import lissome.models.auto``.
 
-Afterwards ``AutoModelForCausalLM.from_pretrained(folder)`` returns the stock class (say `LlamaForCausalLM`) with the
-artifact's own sizes in every block.
+Afterwards ``AutoModelForCausalLM.from_pretrained(folder)``, and the other classes in `AUTOS`, return the stock class
+(say `LlamaForCausalLM`) with the artifact's own sizes in every block.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from lissome.core.errors import ArtifactError
 from lissome.models.artifact import MODEL_TYPE, load_folder
 
 
@@ -21,10 +23,11 @@ class LissomeConfig(PreTrainedConfig):
     model_type = MODEL_TYPE
 
 
-class LissomeForCausalLM(PreTrainedModel):
-    """Opens a lissome folder; what comes back is the original model's class."""
+class LissomeModel(PreTrainedModel):
+    """Opens a lissome folder for `AutoModel`: what comes back is the original model without its head."""
 
     config_class = LissomeConfig
+    auto: Any = transformers.AutoModel
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *_model_args: Any, **kwargs: Any) -> Any:
@@ -35,12 +38,31 @@ class LissomeForCausalLM(PreTrainedModel):
             kwargs: Only ``dtype`` counts (default: the stored one); transformers passes more.
 
         Raises:
-            ArtifactError: When the folder is damaged.
+            ArtifactError: When the folder is damaged, or holds a model of another kind than was asked for.
         """
         dtype = kwargs.get("dtype")
         kept = dtype if isinstance(dtype, torch.dtype) else None
-        return load_folder(Path(pretrained_model_name_or_path), dtype=kept).module
+        module: Any = load_folder(Path(pretrained_model_name_or_path), dtype=kept).module
+        if cls.auto is transformers.AutoModel:
+            return module.base_model
+        fitting = cls.auto._model_mapping.get(type(module.config), ())
+        if not isinstance(module, fitting):
+            raise ArtifactError(
+                f"{pretrained_model_name_or_path} holds a {type(module).__name__}, which {cls.auto.__name__} does not "
+                "open; use lissome.load."
+            )
+        return module
 
+
+AUTOS = tuple(
+    getattr(transformers, name)
+    for name in (
+        "AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
+        "AutoModelForImageClassification", "AutoModelForSpeechSeq2Seq",
+    )
+)  # fmt: skip
+"""Classes of transformers that open lissome folders."""
 
 AutoConfig.register(MODEL_TYPE, LissomeConfig, exist_ok=True)
-AutoModelForCausalLM.register(LissomeConfig, LissomeForCausalLM, exist_ok=True)
+for auto in AUTOS:
+    auto.register(LissomeConfig, type("LissomeModel", (LissomeModel,), {"auto": auto}), exist_ok=True)

@@ -87,10 +87,17 @@ class Binding:
         result: dict[str, dict[int, Tensor] | None] = {}
         for branch in self.anatomy.branches:
             if subnet.get(branch.name, 1):
-                result.update(self.branch_index(branch, self.sizes(branch, subnet)))
+                index = self.branch_index(branch, self.sizes(branch, subnet))
+                result |= {name: places if all(map(len, places.values())) else None for name, places in index.items()}
             else:
                 result.update(dict.fromkeys(branch.parameters))
         return result
+
+    def order(self, owner: str) -> tuple[str, ...]:
+        """Names of the parameters of one submodule, in the order in which it registered them."""
+        prefix = f"{owner}." if owner else ""
+        names = (name.removeprefix(prefix) for name in self.shapes if name.startswith(prefix))
+        return tuple(name for name in names if "." not in name)
 
 
 class Masking:
@@ -183,11 +190,30 @@ def _swap_parameter(
         _restore_entry(owner, name, parameter, tuple(entries))
 
     stack.callback(undo)
-    if isinstance(owner, nn.Linear) and name == "weight":
-        _swap_fields(stack, owner, {"out_features": view.shape[0], "in_features": view.shape[1]})
+    if name == "weight":
+        _swap_fields(stack, owner, stated_sizes(owner, tuple(view.shape)))
 
 
-def _restore_entry(owner: nn.Module, name: str, parameter: nn.Parameter, order: tuple[str, ...]) -> None:
+def stated_sizes(layer: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the attributes in which a layer repeats the shape of its weight, for a weight of another shape.
+
+    Linear layers, GPT-2's Conv1D (inputs first), convolutions (depthwise ones have a group per channel), embeddings
+    and norms; a layer of another class states none, and what a family's own modules state is its `resize`'s business.
+    """
+    if isinstance(layer, nn.Linear):
+        return {"out_features": shape[0], "in_features": shape[1]}
+    if type(layer).__name__ == "Conv1D":  # of transformers, which is not imported here
+        return {"nx": shape[0], "nf": shape[1]}
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        depthwise = layer.groups > 1 and layer.weight.shape[1] == 1
+        inputs = shape[0] if depthwise else shape[1] * layer.groups
+        return {"out_channels": shape[0], "in_channels": inputs, "groups": shape[0] if depthwise else layer.groups}
+    if isinstance(layer, nn.Embedding):
+        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+    return {"normalized_shape": shape} if hasattr(layer, "normalized_shape") else {}
+
+
+def _restore_entry(owner: nn.Module, name: str, parameter: nn.Parameter | None, order: tuple[str, ...]) -> None:
     """Register a parameter again at its old place, so that the order of parameters never changes."""
     entries = {**owner._parameters, name: parameter}
     owner._parameters.clear()
@@ -250,17 +276,18 @@ def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = No
         }
         clone: nn.Module = copy.deepcopy(model.module, memo)
         for path in masking.views:
-            _register(clone, path)
+            _register(clone, path, model.binding)
     model.anatomy.family.finish(clone)
     return model.derived(clone)
 
 
-def _register(clone: nn.Module, path: str) -> None:
-    """Make a copied view of `clone` a parameter again; weights come before biases, as in a fresh layer."""
+def _register(clone: nn.Module, path: str, binding: Binding) -> None:
+    """Make a copied view of `clone` a parameter again, in the order of a fresh layer; one that is empty is gone."""
     owner_path, _, name = path.rpartition(".")
     owner = clone.get_submodule(owner_path)
     parameter = vars(owner).pop(name)
-    _restore_entry(owner, name, parameter, tuple(sorted({name, *owner._parameters}, reverse=True)))
+    kept = parameter if parameter.numel() else None
+    _restore_entry(owner, name, kept, (*binding.order(owner_path), *owner._parameters))
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class Model:
     """A torch module with what lissome knows about it.
 
     Attributes:
-        module: The torch module (a transformers causal language model so far).
+        module: The torch module, of a transformers class that one of `lissome.models.families` reads.
         tokenizer: Its tokenizer, or None for a bare module.
         source: Where it came from.
         manifest: The manifest of the artifact it was read from, when it was one.

@@ -34,7 +34,8 @@ def activation(weights: Sequence[tuple[Tensor, int, Tensor]], norms: Mapping[int
     """Activation-aware score in the manner of Wanda (arXiv 2306.11695): |weight| times the norm of what it reads.
 
     Args:
-        weights: For each consuming weight [out, in]: itself, the dimension of its units (1), their index [U, L, W].
+        weights: For each consuming weight, [out, in] or [in, out]: itself, the dimension of its units, their index
+            [U, L, W].
         norms: By position in `weights`: L2 norm of each input over the calibration text, Tensor[in].
 
     Returns:

@@ -202,7 +202,7 @@ def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> 
             sha256=job.model.source.sha256,
             license=licence_of(job.model),
         ),
-        tags=tuple(sorted(job.recipe.check(job.tags, job.budget) - {job.model.anatomy.family.name})),
+        tags=tuple(sorted(job.recipe.check(job.tags, job.budget) - job.model.anatomy.tags)),
         space=outcome.space,
         subnet=outcome.details.get("subnet"),
         layers=tuple(small.anatomy.layers()),

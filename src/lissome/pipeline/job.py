@@ -117,9 +117,9 @@ class Job:
 
 
 def tags_of(model: Model) -> frozenset[str]:
-    """State of a model: what its manifest says (dense without one), and its family."""
+    """State of a model: what its manifest says (dense without one), and what its anatomy is."""
     known = frozenset(model.manifest.tags) if model.manifest else frozenset({"dense"})
-    return known | {model.anatomy.family.name}
+    return known | model.anatomy.tags
 
 
 def prepare(  # noqa: PLR0913  the options of the command line, all by name

@@ -9,8 +9,10 @@ with zeros where a Subnet has nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,12 @@ from lissome.models.binding import extract, masked, reorder
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.space import Subnet
+
+Inputs = Mapping[str, Tensor]
+"""What a model reads, by argument name; see `lissome.testing.toys.toy_inputs`."""
+
+Reference = Callable[[Model, Mapping[str, int]], nn.Module]
+"""Makes a module that a Subnet's model must agree with."""
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference value (float32)."""
@@ -30,86 +38,113 @@ def difference(got: Tensor, reference: Tensor) -> float:
 
 
 @torch.no_grad()
+def outputs(module: nn.Module, inputs: Inputs, **options: Any) -> Tensor:
+    """What a forward gives: logits [B, T, V] or [B, labels], or the last hidden states [B, T, D] without a head."""
+    result = module(**inputs, **options)
+    found: Tensor = result.logits if "logits" in result else result.last_hidden_state
+    return found
+
+
 def logits(module: nn.Module, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Logits [B, T, V] of a plain forward without cache."""
-    result: Tensor = module(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    return result
+    """Logits [B, T, V] of a causal language model, without cache."""
+    return outputs(module, {"input_ids": ids}, attention_mask=mask, use_cache=False)
 
 
 @torch.no_grad()
-def stepwise(module: nn.Module, ids: Tensor, *, prompt: int, mask: Tensor | None = None) -> Tensor:
-    """Logits [B, T, V] of the same tokens: `prompt` of them at once, then one by one through the cache."""
-    cache, pieces, start = None, [], 0
-    for stop in [prompt, *range(prompt + 1, ids.shape[1] + 1)]:
-        seen = None if mask is None else mask[:, :stop]
-        places = None if seen is None else (seen.cumsum(1) - 1).clamp_min(0)[:, start:stop]
-        output = module(
-            input_ids=ids[:, start:stop],
-            attention_mask=seen,
-            position_ids=places,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache, start = output.past_key_values, stop
+def stepwise(module: nn.Module, inputs: Inputs, *, prompt: int, mask: Tensor | None = None) -> Tensor:
+    """Logits [B, T, V] of the same tokens: `prompt` of them at once, then one by one through the cache.
+
+    Args:
+        module: A model that generates; its cache is found by the name under which it returns it.
+        inputs: What it reads, the tokens among it.
+        prompt: Number of tokens at once.
+        mask: LongTensor[B, T], 0 for padding on the left.
+    """
+    given = dict(inputs)
+    name = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
+    tokens, pieces, start = given.pop(name), [], 0
+    cache: dict[str, Any] = {}
+    for stop in [prompt, *range(prompt + 1, tokens.shape[1] + 1)]:
+        if mask is not None:
+            given["attention_mask"] = mask[:, :stop]
+            if "position_ids" in inspect.signature(module.forward).parameters:
+                given["position_ids"] = (mask[:, :stop].cumsum(1) - 1).clamp_min(0)[:, start:stop]
+        output = module(**given, **{name: tokens[:, start:stop]}, **cache, use_cache=True)
+        cache = {key: output[key] for key in ("past_key_values", "cache_params") if key in output}
         pieces.append(output.logits)
+        start = stop
     return torch.cat(pieces, 1)
 
 
 @torch.no_grad()
 def zeroed(model: Model, subnet: Mapping[str, int]) -> nn.Module:
-    """The full module with zeros in every weight that reads what `subnet` removes: slow, plain and independent."""
+    """The full module with zeros in all of a removed branch and in every weight that reads a removed unit.
+
+    Slow, plain and independent; a part that changes the function when it goes (it is not just added) needs another
+    reference.
+    """
     module = copy.deepcopy(model.module)
     for branch in model.anatomy.branches:
+        if not subnet.get(branch.name, 1):
+            for name in branch.parameters:
+                module.get_parameter(name).zero_()
+            continue
         for dim in branch.dims:
-            kept = subnet.get(branch.axis(dim.name), dim.size) if subnet.get(branch.name, 1) else 0
             for cut in dim.cuts:
-                if cut.dim == 1:
-                    module.get_parameter(cut.parameter)[:, cut.units[kept:].flatten()] = 0
+                if cut.reads:
+                    parameter, kept = module.get_parameter(cut.parameter), subnet.get(branch.axis(dim.name), dim.size)
+                    parameter.index_fill_(cut.dim, cut.dropped(kept), 0)
     return module
 
 
-def check_subnet(model: Model, subnet: Subnet, ids: Tensor) -> Model:
-    """Identity 1: masked, extracted and zeroed models agree; caches and left padding change nothing.
+def generates(model: Model) -> bool:
+    """Whether a model writes token after token, with a cache."""
+    return model.anatomy.task in {"causal-lm", "seq2seq"}
+
+
+def check_subnet(model: Model, subnet: Subnet, inputs: Inputs, *, reference: Reference = zeroed) -> Model:
+    """Identity 1: masked, extracted and zeroed models agree, step by step through the cache too.
 
     Args:
         model: The full model; unchanged afterwards.
         subnet: A Subnet of any Space of it.
-        ids: LongTensor[B, T] with T of at least 3.
+        inputs: What it reads; at least 3 tokens where it generates.
+        reference: Makes the module that must be agreed with.
 
     Returns:
         The extracted model.
     """
-    before = logits(model.module, ids)
+    before = outputs(model.module, inputs)
     names = [name for name, _ in model.module.named_parameters()]
-    reference = logits(zeroed(model, subnet), ids)
+    wanted, got = outputs(reference(model, subnet), inputs), {}
     with masked(model, subnet):
-        inside, inside_steps = logits(model.module, ids), stepwise(model.module, ids, prompt=2)
+        got["masked"] = outputs(model.module, inputs)
+        if generates(model):
+            got["masked, step by step"] = stepwise(model.module, inputs, prompt=2)
     small = extract(model, subnet)
-    for label, got in (
-        ("masked", inside),
-        ("extracted", logits(small.module, ids)),
-        ("masked, step by step", inside_steps),
-        ("extracted, step by step", stepwise(small.module, ids, prompt=1)),
-    ):
-        error = difference(got, reference)
+    got["extracted"] = outputs(small.module, inputs)
+    if generates(model):
+        got["extracted, step by step"] = stepwise(small.module, inputs, prompt=1)
+    for label, result in got.items():
+        error = difference(result, wanted)
         assert error <= TOLERANCE, f"{label} differs from the reference by {error:.2e}"
-    assert torch.equal(logits(model.module, ids), before), "the full model was changed"
+    assert torch.equal(outputs(model.module, inputs), before), "the full model was changed"
     assert names == [name for name, _ in model.module.named_parameters()], "the parameters were moved"
     return small
 
 
 def check_padding(small: Model, ids: Tensor, *, pad: int = 2) -> None:
-    """Left padding: the logits of a sequence do not depend on the padding before it, with and without cache."""
+    """Left padding of a causal language model: logits do not depend on it, with and without cache."""
     alone = logits(small.module, ids)
     padded = torch.cat([torch.zeros(len(ids), pad, dtype=ids.dtype), ids], 1)
     mask = torch.cat([torch.zeros(len(ids), pad, dtype=torch.long), torch.ones_like(ids)], 1)
-    got = stepwise(small.module, padded, prompt=pad + 1, mask=mask)[:, pad:]
+    got = stepwise(small.module, {"input_ids": padded}, prompt=pad + 1, mask=mask)[:, pad:]
     error = difference(got, alone)
     assert error <= TOLERANCE, f"left padding changes the logits by {error:.2e}"
 
 
 def check_cache(small: Model, ids: Tensor) -> None:
-    """Removed attentions hold no cache, and the others hold as many KV heads as they have."""
+    """Removed attentions of a decoder hold no cache, and the others hold as many KV heads as they have."""
     with torch.no_grad():
         cache = small.module(input_ids=ids, use_cache=True).past_key_values
     held = [layer.keys for layer in cache.layers]
@@ -120,30 +155,32 @@ def check_cache(small: Model, ids: Tensor) -> None:
             assert held[branch.block].shape[1] == branch.by_name["groups"].size, f"{branch.name} caches other heads"
 
 
-def check_reorder(model: Model, orders: Mapping[str, Tensor], ids: Tensor) -> None:
+def check_reorder(model: Model, orders: Mapping[str, Tensor], inputs: Inputs) -> None:
     """Identity 2: reordering leaves the function of the full model unchanged (and does reorder something)."""
-    before = logits(model.module, ids)
+    before = outputs(model.module, inputs)
     weights = torch.cat([parameter.detach().flatten() for parameter in model.module.parameters()])
     reorder(model, orders)
-    error = difference(logits(model.module, ids), before)
-    assert error <= TOLERANCE, f"reordering changes the logits by {error:.2e}"
+    error = difference(outputs(model.module, inputs), before)
+    assert error <= TOLERANCE, f"reordering changes the outputs by {error:.2e}"
     after = torch.cat([parameter.detach().flatten() for parameter in model.module.parameters()])
     moved = any(not torch.equal(order, torch.arange(order.shape[-1]).expand_as(order)) for order in orders.values())
     assert torch.equal(weights, after) != moved, "the weights were moved although the order is the same, or were not"
 
 
-def check_full(model: Model, ids: Tensor) -> None:
+def check_full(model: Model, inputs: Inputs) -> None:
     """Identity 3: extracting everything gives the same model."""
     copy_of = extract(model, model.space().full)
-    assert torch.equal(logits(copy_of.module, ids), logits(model.module, ids))
+    assert torch.equal(outputs(copy_of.module, inputs), outputs(model.module, inputs))
     assert copy_of.module.state_dict().keys() == model.module.state_dict().keys()
 
 
-def check_saved(small: Model, folder: Path, ids: Tensor) -> None:
+def check_saved(small: Model, folder: Path, inputs: Inputs) -> None:
     """Identity 4, in this process: a saved model reads back to equal outputs and equal tensors."""
     small.save(folder)
     again = load_model(folder)
-    assert torch.equal(logits(again.module, ids), logits(small.module, ids)), "outputs differ after save and load"
+    assert torch.equal(outputs(again.module, inputs), outputs(small.module, inputs)), (
+        "outputs differ after save and load"
+    )
     stored, read = small.module.state_dict(), again.module.state_dict()
     assert stored.keys() == read.keys()
     assert all(torch.equal(stored[name], read[name]) for name in stored)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lissome.models.model import Model, Source
 
-_SMALL: dict[str, Any] = {
-    "vocab_size": 61,
+_WORDS: dict[str, Any] = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_DECODER: dict[str, Any] = _WORDS | {
     "hidden_size": 24,
     "intermediate_size": 40,
     "num_hidden_layers": 4,
@@ -18,39 +19,61 @@ _SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
 _WINDOWED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2}
-_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {}),
-    "mistral": ("Mistral", {"sliding_window": 5}),
-    "qwen2": ("Qwen2", {}),
-    "qwen3": ("Qwen3", {}),
-    "gemma2": ("Gemma2", {**_WINDOWED, "query_pre_attn_scalar": 8, "num_key_value_heads": 1}),
-    "gemma3": ("Gemma3Text", {**_WINDOWED, "query_pre_attn_scalar": 8, "num_key_value_heads": 1}),
-    "phi3": ("Phi3", {"resid_pdrop": 0.1}),
+_GEMMA: dict[str, Any] = {**_WINDOWED, "query_pre_attn_scalar": 8, "num_key_value_heads": 1}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """How a toy is built.
+
+    Attributes:
+        model: Class of transformers.
+        config: Its configuration class.
+        fields: The configuration's fields.
+    """
+
+    model: str
+    config: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def _decoder(name: str, model: str | None = None, **fields: Any) -> Toy:
+    return Toy(f"{model or name}ForCausalLM", f"{name}Config", _DECODER | fields)
+
+
+_TOYS: dict[str, Toy] = {
+    "llama": _decoder("Llama"),
+    "mistral": _decoder("Mistral", sliding_window=5),
+    "qwen2": _decoder("Qwen2"),
+    "qwen3": _decoder("Qwen3"),
+    "gemma2": _decoder("Gemma2", **_GEMMA),
+    "gemma3": _decoder("Gemma3Text", "Gemma3", **_GEMMA),
+    "phi3": _decoder("Phi3", resid_pdrop=0.1),
 }
-DECODERS: tuple[str, ...] = tuple(_FAMILIES)
-"""Names that `toy_decoder` knows."""
+DECODERS: tuple[str, ...] = tuple(_TOYS)
+"""Llama-like decoders."""
+
+FAMILIES: tuple[str, ...] = tuple(_TOYS)
+"""All names that `toy_model` knows."""
 
 
 def toy_module(family: str, *, seed: int = 0, **changes: Any) -> nn.Module:
-    """Build a tiny random causal language model of a family.
+    """Build a tiny random model of a family.
 
     Args:
-        family: One of `DECODERS`.
+        family: One of `FAMILIES`.
         seed: Seed of the weights; the global generator is left alone.
         changes: Configuration fields to change.
     """
     import transformers
 
-    prefix, fields = _FAMILIES[family]
-    config = getattr(transformers, f"{prefix}Config")(**{**_SMALL, **fields, **changes})
+    toy = _TOYS[family]
+    config = getattr(transformers, toy.config)(**{**toy.fields, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = transformers.AutoModelForCausalLM.from_config(config)
+        module = getattr(transformers, toy.model)(config)
         for parameter in module.parameters():  # norms start at 0 or 1 and biases at 0, which would hide mistakes
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     eval_module: nn.Module = module.eval()
@@ -60,3 +83,21 @@ def toy_module(family: str, *, seed: int = 0, **changes: Any) -> nn.Module:
 def toy_model(family: str = "llama", *, seed: int = 0, **changes: Any) -> Model:
     """Build a tiny random `Model` without a tokenizer; arguments as in `toy_module`."""
     return Model(toy_module(family, seed=seed, **changes), source=Source(f"toy-{family}"))
+
+
+def toy_ids(model: Model, seed: int, batch: int, length: int) -> Tensor:
+    """Draw token ids LongTensor[batch, length]; no padding and no special ones among them."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, model.anatomy.vocabulary, (batch, length), generator=generator)
+
+
+def toy_inputs(model: Model, seed: int = 0, batch: int = 2, length: int = 9) -> dict[str, Tensor]:
+    """Draw what a toy reads, by argument name.
+
+    Args:
+        model: A toy, or a model cut out of one.
+        seed: Seed of the draw.
+        batch: Number of examples.
+        length: Tokens of each, where it reads tokens.
+    """
+    return {"input_ids": toy_ids(model, seed, batch, length)}

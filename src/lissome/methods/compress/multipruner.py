@@ -206,7 +206,7 @@ class MultiPruner(Method):
         if self.config.heads != "auto":
             return _HEADS[self.config.heads]
         attentions = [branch for branch in model.anatomy.branches if branch.kind == "attention"]
-        grouped = any(branch.by_name["queries"].size > 1 for branch in attentions)
+        grouped = any(dim.size > 1 for branch in attentions for dim in branch.dims if dim.name == "queries")
         return () if grouped and self.config.split == "auto" else _HEADS["both"]
 
     def _recover(self, model: Model, small: Model, context: Context) -> Model:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
+from lissome.models.mixing import Attention
 
 Parts = dict[str, tuple[str, ...]]
 
@@ -141,12 +142,13 @@ def _branch(kind: str, index: int, layer: Any, architecture: str, dims: tuple[Di
     companions = tuple(f"{root}.{name}" for name in COMPANIONS[architecture][kind])
     owners = (part, *COMPANIONS[architecture][kind])
     parameters = tuple(f"{root}.{name}" for name, _ in layer.named_parameters() if name.split(".", 1)[0] in owners)
-    linears = tuple(
-        f"{root}.{part}.{name}"
-        for name, child in layer.get_submodule(part).named_modules()
-        if isinstance(child, nn.Linear)
+    module: Any = layer.get_submodule(part)
+    linears = tuple(f"{root}.{part}.{name}" for name, child in module.named_modules() if isinstance(child, nn.Linear))
+    window = getattr(module, "sliding_window", None)
+    mixing = Attention(int(module.head_dim), window) if kind == "attention" else None
+    return Branch(
+        f"layers.{index}.{kind}", kind, index, f"{root}.{part}", companions, dims, parameters, linears, mixing
     )
-    return Branch(f"layers.{index}.{kind}", kind, index, f"{root}.{part}", companions, dims, parameters, linears)
 
 
 def _rows(parent: Any, path: str, name: str, units: Tensor) -> list[Cut]:
@@ -170,9 +172,9 @@ def _attention(index: int, layer: Any, architecture: str) -> Branch | None:
     groups = [*_rows(attention, path, names[0], span(starts[0], g, q * e))]
     for name, start in zip(names[1:], starts[1:], strict=True):
         groups += _rows(attention, path, name, span(start, g, e))
-    groups.append(Cut(f"{path}.o_proj.weight", 1, span(0, g, q * e)))
+    groups.append(Cut(f"{path}.o_proj.weight", 1, span(0, g, q * e), reads=True))
     heads = span(0, q, e, lanes=g, lane_stride=q * e, stride=e)
-    queries = [*_rows(attention, path, names[0], heads), Cut(f"{path}.o_proj.weight", 1, heads)]
+    queries = [*_rows(attention, path, names[0], heads), Cut(f"{path}.o_proj.weight", 1, heads, reads=True)]
     dims = (Dim("groups", g, tuple(groups)), Dim("queries", q, tuple(queries)))
     return _branch("attention", index, layer, architecture, dims)
 
@@ -191,7 +193,7 @@ def _mlp(index: int, layer: Any, architecture: str) -> Branch | None:
     else:
         for name in ("gate_proj", "up_proj"):
             cuts += _rows(mlp, path, name, span(0, width, 1))
-    cuts.append(Cut(f"{path}.down_proj.weight", 1, span(0, width, 1)))
+    cuts.append(Cut(f"{path}.down_proj.weight", 1, span(0, width, 1), reads=True))
     return _branch("mlp", index, layer, architecture, (Dim("width", width, tuple(cuts), step=_width_step(width)),))
 
 
