@@ -22,7 +22,9 @@ Head = Callable[[Tensor], Tensor]
 """Maps hidden states [n, D] to logits [n, V], soft-capping included."""
 
 CHUNK = 128
-"""Tokens per piece: 128 x 49,152 float32 logits are 25 MB."""
+"""Tokens per piece: enough rows for full matrix speed; 128 x 49,152 bfloat16 logits are 13 MB."""
+
+_ROWS = 32  # rows that are turned into float32 and normalised at a time: they stay in the processor's cache
 
 
 def rows_nll_reference(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
@@ -45,10 +47,15 @@ def rows_nll(hidden: Tensor, targets: Tensor, head: Head, *, chunk: int = CHUNK)
     pieces = []
     for part in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
         if torch.is_grad_enabled() and hidden.requires_grad:
-            pieces.append(checkpoint(rows_nll_reference, *part, head, use_reentrant=False))
+            pieces.append(checkpoint(_piece_nll, *part, head, use_reentrant=False))
         else:
-            pieces.append(rows_nll_reference(*part, head))
+            pieces.append(_piece_nll(*part, head))
     return torch.cat(pieces)
+
+
+def _piece_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    rows = zip(torch.split(head(hidden), _ROWS), torch.split(targets, _ROWS), strict=True)
+    return torch.cat([cross_entropy(logits.float(), wanted, reduction="none") for logits, wanted in rows])
 
 
 def token_nll(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
@@ -115,14 +122,18 @@ def compare(
 
 
 def _compare_piece(hidden: Tensor, other: Tensor, targets: Tensor, head: Head, other_head: Head) -> Comparison:
-    # In place: two pieces of logits and one temporary live at a time.
-    first, second = head(hidden).float(), other_head(other).float()
+    rows = zip(
+        torch.split(head(hidden), _ROWS), torch.split(other_head(other), _ROWS), torch.split(targets, _ROWS), strict=True
+    )
+    return Comparison(*(torch.cat(columns) for columns in zip(*(_compare_rows(*row) for row in rows), strict=True)))
+
+
+def _compare_rows(first: Tensor, second: Tensor, targets: Tensor) -> Comparison:
     agrees = first.argmax(-1) == second.argmax(-1)
-    first -= first.logsumexp(-1, keepdim=True)
-    second -= second.logsumexp(-1, keepdim=True)
+    first, second = log_softmax(first.float(), dim=-1), log_softmax(second.float(), dim=-1)
     column = targets[:, None]
     nll, other_nll = -first.gather(1, column)[:, 0], -second.gather(1, column)[:, 0]
-    difference = second.neg_().add_(first)
+    difference = second.neg_().add_(first)  # in place: few temporaries live at a time
     kl = first.exp_().mul_(difference).sum(-1)
     return Comparison(nll, other_nll, kl, agrees)
 
@@ -142,7 +153,7 @@ def rows_scores(hidden: Tensor, targets: Tensor, head: Head, *, chunk: int = CHU
     """
     losses, firsts = [], []
     for states, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
-        logits = head(states).float()
-        losses.append(cross_entropy(logits, wanted, reduction="none"))
-        firsts.append(logits.argmax(-1) == wanted)
+        for logits, target in zip(torch.split(head(states), _ROWS), torch.split(wanted, _ROWS), strict=True):
+            losses.append(cross_entropy(logits.float(), target, reduction="none"))
+            firsts.append(logits.argmax(-1) == target)
     return torch.cat(losses), torch.cat(firsts)
