@@ -54,7 +54,7 @@ class Dim:
     Attributes:
         name: ``"width"`` (channels), ``"groups"`` (KV groups; plain heads are groups too) or ``"queries"`` (query
             heads per KV group; absent where there is one) …
-        size: Number of units.
+        size: Number of units; 0 for a part that has vanished.
         cuts: Every tensor slice that goes with a unit.
         step: Coarsest useful step of a Space over this dim (channels are cut in blocks that fast kernels like).
         least: Smallest number of units that may stay; 0 for a part that can vanish inside its branch. A tensor of
@@ -70,13 +70,13 @@ class Dim:
     @property
     def lanes(self) -> int:
         """Number of independently ordered lanes of a unit (1 unless query heads are ordered per KV group)."""
-        return int(self.cuts[0].units.shape[1])
+        return int(self.cuts[0].units.shape[1]) if self.cuts else 1
 
     def choices(self, step: int) -> tuple[int, ...]:
         """Numbers of units that may stay, counted down from the size in steps; ascending."""
         found = range(self.size % step or min(step, self.size), self.size + 1, step)
         kept = tuple(size for size in found if size >= self.least)
-        return kept if self.least else (0, *kept)
+        return kept if self.least or 0 in kept else (0, *kept)
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,3 +69,47 @@ class Attention:
 
     def _heads(self, sizes: Sizes) -> int:
         return sizes["groups"] * sizes.get("queries", 1)
+
+
+@dataclass(frozen=True)
+class StateSpace:
+    """A Mamba mixer: a causal convolution over its channels, and a scan with a state of fixed size.
+
+    The scan is counted as its recurrence: per channel and state one product each for the decay, the input and the
+    output (one more where every state has a decay of its own), and two per channel for step size and skip term.
+
+    Attributes:
+        unit: Dim that counts its channels.
+        width: Channels per unit.
+        states: States N per channel.
+        kernel: Width of the convolution.
+        shared: Convolved channels that the scan alone reads (B and C of Mamba-2).
+        own_decay: Whether every state has a decay of its own (Mamba-1).
+        wide: Numbers of the model's type that a number of the state takes; it is float32 always.
+    """
+
+    unit: str
+    width: int
+    states: int
+    kernel: int
+    shared: int = 0
+    own_decay: bool = False
+    wide: int = 1
+
+    def whole(self, sizes: Sizes, tokens: int, *, causal: bool) -> int:
+        """Every token costs the same."""
+        return tokens * self.step(sizes, 0)
+
+    def step(self, sizes: Sizes, length: int) -> int:
+        """Convolution and recurrence of one token."""
+        channels = sizes[self.unit] * self.width
+        scan = channels * ((4 if self.own_decay else 3) * self.states + 2)
+        return self.kernel * self._convolved(sizes) + sizes["ssm"] * scan
+
+    def held(self, sizes: Sizes, length: int) -> int:
+        """Inputs of the convolution for the kernel's width, as transformers keeps them, and the states."""
+        states = sizes[self.unit] * self.width * self.states * self.wide
+        return self.kernel * self._convolved(sizes) + sizes["ssm"] * states
+
+    def _convolved(self, sizes: Sizes) -> int:
+        return sizes[self.unit] * self.width + sizes["ssm"] * self.shared

@@ -159,10 +159,21 @@ def _rows(parent: Any, path: str, name: str, units: Tensor) -> list[Cut]:
 
 
 def _attention(index: int, layer: Any, architecture: str) -> Branch | None:
-    attention, path = layer.self_attn, f"model.layers.{index}.self_attn"
-    shape = attention_shape(attention)
-    if shape is None:
+    if attention_shape(layer.self_attn) is None:
         return None
+    dims = attention_dims(layer.self_attn, f"model.layers.{index}.self_attn")
+    return _branch("attention", index, layer, architecture, dims)
+
+
+def attention_dims(attention: Any, path: str) -> tuple[Dim, Dim]:
+    """Describe KV groups, and query heads of each group, of an attention that is there.
+
+    Args:
+        attention: With ``q_proj``, ``k_proj`` and ``v_proj`` or a fused ``qkv_proj``, and ``o_proj``.
+        path: Its dotted name.
+    """
+    shape = attention_shape(attention)
+    assert shape is not None
     g, e = shape.kv_heads, shape.head_dim
     q = shape.query_heads // g
     starts = (0, g * q * e, g * q * e + g * e)
@@ -175,8 +186,7 @@ def _attention(index: int, layer: Any, architecture: str) -> Branch | None:
     groups.append(Cut(f"{path}.o_proj.weight", 1, span(0, g, q * e), reads=True))
     heads = span(0, q, e, lanes=g, lane_stride=q * e, stride=e)
     queries = [*_rows(attention, path, names[0], heads), Cut(f"{path}.o_proj.weight", 1, heads, reads=True)]
-    dims = (Dim("groups", g, tuple(groups)), Dim("queries", q, tuple(queries)))
-    return _branch("attention", index, layer, architecture, dims)
+    return Dim("groups", g, tuple(groups)), Dim("queries", q, tuple(queries))
 
 
 def _mlp(index: int, layer: Any, architecture: str) -> Branch | None:
