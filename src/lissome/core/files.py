@@ -227,15 +227,16 @@ def write_json(target: Path, value: Any) -> None:
     write_text(target, json_text(value, str(target), indent=2) + "\n")
 
 
-def read_json(path: Path, *, limit: int = JSON_LIMIT) -> Any:
+def read_json(path: Path, *, limit: int = JSON_LIMIT, finite: bool = True) -> Any:
     """Read a JSON file.
 
     Args:
         path: The file.
         limit: Bytes above which it is refused unread.
+        finite: Refuse NaN and infinity, which are not JSON; older Mamba-2 configurations on the hub hold them.
 
     Raises:
-        ArtifactError: When it is missing, unreadable, too large, or not JSON (NaN and infinity are not).
+        ArtifactError: When it is missing, unreadable, too large, or not JSON.
     """
     try:
         with path.open("rb") as file:
@@ -246,22 +247,23 @@ def read_json(path: Path, *, limit: int = JSON_LIMIT) -> Any:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from error
     if len(content) > limit:
         raise ArtifactError(f"{path} is larger than {limit} bytes; it is not a file that lissome wrote.")
-    return parse_json(content, str(path))
+    return parse_json(content, str(path), finite=finite)
 
 
-def parse_json(content: bytes | str, where: str) -> Any:
-    """Parse JSON, refusing NaN and infinity.
+def parse_json(content: bytes | str, where: str, *, finite: bool = True) -> Any:
+    """Parse JSON.
 
     Args:
         content: The text, UTF-8 when bytes.
         where: How to call it in an error.
+        finite: Refuse NaN and infinity.
 
     Raises:
         ArtifactError: When it is not JSON.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse if finite else None)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of too many digits
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{where} is not valid JSON ({reason}); it is damaged, restore or remake it.") from error

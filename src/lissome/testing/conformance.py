@@ -21,12 +21,15 @@ from lissome.models.binding import extract, masked, reorder
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.space import Subnet
+from lissome.testing.mixers import mute
 
 Inputs = Mapping[str, Tensor]
 """What a model reads, by argument name; see `lissome.testing.toys.toy_inputs`."""
 
 Reference = Callable[[Model, Mapping[str, int]], nn.Module]
 """Makes a module that a Subnet's model must agree with."""
+
+_CACHES = ("past_key_values", "cache_params")
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference value (float32)."""
@@ -64,13 +67,15 @@ def stepwise(module: nn.Module, inputs: Inputs, *, prompt: int, mask: Tensor | N
     name = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
     tokens, pieces, start = given.pop(name), [], 0
     cache: dict[str, Any] = {}
+    positioned = "position_ids" in inspect.signature(module.forward).parameters
     for stop in [prompt, *range(prompt + 1, tokens.shape[1] + 1)]:
         if mask is not None:
             given["attention_mask"] = mask[:, :stop]
-            if "position_ids" in inspect.signature(module.forward).parameters:
-                given["position_ids"] = (mask[:, :stop].cumsum(1) - 1).clamp_min(0)[:, start:stop]
+        if positioned:  # Bamba does not count what the cache holds
+            seen = torch.ones_like(tokens) if mask is None else mask
+            given["position_ids"] = (seen[:, :stop].cumsum(1) - 1).clamp_min(0)[:, start:stop]
         output = module(**given, **{name: tokens[:, start:stop]}, **cache, use_cache=True)
-        cache = {key: output[key] for key in ("past_key_values", "cache_params") if key in output}
+        cache = {key: output[key] for key in _CACHES if key in output}
         pieces.append(output.logits)
         start = stop
     return torch.cat(pieces, 1)
@@ -80,8 +85,8 @@ def stepwise(module: nn.Module, inputs: Inputs, *, prompt: int, mask: Tensor | N
 def zeroed(model: Model, subnet: Mapping[str, int]) -> nn.Module:
     """The full module with zeros in all of a removed branch and in every weight that reads a removed unit.
 
-    Slow, plain and independent; a part that changes the function when it goes (it is not just added) needs another
-    reference.
+    Slow, plain and independent. Of a mixer, what goes changes the function of what stays: see
+    `lissome.testing.mixers.mute`. Other parts that are not just added need another reference.
     """
     module = copy.deepcopy(model.module)
     for branch in model.anatomy.branches:
@@ -89,11 +94,13 @@ def zeroed(model: Model, subnet: Mapping[str, int]) -> nn.Module:
             for name in branch.parameters:
                 module.get_parameter(name).zero_()
             continue
+        sizes = {dim.name: subnet.get(branch.axis(dim.name), dim.size) for dim in branch.dims}
+        if branch.kind == "mixer" and any(sizes[dim.name] < dim.size for dim in branch.dims):
+            mute(module.get_submodule(branch.path), sizes)
         for dim in branch.dims:
             for cut in dim.cuts:
                 if cut.reads:
-                    parameter, kept = module.get_parameter(cut.parameter), subnet.get(branch.axis(dim.name), dim.size)
-                    parameter.index_fill_(cut.dim, cut.dropped(kept), 0)
+                    module.get_parameter(cut.parameter).index_fill_(cut.dim, cut.dropped(sizes[dim.name]), 0)
     return module
 
 
@@ -144,15 +151,31 @@ def check_padding(small: Model, ids: Tensor, *, pad: int = 2) -> None:
 
 
 def check_cache(small: Model, ids: Tensor) -> None:
-    """Removed attentions of a decoder hold no cache, and the others hold as many KV heads as they have."""
+    """Removed attentions and mixers hold no cache; the others hold as many KV heads, channels and states as they have.
+
+    Args:
+        small: A causal language model.
+        ids: LongTensor[B, T].
+    """
     with torch.no_grad():
-        cache = small.module(input_ids=ids, use_cache=True).past_key_values
-    held = [layer.keys for layer in cache.layers]
-    kept = {branch.block for branch in small.anatomy.branches if branch.kind == "attention"}
-    assert {index for index, keys in enumerate(held) if keys is not None} == kept, "a removed attention holds a cache"
+        output = small.module(input_ids=ids, use_cache=True)
+    cache = next(output[key] for key in _CACHES if key in output)
+    held = [[value for value in _cached(layer) if value is not None] for layer in cache.layers]
+    kept = {branch.block for branch in small.anatomy.branches if branch.mixing is not None}
+    assert {index for index, values in enumerate(held) if values} == kept, "a removed branch holds a cache"
     for branch in small.anatomy.branches:
+        sizes = {dim.name: dim.size for dim in branch.dims}
         if branch.kind == "attention":
-            assert held[branch.block].shape[1] == branch.by_name["groups"].size, f"{branch.name} caches other heads"
+            assert held[branch.block][0].shape[1] == sizes["groups"], f"{branch.name} caches other heads"
+        elif branch.mixing is not None:
+            numbers = sum(value.numel() for value in held[branch.block])
+            assert numbers == len(ids) * branch.mixing.held(sizes, ids.shape[1]), f"{branch.name} holds {numbers}"
+
+
+def _cached(layer: Any) -> list[Tensor | None]:
+    """Tensors of a cache's layer: keys and values, or states of convolution and scan."""
+    states = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
+    return [getattr(layer, "keys", None), getattr(layer, "values", None), *states]
 
 
 def check_reorder(model: Model, orders: Mapping[str, Tensor], inputs: Inputs) -> None:
