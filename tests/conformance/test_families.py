@@ -7,18 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from lissome.engine.calibrate import SCORES, orders
 from lissome.engine.walk import Walk
 from lissome.models.binding import extract, lift, narrow
 from lissome.models.model import Model
 from lissome.testing import conformance
-from lissome.testing.toys import DECODERS, FAMILIES, toy_ids, toy_inputs, toy_model
+from lissome.testing.toys import DECODERS, FAMILIES, LANGUAGE, toy_ids, toy_inputs, toy_model
 
 _PROPERTY = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -38,27 +40,38 @@ def test_masked_extracted_and_zeroed_agree(model: Model, seed: int, batch: int, 
         conformance.check_cache(small, toy_ids(model, seed, batch, length))
 
 
-@pytest.mark.parametrize("family", DECODERS)
+def _odd_sizes(family: str, data: st.DataObject) -> dict[str, Any]:
+    """Sizes that share no factor, under the names of the family's configuration."""
+    draw = data.draw
+    groups, queries = draw(st.integers(1, 3), label="kv heads"), draw(st.integers(1, 3), label="queries")
+    size, width = 2 * draw(st.integers(1, 5), label="half head"), draw(st.integers(3, 37), label="channels")
+    heads = groups * queries
+    if family == "gpt2":
+        return {"n_embd": heads * size, "n_head": heads, "n_inner": width}
+    if family == "whisper":
+        fields = {f"{side}_attention_heads": heads for side in ("encoder", "decoder")}
+        return fields | {"d_model": heads * size, "encoder_ffn_dim": width, "decoder_ffn_dim": width + 1}
+    sizes: dict[str, Any] = {"hidden_size": heads * size, "num_attention_heads": heads}
+    if family.startswith("opt"):
+        return sizes | {"ffn_dim": width, "word_embed_proj_dim": draw(st.sampled_from([heads * size, 5]))}
+    sizes |= {"intermediate_size": width}
+    if family in DECODERS:
+        sizes["hidden_size"] = heads * draw(st.integers(2, 7), label="hidden over heads")
+        sizes |= {"num_key_value_heads": groups, "head_dim": size, "tie_word_embeddings": draw(st.booleans())}
+    return sizes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_odd_sizes(family: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    kv_heads = data.draw(st.integers(1, 3), label="kv heads")
-    heads = kv_heads * data.draw(st.integers(1, 3), label="queries")
-    odd = toy_model(
-        family,
-        hidden_size=heads * data.draw(st.integers(2, 7), label="hidden over heads"),
-        intermediate_size=data.draw(st.integers(3, 37), label="channels"),
-        num_key_value_heads=kv_heads,
-        num_attention_heads=heads,
-        head_dim=2 * data.draw(st.integers(1, 5), label="half head"),
-        tie_word_embeddings=data.draw(st.booleans(), label="tied"),
-    )
+    odd = toy_model(family, **_odd_sizes(family, data))
     subnet = odd.space(width=1).sample(Random(data.draw(st.integers(0, 99), label="seed")))
     small = conformance.check_subnet(odd, subnet, toy_inputs(odd, 0, 1, 7))
     conformance.check_saved(small, tmp_path_factory.mktemp("odd") / "small", toy_inputs(odd, 0, 1, 7))
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_cut_model_can_be_cut_again(family: str) -> None:
     whole = toy_model(family)
     first = whole.space().sample(Random(1))
@@ -67,7 +80,7 @@ def test_a_cut_model_can_be_cut_again(family: str) -> None:
     conformance.check_subnet(small, again, toy_inputs(small, 3, 2, 8))
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", LANGUAGE)
 @pytest.mark.parametrize("score", SCORES)
 def test_reordering_by_a_score_keeps_the_function(family: str, score: str) -> None:
     whole = toy_model(family)
@@ -75,7 +88,7 @@ def test_reordering_by_a_score_keeps_the_function(family: str, score: str) -> No
     conformance.check_reorder(whole, ranking, toy_inputs(whole, 1))
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6))
 def test_any_reordering_keeps_the_function(family: str, seed: int) -> None:
@@ -101,47 +114,58 @@ def test_saved_models_read_back_equal(model: Model, seed: int, tmp_path: Path) -
 def test_index_maps_cut_exactly_the_extracted_tensors(model: Model) -> None:
     subnet = model.space(width=1).sample(Random(5), keep=0.6)
     index = model.binding.index_map(subnet)
-    with_blocks = [
-        name
-        for name in model.anatomy.blocks
-        if any(subnet[b.name] for b in model.anatomy.of_block(int(name.split(".")[-1])))
-    ]
-    numbers = {old: f"model.layers.{new}." for new, old in enumerate(f"{name}." for name in with_blocks)}
-    kept = dict(extract(model, subnet).module.named_parameters())
+    small = extract(model, subnet)
+    blocks = model.anatomy.blocks
+    if len(small.anatomy.blocks) < len(blocks):  # those without branches are gone
+        blocks = tuple(
+            name for i, name in enumerate(blocks) if any(subnet[branch.name] for branch in model.anatomy.of_block(i))
+        )
+    renamed = dict(zip(blocks, small.anatomy.blocks, strict=True))
+    kept = dict(small.module.named_parameters())
     for name, parameter in model.module.named_parameters():
-        places = index.get(name, {})
-        if places is None:
+        places, block = (
+            index.get(name, {}),
+            next((it for it in model.anatomy.blocks if name.startswith(f"{it}.")), None),
+        )
+        if places is None or (block is not None and block not in renamed):
             continue
         part = narrow(parameter, places)
-        prefix = next((old for old in numbers if name.startswith(old)), None)
-        if prefix is None and ".layers." in name:
-            continue
-        assert torch.equal(part, kept[name.replace(prefix, numbers[prefix]) if prefix else name])
+        assert torch.equal(part, kept.pop(name.replace(block, renamed[block]) if block else name))
         assert torch.equal(lift(part, places, parameter), parameter), "lift after narrow changes the tensor"
         assert torch.equal(narrow(lift(2 * part, places, parameter), places), 2 * part)
+    assert not kept, "the cut model has parameters that the map does not keep"
 
 
 _FRESH = """
-import json, sys, torch
+import sys, transformers
+from safetensors.torch import load_file
 import lissome.models.auto
-from transformers import AutoModelForCausalLM
 from lissome.models.load import load_model
-ids = torch.tensor(json.loads(sys.argv[1]))
-for folder in sys.argv[2:]:
-    for module in (load_model(folder).module, AutoModelForCausalLM.from_pretrained(folder)):
-        with torch.no_grad():
-            print(json.dumps(module(input_ids=ids).logits.double().flatten().tolist()))
+from lissome.testing.conformance import outputs
+for folder, auto in zip(sys.argv[1::2], sys.argv[2::2]):
+    inputs = load_file(f"{folder}-inputs.safetensors")
+    for module in (load_model(folder).module, getattr(transformers, auto).from_pretrained(folder)):
+        print(outputs(module, inputs).double().flatten().tolist())
 """
+_AUTOS = {
+    "bert": "AutoModel",
+    "bert-tokens": "AutoModelForMaskedLM",
+    "bert-labels": "AutoModelForSequenceClassification",
+    "vit": "AutoModel",
+    "vit-labels": "AutoModelForImageClassification",
+    "whisper": "AutoModelForSpeechSeq2Seq",
+}
 
 
 def test_a_fresh_process_gives_equal_outputs(tmp_path: Path) -> None:
-    ids, expected, folders = toy_ids(toy_model(), 0, 1, 5), [], []
-    for family in DECODERS:
+    arguments, expected = [], []
+    for family in FAMILIES:
         whole = toy_model(family)
-        small = extract(whole, whole.space().sample(Random(7)))
-        folders.append(str(small.save(tmp_path / family)))
-        expected += [conformance.logits(small.module, ids).double().flatten().tolist()] * 2
-    command = [sys.executable, "-c", _FRESH, json.dumps(ids.tolist()), *folders]
+        small, inputs = extract(whole, whole.space().sample(Random(7))), toy_inputs(whole, 0, 1, 5)
+        arguments += [str(small.save(tmp_path / family)), _AUTOS.get(family, "AutoModelForCausalLM")]
+        save_file(inputs, tmp_path / f"{family}-inputs.safetensors")
+        expected += [conformance.outputs(small.module, inputs).double().flatten().tolist()] * 2
+    command = [sys.executable, "-c", _FRESH, *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [json.loads(line) for line in answer.stdout.splitlines()] == expected
 

@@ -55,6 +55,55 @@ _TOYS: dict[str, Toy] = {
 DECODERS: tuple[str, ...] = tuple(_TOYS)
 """Llama-like decoders."""
 
+_ENCODER: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
+_BERT: dict[str, Any] = {"vocab_size": 61, "pad_token_id": 0, **_ENCODER, "max_position_embeddings": 128}
+_VIT: dict[str, Any] = {**_ENCODER, "image_size": 12, "patch_size": 4}
+_OPT: dict[str, Any] = _WORDS | {
+    "hidden_size": 24,
+    "ffn_dim": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "word_embed_proj_dim": 24,
+}
+_WHISPER: dict[str, Any] = _WORDS | {
+    "d_model": 24,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 36,
+    "num_mel_bins": 10,
+    "max_source_positions": 8,
+    "max_target_positions": 64,
+    "decoder_start_token_id": 1,
+}
+_TOYS |= {
+    "gpt2": Toy(
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        _WORDS | {"n_embd": 24, "n_inner": 40, "n_layer": 4, "n_head": 4, "n_positions": 128},
+    ),
+    "opt": Toy("OPTForCausalLM", "OPTConfig", _OPT),
+    "opt-postnorm": Toy(
+        "OPTForCausalLM", "OPTConfig", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}
+    ),
+    "bert": Toy("BertModel", "BertConfig", _BERT),
+    "bert-tokens": Toy("BertForMaskedLM", "BertConfig", _BERT),
+    "bert-labels": Toy("BertForSequenceClassification", "BertConfig", {**_BERT, "num_labels": 3}),
+    "vit": Toy("ViTModel", "ViTConfig", _VIT),
+    "vit-labels": Toy("ViTForImageClassification", "ViTConfig", {**_VIT, "num_labels": 3}),
+    "whisper": Toy("WhisperForConditionalGeneration", "WhisperConfig", _WHISPER),
+}
+LANGUAGE: tuple[str, ...] = (*DECODERS, "gpt2", "opt", "opt-postnorm")
+"""Causal language models: those with a perplexity."""
+
 FAMILIES: tuple[str, ...] = tuple(_TOYS)
 """All names that `toy_model` knows."""
 
@@ -100,4 +149,14 @@ def toy_inputs(model: Model, seed: int = 0, batch: int = 2, length: int = 9) -> 
         batch: Number of examples.
         length: Tokens of each, where it reads tokens.
     """
-    return {"input_ids": toy_ids(model, seed, batch, length)}
+    config: Any = model.module.config
+    generator = torch.Generator().manual_seed(seed)
+    if model.anatomy.task == "image":
+        side = config.image_size
+        return {"pixel_values": torch.randn(batch, config.num_channels, side, side, generator=generator)}
+    ids = toy_ids(model, seed, batch, length)
+    if model.anatomy.task == "seq2seq":
+        frames = 2 * config.max_source_positions
+        sound = torch.randn(batch, config.num_mel_bins, frames, generator=generator)
+        return {"input_features": sound, "decoder_input_ids": ids}
+    return {"input_ids": ids}
