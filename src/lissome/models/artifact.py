@@ -8,6 +8,7 @@ opens with `lissome.load`, or with ``AutoModelForCausalLM`` and its like after `
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +24,7 @@ from lissome.models.model import Model, Source
 MODEL_TYPE = "lissome"
 WEIGHTS = "model.safetensors"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOAT = "__float__"
 _RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset")
 
 
@@ -44,7 +46,7 @@ def save_model(
 
     with atomic_folder(folder) as part:
         save_file(dict(_stored(model.module)), part / WEIGHTS, metadata={"format": "pt"})
-        (part / "config.json").write_text(json.dumps(config_of(model), indent=2, sort_keys=True) + "\n")
+        (part / "config.json").write_text(json.dumps(_tagged(config_of(model)), indent=2, sort_keys=True) + "\n")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:
             generation.save_pretrained(part)
@@ -85,6 +87,25 @@ def config_of(model: Model) -> dict[str, Any]:
         "dtype": base["dtype"],
         **{key: base[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size") if key in base},
     }
+
+
+def _tagged(value: Any) -> Any:
+    """Write infinity (an open limit of Mamba-2) as transformers does, because JSON has no such number."""
+    if isinstance(value, dict):
+        return {key: _tagged(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tagged(inner) for inner in value]
+    return {_FLOAT: f"{'-' if value < 0 else ''}Infinity"} if isinstance(value, float) and math.isinf(value) else value
+
+
+def _untagged(value: Any) -> Any:
+    """Undo `_tagged`."""
+    if isinstance(value, dict):
+        tag = value.get(_FLOAT)
+        if len(value) == 1 and tag in ("Infinity", "-Infinity"):
+            return float(tag)
+        return {key: _untagged(inner) for key, inner in value.items()}
+    return [_untagged(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _describes(config: Mapping[str, Any], module: nn.Module) -> bool:
@@ -160,14 +181,16 @@ def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | N
         ArtifactError: When a file is missing, damaged, unsafe or from a newer version.
         NumericsError: When a weight is NaN or infinite.
     """
+    from lissome.models.mixers import scan_in_chunks
+
     manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
     if manifest is not None:
         verify_files(folder, manifest)
-    config = read_json(folder / "config.json")
+    config = _untagged(read_json(folder / "config.json", finite=False))
     if not isinstance(config, dict):
         raise ArtifactError(f"{folder / 'config.json'} is not a JSON object; the file is damaged.")
     files = weight_files(folder)
-    module = _fill(folder, config, files, dtype)
+    module = scan_in_chunks(_fill(folder, config, files, dtype))
     check_finite(module)
     digest = sha256_file(files[0]) if len(files) == 1 else None
     return Model(module, load_tokenizer(folder), Source(name or str(folder), folder, digest, tuple(files)), manifest)

@@ -27,7 +27,8 @@ def load_model(
     """Read a model.
 
     Args:
-        target: A `Model` (returned as it is), a torch module, a folder, a ``.gguf`` file, or a hub id ``owner/name``.
+        target: A `Model` (returned as it is), a torch module (made to evaluate, with fast scans), a folder, a
+            ``.gguf`` file, or a hub id ``owner/name``.
         name: What to call it in tables (default: `target`).
         dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
         events: Where a conversion reports its progress.
@@ -41,7 +42,9 @@ def load_model(
         return target
     if isinstance(target, nn.Module):
         check_finite(target)
-        return Model(target.eval(), source=Source(name or type(target).__name__))
+        from lissome.models.mixers import scan_in_chunks
+
+        return Model(scan_in_chunks(target.eval()), source=Source(name or type(target).__name__))
     path = Path(target)
     if path.is_dir():
         return load_folder(path, name=name or str(target), dtype=dtype)

@@ -140,13 +140,13 @@ _CHUNKED = {MambaMixer: ChunkedMamba, Mamba2Mixer: ChunkedMamba2, BambaMixer: Ch
 _SCANLESS = {MambaMixer: ScanlessMamba, Mamba2Mixer: ScanlessMamba2, BambaMixer: ScanlessBamba}
 
 
-def scan_in_chunks(module: nn.Module) -> None:
-    """Give all stock mixers of a module the scan in chunks, in place; nothing when compiled kernels are installed."""
-    if importlib.util.find_spec("mamba_ssm") is not None:
-        return
-    for part in module.modules():
-        if type(part) in _CHUNKED:
-            part.__class__ = _CHUNKED[type(part)]
+def scan_in_chunks(module: nn.Module) -> nn.Module:
+    """Give all stock mixers of a module the scan in chunks, unless compiled kernels are installed; in place."""
+    if importlib.util.find_spec("mamba_ssm") is None:
+        for part in module.modules():
+            if type(part) in _CHUNKED:
+                part.__class__ = _CHUNKED[type(part)]
+    return module
 
 
 def scanless(mixer: nn.Module) -> type[nn.Module]:
