@@ -11,6 +11,7 @@ import torch
 
 from lissome.core.errors import ConfigError, ExportError, NumericsError
 from lissome.core.events import EventStream
+from lissome.core.manifest import Base, Manifest
 from lissome.export.gguf import export, source_type
 from lissome.models.load import load_model
 from lissome.models.model import Model, Source
@@ -161,6 +162,12 @@ def test_without_a_gguf_source_the_type_is_float16(tmp_path):
     assert source_type(model) is None
     assert source_type(Model(model.module, None, Source("gone", tmp_path / "gone.gguf"))) is None
     assert kinds_of(export(model, tmp_path / "toy.gguf").path)["blk.0.attn_q.weight"] == "F16"
+
+
+def test_an_artifact_remembers_the_type_of_the_file_it_was_made_from(tmp_path):
+    base = Base(name="a", architecture="llama", gguf_type="Q4_1")
+    folder = model_of("llama").save(tmp_path / "small", manifest=Manifest(name="small", base=base))
+    assert source_type(load_model(folder)) == "Q4_1"
 
 
 def test_windows(tmp_path):

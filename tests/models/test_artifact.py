@@ -11,11 +11,10 @@ import torch
 
 from lissome.core.errors import ArtifactError, LissomeError, NumericsError, UnknownNameError
 from lissome.core.manifest import Base, Manifest
-from lissome.models.artifact import config_of, park
-from lissome.models.binding import extract, reorder
+from lissome.models.artifact import config_of
+from lissome.models.binding import extract
 from lissome.models.load import load_model
 from lissome.models.model import Model
-from lissome.testing.conformance import difference, logits
 from lissome.testing.toys import toy_model
 
 _IDS = torch.arange(3, 15).unsqueeze(0)
@@ -34,25 +33,6 @@ def folder(small: Model, tmp_path: Path) -> Path:
 
 def _one_line(error: pytest.ExceptionInfo[LissomeError]) -> None:
     assert "\n" not in str(error.value)
-
-
-def test_parked_weights_are_those_of_the_file(tmp_path: Path) -> None:
-    toy_model("llama").save(tmp_path / "toy")
-    model = load_model(tmp_path / "toy")
-    before = logits(model.module, _IDS)
-    reorder(model, {"layers.0.mlp.width": torch.arange(39, -1, -1)})
-    park(model)
-    stored = load_model(tmp_path / "toy").module.state_dict()
-    assert all(torch.equal(value, stored[name]) for name, value in model.module.state_dict().items())
-    assert difference(logits(model.module, _IDS), before) < 1e-6
-
-
-def test_a_model_without_files_is_not_parked() -> None:
-    model = toy_model("llama")
-    reorder(model, {"layers.0.mlp.width": torch.arange(39, -1, -1)})
-    before = [value.clone() for value in model.module.state_dict().values()]
-    park(model)
-    assert all(torch.equal(*pair) for pair in zip(before, model.module.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("cut", [1, 100, 5000])

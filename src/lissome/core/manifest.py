@@ -34,12 +34,14 @@ class Base:
         architecture: Its `model_type`, e.g. ``"llama"``.
         sha256: Hash of its weights' file, when it had one.
         license: SPDX name of its licence, when known.
+        gguf_type: Number type that an export to GGUF takes by default, when it was read from such a file.
     """
 
     name: str
     architecture: str
     sha256: str | None = None
     license: str | None = None
+    gguf_type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,8 @@ Text = TextSplits | Corpus | Tensor | str | Path | None
 
 BATCH_TOKENS = 1024
 """Tokens of a forward: full matrix speed on a CPU, and the hidden states of a batch stay in its cache."""
+
+_STATES_BYTES = 256 << 20  # of the baseline's last states that are held at a time
 
 MOST_WINDOWS = 64
 """Windows taken from a text that names no number: 32,768 tokens, an s.e. of about 2 % of the perplexity."""
@@ -102,7 +104,7 @@ class TextScores:
     agrees: Tensor | None = None
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  all by name, all with a default
     model: Model,
     *,
     baseline: Model | None = None,
@@ -111,6 +113,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     events: EventStream | None = None,
+    release: Callable[[Model], None] | None = None,
 ) -> Report:
     """Score a model, and a baseline on the same windows and questions.
 
@@ -123,6 +126,8 @@ def evaluate(
         limit: Questions per task, drawn with `seed`; all without one.
         seed: Seed of the draw and of the bootstrap.
         events: Where progress goes.
+        release: Called with a model whose blocks are not needed for now (`lissome.models.paging.park`, say): the two
+            run one after the other.
 
     Raises:
         DataError: When the text is too short, or the tokenizers differ.
@@ -139,7 +144,7 @@ def evaluate(
     if text is not None:
         windows, facts = _windows(model, text)
         parts.provenance["text"] = facts | {"shape": list(windows.shape), "windows_sha256": windows_sha256(windows)}
-        _add_text(parts, score_text(model, windows, baseline=baseline, events=stream), seed)
+        _add_text(parts, score_text(model, windows, baseline=baseline, events=stream, release=release), seed)
     for task in chosen:
         mine = answer(model, task.name, questions[task.name], events=stream)
         theirs = None if baseline is None else answer(baseline, task.name, questions[task.name], events=stream)
@@ -159,28 +164,40 @@ def evaluate(
 
 @torch.no_grad()
 def score_text(
-    model: Model, windows: Tensor, *, baseline: Model | None = None, events: EventStream | None = None
+    model: Model,
+    windows: Tensor,
+    *,
+    baseline: Model | None = None,
+    events: EventStream | None = None,
+    release: Callable[[Model], None] | None = None,
 ) -> TextScores:
     """Score every token of windows, a batch at a time and a piece of the vocabulary projection at a time.
 
     Args:
         model: The model; it may be masked or cut.
         windows: LongTensor[n, T], no padding.
-        baseline: What to compare it with.
-        events: Where progress goes: a stage ``evaluate`` counted in windows.
+        baseline: What to compare it with; it runs first, over as many windows as have room for its last states.
+        events: Where progress goes: a stage ``evaluate`` counted in windows of either model.
+        release: As in `evaluate`.
 
     Raises:
         NumericsError: When a loss is NaN or infinite; names the window.
     """
-    size = max(1, BATCH_TOKENS // windows.shape[1])
     rows: list[TextScores] = []
-    with (events or EventStream()).stage("evaluate", len(windows)) as stage:
-        for start in range(0, len(windows), size):
-            rows.append(_score_batch(model, windows[start : start + size], baseline))
-            _check(rows[-1].nll, start, model)
-            if rows[-1].baseline_nll is not None and baseline is not None:
-                _check(rows[-1].baseline_nll, start, baseline)
-            _advance(stage, rows[-1].nll)
+    models = 1 if baseline is None else 2
+    with (events or EventStream()).stage("evaluate", models * len(windows)) as stage:
+        for start, group in _groups(windows, baseline):
+            states = [] if baseline is None else _states(baseline, group, stage, release)
+            for index, batch in enumerate(_batches(group)):
+                reference = states[index] if states else None
+                rows.append(_score_batch(model, batch, baseline, reference))
+                at = start + index * len(_batches(group)[0])
+                _check(rows[-1].nll, at, model)
+                if rows[-1].baseline_nll is not None and baseline is not None:
+                    _check(rows[-1].baseline_nll, at, baseline)
+                _advance(stage, rows[-1].nll)
+            if release is not None:
+                release(model)
 
     def whole(name: str) -> Tensor | None:
         pieces = [getattr(row, name) for row in rows]
@@ -194,13 +211,37 @@ def score_text(
     )
 
 
-def _score_batch(model: Model, batch: Tensor, baseline: Model | None) -> TextScores:
+def _groups(windows: Tensor, baseline: Model | None) -> Iterator[tuple[int, Tensor]]:
+    """Windows whose last states under the baseline fit into memory together, and the number of the first."""
+    size = len(windows)
+    if baseline is not None:
+        item = next(baseline.module.parameters()).dtype.itemsize
+        size = max(1, _STATES_BYTES // (windows.shape[1] * baseline.anatomy.hidden * item))
+    for start in range(0, len(windows), size):
+        yield start, windows[start : start + size]
+
+
+def _batches(windows: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(windows, max(1, BATCH_TOKENS // windows.shape[1]))
+
+
+def _states(baseline: Model, windows: Tensor, stage: Stage, release: Callable[[Model], None] | None) -> list[Tensor]:
+    """Last states of the baseline, batch by batch; only its head is needed after that."""
+    found = []
+    for batch in _batches(windows):
+        found.append(last_states(baseline, batch)[:, :-1].clone())
+        stage.advance(len(batch))
+    if release is not None:
+        release(baseline)
+    return found
+
+
+def _score_batch(model: Model, batch: Tensor, baseline: Model | None, reference: Tensor | None) -> TextScores:
     hidden = last_states(model, batch)[:, :-1]
     targets = batch[:, 1:].flatten().to(hidden.device)
     shape = (len(batch), batch.shape[1] - 1)
-    if baseline is None:
+    if baseline is None or reference is None:
         return TextScores(nll=rows_nll(hidden.flatten(0, 1), targets, model.anatomy.head).view(shape).cpu())
-    reference = last_states(baseline, batch)[:, :-1]
     found = compare(reference.flatten(0, 1), hidden.flatten(0, 1), targets, baseline.anatomy.head, model.anatomy.head)
     nll, other, kl, agrees = (column.view(shape).cpu() for column in found)
     return TextScores(nll=other, baseline_nll=nll, kl=kl, agrees=agrees)

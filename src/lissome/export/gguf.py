@@ -109,11 +109,14 @@ def export(
 
 
 def source_type(model: Model) -> str | None:
-    """Return the number type of the GGUF file that a model was read from, or None when it was not.
+    """Return the number type of the GGUF file that a model, or the original it was made from, was read from.
 
     Rounding to the same type again changes next to nothing: the numbers already are multiples of their block's step.
-    For the K types, which the `gguf` package cannot write, it is the largest other type that is not bigger.
+    For the K types, which the `gguf` package cannot write, it is the largest other type that is not bigger. None when
+    there was no such file.
     """
+    if model.manifest is not None:
+        return model.manifest.base.gguf_type
     path = model.source.path
     if path is None or path.suffix != ".gguf" or not path.is_file():
         return None

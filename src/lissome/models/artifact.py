@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,10 +20,10 @@ from lissome.core.errors import ArtifactError, LissomeError, NumericsError
 from lissome.core.files import atomic_folder, inside, read_json, sha256_file
 from lissome.core.manifest import Manifest, read_manifest, verify_files, write_manifest
 from lissome.models.model import Model, Source
+from lissome.models.paging import stored_tensors
 
 MODEL_TYPE = "lissome"
 WEIGHTS = "model.safetensors"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FLOAT = "__float__"
 _RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset")
 
@@ -45,7 +45,7 @@ def save_model(
     from safetensors.torch import save_file
 
     with atomic_folder(folder) as part:
-        save_file(dict(_stored(model.module)), part / WEIGHTS, metadata={"format": "pt"})
+        save_file(stored_tensors(model.module), part / WEIGHTS, metadata={"format": "pt"})
         (part / "config.json").write_text(json.dumps(_tagged(config_of(model)), indent=2, sort_keys=True) + "\n")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:
@@ -57,16 +57,6 @@ def save_model(
         if manifest is not None:
             write_manifest(part, manifest.with_files(part))
     return folder
-
-
-def _stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of the state, one name for each that is shared."""
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, tensor in module.state_dict().items():
-        key = (tensor.data_ptr(), tuple(tensor.shape))
-        if key not in seen or not tensor.numel():
-            seen.add(key)
-            yield name, tensor.contiguous()
 
 
 def config_of(model: Model) -> dict[str, Any]:
@@ -265,34 +255,13 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
     return module.eval()
 
 
-@torch.no_grad()
-def park(model: Model) -> None:
-    """Give the memory of a model's weights back: they are mapped from its files again and read when they are used.
+def ready(module: nn.Module) -> nn.Module:
+    """Make a module evaluate, and its scans (see `lissome.models.mixers`) run in chunks; in place."""
+    if any(type(part).__name__.endswith("Mixer") for part in module.modules()):
+        from lissome.models.mixers import scan_in_chunks  # imports model classes that few need
 
-    Changes of the weights since they were read are lost; a model that does not know its files, or holds them in
-    another number type, is left alone.
-    """
-    stored: dict[str, Tensor] = {}
-    for file in model.source.weights:
-        stored |= _mapped(file)
-    for name, parameter in model.module.named_parameters():
-        tensor = stored.get(name)
-        if tensor is not None and tensor.shape == parameter.shape and tensor.dtype == parameter.dtype:
-            parameter.data = tensor
-
-
-def _mapped(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file as views of a private mapping; nothing is read before it is used."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        start = stream.tell()
-    flat = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
-    found = {}
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] in _DTYPES:
-            begin, end = (start + offset for offset in entry["data_offsets"])
-            found[name] = flat[begin:end].view(_DTYPES[entry["dtype"]]).view(entry["shape"])
-    return found
+        scan_in_chunks(module)
+    return module.eval()
 
 
 def check_finite(module: nn.Module) -> None:

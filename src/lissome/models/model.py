@@ -80,8 +80,8 @@ class Model:
         return self.anatomy.space(steps=steps)
 
     def derived(self, module: nn.Module) -> Model:
-        """Return a model of the same origin around another module."""
-        return replace(self, module=module)
+        """Return a model of the same origin around another module, whose weights lie in no file yet."""
+        return replace(self, module=module, source=replace(self.source, weights=()))
 
     def save(self, folder: Path | str, *, manifest: Manifest | None = None) -> Path:
         """Write the model as an artifact folder; see `lissome.models.artifact.save_model`."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lissome.models.model import Model
+from lissome.models.paging import page_out
 
 
 def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
@@ -50,6 +51,7 @@ def frozen_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     try:
         for part in frozen:
             part.weight = nn.Parameter(part.weight.detach().to(dtype), requires_grad=False)
+        page_out(originals)
         yield
     finally:
         for part, weight in zip(frozen, originals, strict=True):

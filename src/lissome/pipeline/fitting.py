@@ -21,8 +21,10 @@ from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
 from lissome.cost.peak import give_back, peak_memory
 from lissome.engine.evaluate import evaluate, versions
+from lissome.export.gguf import source_type
 from lissome.models.artifact import WEIGHTS, save_model
 from lissome.models.model import Model
+from lissome.models.paging import park, spill
 from lissome.pipeline.compare import against, figures_of, paired_scores, paired_timings, quiet, rows, values
 from lissome.pipeline.elsewhere import llama_cpp_rows
 from lissome.pipeline.job import MEASURED, Job, prepare
@@ -56,7 +58,6 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
     settings: Sequence[str] = (),
     seed: int = 0,
     max_memory: float | None = None,
-    device: Path | None = None,
     out: Path | str,
     events: EventStream | None = None,
 ) -> FitReport:
@@ -71,7 +72,6 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
         settings: ``key=value`` settings of the method.
         seed: The one source of randomness.
         max_memory: Bytes that the job may take above the imported libraries.
-        device: A latency table of another machine (``lissome bench --save-table``) to plan with.
         out: Output folder; it becomes the artifact.
         events: Where progress is reported.
 
@@ -80,8 +80,7 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
     """
     start, stream = time.monotonic(), quiet(events)
     job = prepare(
-        model, method=method, recipe=recipe, budget=budget, data=data, settings=settings, seed=seed, device=device,
-        events=stream,
+        model, method=method, recipe=recipe, budget=budget, data=data, settings=settings, seed=seed, events=stream
     )  # fmt: skip
     folder = RunFolder(Path(out), job.identity())
     done = folder.finished()
@@ -108,7 +107,7 @@ def _run_steps(job: Job, folder: RunFolder, events: EventStream) -> _Result:
         give_back()
         steps.append(_lineage(job, step, outcome, time.monotonic() - started, float(peak.above)))
     assert outcome is not None
-    return _Result(model, outcome, tuple(steps))
+    return _Result(spill(model, folder.state / WEIGHTS), outcome, tuple(steps))
 
 
 def _context(job: Job, folder: RunFolder, index: int, step: RecipeStep, events: EventStream) -> Context:
@@ -165,10 +164,12 @@ def _lineage(job: Job, step: RecipeStep, outcome: Outcome, seconds: float, peak:
 def _measure(job: Job, small: Model, folder: RunFolder, events: EventStream, start: float) -> TableReport:
     """Time original and result in turns, score both on the same held-out text, and hold the budget against it."""
     timed = time_pair(job.model, small, events=events)
-    scored = evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events)
+    _release(job.model, small)
+    scored = evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events, release=_release)
     times, scores = paired_timings(timed), paired_scores(scored)
     base = figures_of(Counter(job.model).count().figures()) | times[0] | scores[0]
     other = against(figures_of(Counter(small).count().figures()) | times[1] | scores[1], base)
+    _release(job.model, small)
     extra, notes = llama_cpp_rows(job.model, small, folder.state, events)
     return TableReport(
         rows=(*rows((job.model.name, "result"), (base, other)), *extra),
@@ -177,6 +178,13 @@ def _measure(job: Job, small: Model, folder: RunFolder, events: EventStream, sta
         versions=versions(),
         seconds=time.monotonic() - start,
     )
+
+
+def _release(*models: Model) -> None:
+    """Give the memory of models back that are not needed for now."""
+    for model in models:
+        park(model)
+    give_back()
 
 
 def _held(job: Job, base: Mapping[str, Figure], other: Mapping[str, Figure]) -> dict[str, float]:
@@ -201,6 +209,7 @@ def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> 
             architecture=job.model.anatomy.architecture,
             sha256=job.model.source.sha256,
             license=licence_of(job.model),
+            gguf_type=source_type(job.model),
         ),
         tags=tuple(sorted(job.recipe.check(job.tags, job.budget) - job.model.anatomy.tags)),
         space=outcome.space,

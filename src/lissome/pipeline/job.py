@@ -134,7 +134,7 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     device: Path | None = None,
     events: EventStream | None = None,
 ) -> Job:
-    """Resolve what a user asked for; arguments as in `lissome.pipeline.fit`.
+    """Resolve what a user asked for; arguments as in `lissome.pipeline.plan`.
 
     Raises:
         LissomeError: For anything that cannot be understood, read or followed.

@@ -44,7 +44,8 @@ def plan(model: Any = None, *, max_memory: float | None = None, **options: Any) 
     Args:
         model: As in `fit`.
         max_memory: As in `fit`.
-        options: The other arguments of `fit` except `out`.
+        options: The other arguments of `fit` except `out`; and `device`, a latency table of another machine
+            (``lissome bench --save-table``) to plan for.
 
     Raises:
         LissomeError: As `fit`, for all that can be known before the work.
@@ -64,7 +65,7 @@ def measure(
     Args:
         target: Anything `load` reads.
         against: The original to compare with.
-        save_table: Where to write a latency table of `target` on this machine, for `fit --device` elsewhere.
+        save_table: Where to write a latency table of `target` on this machine, for `plan --device` elsewhere.
         events: Where progress is reported.
 
     Raises:

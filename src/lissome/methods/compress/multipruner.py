@@ -42,9 +42,9 @@ from lissome.engine.greedy import Greedy, Rank, Trace, damage_per, lowest_loss
 from lissome.engine.recover import RecoverConfig, recover
 from lissome.engine.target import Target
 from lissome.engine.walk import Walk
-from lissome.models.artifact import park
 from lissome.models.binding import Masking, extract, reorder
 from lissome.models.model import Model
+from lissome.models.paging import park, spill
 from lissome.models.precision import fast_dtype, in_dtype
 from lissome.models.space import Space, Subnet
 
@@ -213,6 +213,7 @@ class MultiPruner(Method):
         if not self.config.recover_steps:
             return small
         park(model)  # its memory is needed now; only its function will be asked for again, not its order
+        small = spill(small, context.folder / "cut.safetensors")
         give_back()
         settings = RecoverConfig(
             steps=self.config.recover_steps, lr=self.config.recover_lr, batch=self.config.recover_batch,
