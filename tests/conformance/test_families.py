@@ -20,8 +20,9 @@ from lissome.engine.walk import Walk
 from lissome.models.binding import extract, lift, narrow
 from lissome.models.model import Model
 from lissome.testing import conformance
-from lissome.testing.toys import DECODERS, FAMILIES, LANGUAGE, toy_ids, toy_inputs, toy_model
+from lissome.testing.toys import DECODERS, FAMILIES, LANGUAGE, STATES, toy_ids, toy_inputs, toy_model
 
+_UNITS = ("width", "groups", "queries", "channels", "heads")
 _PROPERTY = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -46,6 +47,8 @@ def _odd_sizes(family: str, data: st.DataObject) -> dict[str, Any]:
     groups, queries = draw(st.integers(1, 3), label="kv heads"), draw(st.integers(1, 3), label="queries")
     size, width = 2 * draw(st.integers(1, 5), label="half head"), draw(st.integers(3, 37), label="channels")
     heads = groups * queries
+    if family in STATES:
+        return _odd_states(family, draw, {"num_key_value_heads": groups, "num_attention_heads": heads})
     if family == "gpt2":
         return {"n_embd": heads * size, "n_head": heads, "n_inner": width}
     if family == "whisper":
@@ -59,6 +62,20 @@ def _odd_sizes(family: str, data: st.DataObject) -> dict[str, Any]:
         sizes["hidden_size"] = heads * draw(st.integers(2, 7), label="hidden over heads")
         sizes |= {"num_key_value_heads": groups, "head_dim": size, "tie_word_embeddings": draw(st.booleans())}
     return sizes
+
+
+def _odd_states(family: str, draw: Any, attention: dict[str, int]) -> dict[str, Any]:
+    groups, heads, size = (draw(st.integers(1, 3), label=name) for name in ("groups", "heads of one", "half head"))
+    sizes = {"hidden_size": groups * heads * size, "tie_word_embeddings": draw(st.booleans(), label="tied")}
+    conv, states = draw(st.integers(2, 5), label="kernel"), draw(st.integers(1, 5), label="states")
+    if family == "mamba":
+        fields = {"conv_kernel": conv, "state_size": states, "time_step_rank": draw(st.integers(1, 4), label="rank")}
+        return sizes | fields | {"use_bias": draw(st.booleans()), "use_conv_bias": draw(st.booleans())}
+    if family == "mamba2":
+        fields = {"conv_kernel": conv, "state_size": states, "n_groups": groups, "num_heads": groups * heads}
+        return sizes | fields | {"head_dim": 2 * size, "use_bias": draw(st.booleans())}
+    mixer = {"n_heads": groups * heads, "n_groups": groups, "d_head": 2 * size, "d_state": states, "d_conv": conv}
+    return sizes | attention | {f"mamba_{name}": value for name, value in mixer.items()} | {"intermediate_size": 23}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,7 +101,7 @@ def test_a_cut_model_can_be_cut_again(family: str) -> None:
 @pytest.mark.parametrize("score", SCORES)
 def test_reordering_by_a_score_keeps_the_function(family: str, score: str) -> None:
     whole = toy_model(family)
-    ranking = orders(whole, ("width", "groups", "queries"), score=score, walk=Walk(whole, toy_ids(whole, 0, 4, 12)))
+    ranking = orders(whole, _UNITS, score=score, walk=Walk(whole, toy_ids(whole, 0, 4, 12)))
     conformance.check_reorder(whole, ranking, toy_inputs(whole, 1))
 
 

@@ -82,11 +82,13 @@ def orders(
 
 
 def _tensors(model: Model, dim: Dim, *, producing: bool) -> list[tuple[Tensor, int, Tensor]]:
-    return [
+    """Weights on one side of a dim; a norm's scale is no weight of a sum, and left out."""
+    found = [
         (model.module.get_parameter(cut.parameter), cut.dim, cut.units)
         for cut in dim.cuts
         if cut.reads != producing and cut.parameter.endswith(".weight")
     ]
+    return [entry for entry in found if entry[0].dim() > 1]
 
 
 def _consumers(dim: Dim) -> list[str]:

@@ -33,14 +33,24 @@ class Call:
 
 
 @contextlib.contextmanager
-def _recording(blocks: list[nn.Module], calls: list[Call], first: list[Tensor]) -> Iterator[None]:
-    """Let every block hand its input through and note how it was called."""
+def _recording(
+    blocks: list[nn.Module], calls: list[Call], first: list[Tensor], rest: list[tuple[None, ...] | None]
+) -> Iterator[None]:
+    """Let every block hand its input through and note how it was called.
 
-    def recorder(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    `rest` is what blocks return behind the hidden states, None when they return no tuple; when it is not known yet,
+    the first block is run once to see it.
+    """
+    real = blocks[0].forward
+
+    def recorder(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not first:
             first.append(hidden)
+        if not rest:
+            found = real(hidden, *args, **kwargs)
+            rest.append((None,) * (len(found) - 1) if isinstance(found, tuple) else None)
         calls.append(Call(args, kwargs))
-        return hidden
+        return hidden if rest[0] is None else (hidden, *rest[0])
 
     for block in blocks:
         block.forward = recorder
@@ -75,6 +85,7 @@ class Walk:
         self._folder, self._limit = folder, memory_limit
         self._batch = max(1, batch_tokens // windows.shape[1])
         self._calls: list[Call] = []
+        self._rest: list[tuple[None, ...] | None] = []
         self._kept: list[Tensor] = []
 
     @property
@@ -95,7 +106,7 @@ class Walk:
         blocks = [module.get_submodule(path) for path in self.model.anatomy.blocks]
         calls: list[Call] = []
         first: list[Tensor] = []
-        with _recording(blocks, calls, first):
+        with _recording(blocks, calls, first, self._rest):
             module.base_model(input_ids=self.windows[batch].to(_device(module)), use_cache=False)  # type: ignore[operator]
         if batch.stop - batch.start == 1 or not self._calls:
             self._calls = calls

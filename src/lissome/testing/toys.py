@@ -101,7 +101,24 @@ _TOYS |= {
     "vit-labels": Toy("ViTForImageClassification", "ViTConfig", {**_VIT, "num_labels": 3}),
     "whisper": Toy("WhisperForConditionalGeneration", "WhisperConfig", _WHISPER),
 }
-LANGUAGE: tuple[str, ...] = (*DECODERS, "gpt2", "opt", "opt-postnorm")
+_SSM: dict[str, Any] = _WORDS | {"hidden_size": 24, "num_hidden_layers": 4}
+_BAMBA: dict[str, Any] = _DECODER | {
+    "attn_layer_indices": [1, 3],
+    "mamba_n_heads": 6,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 5,
+}
+_TOYS |= {
+    "mamba": Toy("MambaForCausalLM", "MambaConfig", _SSM | {"state_size": 4, "time_step_rank": 3}),
+    "mamba2": Toy(
+        "Mamba2ForCausalLM", "Mamba2Config", _SSM | {"num_heads": 6, "head_dim": 8, "n_groups": 2, "state_size": 5}
+    ),
+    "bamba": Toy("BambaForCausalLM", "BambaConfig", _BAMBA),
+}
+STATES: tuple[str, ...] = ("mamba", "mamba2", "bamba")
+"""Models with states: mixers alone, or beside attentions."""
+
+LANGUAGE: tuple[str, ...] = (*DECODERS, "gpt2", "opt", "opt-postnorm", *STATES)
 """Causal language models: those with a perplexity."""
 
 FAMILIES: tuple[str, ...] = tuple(_TOYS)
@@ -130,8 +147,10 @@ def toy_module(family: str, *, seed: int = 0, **changes: Any) -> nn.Module:
 
 
 def toy_model(family: str = "llama", *, seed: int = 0, **changes: Any) -> Model:
-    """Build a tiny random `Model` without a tokenizer; arguments as in `toy_module`."""
-    return Model(toy_module(family, seed=seed, **changes), source=Source(f"toy-{family}"))
+    """Build a tiny random `Model` without a tokenizer, with fast scans; arguments as in `toy_module`."""
+    from lissome.models.mixers import scan_in_chunks
+
+    return Model(scan_in_chunks(toy_module(family, seed=seed, **changes)), source=Source(f"toy-{family}"))
 
 
 def toy_ids(model: Model, seed: int, batch: int, length: int) -> Tensor:
