@@ -52,6 +52,7 @@ def _odd_sizes(family: str, data: st.DataObject) -> dict[str, Any]:
     if family == "gpt2":
         return {"n_embd": heads * size, "n_head": heads, "n_inner": width}
     if family == "whisper":
+        heads += 1  # its sinusoids need four channels
         fields = {f"{side}_attention_heads": heads for side in ("encoder", "decoder")}
         return fields | {"d_model": heads * size, "encoder_ffn_dim": width, "decoder_ffn_dim": width + 1}
     sizes: dict[str, Any] = {"hidden_size": heads * size, "num_attention_heads": heads}
