@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from lissome.core.budget import Budget
 from lissome.core.errors import BudgetError, ConfigError, OrderError, UnknownNameError
+from lissome.pipeline.job import tags_of
 from lissome.pipeline.recipe import Recipe
+from lissome.testing.toys import toy_model
 
 _DENSE = frozenset({"dense", "decoder"})
 _BUDGET = Budget.parse("params=80%")
@@ -60,5 +62,8 @@ def test_order_and_bounds_are_checked() -> None:
     assert "pruned" in recipe.check(_DENSE, _BUDGET)
     with pytest.raises(OrderError, match="multipruner needs a model that is decoder"):
         recipe.check(frozenset({"dense", "vit"}), _BUDGET)
+    with pytest.raises(OrderError, match=r"with attention.*but this one is causal-lm, dense, mixer, ssm;") as caught:
+        Recipe.of("multipruner", ["heads=both", "split=0:0:1"]).check(tags_of(toy_model("mamba2")), _BUDGET)
+    assert "\n" not in str(caught.value)
     with pytest.raises(BudgetError, match="risk cannot be bounded here"):
         recipe.check(_DENSE, Budget.parse("risk<=0.1"))

@@ -28,6 +28,7 @@ from lissome.core.events import EventStream
 from lissome.core.metrics import Metric
 from lissome.cost.clock import Clock, fixed_threads
 from lissome.models.model import Model
+from lissome.models.parts import CACHES
 from lissome.ops.stats import ratio_of_medians
 
 ROUNDS = 7
@@ -224,11 +225,11 @@ class Runner:
         ids = torch.randint(vocabulary(module), (request.batch, request.prompt), generator=generator)
         self._ids = ids.to(next(module.parameters()).device)  # LongTensor[B, T]
         self._token: Tensor = self._ids[:, :1]
-        self._cache: Any = None
+        self._cache: dict[str, Any] = {}
 
     def prefill(self) -> float:
         """Read the prompt into a fresh cache; seconds."""
-        self._cache = None
+        self._cache = {}
         return self._forward(self._ids)
 
     def step(self) -> float:
@@ -237,16 +238,16 @@ class Runner:
 
     def close(self) -> None:
         """Let the cache go."""
-        self._cache = None
+        self._cache = {}
 
     def _forward(self, ids: Tensor) -> float:
         self._clock.settle()
         start = self._clock.mark()
-        output = self._module(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        output = self._module(ids, **self._cache, use_cache=True, logits_to_keep=1)
         self._token = output.logits[:, -1:].argmax(-1)
         end = self._clock.mark()
         self._clock.settle()
-        self._cache = output.past_key_values
+        self._cache = {name: output[name] for name in CACHES if name in output}
         if torch.isnan(output.logits[0, -1, 0]):
             raise NumericsError("the model's logits are NaN; check its weights before timing it.")
         return self._clock.seconds(start, end)

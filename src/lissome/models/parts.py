@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
 
+CACHES = ("past_key_values", "cache_params")
+"""Names under which models take and return what they hold for the next token."""
+
 
 class NoAttention(nn.Module):
     """Stands where an attention was: adds nothing, holds no cache."""
@@ -86,6 +89,11 @@ def width_step(width: int) -> int:
 def inputs(layer: Any) -> int:
     """Number of inputs of a linear layer."""
     return int(layer.weight.shape[0 if is_conv1d(layer) else 1])
+
+
+def outputs(layer: Any) -> int:
+    """Number of outputs of a linear layer."""
+    return int(layer.weight.shape[1 if is_conv1d(layer) else 0])
 
 
 def make_branch(

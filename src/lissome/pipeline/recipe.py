@@ -15,6 +15,7 @@ from lissome.core.registry import method as find_method
 from lissome.core.registry import methods
 
 DEFAULT_METHOD = "multipruner"
+_MEANINGS = {"decoder": "a language model with attention"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Recipe:
         for step in self.steps:
             lacking = step.method.needs - tags
             if lacking:
-                raise OrderError(_order_message(step.name, sorted(lacking), removed_by))
+                raise OrderError(_order_message(step.name, sorted(lacking), removed_by, tags))
             removed_by |= dict.fromkeys(step.method.removes & tags, step.name)
             tags = (tags - step.method.removes) | step.method.leaves
         followed = frozenset[str]().union(*(step.method.budget_terms for step in self.steps))
@@ -144,10 +145,16 @@ def _step(table: dict[str, Any]) -> RecipeStep:
     return RecipeStep.of(name, settings)
 
 
-def _order_message(name: str, lacking: list[str], removed_by: Mapping[str, str]) -> str:
+def _order_message(name: str, lacking: list[str], removed_by: Mapping[str, str], tags: frozenset[str]) -> str:
     tag = lacking[0]
     if tag in removed_by:
         return f"{name} needs a model that is {tag}, but {removed_by[tag]} before it leaves none; put {name} first."
     makers = [info.name for info in methods().values() if tag in info.load().leaves]
-    advice = f"put {' or '.join(makers)} before it" if makers else "no method leaves that; choose another model"
-    return f"{name} needs a model that is {tag}; {advice}."
+    fitting = sorted(info.name for info in methods().values() if info.load().needs <= tags)
+    if makers:
+        advice = f"put {' or '.join(makers)} before it"
+    else:
+        instead = f"use {' or '.join(fitting)}" if fitting else "choose another model"
+        advice = f"no method leaves that; {instead}"
+    wanted = f"{tag} ({_MEANINGS[tag]})" if tag in _MEANINGS else tag
+    return f"{name} needs a model that is {wanted}, but this one is {', '.join(sorted(tags))}; {advice}."

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lissome.models.binding import extract, masked, reorder
 from lissome.models.load import load_model
 from lissome.models.model import Model
+from lissome.models.parts import CACHES
 from lissome.models.space import Subnet
 from lissome.testing.mixers import mute
 
@@ -28,8 +29,6 @@ Inputs = Mapping[str, Tensor]
 
 Reference = Callable[[Model, Mapping[str, int]], nn.Module]
 """Makes a module that a Subnet's model must agree with."""
-
-_CACHES = ("past_key_values", "cache_params")
 
 TOLERANCE = 1e-5
 """Largest difference allowed, relative to the largest reference value (float32)."""
@@ -75,7 +74,7 @@ def stepwise(module: nn.Module, inputs: Inputs, *, prompt: int, mask: Tensor | N
             seen = torch.ones_like(tokens) if mask is None else mask
             given["position_ids"] = (seen[:, :stop].cumsum(1) - 1).clamp_min(0)[:, start:stop]
         output = module(**given, **{name: tokens[:, start:stop]}, **cache, use_cache=True)
-        cache = {key: output[key] for key in _CACHES if key in output}
+        cache = {key: output[key] for key in CACHES if key in output}
         pieces.append(output.logits)
         start = stop
     return torch.cat(pieces, 1)
@@ -159,7 +158,7 @@ def check_cache(small: Model, ids: Tensor) -> None:
     """
     with torch.no_grad():
         output = small.module(input_ids=ids, use_cache=True)
-    cache = next(output[key] for key in _CACHES if key in output)
+    cache = next(output[key] for key in CACHES if key in output)
     held = [[value for value in _cached(layer) if value is not None] for layer in cache.layers]
     kept = {branch.block for branch in small.anatomy.branches if branch.mixing is not None}
     assert {index for index, values in enumerate(held) if values} == kept, "a removed branch holds a cache"
