@@ -18,7 +18,7 @@ from lissome.engine.evaluate import evaluate, perplexity, score_text
 from lissome.engine.forward import last_states
 from lissome.models.model import Model
 from lissome.testing.tokenizers import toy_tokenizer
-from lissome.testing.toys import DECODERS, toy_model
+from lissome.testing.toys import TRANSFORMERS, toy_model
 
 WINDOWS = torch.randint(61, (5, 17), generator=torch.Generator().manual_seed(0))
 
@@ -27,7 +27,7 @@ def with_tokenizer(**options: int) -> Model:
     return replace(toy_model("llama", **options), tokenizer=toy_tokenizer())
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_losses_are_those_of_the_whole_logits(family: str) -> None:
     model = toy_model(family)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from lissome.engine.walk import Walk
 from lissome.models.binding import Masking, extract
 from lissome.models.model import Model
 from lissome.models.space import Subnet
-from lissome.testing.toys import DECODERS, toy_model
+from lissome.testing.toys import TRANSFORMERS, toy_model
 
 KINDS = ("attention", "mlp", "width", "groups", "queries")
 
@@ -43,7 +43,7 @@ def _run(
         masking.restore()
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_caching_changes_no_choice_and_no_loss(family: str) -> None:
     cached = _run(toy_model(family), lazy=False, cached=True)
     naive = _run(toy_model(family), lazy=False, cached=False)

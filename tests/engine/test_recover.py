@@ -57,7 +57,7 @@ def loss(model: Model, ids: Tensor) -> float:
     return float(rows_nll(states, ids[:, 1:].flatten(), model.anatomy.head).mean())
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", [*DECODERS, "gpt2", "opt"])
 def test_learns_and_keeps_its_shape(family: str, tmp_path: Path) -> None:
     model, ids = cut(family), windows()
     shapes = {name: value.shape for name, value in model.module.named_parameters()}

@@ -13,7 +13,7 @@ from lissome.core.errors import NumericsError
 from lissome.engine.walk import Walk
 from lissome.models.binding import masked
 from lissome.models.model import Model
-from lissome.testing.toys import DECODERS, toy_model
+from lissome.testing.toys import TRANSFORMERS, toy_model
 
 
 def _windows(count: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -27,7 +27,7 @@ def _reference(model: Model, windows: torch.Tensor) -> torch.Tensor:
     return rows.view(len(windows), -1).mean(1)
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
 def test_walk_equals_a_whole_forward(family: str, batch_tokens: int) -> None:
     model, windows = toy_model(family), _windows(5, 17)

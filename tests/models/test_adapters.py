@@ -15,7 +15,7 @@ from lissome.core.errors import ArtifactError, ConfigError, NumericsError
 from lissome.models.adapters import adaptable, add_lora, load_adapters, merge_lora, save_adapters
 from lissome.models.binding import extract
 from lissome.models.model import Model
-from lissome.testing.toys import DECODERS, toy_model
+from lissome.testing.toys import TRANSFORMERS, toy_model
 
 IDS = torch.arange(3, 25).view(2, 11)
 
@@ -45,7 +45,7 @@ def shaken(model: Model, **settings: int) -> Model:
     return model
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_added_is_identity_and_merged_is_equal(family: str) -> None:
     model = cut_model(family)
     before, names = logits(model), [name for name, _ in model.module.named_parameters()]
@@ -84,7 +84,7 @@ def test_kinds_choose_layers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks for it
-@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
 def test_stock_peft_opens_the_folder(family: str, tmp_path: Path) -> None:
     model = shaken(cut_model(family), rank=4, alpha=12)
     expected = logits(model)

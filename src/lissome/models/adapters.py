@@ -21,6 +21,7 @@ from torch import nn
 from lissome.core.errors import ArtifactError, ConfigError, NumericsError, unknown_name
 from lissome.core.files import atomic_folder
 from lissome.models.model import Model
+from lissome.models.parts import inputs, is_conv1d, is_linear, outputs
 
 _NAME = "default"  # peft's own name for the only adapter
 _PREFIX = "base_model.model."  # how stock peft calls the module inside its wrapper
@@ -62,7 +63,14 @@ def add_lora(
     """
     if _layers(model.module):
         raise ConfigError(f"{model.name} has adapters already; merge them first.")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(adaptable(model, kinds)), task_type="CAUSAL_LM")
+    names = list(adaptable(model, kinds))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=names,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(is_conv1d(model.module.get_submodule(name)) for name in names),
+    )
     _inject(model, config, seed)
 
 
@@ -107,6 +115,7 @@ def save_adapters(model: Model, folder: Path) -> Path:
         lora_alpha=first.lora_alpha[_NAME],
         target_modules=sorted(layers),
         task_type="CAUSAL_LM",
+        fan_in_fan_out=is_conv1d(first.get_base_layer()),
         inference_mode=True,
     )
     with atomic_folder(folder, ours=(_CONFIG,)) as part:
@@ -155,11 +164,11 @@ def _inject(model: Model, config: LoraConfig, seed: int) -> None:
 
 def _check_fit(module: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
     """Refuse adapters of other layers or shapes before anything is changed."""
-    layers = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+    layers = {name: part for name, part in module.named_modules() if is_linear(part)}
     for name, value in weights.items():
         path, _, kind = name.removesuffix(".weight").rpartition(".")
-        side = {"lora_A": ("in_features", 1), "lora_B": ("out_features", 0)}.get(kind)
-        if path not in layers or side is None or value.shape[side[1]] != getattr(layers[path], side[0]):
+        side = {"lora_A": (inputs, 1), "lora_B": (outputs, 0)}.get(kind)
+        if path not in layers or side is None or value.shape[side[1]] != side[0](layers[path]):
             raise ArtifactError(f"the adapters in {folder} do not fit the model ({name}); they are of another model.")
 
 

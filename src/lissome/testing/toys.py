@@ -118,7 +118,10 @@ _TOYS |= {
 STATES: tuple[str, ...] = ("mamba", "mamba2", "bamba")
 """Models with states: mixers alone, or beside attentions."""
 
-LANGUAGE: tuple[str, ...] = (*DECODERS, "gpt2", "opt", "opt-postnorm", *STATES)
+TRANSFORMERS: tuple[str, ...] = (*DECODERS, "gpt2", "opt", "opt-postnorm")
+"""Causal language models of attentions and MLPs."""
+
+LANGUAGE: tuple[str, ...] = (*TRANSFORMERS, *STATES)
 """Causal language models: those with a perplexity."""
 
 FAMILIES: tuple[str, ...] = tuple(_TOYS)

@@ -24,7 +24,7 @@ from lissome.models.binding import extract
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.testing.conformance import difference, logits
-from lissome.testing.toys import DECODERS, toy_model
+from lissome.testing.toys import TRANSFORMERS, toy_model
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _kinds(outcome: Outcome) -> list[str]:
     return [point.change.split()[0].rsplit(".", 1)[-1] for point in outcome.curve[1:]]
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", TRANSFORMERS)
 @pytest.mark.parametrize("split", ["auto", "44:52:4", "0:100:0"])
 def test_the_budget_is_met_and_the_curve_leads_there(family: str, split: str, tmp_path: Path) -> None:
     model = toy_model(family)
