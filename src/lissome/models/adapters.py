@@ -38,7 +38,7 @@ def adaptable(model: Model, kinds: Sequence[str] | None = None) -> tuple[str, ..
     Raises:
         ConfigError: When a kind names no layer of the model.
     """
-    names = [name for branch in model.anatomy.branches for name in branch.linears]
+    names = [name for branch in model.anatomy.branches for name in branch.linears if name not in branch.direct]
     known = {name.rpartition(".")[2] for name in names}
     for kind in kinds or ():
         if kind not in known:

@@ -94,6 +94,7 @@ class Branch:
         linears: Names of its linear layers.
         mixing: What it computes between tokens beside its linear layers; None when nothing.
         positions: Over how many positions a linear layer runs, for those that do not run over the text's tokens.
+        direct: Names of linear layers whose weight is read without calling them: an adapter on one would do nothing.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Branch:
     linears: tuple[str, ...]
     mixing: Mixing | None = None
     positions: Mapping[str, int] = field(default_factory=dict)
+    direct: frozenset[str] = frozenset()
 
     @property
     def part(self) -> str:

@@ -76,9 +76,12 @@ def mixer_branch(module: nn.Module, index: int, block: str, path: str, norm: str
     mixer: Any = module.get_submodule(f"{block}.{path}")
     describe = _mamba2 if hasattr(mixer, "num_heads") else _mamba1
     dims, mixing = describe(mixer, f"{block}.{path}")
+    # dt_proj is split from its bias; compiled kernels take out_proj apart, and peft refuses adapters there
+    direct = frozenset(f"{block}.{path}.{name}" for name in ("dt_proj", "out_proj"))
     return make_branch(
-        module, f"layers.{index}.mixer", block, path, (norm,), kind="mixer", block=index, dims=dims, mixing=mixing
-    )
+        module, f"layers.{index}.mixer", block, path, (norm,),
+        kind="mixer", block=index, dims=dims, mixing=mixing, direct=direct,
+    )  # fmt: skip
 
 
 def _mamba1(mixer: Any, path: str) -> tuple[tuple[Dim, ...], StateSpace]:
