@@ -63,7 +63,10 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table of parts: a branch, or ``"embeddings"``, ``"head"`` or ``"rest"``."""
+    """One line of the table of parts: a branch, or one of what always stays.
+
+    These are ``"embeddings"``, ``"head"``, ``"norms"`` (of blocks in which norms outlive the branches) and ``"rest"``.
+    """
 
     name: str
     params: int
@@ -118,13 +121,13 @@ class Counter:
     def counts_of(self, total: list[float]) -> Counts:
         """Complete the sum of all blocks (see `block`) by what stands outside of them."""
         params, disk, linear, mixing, cache = (int(value) for value in total)
-        embedding, head, rest = self._fixed
+        fixed = self._fixed
         return Counts(
-            params=params + embedding.params + head.params + rest.params,
-            block_params=params,
-            embedding_params=embedding.params + head.params,
-            disk=_padded(_FILE_START + disk + embedding.disk + head.disk + rest.disk),
-            macs=linear + mixing + head.macs + rest.macs,
+            params=params + sum(row.params for row in fixed.values()),
+            block_params=params + fixed["norms"].params,
+            embedding_params=fixed["embeddings"].params + fixed["head"].params,
+            disk=_padded(_FILE_START + disk + sum(row.disk for row in fixed.values())),
+            macs=linear + mixing + sum(row.macs for row in fixed.values()),
             cache_bytes=cache,
         )
 
@@ -134,7 +137,7 @@ class Counter:
         for part in self._parts(subnet or {}):
             params, disk, linear, mixing, cache = self._part(part)
             rows.append(Row(name=part.branch.name, params=params, macs=linear + mixing, disk=disk, cache_bytes=cache))
-        return rows + [row for row in self._fixed if row.params or row.macs]
+        return rows + [row for row in self._fixed.values() if row.params or row.macs]
 
     def work(self, subnet: Mapping[str, int] | None = None, request: Request | None = None) -> Work:
         """Return what a request asks of a machine, for the roofline.
@@ -143,7 +146,7 @@ class Counter:
         """
         request = request or Request()
         middle = request.prompt + request.new // 2
-        weights, once, seen, seen_at_once, held = self._fixed[1].macs // self._tokens, 0, 0, 0, 0
+        weights, once, seen, seen_at_once, held = self._fixed["head"].macs // self._tokens, 0, 0, 0, 0
         head = weights
         for part in self._parts(subnet or {}):
             _, _, per_token, fixed = self._sizes(part)
@@ -197,31 +200,32 @@ class Counter:
         entry = f',"{name}":{{"dtype":"{kind}","shape":[{sizes}],"data_offsets":[,]}}'
         return math.prod(shape) * dtype.itemsize + len(entry) + 2 * self._digits
 
-    def _count_fixed(self) -> tuple[Row, Row, Row]:
-        """Rows of the input embedding, the head, and whatever else stands outside of the branches."""
-        module = self._model.module
-        inside = {name for branch in self._model.anatomy.branches for name in branch.parameters}
+    def _count_fixed(self) -> dict[str, Row]:
+        """Rows of whatever stands outside of the branches."""
+        module, anatomy = self._model.module, self._model.anatomy
+        inside = {name for branch in anatomy.branches for name in branch.parameters}
+        blocks = tuple(f"{block}." for block in anatomy.blocks)
         embedding, head = _weight(module, "get_input_embeddings"), _weight(module, "get_output_embeddings")
-        sums = {"embeddings": [0, 0], "head": [0, 0], "rest": [0, 0]}
+        sums = {"embeddings": [0, 0], "head": [0, 0], "norms": [0, 0], "rest": [0, 0]}
         for name, parameter in module.named_parameters():
             if name not in inside:
-                key = "embeddings" if parameter is embedding else "head" if parameter is head else "rest"
+                key = "norms" if name.startswith(blocks) else "rest"
+                key = "embeddings" if parameter is embedding else "head" if parameter is head else key
                 sums[key][0] += parameter.numel()
                 sums[key][1] += self._entry(name, tuple(parameter.shape), self._stored[name])
         known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         for name, buffer in module.state_dict().items():
             if name not in known:
                 sums["rest"][1] += self._entry(name, tuple(buffer.shape), buffer.dtype)
-        shapes, outside = self._model.binding.shapes, self._model.anatomy.outside
+        shapes, outside = self._model.binding.shapes, anatomy.outside
         applied = [
             math.prod(shapes[f"{name}.weight"]) * (positions or self._tokens) for name, positions in outside.items()
         ]
         macs = {"head": self._tokens * head.numel() if head is not None else 0, "rest": sum(applied)}
-        embedding_row, head_row, rest = (
-            Row(name=name, params=params, macs=macs.get(name, 0), disk=disk, cache_bytes=0)
+        return {
+            name: Row(name=name, params=params, macs=macs.get(name, 0), disk=disk, cache_bytes=0)
             for name, (params, disk) in sums.items()
-        )
-        return embedding_row, head_row, rest
+        }
 
 
 def _weight(module: nn.Module, getter: str) -> nn.Parameter | None:
