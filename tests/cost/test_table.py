@@ -235,3 +235,15 @@ def test_a_table_is_kept_for_models_of_the_same_shapes(
 def test_errors_of_files_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"none\.json"):
         LatencyTable.load(tmp_path / "none.json")
+
+
+def test_the_time_of_a_mixer_depends_on_what_it_scans() -> None:
+    assert tables.amounts("mixer", {"channels": 48, "ssm": 1}) == {"size": 48, "scanned": 48}
+    assert tables.amounts("mixer", {"heads": 3, "ssm": 0}) == {"size": 3, "scanned": 0}
+
+
+def test_tables_are_made_of_models_with_states() -> None:
+    model = toy_model("bamba")
+    table = latency_table(model, request=REQUEST, seconds=0.1)
+    assert set(table.decode.branches) == {"attention", "mixer", "mlp"}
+    assert SubnetCost(model, table=table).figures(model.space().full)["latency"] > 0

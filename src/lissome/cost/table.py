@@ -259,9 +259,16 @@ def _device_of(model: Model, threads: int | None) -> Device:
 
 
 def amounts(kind: str, sizes: Mapping[str, int]) -> dict[str, float]:
-    """What the time of a branch depends on: for attention the numbers of query and of KV heads, else its sizes."""
+    """What the time of a branch depends on.
+
+    For attention the numbers of query and of KV heads, for a mixer its channels (or heads) and those that it scans,
+    else its sizes.
+    """
     if kind == "attention":
         return {"query_heads": float(sizes["groups"] * sizes.get("queries", 1)), "kv_heads": float(sizes["groups"])}
+    if kind == "mixer":
+        size = float(sizes["channels"] if "channels" in sizes else sizes["heads"])
+        return {"size": size, "scanned": size * sizes["ssm"]}
     return {name: float(size) for name, size in sizes.items()}
 
 
