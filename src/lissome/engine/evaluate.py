@@ -134,7 +134,9 @@ def evaluate(  # noqa: PLR0913  all by name, all with a default
         NumericsError: When a loss is NaN or infinite.
         AssetError: When the data of a task is not on this machine.
         UnknownNameError: When there is no task of a name.
+        UnsupportedModelError: When the model is not a causal language model.
     """
+    model.anatomy.require("causal-lm", "scoring text")
     chosen = [find_task(name) for name in tasks]  # a typo is found before the work
     questions = {task.name: task.questions(limit=limit, seed=seed) for task in chosen}
     if baseline is not None:

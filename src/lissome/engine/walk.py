@@ -70,6 +70,9 @@ class Walk:
         folder: Where hidden states are spilled to.
         memory_limit: Bytes of hidden states to hold in memory, default 256 MiB.
         batch_tokens: Tokens per forward.
+
+    Raises:
+        UnsupportedModelError: When the model is not a causal language model.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Walk:
         memory_limit: int = 256 << 20,
         batch_tokens: int = _BATCH_TOKENS,
     ) -> None:
+        model.anatomy.require("causal-lm", "a walk over windows of text")
         self.model, self.windows = model, windows
         self._folder, self._limit = folder, memory_limit
         self._batch = max(1, batch_tokens // windows.shape[1])

@@ -21,6 +21,14 @@ from lissome.core.registry import public_files
 from lissome.models.mixing import Mixing
 from lissome.models.space import Axis, Space
 
+TASKS = {
+    "causal-lm": "a causal language model",
+    "encoder": "an encoder of text",
+    "image": "a model of images",
+    "seq2seq": "an encoder-decoder",
+}
+"""What models compute, by the name that an `Anatomy` gives it."""
+
 Layer = dict[str, dict[str, int]]
 """What one block has: number of units by dim, by the name of the branch inside the block."""
 
@@ -158,8 +166,7 @@ class Anatomy:
         hidden: Residual width D.
         vocabulary: Number of tokens V; 0 for a model that reads no text.
         quorums: Groups of branch names of which one must stay.
-        task: What it computes: ``"causal-lm"`` (logits of the next token; the only one with a perplexity),
-            ``"encoder"`` (of text), ``"image"`` or ``"seq2seq"``.
+        task: What it computes; a key of `TASKS`. Only ``"causal-lm"`` has a perplexity.
         outside: Linear and convolution layers outside of the branches (the head apart), and over how many positions
             each runs; None for the text's tokens.
     """
@@ -189,6 +196,21 @@ class Anatomy:
         kinds = {branch.kind for branch in self.branches}
         decoder = {"decoder"} if self.task == "causal-lm" and "attention" in kinds else set()
         return frozenset({self.family.name, self.task, *kinds, *decoder})
+
+    def require(self, task: str, purpose: str) -> None:
+        """Refuse a purpose that needs another task.
+
+        Args:
+            task: The task that is needed; a key of `TASKS`.
+            purpose: What needs it, for the message.
+
+        Raises:
+            UnsupportedModelError: Says what the model is instead.
+        """
+        if self.task != task:
+            raise UnsupportedModelError(
+                f"{purpose} needs {TASKS[task]}, but this {self.architecture} is {TASKS[self.task]}; choose another."
+            )
 
     def of_block(self, index: int) -> tuple[Branch, ...]:
         """Branches of one block."""

@@ -1,4 +1,4 @@
-"""Read a model from wherever it is: a module, an artifact or Hugging Face folder, a GGUF file, a hub id."""
+"""Read a model from wherever it is: a module, an artifact or (zipped) Hugging Face folder, a GGUF file, a hub id."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_model(
 
     Args:
         target: A `Model` (returned as it is), a torch module (made to evaluate, with fast scans), a folder, a
-            ``.gguf`` file, or a hub id ``owner/name``.
+            ``.gguf`` file, a ``.zip`` of a Hugging Face folder, or a hub id ``owner/name``.
         name: What to call it in tables (default: `target`).
         dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
         events: Where a conversion reports its progress.
@@ -49,20 +49,22 @@ def load_model(
     if path.is_dir():
         return load_folder(path, name=name or str(target), dtype=dtype)
     if path.is_file():
-        return _load_gguf(path, name or str(target), dtype, events)
+        return _load_file(path, name or str(target), dtype, events)
     if isinstance(target, str) and _HUB_ID.fullmatch(target):
         return _load_hub(target, name or target, dtype)
     raise UnknownNameError(f"{str(target)!r} is not a file, a folder or a hub id (owner/name); see: lissome assets")
 
 
-def _load_gguf(path: Path, name: str, dtype: torch.dtype | None, events: EventStream | None) -> Model:
+def _load_file(path: Path, name: str, dtype: torch.dtype | None, events: EventStream | None) -> Model:
+    from lissome.models.archive import unpack_once
     from lissome.models.gguf import convert
 
-    if path.suffix != ".gguf":
+    if path.suffix not in {".gguf", ".zip"}:
         raise ArtifactError(
-            f"{path} is not a .gguf file; give a GGUF file, a folder with safetensors, or an asset name."
+            f"{path} is neither a .gguf nor a .zip file; give one, a folder with safetensors, or an asset name."
         )
-    model = load_folder(convert(path, events=events), name=name, dtype=dtype)
+    folder = unpack_once(path) if path.suffix == ".zip" else convert(path, events=events)
+    model = load_folder(folder, name=name, dtype=dtype)
     return replace(model, source=replace(model.source, path=path))
 
 

@@ -137,6 +137,7 @@ def generate(
         DataError: When the model has no tokenizer or the prompt is empty.
     """
     model = load(target, events=events)
+    model.anatomy.require("causal-lm", "continuing a prompt")
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise DataError(f"{model.name} has no tokenizer; give a folder that holds one.")
@@ -214,6 +215,7 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
         facts={
             "architecture": model.anatomy.architecture,
             "family": model.anatomy.family.name,
+            "task": model.anatomy.task,
             "source": None if model.source.path is None else str(model.source.path),
             "sha256": model.source.sha256,
             "hidden": model.anatomy.hidden,
