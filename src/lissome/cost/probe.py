@@ -167,7 +167,8 @@ class _Watch:
         self._handles: list[Any] = []
 
     def __enter__(self) -> _Watch:
-        for path in (*self._model.anatomy.blocks, *(branch.path for branch in self._model.anatomy.branches)):
+        anatomy = self._model.anatomy
+        for path in (*anatomy.blocks, *(path for branch in anatomy.branches for path in timed(branch))):
             module = self._model.module.get_submodule(path)
             self._handles.append(module.register_forward_pre_hook(self._marker(path)))
             self._handles.append(module.register_forward_hook(self._marker(path)))
@@ -202,9 +203,15 @@ class _Watch:
         samples.outside.append(whole - sum(took[path] for path in anatomy.blocks))
         for index, path in enumerate(anatomy.blocks):
             branches = anatomy.of_block(index)
-            samples.blocks[block_kind(branches)].append(took[path] - sum(took[branch.path] for branch in branches))
-            for branch in branches:
-                samples.branches[branch.kind, tuple(sizes_of(branch, {}).items())].append(took[branch.path])
+            each = [sum(took[part] for part in timed(branch)) for branch in branches]
+            samples.blocks[block_kind(branches)].append(took[path] - sum(each))
+            for branch, seconds in zip(branches, each, strict=True):
+                samples.branches[branch.kind, tuple(sizes_of(branch, {}).items())].append(seconds)
+
+
+def timed(branch: Branch) -> tuple[str, ...]:
+    """Modules whose times make up that of a branch: its own, and linear layers that lie beside it (OPT's ``fc1``)."""
+    return (branch.path, *(name for name in branch.linears if not f"{name}.".startswith(f"{branch.path}.")))
 
 
 def block_kind(branches: Sequence[Branch]) -> str:
