@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lissome.cost.counted import Counter
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.greedy import Greedy, Trace, damage_per, lowest_loss, moves
+from lissome.engine.judge import Divergence
 from lissome.engine.walk import Walk
 from lissome.models.binding import Masking, extract
 from lissome.models.model import Model
@@ -28,7 +29,13 @@ def _windows(count: int = 3, length: int = 13) -> torch.Tensor:
 
 
 def _run(
-    model: Model, share: float = 0.6, *, stop_after: int | None = None, folder: Path | None = None, **options: bool
+    model: Model,
+    share: float = 0.6,
+    *,
+    stop_after: int | None = None,
+    folder: Path | None = None,
+    judge: bool = False,
+    **options: bool,
 ) -> Trace:
     space, counter = model.space(width=8), Counter(model)
     cost: Callable[[Subnet], float] = lambda subnet: counter.count(subnet).block_params  # noqa: E731
@@ -36,7 +43,8 @@ def _run(
     masking = Masking(model.binding, space)
     checkpoint = Checkpoint(folder, {"job": 1}) if folder else None
     try:
-        greedy = Greedy(masking, Walk(model, _windows()), checkpoint=checkpoint, **options)
+        walk = Walk(model, _windows())
+        greedy = Greedy(masking, walk, judge=Divergence(walk) if judge else None, checkpoint=checkpoint, **options)
         enough = lambda subnet: cost(subnet) <= limit or len(greedy.trace.steps) == stop_after  # noqa: E731
         return greedy.run(KINDS, rank=damage_per(cost), enough=enough, goal=lambda subnet: 0.0)
     finally:
@@ -58,6 +66,20 @@ def test_lazy_scores_far_fewer_moves_at_little_loss() -> None:
     assert lazy.loss <= every.loss * 1.02
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+def test_judged_by_divergence_it_stays_closer_to_the_original(lazy: bool) -> None:
+    model = toy_model("llama", num_hidden_layers=6)
+    original = Divergence(Walk(model, _windows()))
+    by_loss, by_divergence = _run(model, lazy=lazy), _run(model, lazy=lazy, judge=True)
+    assert by_divergence.start == pytest.approx(0, abs=1e-5)
+    space = model.space(width=8)
+    left = [Walk(extract(model, trace.subnet, space=space), _windows()) for trace in (by_loss, by_divergence)]
+    distances = [float(walk.plain(original).mean()) for walk in left]
+    assert distances[1] == pytest.approx(by_divergence.loss, rel=1e-5)
+    assert distances[1] < distances[0]
+    assert by_divergence.steps[-1].nll == pytest.approx(float(left[1].plain().mean()), rel=1e-6)
+
+
 def test_the_loss_of_each_step_is_that_of_the_extracted_model() -> None:
     model = toy_model("gemma2")
     trace, space = _run(model), model.space(width=8)
@@ -68,14 +90,14 @@ def test_the_loss_of_each_step_is_that_of_the_extracted_model() -> None:
 
 
 @settings(max_examples=6, deadline=None)
-@given(stop=st.integers(1, 5), lazy=st.booleans())
+@given(stop=st.integers(1, 5), lazy=st.booleans(), judge=st.booleans())
 def test_a_stopped_run_continues_to_the_same_end(
-    stop: int, lazy: bool, tmp_path_factory: pytest.TempPathFactory
+    stop: int, lazy: bool, judge: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("greedy")
-    whole = _run(toy_model("llama"), lazy=lazy)
-    _run(toy_model("llama"), lazy=lazy, folder=folder, stop_after=stop)
-    continued = _run(toy_model("llama"), lazy=lazy, folder=folder)
+    whole = _run(toy_model("llama"), lazy=lazy, judge=judge)
+    _run(toy_model("llama"), lazy=lazy, judge=judge, folder=folder, stop_after=stop)
+    continued = _run(toy_model("llama"), lazy=lazy, judge=judge, folder=folder)
     assert (continued.start, continued.steps, continued.subnet) == (whole.start, whole.steps, whole.subnet)
 
 

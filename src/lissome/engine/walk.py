@@ -24,6 +24,10 @@ from lissome.ops.losses import token_nll
 _BATCH_TOKENS = 1024  # enough rows for full matrix speed on a CPU, few enough to stay in its cache
 
 
+Judge = Callable[[Tensor, slice], Tensor]
+"""(last block's output [B, T, D], which windows) → one number per window [B], float64, lower is better."""
+
+
 @dataclass(frozen=True)
 class Call:
     """Arguments with which the model calls one block, besides the hidden states."""
@@ -129,45 +133,55 @@ class Walk:
         return self._calls[index]
 
     @torch.no_grad()
-    def fill(self, start: int = 0) -> Tensor:
-        """Store hidden states at the entrance of blocks `start` … L and return the loss per window.
+    def fill(self, start: int = 0, judge: Judge | None = None) -> Tensor:
+        """Store hidden states at the entrance of blocks `start` … L and behind the last, and judge every window.
+
+        Args:
+            start: First block that has changed since the last call.
+            judge: What to return per window (default: `loss`).
 
         Returns:
-            Mean next-token NLL of each window, in nats: Tensor[N].
+            Tensor[N].
         """
         if not self._kept:
             self._kept = self._room()
         self.entrance(slice(0, 1))
-        losses = []
+        found = []
         for batch in self.batches():
             hidden = self.entrance(batch) if start == 0 else self._kept[start][batch]
             for index in range(start, self.depth):
                 self._kept[index][batch] = hidden
                 hidden = self.block(index, hidden)
-            losses.append(self.loss(hidden, batch))
-        return torch.cat(losses)
+            self._kept[-1][batch] = hidden
+            found.append((judge or self.loss)(hidden, batch))
+        return torch.cat(found)
 
     @torch.no_grad()
-    def score(self, start: int, count: int | None = None) -> Tensor:
-        """Loss of each of the first `count` windows when blocks from `start` on may have changed since `fill`."""
-        losses = []
+    def score(self, start: int, count: int | None = None, judge: Judge | None = None) -> Tensor:
+        """Judge the first `count` windows when blocks from `start` on may have changed since `fill`."""
+        found = []
         for batch in self.batches(count):
             hidden = self._kept[start][batch]
             for index in range(start, self.depth):
                 hidden = self.block(index, hidden)
-            losses.append(self.loss(hidden, batch))
-        return torch.cat(losses)
+            found.append((judge or self.loss)(hidden, batch))
+        return torch.cat(found)
 
     @torch.no_grad()
-    def plain(self) -> Tensor:
-        """Loss per window [N] by a whole forward, nothing kept."""
-        losses = []
+    def plain(self, judge: Judge | None = None) -> Tensor:
+        """Judge every window by a whole forward, nothing kept."""
+        found = []
         for batch in self.batches():
             hidden = self.entrance(batch)
             for index in range(self.depth):
                 hidden = self.block(index, hidden)
-            losses.append(self.loss(hidden, batch))
-        return torch.cat(losses)
+            found.append((judge or self.loss)(hidden, batch))
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def exit_loss(self) -> Tensor:
+        """Loss per window [N] of what `fill` saw last, from the kept states behind the last block."""
+        return torch.cat([self.loss(self._kept[-1][batch], batch) for batch in self.batches()])
 
     def loss(self, hidden: Tensor, batch: slice) -> Tensor:
         """Mean next-token NLL of each window [B], from the last block's output [B, T, D]."""
@@ -198,11 +212,11 @@ class Walk:
         size = n * t * d
         if self.depth * size * dtype.itemsize <= self._limit or self._folder is None:
             device = _device(self.model.module)
-            return [torch.empty(n, t, d, dtype=dtype, device=device) for _ in range(self.depth)]
+            return [torch.empty(n, t, d, dtype=dtype, device=device) for _ in range(self.depth + 1)]
         self._folder.mkdir(parents=True, exist_ok=True)
         file = str(self._folder / "hidden.bin")
-        flat = torch.from_file(file, shared=True, size=self.depth * size, dtype=dtype)
-        return list(flat.view(self.depth, n, t, d))
+        flat = torch.from_file(file, shared=True, size=(self.depth + 1) * size, dtype=dtype)
+        return list(flat.view(self.depth + 1, n, t, d))
 
 
 def _device(module: nn.Module) -> torch.device:
