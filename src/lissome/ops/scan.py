@@ -10,7 +10,7 @@ from the true starts. Mamba-2 (arXiv 2405.21060) has one decay per head, so that
 0, so that nothing overflows, however long the sequence.
 
 Why own ones: without compiled kernels transformers runs Mamba-1 as a Python loop that allocates five tensors per token
-(11 times slower than this for 2048 tokens of 192 channels; with gradients the time grows with the square of the length,
+(11 times slower than this for 2048 tokens of 192 channels; with gradients, whose time grows faster than the length,
 60 times slower at 1024 tokens), and Mamba-2 in chunks of 256 with B and C copied for every head (12 times slower).
 Against those, "without its scan the model is 15 times faster" would be an artefact.
 """
