@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import nn
 
-from lissome.core.errors import OrderError, SubnetError, UnsupportedModelError
+from lissome.core.errors import ArtifactError, OrderError, SubnetError, UnsupportedModelError
 from lissome.cost.counted import Counter
 from lissome.cost.measured import measure
 from lissome.engine.evaluate import evaluate
@@ -246,3 +246,31 @@ def test_any_family_can_be_inspected(family: str) -> None:
     assert report.facts["task"] == model.anatomy.task
     assert report.facts["layers"] == model.anatomy.layers()
     assert report.figures["params"] == sum(value.numel() for value in model.module.parameters())
+
+
+@pytest.mark.parametrize(
+    "architectures", [["Trainer"], ["os"], ["LlamaForCausalLM"], ["BertPreTrainedModel"], "Bert", [{}], [[]], 7, [None]]
+)
+@pytest.mark.parametrize("uneven", [False, True])
+def test_only_classes_of_the_model_type_are_built(architectures: Any, uneven: bool, tmp_path: Path) -> None:
+    model = toy_model("bert-tokens")
+    cut = {"layers.0.mlp.width": 7} if uneven else {}
+    folder = extract(model, cut).save(tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    (config["base"] if uneven else config)["architectures"] = architectures
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="is not a class of transformers for model type bert") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_names_no_class_is_a_language_model(tmp_path: Path) -> None:
+    model = toy_model("opt")
+    folder = model.save(tmp_path / "whole")
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    inputs = toy_inputs(model)
+    assert torch.equal(
+        conformance.outputs(load_model(folder).module, inputs), conformance.outputs(model.module, inputs)
+    )
