@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.multipruner.measuring import fast
 from benchmarks.multipruner.pruning import Pruned, context
 from benchmarks.multipruner.texts import Texts
-from lissome.engine.greedy import Greedy, lowest_loss
+from lissome.engine.greedy import CAREFUL, Greedy, lowest_loss
 from lissome.engine.recover import RecoverConfig, recover
 from lissome.engine.walk import Walk
 from lissome.models.binding import Masking
@@ -23,9 +23,9 @@ SEARCH: dict[str, Any] = {"kinds": ["attention", "mlp"], "windows": 2, "steps": 
 """Whole blocks, as the published loop removes them; few windows and steps, because the naive loop is slow."""
 
 VARIANTS = {
-    "naive": {"lazy": False, "cached": False},
-    "cached": {"lazy": False, "cached": True},
-    "lazy": {"lazy": True, "cached": True},
+    "naive": {"lazy": None, "cached": False},
+    "cached": {"lazy": None, "cached": True},
+    "lazy": {"lazy": CAREFUL, "cached": True},
 }
 RECOVERY_SECONDS = 600.0
 _RECOVERY = RecoverConfig(steps=400, max_seconds=RECOVERY_SECONDS, lr=1e-3)
@@ -64,7 +64,7 @@ class _Search:
 
     walk: _ClockedWalk
     masking: Masking
-    options: dict[str, bool]
+    options: dict[str, Any]
     whole: _Clock = field(default_factory=_Clock)
     greedy: Greedy | None = None
 

@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy, kl_div
 from lissome.core.errors import DataError, NumericsError, UnknownNameError
 from lissome.core.events import Event, EventStream
 from lissome.data.text import WindowPlan, text_splits
-from lissome.engine.evaluate import evaluate, perplexity, score_text
+from lissome.engine.evaluate import evaluate
 from lissome.engine.forward import last_states
+from lissome.engine.scoring import perplexity, score_text
 from lissome.models.model import Model
 from lissome.testing.tokenizers import toy_tokenizer
 from lissome.testing.toys import TRANSFORMERS, toy_model

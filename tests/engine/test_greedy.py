@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from lissome.cost.counted import Counter
 from lissome.engine.checkpoint import Checkpoint
-from lissome.engine.greedy import Greedy, Trace, damage_per, lowest_loss, moves
+from lissome.engine.greedy import CAREFUL, QUICK, Greedy, Laziness, Trace, damage_per, lowest_loss, moves
 from lissome.engine.judge import Divergence
 from lissome.engine.walk import Walk
 from lissome.models.binding import Masking, extract
@@ -35,7 +36,7 @@ def _run(
     stop_after: int | None = None,
     folder: Path | None = None,
     judge: bool = False,
-    **options: bool,
+    **options: Any,
 ) -> Trace:
     space, counter = model.space(width=8), Counter(model)
     cost: Callable[[Subnet], float] = lambda subnet: counter.count(subnet).block_params  # noqa: E731
@@ -53,21 +54,21 @@ def _run(
 
 @pytest.mark.parametrize("family", TRANSFORMERS)
 def test_caching_changes_no_choice_and_no_loss(family: str) -> None:
-    cached = _run(toy_model(family), lazy=False, cached=True)
-    naive = _run(toy_model(family), lazy=False, cached=False)
+    cached = _run(toy_model(family), lazy=None, cached=True)
+    naive = _run(toy_model(family), lazy=None, cached=False)
     assert cached.steps == naive.steps
     assert len(cached.steps) >= 3
 
 
 def test_lazy_scores_far_fewer_moves_at_little_loss() -> None:
     model = toy_model("llama", num_hidden_layers=8)
-    every, lazy = _run(model, lazy=False), _run(model, lazy=True)
+    every, lazy = _run(model, lazy=None), _run(model, lazy=CAREFUL)
     assert sum(step.scored for step in lazy.steps) < 0.6 * sum(step.scored for step in every.steps)
     assert lazy.loss <= every.loss * 1.02
 
 
-@pytest.mark.parametrize("lazy", [True, False])
-def test_judged_by_divergence_it_stays_closer_to_the_original(lazy: bool) -> None:
+@pytest.mark.parametrize("lazy", [CAREFUL, QUICK, None])
+def test_judged_by_divergence_it_stays_closer_to_the_original(lazy: Laziness | None) -> None:
     model = toy_model("llama", num_hidden_layers=6)
     original = Divergence(Walk(model, _windows()))
     by_loss, by_divergence = _run(model, lazy=lazy), _run(model, lazy=lazy, judge=True)
@@ -90,9 +91,9 @@ def test_the_loss_of_each_step_is_that_of_the_extracted_model() -> None:
 
 
 @settings(max_examples=6, deadline=None)
-@given(stop=st.integers(1, 5), lazy=st.booleans(), judge=st.booleans())
+@given(stop=st.integers(1, 5), lazy=st.sampled_from([CAREFUL, QUICK, None]), judge=st.booleans())
 def test_a_stopped_run_continues_to_the_same_end(
-    stop: int, lazy: bool, judge: bool, tmp_path_factory: pytest.TempPathFactory
+    stop: int, lazy: Laziness | None, judge: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("greedy")
     whole = _run(toy_model("llama"), lazy=lazy, judge=judge)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lissome.cost.counted import Counter
 from lissome.engine.calibrate import orders
-from lissome.engine.evaluate import score_text
 from lissome.engine.greedy import Greedy, Trace, damage_per, moves
+from lissome.engine.scoring import score_text
 from lissome.engine.walk import Walk
 from lissome.models.adapters import add_lora, load_adapters, merge_lora, save_adapters
 from lissome.models.binding import Masking, extract, masked
@@ -63,8 +63,8 @@ def test_a_walk_is_a_whole_forward(family: str, batch_tokens: int) -> None:
 
 @pytest.mark.parametrize("family", STATES)
 def test_greedy_finds_what_it_says(family: str) -> None:
-    model, trace = _run(family, lazy=False)
-    assert _run(family, lazy=False, cached=False)[1].steps == trace.steps
+    model, trace = _run(family, lazy=None)
+    assert _run(family, lazy=None, cached=False)[1].steps == trace.steps
     space = model.space(width=8, channels=16)
     assert len(trace.steps) >= 2
     for subnet, step in zip(trace.subnets(space)[1:], trace.steps, strict=True):

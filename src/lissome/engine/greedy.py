@@ -24,9 +24,28 @@ from lissome.models.anatomy import Anatomy
 from lissome.models.binding import Masking
 from lissome.models.space import Space, Subnet
 
-_LOOKED = 2  # a look at a move uses one in so many windows
-_REFRESHED = 3  # accepted steps between two looks at all moves: without them BlockPruner ends 20 % worse on SmolLM2
-_SCORED = 3  # best-looking moves that are scored on all windows at every step, at least
+
+@dataclass(frozen=True, kw_only=True)
+class Laziness:
+    """How little is scored.
+
+    Attributes:
+        looked: A look at a move uses one in so many windows.
+        refreshed: Accepted steps between two looks at all moves; None looks at each once.
+        scored: Best-looking moves that are scored on all windows at every step, at least.
+    """
+
+    looked: int
+    refreshed: int | None
+    scored: int
+
+
+CAREFUL = Laziness(looked=2, refreshed=3, scored=3)
+"""For the loss of a text, where removals change each other's damage: with one look each, BlockPruner ends 20 % worse in
+perplexity than by scoring every move (SmolLM2 at 90 %); with this, equal, in a fifth of the time."""
+
+QUICK = Laziness(looked=4, refreshed=None, scored=1)
+"""For the divergence from the original, which hardly ever falls: in five times the time `CAREFUL` finds no better."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +195,7 @@ class Greedy:
         masking: The model under its mask; it follows the accepted moves.
         walk: The calibration windows.
         judge: What to keep low, of each window (default: the loss on its text).
-        lazy: Score only moves that may be best (default), or all moves at every step.
+        lazy: How to score only moves that may be best; None scores all of them at every step.
         cached: Start each score at the changed block (default), or at the embeddings, as the published code does;
             then nothing is lazy.
         checkpoint: Where accepted steps are kept.
@@ -189,12 +208,12 @@ class Greedy:
         walk: Walk,
         *,
         judge: Judge | None = None,
-        lazy: bool = True,
+        lazy: Laziness | None = CAREFUL,
         cached: bool = True,
         checkpoint: Checkpoint | None = None,
         events: EventStream | None = None,
     ) -> None:
-        self.masking, self.walk, self.lazy, self.cached = masking, walk, lazy and cached, cached
+        self.masking, self.walk, self.lazy, self.cached = masking, walk, lazy if cached else None, cached
         self._judge = judge
         self._checkpoint, self._events = checkpoint, events or EventStream()
         self.trace = Trace(masking.space.full)
@@ -203,7 +222,7 @@ class Greedy:
             self.trace = Trace.from_json(saved.state)
             masking.switch(self.trace.subnet)
         self._losses = walk.fill(judge=judge)  # of each window, for what is left now
-        self._looked = max(1, len(self._losses) // _LOOKED)
+        self._looked = max(1, len(self._losses) // (lazy.looked if lazy else 1))
         if saved is None:
             self.trace.start = float(self._losses.mean())
             self.trace.start_nll = self._nll(self.trace.start)
@@ -240,6 +259,14 @@ class Greedy:
     def _unseen(self, options: list[Move]) -> list[Move]:
         return [move for move in options if str(move) not in self.trace.stale]
 
+    def _due(self, options: list[Move]) -> list[Move]:
+        """Moves to look at before the next step."""
+        if self.lazy is None:
+            return []
+        done = len(self.trace.steps)
+        again = done > 0 and self.lazy.refreshed is not None and done % self.lazy.refreshed == 0
+        return options if again else self._unseen(options)
+
     def _look(self, move: Move) -> None:
         """Note the damage of a move on the first windows, paired with the loss of the same windows before it."""
         with self._made(move):
@@ -250,14 +277,14 @@ class Greedy:
         """Score moves, cheapest-looking first, until enough are and one is at least as good as all stale ranks."""
         if not options:
             return None
-        due = bool(self.trace.steps) and len(self.trace.steps) % _REFRESHED == 0
-        for move in (options if due else self._unseen(options)) if self.lazy else ():
+        for move in self._due(options):
             self._look(move)
         scored: dict[Move, float] = {}
         queue = [(self._stale_rank(move, rank), index) for index, move in enumerate(options)]
         heapq.heapify(queue)
         best: tuple[float, int] | None = None
-        while queue and (not self.lazy or best is None or queue[0] < best or len(scored) < _SCORED):
+        least = self.lazy.scored if self.lazy else len(options)
+        while queue and (best is None or queue[0] < best or len(scored) < least):
             _, index = heapq.heappop(queue)
             scored[options[index]] = self._score(options[index])
             fresh = (self._rank(options[index], scored[options[index]], rank), index)

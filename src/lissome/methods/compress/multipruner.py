@@ -40,7 +40,7 @@ from lissome.cost.peak import give_back
 from lissome.data.text import spread
 from lissome.engine.calibrate import orders
 from lissome.engine.checkpoint import Checkpoint
-from lissome.engine.greedy import Greedy, Rank, Trace, damage_per, lowest_loss
+from lissome.engine.greedy import CAREFUL, QUICK, Greedy, Rank, Trace, damage_per, lowest_loss
 from lissome.engine.judge import Divergence
 from lissome.engine.recover import RecoverConfig, recover
 from lissome.engine.target import Target
@@ -165,10 +165,11 @@ class MultiPruner(Method):
         masking = Masking(work.binding, space)
         checkpoint = Checkpoint(context.folder / "greedy", self._key(context))
         try:
-            judge = Divergence(walk) if self._judged_by() == "kl" else None
+            judge, lazy = (Divergence(walk), QUICK) if self._judged_by() == "kl" else (None, CAREFUL)
             greedy = Greedy(
-                masking, walk, judge=judge, lazy=self.config.lazy, checkpoint=checkpoint, events=context.events
-            )
+                masking, walk, judge=judge, lazy=lazy if self.config.lazy else None, checkpoint=checkpoint,
+                events=context.events,
+            )  # fmt: skip
             return self._remove(greedy, target, space)
         finally:
             masking.restore()
