@@ -33,8 +33,9 @@ from lissome.pipeline import load
 MODELS = ("smollm2-135m", "gemma-3-270m")
 ABLATION: dict[str, dict[str, Any]] = {
     "0:100:0": {"split": "0:100:0"},
-    "20:80:0": {"split": "20:80:0"},
     "44:52:4": {"split": "44:52:4"},
+    "auto, damage=loss": {"split": "auto", "damage": "loss"},
+    "100:0:0, damage=kl": {"split": "100:0:0", "damage": "kl"},
     "auto, score=magnitude": {"split": "auto", "score": "magnitude"},
     "auto, score=none": {"split": "auto", "score": "none"},
     "100:0:0, lazy=false": {"split": "100:0:0", "lazy": False},  # whether lazy scoring is fair to BlockPruner
