@@ -61,7 +61,7 @@ DEVICE = {
 def _inspected() -> InspectReport:
     layer = {"attention": {"groups": 3, "queries": 3}, "mlp": {"width": 96}}
     facts = {
-        "architecture": "llama", "family": "decoder", "source": None, "sha256": None, "hidden": 64, "vocabulary": 99,
+        "architecture": "llama", "family": "decoder", "task": "causal-lm", "source": None, "sha256": None, "hidden": 64, "vocabulary": 99,
         "embedding_params": 1000, "cache_bytes": 2000, "axes": 5,
         "layers": [{"mlp": {"width": 96}}, layer, layer], "tags": ["dense"],
     }  # fmt: skip
@@ -98,7 +98,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             model="base", recipe=[{"method": "multipruner", "split": "auto"}], budget="latency<=85%",
             original={"latency": 1.3, "disk": 5e8}, predicted={"latency": 1.1}, reachable={"latency": 0.3},
             provenance={"latency": "predicted", "disk": "counted"}, peak_memory=1e9, memory_parts={"weights": 5e8},
-            tags=("pruned",),
+            seconds=90.0, tags=("pruned",),
         ),
     }  # fmt: skip
 

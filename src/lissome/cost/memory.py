@@ -20,9 +20,10 @@ from lissome.models.precision import fast_dtype
 BATCH_TOKENS = 1024  # tokens of a forward in calibration and evaluation
 TRAIN_TOKENS = 256  # tokens of a forward in recovery
 CHUNK = 128  # tokens whose logits are held at a time
+ROWS = 32  # of them, tokens that are normalised in float32 at a time
 
 _TOKENIZER = 600.0  # bytes per token of the vocabulary: text, merges, and hash tables of both
-_CODE = 24 << 20  # modules that are imported when a model is first used
+_CODE = 48 << 20  # modules and pages of libraries that are first used by a model
 _LINEARS = 7  # linear layers of a block
 _SAVED = 2.0  # numbers kept for the backward pass per output of a linear layer: its input's share, and its output
 
@@ -110,9 +111,14 @@ class Sizes:
         """One block's intermediate results for so many tokens, without a gradient."""
         return tokens * (self.features + 4 * self.hidden) * item
 
-    def logits(self, copies: float) -> float:
-        """Logits of one chunk, in float32."""
-        return CHUNK * self.vocabulary * 4 * copies
+    def logits(self, item: float, *, models: int = 1, kept: float = 0.0) -> float:
+        """Logits of one chunk under so many models, two float32 copies of some rows, and more of the whole chunk."""
+        return (models * (CHUNK * item + 2 * ROWS * 4) + kept * CHUNK * 4) * self.vocabulary
+
+    @property
+    def outside(self) -> float:
+        """Bytes of the weights outside of the blocks, embeddings above all."""
+        return self.weights - self.block_params * self.item
 
 
 def predict_inference(sizes: Sizes, cache: float, request: Request | None = None) -> MemoryPlan:
@@ -155,40 +161,58 @@ def predict_fit(
     """
     sizes, tokens = Sizes.of(card), windows[0] * windows[1]
     item = min(fast_dtype().itemsize if work_item is None else work_item, sizes.item)
-    search = {
-        **sizes.resident(),
-        "working copy": sizes.params * item if item < sizes.item else 0.0,
-        "hidden states": tokens * sizes.hidden * sizes.layers * item,
-        "activations": sizes.activations(max(BATCH_TOKENS, windows[1]), item),
-        "logits": sizes.logits(2 + item / 4),
-    }
-    result = {"result": sizes.weights * kept}
+    resident, result = sizes.resident(), {"result": sizes.weights * kept}
+    states = tokens * sizes.hidden * item
     stages = {
-        "latency table": {**sizes.resident(), "probe": sizes.weights - 0.4 * sizes.block_params * sizes.item},
-        "search": search,
-        "cut": {**sizes.resident(), **result},
-        "evaluation": {
-            **sizes.resident(),
-            **result,
+        "latency table": {**resident, "probe": sizes.weights - 0.4 * sizes.block_params * sizes.item},
+        "search": {
+            **resident,
+            "working copy": sizes.params * item if item < sizes.item else 0.0,
+            "hidden states": states * (sizes.layers + 1),
+            "activations": sizes.activations(max(BATCH_TOKENS, windows[1]), item),
+            "logits": sizes.logits(item),
+        },
+        "cut": {**resident, **result},
+        "timing": {**resident, **result, "logits": 3.0 * Request().prompt * sizes.vocabulary * sizes.item},
+        "evaluation": {  # one model at a time, and the other's head
+            **resident,
+            "head": sizes.outside,
+            "states": states,
             "activations": sizes.activations(BATCH_TOKENS, sizes.item),
-            "logits": sizes.logits(4),
+            "logits": sizes.logits(sizes.item, models=2),
         },
     }
-    if recover:
-        around = {**sizes.resident(), "weights": 0.0}  # the original is parked in its file meanwhile
-        stages["recovery"] = {**around, **result, **_training(sizes, item, kept, rank)}
+    if recover:  # the original and the cut weights lie in files meanwhile
+        stages["recovery"] = {**resident, "weights": sizes.outside, **_training(sizes, item, kept, rank)}
     return MemoryPlan(stages={name: _with_slack(terms) for name, terms in stages.items()})
 
 
 def _training(sizes: Sizes, item: float, kept: float, rank: int) -> dict[str, float]:
     trained = rank * sizes.layers * (sizes.features + _LINEARS * sizes.hidden)
     saved = TRAIN_TOKENS * sizes.layers * (sizes.features + 8 * sizes.hidden) * _SAVED * item
+    fast = (sizes.block_params * kept + sizes.hidden * sizes.vocabulary) * item
     return {
-        "fast copies of frozen weights": sizes.block_params * kept * item if item < sizes.item else 0.0,
+        "fast copies of frozen weights": fast if item < sizes.item else 0.0,
         "adapters, gradients, optimizer": trained * 4 * 4.0,
         "activations for the backward pass": saved * kept,
-        "logits": sizes.logits(4),
+        "logits": sizes.logits(item, kept=3.0),
     }
+
+
+def kept_weights(card: ModelCard, figures: Mapping[str, float]) -> float:
+    """Share of the weights that a result of such figures will have: removal takes from the blocks alone.
+
+    Args:
+        card: The original.
+        figures: Expected figures of the result by budget term.
+    """
+    shares = [1.0]
+    for name, value in figures.items():
+        now = card.figures[name]
+        left = now / value if name in ("prefill", "decode") else value / now
+        inside = 1.0 if name in ("params", "disk") else card.figures["block_params"] / card.figures["params"]
+        shares.append(1 - max(0.0, 1 - left) * inside)
+    return min(shares)
 
 
 def require_memory(limit: float | None, predicted: float) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from lissome.core.errors import ConfigError
@@ -29,13 +31,13 @@ def watch_inputs(module: nn.Module, layers: Iterable[str]) -> Iterator[dict[str,
     Yields:
         By layer name: sum over tokens of the squared input, Tensor[F] in float64.
     """
-    sums: dict[str, Tensor] = {}
+    # All sums have their place before the first forward: what is kept between large temporaries would split the heap.
+    sums = {name: _zeros(module.get_submodule(name)) for name in layers}
     hooks = []
-    for name in layers:
+    for name in sums:
 
         def hook(_layer: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-            squares = args[0].detach().flatten(0, -2).double().square().sum(0)
-            sums[name] = sums[name] + squares if name in sums else squares
+            sums[name] += args[0].detach().flatten(0, -2).double().square().sum(0)
 
         hooks.append(module.get_submodule(name).register_forward_pre_hook(hook))
     try:
@@ -43,6 +45,12 @@ def watch_inputs(module: nn.Module, layers: Iterable[str]) -> Iterator[dict[str,
     finally:
         for handle in hooks:
             handle.remove()
+
+
+def _zeros(layer: nn.Module) -> Tensor:
+    """Room for one sum per input of a Linear, or of transformers' Conv1D."""
+    features = layer.in_features if isinstance(layer, nn.Linear) else layer.nx
+    return torch.zeros(cast(int, features), dtype=torch.float64, device=next(layer.parameters()).device)
 
 
 def orders(

@@ -164,6 +164,15 @@ def damage_per(cost: Callable[[Subnet], float]) -> Rank:
     return rank
 
 
+def within(most: float, rank: Rank) -> Rank:
+    """Rank moves as `rank` does, but never make one whose damage is above `most` nats."""
+
+    def limited(damage: float, before: Subnet, after: Subnet) -> float:
+        return math.inf if damage > most else rank(damage, before, after)
+
+    return limited
+
+
 def moves(space: Space, anatomy: Anatomy, subnet: Subnet, kinds: Iterable[str]) -> list[Move]:
     """List every single change of the given kinds that the Space still allows.
 
@@ -274,7 +283,10 @@ class Greedy:
         self.trace.stale[str(move)] = float((losses - self._losses[: self._looked]).mean())
 
     def _best(self, options: list[Move], rank: Rank) -> Step | None:
-        """Score moves, cheapest-looking first, until enough are and one is at least as good as all stale ranks."""
+        """Score moves, cheapest-looking first, until enough are and one is at least as good as all stale ranks.
+
+        When none may be made, all have been scored, so that `Trace.stale` says how far from it each was.
+        """
         if not options:
             return None
         for move in self._due(options):
@@ -284,7 +296,7 @@ class Greedy:
         heapq.heapify(queue)
         best: tuple[float, int] | None = None
         least = self.lazy.scored if self.lazy else len(options)
-        while queue and (best is None or queue[0] < best or len(scored) < least):
+        while queue and (best is None or math.isinf(best[0]) or queue[0] < best or len(scored) < least):
             _, index = heapq.heappop(queue)
             scored[options[index]] = self._score(options[index])
             fresh = (self._rank(options[index], scored[options[index]], rank), index)

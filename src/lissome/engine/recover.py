@@ -1,15 +1,17 @@
 """Heals a cut model: low-rank adapters are trained on text, or on the original's opinion of it, and merged.
 
 What a removal damages is mostly how the remaining parts fit together, which few parameters and little text repair.
-The result has the shapes and the speed of the cut model.
+Where no adapter can sit (convolutions, decays and norms of a Mamba mixer, projections whose weight is read directly),
+small tensors can be trained themselves. The result has the shapes and the speed of the cut model.
 """
 
 # B windows, T tokens, D residual width
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +21,12 @@ from torch import Tensor, nn
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import ConfigError, DataError
 from lissome.core.method import Context
+from lissome.cost.peak import give_back
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.forward import last_states
-from lissome.engine.hooks import Batch, Loss, Task
+from lissome.engine.hooks import Batch, Hooks, Loss, Task
 from lissome.engine.train import TrainConfig, derive, train
-from lissome.models.adapters import add_lora, merge_lora, remove_lora
+from lissome.models.adapters import adaptable, add_lora, merge_lora, remove_lora
 from lissome.models.model import Model
 from lissome.models.precision import fast_dtype, in_dtype
 from lissome.ops.distil import Teacher, learning_loss
@@ -42,6 +45,12 @@ class RecoverConfig(MethodConfig):
     batch: int = option(4, "windows of up to 256 tokens per step; longer ones are cut", low=1)
     rank: int = option(16, "rank of the adapters", low=1)
     alpha: int = option(32, "adapters are scaled by alpha / rank", low=1)
+    small: int = option(
+        0, "tensors of the blocks that no adapter reaches are trained themselves up to so many numbers; 0: none", low=0
+    )
+    small_rate: float = option(
+        0.1, "their learning rate, as a share of lr: a weight moves as it is, an adapter by a product", low=0.0
+    )
     distil: float = option(0.0, "share of KL(original‖model) in the loss; the rest is the text", low=0.0, high=1.0)
     max_seconds: float | None = option(None, "shorten `steps` to what fits, measured before step 1", low=0.0)
 
@@ -97,14 +106,54 @@ def recover(
     loss = token_loss(
         model, in_dtype(teacher, fast_dtype(device)) if teacher and config.distil else None, config.distil
     )
+    small = small_tensors(model, config.small)
     add_lora(model, rank=config.rank, alpha=config.alpha, seed=derive(context.seed, "adapters"))
     try:
-        task = Task(module=model.module, loss=loss, data=ids)
-        train(task, config.training(ids.shape[1]), seed=context.seed, checkpoint=checkpoint, events=context.events)
-        merge_lora(model)
+        with _thawed(model.module, small):
+            train(
+                Task(module=model.module, loss=loss, data=ids), config.training(ids.shape[1]), seed=context.seed,
+                hooks=_Rates(small, config.small_rate), checkpoint=checkpoint, events=context.events,
+            )  # fmt: skip
+            give_back()  # activations, gradients and fast copies, before the merge touches every weight
+            merge_lora(model)
     finally:
         remove_lora(model)
     return model
+
+
+def small_tensors(model: Model, most: int) -> tuple[str, ...]:
+    """Return the names of parameters of branches that no adapter reaches and that have at most `most` numbers."""
+    adapted = {f"{name}.{part}" for name in adaptable(model) for part in ("weight", "bias")}
+    names = (name for branch in model.anatomy.branches for name in branch.parameters if name not in adapted)
+    return tuple(name for name in names if model.module.get_parameter(name).numel() <= most)
+
+
+@contextlib.contextmanager
+def _thawed(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Let frozen parameters train inside the block, in float32; after an error they are as they were."""
+    parameters = [module.get_parameter(name) for name in names]
+    before = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.float().clone()
+        parameter.requires_grad_(True)
+    try:
+        yield
+    except BaseException:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.data = value
+        raise
+    for parameter, value in zip(parameters, before, strict=True):
+        parameter.data = parameter.data.to(value.dtype)
+
+
+class _Rates(Hooks):
+    """A learning rate of their own for some parameters."""
+
+    def __init__(self, names: Sequence[str], factor: float) -> None:
+        self._names, self._factor = frozenset(names), factor
+
+    def rate(self, name: str, parameter: nn.Parameter) -> float:
+        return self._factor if name in self._names else 1.0
 
 
 def shorter(windows: Tensor) -> Tensor:

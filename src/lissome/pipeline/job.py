@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,8 @@ from lissome.core.budget import Budget
 from lissome.core.errors import ConfigError
 from lissome.core.events import EventStream
 from lissome.core.method import ModelCard, Plan
+from lissome.cost.duration import measuring_seconds, speeds_here
+from lissome.cost.memory import kept_weights
 from lissome.cost.oracle import SubnetCost
 from lissome.cost.table import LatencyTable, cached_table
 from lissome.data.text import TextSplits, WindowPlan, text_splits
@@ -101,19 +103,26 @@ class Job:
         tags = self.recipe.check(self.tags, self.budget)
         plans: list[Plan] = [step.method(step.config).plan(self.card, self.budget) for step in self.recipe.steps]
         worst = max(plans, key=lambda plan: plan.peak_memory)
+        seconds = [plan.seconds for plan in plans if plan.seconds is not None]
+        predicted = {name: value for plan in plans for name, value in plan.figures.items()}
         return PlanReport(
             model=self.model.name,
             recipe=self.recipe.to_json(),
             budget=str(self.budget),
             original=self.original,
-            predicted={name: value for plan in plans for name, value in plan.figures.items()},
+            predicted=predicted,
             reachable=self.card.reachable,
             provenance={name: self.cost.provenance(name) for name in self.original},
             peak_memory=worst.peak_memory,
             memory_parts=worst.memory_parts,
+            seconds=sum(seconds) + self._measuring(predicted) if len(seconds) == len(plans) else None,
             tags=tuple(sorted(tags)),
             notes=tuple(note for plan in plans for note in plan.notes),
         )
+
+    def _measuring(self, predicted: Mapping[str, float]) -> float:
+        kept = kept_weights(self.card, predicted)
+        return measuring_seconds(self.card, speeds_here(), tokens=self.data.test.numel(), kept=kept)
 
 
 def tags_of(model: Model) -> frozenset[str]:

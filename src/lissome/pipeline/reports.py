@@ -82,6 +82,7 @@ class PlanReport:
         provenance: How each term comes about.
         peak_memory: Predicted peak bytes above the imported libraries.
         memory_parts: What that peak is made of, in bytes.
+        seconds: Predicted time of the job, good to a factor of about two; None when a method cannot say.
         tags: State of the model after the last step.
         notes: Lines for a person.
     """
@@ -95,6 +96,7 @@ class PlanReport:
     provenance: Mapping[str, str]
     peak_memory: float
     memory_parts: Mapping[str, float]
+    seconds: float | None
     tags: tuple[str, ...]
     notes: tuple[str, ...] = ()
 

@@ -35,7 +35,8 @@ from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import BudgetUnmetError, ConfigError
 from lissome.core.method import Context, CurvePoint, Method, ModelCard, Outcome, Plan, expected_figures
-from lissome.cost.memory import predict_fit
+from lissome.cost.duration import search_seconds, speeds_here, training_seconds
+from lissome.cost.memory import kept_weights, predict_fit
 from lissome.cost.peak import give_back
 from lissome.data.text import spread
 from lissome.engine.calibrate import orders
@@ -107,9 +108,23 @@ class MultiPruner(Method):
         Raises:
             BudgetUnmetError: When removal alone cannot reach a bound.
         """
-        memory = predict_fit(card, windows=card.windows, recover=self.config.recover_steps > 0)
         figures = expected_figures(card, budget)
-        return Plan(figures=figures, peak_memory=memory.total, memory_parts=memory.parts)
+        kept = kept_weights(card, figures)
+        memory = predict_fit(card, windows=card.windows, recover=self.config.recover_steps > 0, kept=kept)
+        return Plan(
+            figures=figures, peak_memory=memory.total, memory_parts=memory.parts, seconds=self._seconds(card, kept)
+        )
+
+    def _seconds(self, card: ModelCard, kept: float) -> float:
+        speeds, length = speeds_here(), card.windows[1]
+        inside = 1 - (1 - kept) * card.figures["params"] / card.figures["block_params"]
+        quick = self._judged_by() == "kl"
+        return search_seconds(
+            card, speeds, kept=inside, ordering=self.config.order_windows * length, kinds=3,
+            scored=1 if quick else 3 + card.layers / 2, looked=0.25 if quick else 0.5,
+        ) + training_seconds(
+            card, speeds, tokens=self.config.recover_steps * self.config.recover_batch * length, kept=inside
+        )  # fmt: skip
 
     def run(self, model: Model, context: Context) -> Outcome:
         """Reorder, remove step by step, cut, and recover.
