@@ -61,7 +61,8 @@ DEVICE = {
 def _inspected() -> InspectReport:
     layer = {"attention": {"groups": 3, "queries": 3}, "mlp": {"width": 96}}
     facts = {
-        "architecture": "llama", "family": "decoder", "task": "causal-lm", "source": None, "sha256": None, "hidden": 64, "vocabulary": 99,
+        "architecture": "llama", "family": "decoder", "task": "causal-lm", "source": None, "sha256": None,
+        "hidden": 64, "vocabulary": 99,
         "embedding_params": 1000, "cache_bytes": 2000, "axes": 5,
         "layers": [{"mlp": {"width": 96}}, layer, layer], "tags": ["dense"],
     }  # fmt: skip
