@@ -16,7 +16,7 @@ from lissome.core.events import Event, EventStream
 from lissome.core.method import Context
 from lissome.engine.forward import last_states
 from lissome.engine.hooks import Task
-from lissome.engine.recover import RecoverConfig, fingerprint, recover, shorter, token_loss
+from lissome.engine.recover import RecoverConfig, fingerprint, recover, shorter, small_tensors, token_loss
 from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import add_lora, merge_lora
 from lissome.models.binding import extract
@@ -167,3 +167,40 @@ def test_precision_and_recomputation_change_little(tmp_path: Path) -> None:
     assert again == pytest.approx(plain, rel=1e-5)
     pairs = zip(first.module.parameters(), second.module.parameters(), strict=True)
     assert max(float((one - other).detach().abs().max()) for one, other in pairs) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "bamba"])
+def test_small_tensors_train_where_no_adapter_sits(family: str, tmp_path: Path) -> None:
+    model = extract(toy_model(family), {"layers.2.mixer.ssm": 0})
+    names = small_tensors(model, 1 << 20)
+    assert {name.rpartition(".")[2] for name in names} >= {"weight", "bias", "A_log", "D"}
+    assert not any("in_proj" in name or "x_proj" in name for name in names), "adapters sit there"
+    most = min(model.module.get_parameter(name).numel() for name in names)
+    assert set(small_tensors(model, most)) < set(names) and not small_tensors(model, 0)
+    ids, before = windows(), {name: value.clone() for name, value in model.module.named_parameters()}
+    start = loss(model, ids)
+    recover(model, ids, config=RecoverConfig(steps=20, lr=1e-2, small=1 << 20), context=context(tmp_path))
+    assert loss(model, ids) < 0.9 * start
+    still = {name for name, value in model.module.named_parameters() if torch.equal(value, before[name])}
+    assert still.isdisjoint(names) and any("embed" in name for name in still)
+
+
+def test_after_an_error_small_tensors_are_as_they_were(tmp_path: Path) -> None:
+    model = toy_model("mamba2")
+    before = fingerprint(model.module)
+
+    def fail(event: Event) -> None:
+        if event.stage == "train" and event.step == 3:
+            raise RuntimeError
+
+    config = RecoverConfig(steps=6, lr=1e-2, small=1 << 20)
+    with pytest.raises(RuntimeError):
+        recover(model, windows(), config=config, context=context(tmp_path, listeners=(fail,)))
+    assert fingerprint(model.module) == before
+
+
+def test_small_tensors_keep_their_type(tmp_path: Path) -> None:
+    model = toy_model("mamba2")
+    model.module.to(torch.bfloat16)
+    recover(model, windows(), config=RecoverConfig(steps=2, small=1 << 20), context=context(tmp_path))
+    assert {parameter.dtype for parameter in model.module.parameters()} == {torch.bfloat16}

@@ -169,6 +169,11 @@ class Method(abc.ABC):
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
 
+    @property
+    def follows_budget(self) -> bool:
+        """Whether the budget decides how far it goes; False when its settings do, and no budget is needed."""
+        return True
+
     @abc.abstractmethod
     def plan(self, card: ModelCard, budget: Budget) -> Plan:
         """Predict the result and its cost without touching a weight, in under a second."""
