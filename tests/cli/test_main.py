@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,26 @@ def test_every_failure_is_one_line_and_a_code(run, calls, error, code, expected,
     assert "Traceback" not in result.err
     assert result.out == ""
     assert sum(line.startswith("error: ") for line in result.err.splitlines()) == bool(expected)
+
+
+def test_a_request_to_end_unwinds(run, monkeypatch):
+    from lissome import pipeline
+
+    unwound = []
+
+    def slow(*_args, **_options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        finally:
+            unwound.append(True)
+
+    monkeypatch.setattr(pipeline, "generate", slow)
+    before = signal.getsignal(signal.SIGTERM)
+    result = run("generate", "x", "--prompt", "y")
+    assert (result.code, unwound) == (143, [True])
+    assert "terminated; the same command continues" in result.err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(run, calls):

@@ -12,6 +12,7 @@ from lissome.core.errors import LissomeError, nearest, unknown_name
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 READER_GONE = 141  # 128 + SIGPIPE
+TERMINATED = 143  # 128 + SIGTERM
 EXIT_CODES = {
     1: "the machine or a defect: disk full, out of memory, a file that cannot be used, an unexpected error",
     2: "what was asked for: a mistyped name, a wrong setting, a model or file that cannot be used",
@@ -20,6 +21,7 @@ EXIT_CODES = {
     5: "the job needs more than `--max-memory`",
     INTERRUPTED: "interrupted",
     READER_GONE: "the reader of the answer went away",
+    TERMINATED: "terminated, by a scheduler's time limit for example",
 }
 """What each exit code says, besides 0."""
 
@@ -30,10 +32,15 @@ _MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memo
 _FILES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
+
+
 def failure(error: BaseException) -> tuple[str, int]:
     """Return the line for a person, without its ``error:``, and the exit code."""
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "interrupted; the same command continues.", INTERRUPTED
+        word, code = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
+        return f"{word}; the same command continues.", code
     if isinstance(error, LissomeError):
         return _line(error), error.exit_code
     if _is_disk_full(error):

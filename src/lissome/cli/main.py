@@ -6,12 +6,15 @@ Nothing else has to be edited to add one.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from lissome import __version__
-from lissome.cli._failures import READER_GONE, failure
+from lissome.cli._failures import READER_GONE, Terminated, failure
 from lissome.cli._session import Session
 from lissome.core.errors import UnknownNameError, unknown_name
 from lissome.core.registry import FileInfo, public_files
@@ -111,8 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         _quieten_libraries()
     try:
-        _run(words)
-        sys.stdout.flush()
+        with _ending_politely():
+            _run(words)
+            sys.stdout.flush()
     except typer.Exit as done:
         return done.exit_code
     except BrokenPipeError:
@@ -126,6 +130,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         typer.echo(f"error: {line}", err=True)
         return code
     return 0
+
+
+@contextlib.contextmanager
+def _ending_politely() -> Iterator[None]:
+    """Let a request to end (SIGTERM) unwind the stack, so that half-written files are removed."""
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(words: Sequence[str]) -> None:
