@@ -8,7 +8,7 @@ latency table errs by a few percent), the cut model is measured, the prediction 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -18,7 +18,9 @@ import torch
 
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import BudgetUnmetError, ConfigError
-from lissome.core.method import Context, CurvePoint, Outcome
+from lissome.core.method import Context, CurvePoint, ModelCard, Outcome, Plan
+from lissome.cost.duration import search_seconds, speeds_here, training_seconds
+from lissome.cost.memory import kept_weights, predict_fit
 from lissome.cost.peak import give_back
 from lissome.data.text import spread
 from lissome.engine.calibrate import orders
@@ -44,6 +46,9 @@ _ATTEMPTS = 4  # a latency table errs by a few percent, so that one correction i
 class RemovalConfig(MethodConfig):
     """Settings that methods of removal share."""
 
+    damage: Literal["auto", "loss", "kl"] = option(
+        "auto", "what a removal raises least: calibration loss, or KL from the original; auto: kl for split=auto"
+    )
     score: Literal["activation", "magnitude", "none"] = option(
         "activation", "order of channels and heads; none keeps it"
     )
@@ -63,6 +68,12 @@ class RemovalConfig(MethodConfig):
     recover_lr: float = option(2e-3, "peak learning rate of the recovery", low=0.0)
     recover_batch: int = option(4, "windows per recovery step", low=1)
     recover_rank: int = option(16, "rank of the recovery's adapters (the paper's)", low=1)
+
+    def judged_by(self, competing: bool) -> Literal["loss", "kl"]:
+        """Return what damage is; `competing` says whether unlike kinds compete for a budget."""
+        if self.damage != "auto":
+            return self.damage
+        return "kl" if competing else "loss"
 
 
 def shares(split: str) -> tuple[float, float, float] | None:
@@ -112,6 +123,32 @@ def in_turn(kinds: Sequence[tuple[str, ...]], split: str) -> tuple[Stage, ...]:
         return (Stage(kinds=tuple(kind for group in kinds for kind in group), thrifty=True),)
     ends = accumulate(parts)
     return tuple(Stage(kinds=group, share=end) for group, end in zip(kinds, ends, strict=True))
+
+
+def expected_plan(
+    card: ModelCard, figures: Mapping[str, float], config: RemovalConfig, *, damage: str, kinds: int
+) -> Plan:
+    """Plan a removal: its peak memory and its time.
+
+    Args:
+        card: The original.
+        figures: Expected figures of the result by budget term; none, when they are not known.
+        config: Settings.
+        damage: As in `Removal`.
+        kinds: Moves that a block has (attention, MLP, width …).
+    """
+    kept, length, quick = kept_weights(card, figures), card.windows[1], damage == "kl"
+    inside = 1 - (1 - kept) * card.figures["params"] / card.figures["block_params"]
+    memory = predict_fit(card, windows=card.windows, recover=config.recover_steps > 0, kept=kept)
+    speeds, trained = speeds_here(), config.recover_steps * config.recover_batch * length
+    searching = search_seconds(
+        card, speeds, kept=inside, ordering=config.order_windows * length, kinds=kinds,
+        scored=1 if quick else 3 + card.layers / 2, looked=0.25 if quick else 0.5,
+    )  # fmt: skip
+    return Plan(
+        figures=figures, peak_memory=memory.total, memory_parts=memory.parts,
+        seconds=searching + training_seconds(card, speeds, tokens=trained, kept=inside),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

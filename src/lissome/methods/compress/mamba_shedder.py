@@ -29,8 +29,7 @@ from lissome.core.budget import Budget
 from lissome.core.config import option
 from lissome.core.errors import ConfigError
 from lissome.core.method import Context, Method, ModelCard, Outcome, Plan, expected_figures
-from lissome.cost.memory import predict_fit
-from lissome.engine.removal import TERMS, Removal, RemovalConfig, Stage, in_turn, shares
+from lissome.engine.removal import TERMS, Removal, RemovalConfig, Stage, expected_plan, in_turn, shares
 from lissome.models.anatomy import Anatomy
 from lissome.models.model import Model
 
@@ -59,9 +58,6 @@ class MambaShedder(Method):
             None, "removals to make, whatever the budget: one number, or those of the stages blocks,width,ssm", low=0
         )
         split: str = option("auto", "auto: all targets compete; or shares blocks:width:ssm of the cut, one by one")
-        damage: Literal["auto", "loss", "kl"] = option(
-            "auto", "what a removal raises least: calibration loss, or KL from the original; auto: kl for split=auto"
-        )
         cliff: float | None = option(
             0.1, "largest rise of perplexity by one removal, as a share; none removes on", low=0.0
         )
@@ -86,9 +82,8 @@ class MambaShedder(Method):
         Raises:
             BudgetUnmetError: When removal alone cannot reach a bound.
         """
-        memory = predict_fit(card, windows=card.windows, recover=self.config.recover_steps > 0)
         figures = expected_figures(card, budget) if self.follows_budget else {}
-        return Plan(figures=figures, peak_memory=memory.total, memory_parts=memory.parts)
+        return expected_plan(card, figures, self.config, damage=self._damage(), kinds=2)
 
     def run(self, model: Model, context: Context) -> Outcome:
         """Remove step by step, cut, and recover.
@@ -110,9 +105,7 @@ class MambaShedder(Method):
         ).run()
 
     def _damage(self) -> Literal["loss", "kl"]:
-        if self.config.damage != "auto":
-            return self.config.damage
-        return "kl" if self.follows_budget and self.config.split == "auto" else "loss"
+        return self.config.judged_by(self.follows_budget and self.config.split == "auto")
 
     def _stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         config, present = self.config, _present(anatomy)
