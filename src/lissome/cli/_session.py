@@ -161,13 +161,24 @@ def derived_folder(model: str, budget: Sequence[str] | None, **choices: object) 
 
     The model and the budget are readable; anything else that was chosen goes into six digits of a hash.
     """
-    bounds = budget or ([] if choices.get("recipe") else [DEFAULT_BUDGET])
+    bounds = budget or _default_bounds(**choices)
     name = "-".join([_model_name(model), *map(_words, bounds)])
     chosen = {key: value for key, value in choices.items() if value}
     if chosen:
         text = json.dumps(chosen, sort_keys=True, default=str)
         name = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     return Path(name)
+
+
+def _default_bounds(**choices: Any) -> list[str]:
+    """What a job is held to when no budget is given; a recipe says it itself, and some settings need none."""
+    if choices.get("recipe"):
+        return []
+    if choices.get("method") and choices.get("settings"):
+        from lissome.pipeline.recipe import Recipe
+
+        return [DEFAULT_BUDGET] if Recipe.of(choices["method"], choices["settings"]).follows_budget else []
+    return [DEFAULT_BUDGET]
 
 
 def derived_file(target: str, format: str, type: str | None) -> Path:

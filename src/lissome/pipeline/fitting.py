@@ -91,7 +91,7 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
     require_memory(max_memory, plan.peak_memory)
     with folder.locked():
         result = _run_steps(job, folder, stream)
-        table = _measure(job, result.model, folder, stream, start)
+        table = _measure(job, result, folder, stream, start)
         _stage(job, result, table, folder)
         folder.publish()
     return read_report(folder.out)
@@ -161,8 +161,10 @@ def _lineage(job: Job, step: RecipeStep, outcome: Outcome, seconds: float, peak:
     )
 
 
-def _measure(job: Job, small: Model, folder: RunFolder, events: EventStream, start: float) -> TableReport:
+def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, start: float) -> TableReport:
     """Time original and result in turns, score both on the same held-out text, and hold the budget against it."""
+    small = result.model
+    ended = [str(step.details["ended"]) for step in result.steps if "ended" in step.details]
     timed = time_pair(job.model, small, events=events)
     _release(job.model, small)
     scored = evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events, release=_release)
@@ -174,7 +176,7 @@ def _measure(job: Job, small: Model, folder: RunFolder, events: EventStream, sta
     return TableReport(
         rows=(*rows((job.model.name, "result"), (base, other)), *extra),
         verdicts=job.budget.check(_held(job, base, other), values(base)),
-        notes=notes,
+        notes=(*ended, *notes),
         versions=versions(),
         seconds=time.monotonic() - start,
     )
@@ -203,7 +205,7 @@ def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> 
     last = replace(result.steps[-1], after=tuple(figure.metric for figure in table.rows[1].figures.values()))
     before = tuple(figure.metric for figure in table.rows[0].figures.values())
     manifest = Manifest(
-        name=f"{job.model.name} at {job.budget}",
+        name=f"{job.model.name} {f'at {job.budget}' if job.budget else 'after ' + result.steps[-1].method}",
         base=Base(
             name=job.model.name,
             architecture=job.model.anatomy.architecture,

@@ -151,7 +151,8 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     if recipe is not None and (method is not None or settings):
         raise ConfigError("give either a recipe or a method with settings, not both.")
     steps = Recipe.read(Path(recipe)) if recipe is not None else Recipe.of(method, settings)
-    bounds = Budget.parse(budget or steps.budget or DEFAULT_BUDGET)
+    given = budget or steps.budget or (DEFAULT_BUDGET if steps.follows_budget else ())
+    bounds = Budget.parse(given) if given else Budget()
     loaded = load(DEFAULT_MODEL if model is None else model, events=events)
     steps.check(tags_of(loaded), bounds)
     splits = text_splits(loaded, data, WINDOWS, seed=seed)

@@ -15,7 +15,7 @@ from lissome.core.registry import method as find_method
 from lissome.core.registry import methods
 
 DEFAULT_METHOD = "multipruner"
-_MEANINGS = {"decoder": "a language model with attention"}
+_MEANINGS = {"decoder": "a language model with attention", "mixer": "a language model with Mamba mixers"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ class Recipe:
     def to_json(self) -> list[dict[str, Any]]:
         """Return the steps as JSON-able fields."""
         return [step.to_json() for step in self.steps]
+
+    @property
+    def follows_budget(self) -> bool:
+        """Whether a step lets the budget decide how far it goes; otherwise none is needed."""
+        return any(step.method(step.config).follows_budget for step in self.steps)
 
     def check(self, tags: frozenset[str], budget: Budget) -> frozenset[str]:
         """Refuse an order that cannot work, and bounds that no step can follow.

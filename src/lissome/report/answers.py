@@ -67,7 +67,7 @@ def plan(fields: Fields) -> Parts:
         "of the original",
         "smallest reachable",
         "how",
-        title=f"{fields['model']}: {fields['budget']}",
+        title=": ".join(part for part in (fields["model"], fields["budget"]) if part),
     )
     for name in _ordered(fields["original"]):
         unit, now = unit_of(name), fields["original"][name]

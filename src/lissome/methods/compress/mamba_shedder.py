@@ -83,7 +83,9 @@ class MambaShedder(Method):
             BudgetUnmetError: When removal alone cannot reach a bound.
         """
         figures = expected_figures(card, budget) if self.follows_budget else {}
-        return expected_plan(card, figures, self.config, damage=self._damage(), kinds=2)
+        plan = expected_plan(card, figures, self.config, damage=self._damage(), kinds=2)
+        note = f"steps={self.config.to_mapping().get('steps')} says how much goes; what that saves is known afterwards"
+        return plan if self.follows_budget else replace(plan, notes=(note,))
 
     def run(self, model: Model, context: Context) -> Outcome:
         """Remove step by step, cut, and recover.
