@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lissome.core.errors import ConfigError
+from lissome.core.events import EventStream
 from lissome.engine.walk import Walk
 from lissome.models.anatomy import Branch, Dim
 from lissome.models.model import Model
@@ -54,7 +55,12 @@ def _zeros(layer: nn.Module) -> Tensor:
 
 
 def orders(
-    model: Model, kinds: Iterable[str], *, score: str = "activation", walk: Walk | None = None
+    model: Model,
+    kinds: Iterable[str],
+    *,
+    score: str = "activation",
+    walk: Walk | None = None,
+    events: EventStream | None = None,
 ) -> dict[str, Tensor]:
     """Rank the units of every dim of the given kinds, most important first.
 
@@ -63,6 +69,7 @@ def orders(
         kinds: Dim names, e.g. ``("width", "groups")``.
         score: ``"magnitude"`` (weights alone) or ``"activation"`` (needs `walk`).
         walk: Calibration windows for the activation score.
+        events: Where progress goes: a stage ``order units`` counted in windows.
 
     Returns:
         By axis name: LongTensor[lanes, units], new position → old unit; for `lissome.models.binding.reorder`.
@@ -84,7 +91,7 @@ def orders(
         }
     else:
         assert walk is not None
-        norms = _input_norms(walk, dims)
+        norms = _input_norms(walk, dims, events or EventStream())
         scores = {branch.axis(dim.name): _activation(model, dim, norms) for branch, dim in dims}
     return {axis: value.argsort(dim=-1, descending=True, stable=True) for axis, value in scores.items()}
 
@@ -103,10 +110,15 @@ def _consumers(dim: Dim) -> list[str]:
     return [cut.parameter.removesuffix(".weight") for cut in dim.cuts if cut.reads]
 
 
-def _input_norms(walk: Walk, dims: list[tuple[Branch, Dim]]) -> Mapping[str, Tensor]:
+def _input_norms(walk: Walk, dims: list[tuple[Branch, Dim]], events: EventStream) -> Mapping[str, Tensor]:
     layers = dict.fromkeys(name for _, dim in dims for name in _consumers(dim))
-    with watch_inputs(walk.model.module, layers) as sums:
-        walk.visit(lambda *_: None)
+    with watch_inputs(walk.model.module, layers) as sums, events.stage("order units", len(walk.windows)) as stage:
+
+        def passed(block: int, entered: Tensor, _: Tensor) -> None:
+            if block == walk.depth - 1:
+                stage.advance(len(entered))
+
+        walk.visit(passed)
     return {name: total.sqrt() for name, total in sums.items()}
 
 

@@ -227,7 +227,8 @@ class Removal:
             return {}
         work = in_dtype(self.model, self._dtype)
         windows = spread(self.context.data.recovery, self.config.order_windows)
-        ranking = orders(work, self.ordered, score=self.config.score, walk=Walk(work, windows))
+        walk = Walk(work, windows)
+        ranking = orders(work, self.ordered, score=self.config.score, walk=walk, events=self.context.events)
         reorder(self.model, ranking)
         return ranking
 
