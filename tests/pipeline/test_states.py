@@ -99,9 +99,10 @@ def test_the_wrong_method_names_the_right_one(folders: dict[str, Path], toy_text
 
 _JOB = """
 import sys, lissome
-settings = ("split=60:20:20", "lazy=false", "recover_steps=6", "cliff=none")
+how = ("steps=2,3,1", "width_step=8") if "bamba" in sys.argv[1] else ("split=60:20:20",)
+settings = (*how, "lazy=false", "recover_steps=6", "cliff=none")
 report = lissome.fit(
-    sys.argv[1], method="mamba_shedder", data=sys.argv[2], budget="block_params=50%", settings=settings, out=sys.argv[3]
+    sys.argv[1], method="mamba_shedder", data=sys.argv[2], budget="block_params=60%", settings=settings, out=sys.argv[3]
 )
 print(report.sha256)
 """
