@@ -174,10 +174,10 @@ def _default_bounds(**choices: Any) -> list[str]:
     """What a job is held to when no budget is given; a recipe says it itself, and some settings need none."""
     if choices.get("recipe"):
         return []
-    if choices.get("method") and choices.get("settings"):
+    if choices.get("method"):
         from lissome.pipeline.recipe import Recipe
 
-        return [DEFAULT_BUDGET] if Recipe.of(choices["method"], choices["settings"]).follows_budget else []
+        return [DEFAULT_BUDGET] if Recipe.of(choices["method"], choices.get("settings") or ()).follows_budget else []
     return [DEFAULT_BUDGET]
 
 

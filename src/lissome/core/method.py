@@ -40,6 +40,7 @@ class ModelCard:
         layers: Number of blocks.
         vocabulary: Number of tokens.
         windows: Shape of the job's calibration windows [n, T].
+        linears: Outputs and inputs of every linear layer of the blocks, by name.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelCard:
     layers: int
     vocabulary: int
     windows: tuple[int, int] = (4, 256)
+    linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lissome.models.anatomy import Branch
 from lissome.models.model import Model
 from lissome.models.space import Subnet
+from lissome.models.sparse import masks
 
 Vector = tuple[float, ...]
 
@@ -49,10 +50,11 @@ class BlockSum:
     def __init__(self, model: Model, evaluate: Evaluate, width: int) -> None:
         self._evaluate, self._zero = evaluate, (0.0,) * width
         shared: dict[object, dict[tuple[int, ...], Vector]] = {}
+        kept = {name: mask.kept for name, mask in masks(model.module).items()}
         self._slots = []
         for index in range(len(model.anatomy.blocks)):
             branches = model.anatomy.of_block(index)
-            shape = tuple(_shape(model, branch) for branch in branches)
+            shape = tuple(_shape(model, branch, kept) for branch in branches)
             self._slots.append(_Slot(branches, tuple(_axes(branches)), shared.setdefault(shape, {})))
 
     def total(self, subnet: Mapping[str, int]) -> list[float]:
@@ -90,9 +92,10 @@ def _axes(branches: tuple[Branch, ...]) -> list[tuple[str, int]]:
     return axes
 
 
-def _shape(model: Model, branch: Branch) -> object:
+def _shape(model: Model, branch: Branch, kept: Mapping[str, int]) -> object:
     """What decides about the cost of a branch, equal for branches of one shape."""
     shapes = tuple(model.binding.shapes[name] for name in branch.parameters)
     dims = tuple((dim.name, dim.size) for dim in branch.dims)
     positions = tuple(branch.positions.get(name) for name in branch.linears)
-    return branch.kind, shapes, dims, branch.mixing, positions
+    zeros = tuple(kept.get(name) for name in branch.parameters)
+    return branch.kind, shapes, dims, branch.mixing, positions, zeros

@@ -5,8 +5,9 @@
   applied (T times, unless its branch says otherwise), the head included, and what a branch computes between tokens:
   ``2·T²·H·E`` per attention (queries times keys, weights times values). All T² positions count, as most kernels compute
   them; `causal` counts only those that a token may see. Biases, norms and activations are not counted.
-- Bytes: of the safetensors file with its header; of what is held for the next token at a given length: keys and
-  values, a sliding window's at most, and states.
+- Bytes: of the safetensors file with its header, sparse weights compressed (`lissome.models.sparse`; for a Subnet of a
+  sparse model with each tensor's own share of zeros), and of that file with all zeros written out; of what is held for
+  the next token at a given length: keys and values, a sliding window's at most, and states.
 """
 
 # T tokens
@@ -24,6 +25,7 @@ from lissome.cost.blocks import BlockSum, Part, Vector, sizes_of
 from lissome.cost.measured import Request
 from lissome.cost.roofline import Work
 from lissome.models.model import Model
+from lissome.models.sparse import masks
 
 COUNTED = ("params", "block_params", "disk", "macs")
 """Budget terms that are counted."""
@@ -41,7 +43,8 @@ class Counts:
         block_params: Those inside the blocks.
         embedding_params: Those of the input embedding and, when it is not tied, of the head.
         disk: Bytes of the safetensors file.
-        macs: Multiply-accumulates of one forward over the stated tokens.
+        dense_disk: Bytes of that file if no weights were compressed.
+        macs: Multiply-accumulates of one forward over the stated tokens; zeros are multiplied like any other number.
         cache_bytes: Bytes of keys, values and states at the stated length.
     """
 
@@ -49,6 +52,7 @@ class Counts:
     block_params: int
     embedding_params: int
     disk: int
+    dense_disk: int
     macs: int
     cache_bytes: int
 
@@ -86,7 +90,7 @@ class Counter:
         causal: Count only the attention positions that a token may see.
     """
 
-    WIDTH = 5
+    WIDTH = 6
     """Length of the vectors that `block` returns."""
 
     def __init__(
@@ -101,6 +105,7 @@ class Counter:
         self._model, self._tokens, self._length, self._causal = model, tokens, length, causal
         self._stored = {name: dtype or value.dtype for name, value in model.module.named_parameters()}
         self._held = next(model.module.parameters()).dtype.itemsize
+        self._masks = masks(model.module)
         self._digits = len(str(sum(math.prod(shape) for shape in model.binding.shapes.values()) * self._held))
         self._fixed = self._count_fixed()
         self._sum = BlockSum(model, self.block, self.WIDTH)
@@ -114,19 +119,21 @@ class Counter:
         return self.count(subnet).figures()
 
     def block(self, parts: tuple[Part, ...]) -> Vector:
-        """Count one block: parameters, bytes in the file, linear and mixing multiply-accumulates, cache bytes."""
+        """Count one block: parameters, bytes in the file (compressed, dense), multiply-accumulates, cache bytes."""
         columns = zip(*(self._part(part) for part in parts), strict=True)
         return tuple(float(sum(column)) for column in columns)
 
     def counts_of(self, total: list[float]) -> Counts:
         """Complete the sum of all blocks (see `block`) by what stands outside of them."""
-        params, disk, linear, mixing, cache = (int(value) for value in total)
+        params, disk, dense, linear, mixing, cache = (int(value) for value in total)
         fixed = self._fixed
+        around = _FILE_START + sum(row.disk for row in fixed.values())
         return Counts(
             params=params + sum(row.params for row in fixed.values()),
             block_params=params + fixed["norms"].params,
             embedding_params=fixed["embeddings"].params + fixed["head"].params,
-            disk=_padded(_FILE_START + disk + sum(row.disk for row in fixed.values())),
+            disk=_padded(around + disk),
+            dense_disk=_padded(around + dense),
             macs=linear + mixing + sum(row.macs for row in fixed.values()),
             cache_bytes=cache,
         )
@@ -135,7 +142,7 @@ class Counter:
         """Return one row per kept branch, then the parts that always stay."""
         rows = []
         for part in self._parts(subnet or {}):
-            params, disk, linear, mixing, cache = self._part(part)
+            params, disk, _, linear, mixing, cache = self._part(part)
             rows.append(Row(name=part.branch.name, params=params, macs=linear + mixing, disk=disk, cache_bytes=cache))
         return rows + [row for row in self._fixed.values() if row.params or row.macs]
 
@@ -149,7 +156,7 @@ class Counter:
         weights, once, seen, seen_at_once, held = self._fixed["head"].macs // self._tokens, 0, 0, 0, 0
         head = weights
         for part in self._parts(subnet or {}):
-            _, _, per_token, fixed = self._sizes(part)
+            *_, per_token, fixed = self._sizes(part)
             weights, once = weights + per_token, once + fixed
             if part.branch.mixing is not None:
                 seen += part.branch.mixing.step(part.sizes, middle)
@@ -168,30 +175,40 @@ class Counter:
             if values.get(branch.name, 1):
                 yield Part(branch, sizes_of(branch, values))
 
-    def _part(self, part: Part) -> tuple[int, int, int, int, int]:
-        params, disk, weights, fixed = self._sizes(part)
+    def _part(self, part: Part) -> tuple[int, int, int, int, int, int]:
+        params, disk, dense, weights, fixed = self._sizes(part)
         mixing, linear = part.branch.mixing, weights * self._tokens + fixed
         if mixing is None:
-            return params, disk, linear, 0, 0
+            return params, disk, dense, linear, 0, 0
         between = mixing.whole(part.sizes, self._tokens, causal=self._causal)
-        return params, disk, linear, between, mixing.held(part.sizes, self._length) * self._held
+        return params, disk, dense, linear, between, mixing.held(part.sizes, self._length) * self._held
 
-    def _sizes(self, part: Part) -> tuple[int, int, int, int]:
-        """Parameters of a branch, their bytes in the file, weights applied to every token, and all other products."""
+    def _sizes(self, part: Part) -> tuple[int, int, int, int, int]:
+        """Parameters of a branch, their bytes in the file (compressed, dense), weights per token, other products."""
         index = self._model.binding.branch_index(part.branch, part.sizes)
         linears = {f"{linear}.weight": part.branch.positions.get(linear) for linear in part.branch.linears}
-        params = disk = weights = fixed = 0
+        params = disk = dense = weights = fixed = 0
         for name in part.branch.parameters:
             shape = list(self._model.binding.shapes[name])
             for dim, kept in index.get(name, {}).items():
                 shape[dim] = len(kept)
             size = math.prod(shape)
             params += size
-            disk += self._entry(name, shape, self._stored[name]) if size else 0
+            plain = self._entry(name, shape, self._stored[name]) if size else 0
+            dense += plain
+            disk += self._compressed(name, size) if name in self._masks else plain
             if name in linears:
                 positions = linears[name]
                 weights, fixed = weights + size * (positions is None), fixed + size * (positions or 0)
-        return params, disk, weights, fixed
+        return params, disk, dense, weights, fixed
+
+    def _compressed(self, name: str, size: int) -> int:
+        """Bytes of a masked tensor of which `size` numbers are left, in the smaller of its two forms."""
+        mask, dtype = self._masks[name], self._stored[name]
+        kept = -(-mask.kept * size // mask.numel)
+        packed = self._entry(f"{name}.bitmap", [-(-size // 8)], torch.uint8)
+        packed += self._entry(f"{name}.values", [kept], dtype)
+        return min(packed, self._entry(name, [size], dtype)) if size else 0
 
     def _entry(self, name: str, shape: list[int] | tuple[int, ...], dtype: torch.dtype) -> int:
         """Bytes of a tensor in a safetensors file: its numbers, and its entry in the JSON header."""

@@ -37,7 +37,7 @@ class Call:
 
 
 @contextlib.contextmanager
-def _recording(
+def recording(
     blocks: list[nn.Module], calls: list[Call], first: list[Tensor], rest: list[tuple[None, ...] | None]
 ) -> Iterator[None]:
     """Let every block hand its input through and note how it was called.
@@ -114,7 +114,7 @@ class Walk:
         blocks = [module.get_submodule(path) for path in self.model.anatomy.blocks]
         calls: list[Call] = []
         first: list[Tensor] = []
-        with _recording(blocks, calls, first, self._rest):
+        with recording(blocks, calls, first, self._rest):
             module.base_model(input_ids=self.windows[batch].to(_device(module)), use_cache=False)  # type: ignore[operator]
         if batch.stop - batch.start == 1 or not self._calls:
             self._calls = calls

@@ -2,7 +2,8 @@
 
 When all blocks have one shape the folder has a stock configuration and opens with transformers alone. Otherwise its
 ``config.json`` says ``model_type: lissome``, carries the original configuration and the sizes of every block, and
-opens with `lissome.load`, or with ``AutoModelForCausalLM`` and its like after ``import lissome.models.auto``.
+opens with `lissome.load`, or with ``AutoModelForCausalLM`` and its like after ``import lissome.models.auto``. So it is
+when weights are sparse, because they are stored compressed (see `lissome.models.sparse`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lissome.core.files import atomic_folder, inside, read_json, sha256_file
 from lissome.core.manifest import Manifest, read_manifest, verify_files, write_manifest
 from lissome.models.model import Model, Source
 from lissome.models.paging import stored_tensors
+from lissome.models.sparse import STORAGE, compress, expand, masks, set_mask
 
 MODEL_TYPE = "lissome"
 WEIGHTS = "model.safetensors"
@@ -45,7 +47,8 @@ def save_model(
     from safetensors.torch import save_file
 
     with atomic_folder(folder) as part:
-        save_file(stored_tensors(model.module), part / WEIGHTS, metadata={"format": "pt"})
+        tensors = compress(stored_tensors(model.module), masks(model.module))
+        save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
         (part / "config.json").write_text(json.dumps(_tagged(config_of(model)), indent=2, sort_keys=True) + "\n")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:
@@ -67,10 +70,12 @@ def config_of(model: Model) -> dict[str, Any]:
         base.pop(name, None)
     base["dtype"] = str(next(module.parameters()).dtype).removeprefix("torch.")
     base["architectures"] = [type(module).__name__]
-    if _describes(base, module):
+    sparse = {"storage": STORAGE} if masks(module) else {}
+    if not sparse and _describes(base, module):
         return base
     return {
         "model_type": MODEL_TYPE,
+        **sparse,
         "architectures": ["LissomeModel"],
         "base": base,
         "layers": model.anatomy.layers(),
@@ -241,6 +246,7 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= load_file(file)
+    tensors, found = expand(tensors, {name: value.shape for name, value in module.state_dict().items()})
     for key, tensor in tensors.items():  # a copy is aligned; kernels add up in another order on a mapped, odd address
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         tensors[key] = tensor.to(wanted, copy=True)
@@ -252,6 +258,8 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
             f"the weights do not fit config.json: {len(empty)} tensors missing ({', '.join(empty[:2])}…), "
             f"{len(unexpected)} unknown ({', '.join(unexpected[:2])}…)."
         )
+    for key, mask in found.items():
+        set_mask(module.get_submodule(key.removesuffix(".weight")), mask)
     return module.eval()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from lissome.core.errors import SubnetError
 from lissome.models.anatomy import Anatomy, Branch
 from lissome.models.space import Space
+from lissome.models.sparse import edit_mask
 
 if TYPE_CHECKING:
     from lissome.models.model import Model
@@ -275,19 +277,22 @@ def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = No
             for view in masking.views.values()
         }
         clone: nn.Module = copy.deepcopy(model.module, memo)
+        index = model.binding.index_map(masking.subnet)
         for path in masking.views:
-            _register(clone, path, model.binding)
+            _register(clone, path, model.binding, index[path])
     model.anatomy.family.finish(clone)
     return model.derived(clone)
 
 
-def _register(clone: nn.Module, path: str, binding: Binding) -> None:
+def _register(clone: nn.Module, path: str, binding: Binding, index: Mapping[int, Tensor] | None) -> None:
     """Make a copied view of `clone` a parameter again, in the order of a fresh layer; one that is empty is gone."""
     owner_path, _, name = path.rpartition(".")
     owner = clone.get_submodule(owner_path)
     parameter = vars(owner).pop(name)
     kept = parameter if parameter.numel() else None
     _restore_entry(owner, name, kept, (*binding.order(owner_path), *owner._parameters))
+    if index is not None:
+        edit_mask(clone, path, lambda mask: narrow(mask, index))
 
 
 @torch.no_grad()
@@ -320,6 +325,11 @@ def reorder(model: Model, orders: Mapping[str, Tensor]) -> None:
             parameter.index_copy_(
                 cut.dim, target, parameter.index_select(cut.dim, source.flatten().to(parameter.device))
             )
+            edit_mask(model.module, cut.parameter, partial(_moved, cut.dim, target.cpu(), source.flatten()))
+
+
+def _moved(dim: int, target: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+    return mask.index_copy(dim, target, mask.index_select(dim, source))
 
 
 def _identity(lanes: int, units: int) -> Tensor:

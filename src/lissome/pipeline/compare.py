@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lissome.core.budget import TERMS
+from lissome.core.budget import TERMS, figure
 from lissome.core.events import EventStream
 from lissome.core.metrics import Metric, Provenance
+from lissome.cost.counted import Counter
 from lissome.cost.measured import Comparison, Timing
+from lissome.cost.sparsity import sparse_note
 from lissome.engine.evaluate import Report
+from lissome.models.model import Model
+from lissome.models.sparse import masks, sparsity
 from lissome.pipeline.reports import Figure, Row
 
 
@@ -22,6 +26,27 @@ def counted_metric(name: str, value: float, provenance: Provenance = "counted") 
 def figures_of(values: Mapping[str, float], provenance: Provenance = "counted") -> dict[str, Figure]:
     """Plain values by budget term as figures without comparison."""
     return {name: Figure(metric=counted_metric(name, value, provenance)) for name, value in values.items()}
+
+
+def counted_figures(*models: Model) -> list[dict[str, Figure]]:
+    """Counted figures of models; where one has sparse weights, also what all would take with zeros written out."""
+    counts = [Counter(model).count() for model in models]
+    found = [figures_of(one.figures()) for one in counts]
+    if any(masks(model.module) for model in models):
+        for figures, one in zip(found, counts, strict=True):
+            size = Metric(name="dense_disk", value=float(one.dense_disk), unit="bytes", provenance="counted")
+            figures["dense_disk"] = Figure(metric=size)
+    return found
+
+
+def sparse_notes(model: Model) -> tuple[str, ...]:
+    """Say what zeros do and do not do: one line for a model with sparse weights, none otherwise."""
+    shares = sparsity(model.module)
+    if not shares:
+        return ()
+    counts = Counter(model).count()
+    sizes = figure("disk", counts.disk), figure("disk", counts.dense_disk)
+    return (sparse_note(shares, sizes),)
 
 
 def against(figures: Mapping[str, Figure], base: Mapping[str, Figure]) -> dict[str, Figure]:

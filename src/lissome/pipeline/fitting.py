@@ -16,7 +16,6 @@ from lissome.core.events import EventStream
 from lissome.core.files import json_text, read_json, write_json
 from lissome.core.manifest import CURVE, Base, Manifest, Step, read_manifest
 from lissome.core.method import Context, Outcome
-from lissome.cost.counted import Counter
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
 from lissome.cost.peak import give_back, peak_memory
@@ -25,7 +24,16 @@ from lissome.export.gguf import source_type
 from lissome.models.artifact import WEIGHTS, save_model
 from lissome.models.model import Model
 from lissome.models.paging import park, spill
-from lissome.pipeline.compare import against, figures_of, paired_scores, paired_timings, quiet, rows, values
+from lissome.pipeline.compare import (
+    against,
+    counted_figures,
+    paired_scores,
+    paired_timings,
+    quiet,
+    rows,
+    sparse_notes,
+    values,
+)
 from lissome.pipeline.elsewhere import llama_cpp_rows
 from lissome.pipeline.job import MEASURED, Job, prepare
 from lissome.pipeline.loading import licence_of
@@ -169,14 +177,15 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
     _release(job.model, small)
     scored = evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events, release=_release)
     times, scores = paired_timings(timed), paired_scores(scored)
-    base = figures_of(Counter(job.model).count().figures()) | times[0] | scores[0]
-    other = against(figures_of(Counter(small).count().figures()) | times[1] | scores[1], base)
+    counted = counted_figures(job.model, small)
+    base = counted[0] | times[0] | scores[0]
+    other = against(counted[1] | times[1] | scores[1], base)
     _release(job.model, small)
     extra, notes = llama_cpp_rows(job.model, small, folder.state, events)
     return TableReport(
         rows=(*rows((job.model.name, "result"), (base, other)), *extra),
         verdicts=job.budget.check(_held(job, base, other), values(base)),
-        notes=(*ended, *notes),
+        notes=(*sparse_notes(small), *ended, *notes),
         versions=versions(),
         seconds=time.monotonic() - start,
     )

@@ -28,7 +28,16 @@ from lissome.models.artifact import save_model
 from lissome.models.binding import extract, reorder
 from lissome.models.model import Model
 from lissome.models.space import Space
-from lissome.pipeline.compare import figures_of, paired_scores, paired_timings, quiet, rows, timing_figures
+from lissome.models.sparse import sparsity
+from lissome.pipeline.compare import (
+    counted_figures,
+    paired_scores,
+    paired_timings,
+    quiet,
+    rows,
+    sparse_notes,
+    timing_figures,
+)
 from lissome.pipeline.fitting import ORDERS
 from lissome.pipeline.job import prepare
 from lissome.pipeline.loading import load
@@ -73,19 +82,21 @@ def measure(
     """
     start, stream = time.monotonic(), quiet(events)
     model = load(target, events=stream)
-    own = figures_of(Counter(model).count().figures())
     with peak_memory() as peak:
         if against is None:
+            (own,) = counted_figures(model)
             table = rows((model.name,), (own | timing_figures(time_one(model, events=stream)),))
         else:
             base = load(against, events=stream)
             first, second = paired_timings(time_pair(base, model, events=stream))
-            figures = figures_of(Counter(base).count().figures()) | first, own | second
-            table = rows((base.name, model.name), figures)
+            theirs, own = counted_figures(base, model)
+            table = rows((base.name, model.name), (theirs | first, own | second))
     if save_table is not None:
         latency_table(model, events=stream).save(Path(save_table))
-    notes = (f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded",)
-    return TableReport(rows=table, notes=notes, versions=versions(), seconds=time.monotonic() - start)
+    memory = f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded"
+    return TableReport(
+        rows=table, notes=(*sparse_notes(model), memory), versions=versions(), seconds=time.monotonic() - start
+    )
 
 
 def evaluate(
@@ -225,6 +236,7 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
             "axes": len(space.axes),
             "layers": model.anatomy.layers(),
             "tags": list(model.manifest.tags) if model.manifest else ["dense"],
+            **{f"zeros of {of}": f"{share:.1%}" for of, share in sparsity(model.module).items()},
         },
         figures=counts.figures(),
     )

@@ -21,6 +21,7 @@ LABELS = {
     "params": "parameters",
     "block_params": "parameters in blocks",
     "disk": "size on disk",
+    "dense_disk": "size with zeros written out",
     "memory": "peak memory",
     "macs": "multiply-accumulates",
     "latency": "latency of a request",
