@@ -61,7 +61,8 @@ def test_spilled_states_give_the_same_scores(tmp_path: Path) -> None:
     kept, spilled = Walk(model, windows), Walk(model, windows, folder=tmp_path, memory_limit=0)
     assert torch.equal(kept.fill(), spilled.fill())
     assert torch.equal(kept.score(2), spilled.score(2))
-    assert (tmp_path / "hidden.bin").stat().st_size == (4 + 1) * 4 * 9 * 24 * 4  # at every entrance, and behind the last block
+    states = 4 + 1  # at every entrance, and behind the last block
+    assert (tmp_path / "hidden.bin").stat().st_size == states * 4 * 9 * 24 * 4
 
 
 def test_visit_sees_every_block_in_order() -> None:
