@@ -1,4 +1,4 @@
-"""List the models that can be fetched by name, or fetch one."""
+"""List the models that are known by name, or fetch one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def command(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which asset to fetch.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the models that can be fetched by name, or fetch one."""
+    """List the models that are known by name, or fetch one; those of the zoo ship with lissome."""
     from lissome.data import assets
+    from lissome.models import zoo
     from lissome.report import answers
 
     if action not in ("list", "fetch"):
@@ -26,7 +27,7 @@ def command(
         raise ConfigError("write: lissome assets list, or: lissome assets fetch NAME")
     if name is not None:
         with working(ctx) as events:
-            path = assets.fetch(name, events=events)
+            path = zoo.folder_of(name) if name in zoo.zoo() else assets.fetch(name, events=events)
         answer({"name": name, "path": str(path)}, answers.path, as_json)
         return
     fields: list[dict[str, Any]] = [
@@ -39,5 +40,16 @@ def command(
             "summary": asset.summary,
         }
         for asset in assets.assets().values()
+    ]
+    fields += [
+        {
+            "name": name,
+            "kind": "model",
+            "bytes": sum((zoo.ZOO / name / file).stat().st_size for file in known.files),
+            "fetched": True,
+            "licence": zoo.LICENCE,
+            "summary": f"{known.summary}; {known.bits_per_byte['mean']:.2f} bits per byte on held-out text",
+        }
+        for name, known in zoo.zoo().items()
     ]
     answer({"assets": fields}, answers.assets, as_json)

@@ -1,4 +1,4 @@
-"""From whatever a user calls a model to a `Model`: assets by name, and all that `lissome.models.load` reads."""
+"""From whatever a user calls a model to a `Model`: assets and the zoo by name, and all `lissome.models.load` reads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lissome.core.manifest import MANIFEST
 from lissome.data import assets
 from lissome.models.load import load_model
 from lissome.models.model import Model
+from lissome.models.zoo import LICENCE, load_zoo, zoo
 
 RUN_FOLDER = ".run"
 """Where a job keeps its state inside its output folder until the result is whole."""
@@ -28,8 +29,8 @@ def load(
     """Read a model.
 
     Args:
-        target: An asset name (``lissome assets``), a folder, a ``.gguf`` file, a hub id ``owner/name``, a torch module,
-            or a `Model`, which is returned as it is.
+        target: An asset or zoo name (``lissome assets``), a folder, a ``.gguf`` file, a hub id ``owner/name``, a torch
+            module, or a `Model`, which is returned as it is.
         dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
         events: Where fetching and converting report their progress.
 
@@ -42,6 +43,8 @@ def load(
     if isinstance(target, str) and target in assets.assets() and not Path(target).exists():
         model = load_model(assets.fetch(target, events=events), name=target, dtype=dtype, events=events)
         return replace(model, source=replace(model.source, name=target))
+    if isinstance(target, str) and target in zoo() and not Path(target).exists():
+        return load_zoo(target, dtype=dtype)
     if (
         isinstance(target, str | Path)
         and (Path(target) / RUN_FOLDER).is_dir()
@@ -51,16 +54,18 @@ def load(
     try:
         return load_model(target, dtype=dtype, events=events)
     except UnknownNameError as error:
-        guess = nearest(str(target), assets.assets())
+        names = [*sorted(assets.assets()), *sorted(zoo())]
+        guess, known = nearest(str(target), names), ", ".join(names)
         hint = f" did you mean the asset {guess!r}?" if guess else ""
-        known = ", ".join(sorted(assets.assets()))
         raise UnknownNameError(
             f"{str(target)!r} is not an asset, a file, a folder or a hub id (owner/name);{hint} assets: {known}."
         ) from error
 
 
 def licence_of(model: Model) -> str | None:
-    """Licence of a model, where it is known: of an asset, or of the base of an artifact."""
+    """Licence of a model, where it is known: of an asset, of the zoo, or of the base of an artifact."""
     if model.manifest is not None:
         return model.manifest.base.license
+    if model.name in zoo():
+        return LICENCE
     return assets.assets()[model.name].licence if model.name in assets.assets() else None
