@@ -1,0 +1,1 @@
+"""Mamba-Shedder against simpler choices of what to remove, on the models of the zoo."""

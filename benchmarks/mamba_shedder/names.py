@@ -1,0 +1,36 @@
+"""What the models, targets and arms of the claim are called; the tables need nothing else of it."""
+
+from __future__ import annotations
+
+PURE = ("zoo-mamba", "zoo-mamba2")
+HYBRID = "zoo-hybrid"
+MODELS = (*PURE, HYBRID)
+
+TARGETS = {"blocks": "blocks", "ssm": "scans"}
+"""What is removed: the method's name for it, and how tables call it."""
+
+BLOCKS = 12
+"""Blocks of each model."""
+COUNTS = (2, 4)
+"""Numbers of removals at which arms are compared."""
+VARIANTS = {"blocks-2": ("blocks", 2), "blocks-4": ("blocks", 4), "ssm-4": ("ssm", 4), "ssm-8": ("ssm", 8)}
+"""What is timed, probed and cut out, by name: target and number of removals."""
+SCANLESS = f"ssm-{BLOCKS}"
+"""The variant without any scan."""
+VARIANTS[SCANLESS] = ("ssm", BLOCKS)
+
+ARMS = {
+    "greedy": "**Mamba-Shedder**",
+    "one-shot": "ranked once by the loss after each removal alone",
+    "influence": "Block Influence: least change of the block's output",
+    "first": "the first ones",
+    "last": "the last ones",
+    "random": "random, median",
+}
+"""Ways to choose what goes, and how tables call them."""
+
+SEEDLESS = frozenset({"first", "last"})
+"""Arms that look at no calibration text."""
+
+CONTEXTS = (4, 8, 16, 32, 64, 128, 240)
+"""Bytes of context of the long-range probe."""

@@ -1,0 +1,385 @@
+"""Claim: greedy removal of Mamba blocks or scans beats Block Influence and chance, and blocks less is time less.
+
+On the models of the zoo, which were trained here: 2 and 4 of 12 blocks or scans, at equal numbers, on held-out text.
+Also claimed: what is cut out equals what is masked; a decode step gets faster in proportion to the blocks (0.8 of it,
+net of the head; 1.4 times with 4 of 12 gone); losing scans speeds prompts up and costs most where context is far; two
+and a half minutes of training give back half of what was lost. The dense baseline scans in chunks, not token by token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks._frame import Inequality, Store
+from benchmarks.mamba_shedder import hybrid, quality, removing, speed
+from benchmarks.mamba_shedder.names import (
+    ARMS,
+    BLOCKS,
+    CONTEXTS,
+    COUNTS,
+    HYBRID,
+    MODELS,
+    PURE,
+    SCANLESS,
+    SEEDLESS,
+    TARGETS,
+    VARIANTS,
+)  # fmt: skip
+from benchmarks.mamba_shedder.texts import texts
+from lissome.core.errors import AssetError
+from lissome.cost.counted import Counter
+from lissome.engine.walk import Walk
+from lissome.models.model import Model
+from lissome.models.zoo import zoo
+from lissome.ops.stats import paired_bootstrap
+from lissome.pipeline import load
+
+GOAL = 1.4
+_PROPORTION = 0.8
+_EXACT = 1e-5
+_SHORTER = 8  # blocks of the model that is trained shorter
+_MOST = {"blocks": 6, "ssm": BLOCKS}  # removals of the curve
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What ``--quick`` makes smaller."""
+
+    seeds: tuple[int, ...]
+    draws: tuple[int, ...]
+    shorter: bool
+
+
+FULL = _Scale(seeds=(0, 1, 2), draws=tuple(range(10)), shorter=True)
+QUICK = _Scale(seeds=(0,), draws=tuple(range(5)), shorter=False)
+
+
+def run(quick: bool, store: Store) -> list[Inequality]:
+    """Measure what is not stored yet, publish the results of all models and judge them."""
+    why = missing()
+    if why:
+        print(f"mamba_shedder is skipped: {why}")
+        return []
+    scale, cells = QUICK if quick else FULL, dict[str, dict[str, Any]]()
+    for name, compute in _cells(scale, store):
+        if store.wants(name):
+            cells[name] = compute()
+    if store.pattern is not None:
+        return []
+    found = []
+    for name in MODELS:
+        result, inequalities = (judge_hybrid if name == HYBRID else judge)(name, cells, scale)
+        store.publish(name, {**result, "inequalities": [vars(inequality) for inequality in inequalities]})
+        found += inequalities
+    return found
+
+
+def missing() -> str:
+    """Return why nothing can be measured here; empty when all is there."""
+    lacking = [name for name in MODELS if name not in zoo()]
+    if lacking:
+        return f"{', '.join(lacking)} have not been trained yet; run: python tools/train_zoo.py"
+    try:
+        texts(0)
+    except AssetError as error:
+        return str(error)
+    return ""
+
+
+def _cells(scale: _Scale, store: Store) -> Iterator[tuple[str, Any]]:
+    """Yield the name of every cell and how to get it, the most important first."""
+    bench = {name: _Bench(name, store) for name in PURE}
+    for one in bench.values():
+        yield f"{one.name}-dense", one.dense
+        for target in TARGETS:
+            for arm in ARMS:
+                for seed in seeds(arm, scale):
+                    name = f"{one.name}-{target}-{arm}-{seed}"
+                    yield name, lambda one=one, target=target, arm=arm, seed=seed: one.removal(target, arm, seed)
+    for one in bench.values():
+        for target in TARGETS:
+            yield f"{one.name}-{target}-curve", lambda one=one, target=target: one.curve(target)
+        yield f"{one.name}-narrower", one.narrower
+        yield f"{one.name}-exactness", one.exactness
+        yield f"{one.name}-context", one.context
+        yield f"{one.name}-speed", one.speed
+        yield f"{one.name}-recovery", one.recovery
+    mixed = _Bench(HYBRID, store)
+    yield f"{HYBRID}-dense", mixed.dense
+    for arm in hybrid.ARMS:
+        for seed in scale.seeds:
+            yield f"{HYBRID}-{arm}-{seed}", lambda arm=arm, seed=seed: mixed.mixed(arm, seed)
+    for one in bench.values() if scale.shorter else ():
+        yield f"{one.name}-shorter", one.shorter
+
+
+def seeds(arm: str, scale: _Scale) -> tuple[int, ...]:
+    """Seeds that an arm is run with."""
+    return (0,) if arm in SEEDLESS else scale.draws if arm == "random" else scale.seeds
+
+
+class _Bench:
+    """The cells of one model."""
+
+    def __init__(self, name: str, store: Store) -> None:
+        self.name, self._store = name, store
+
+    def dense(self) -> dict[str, Any]:
+        """The original: counts, and the loss of every test window."""
+
+        def compute() -> dict[str, Any]:
+            counts = Counter(_model(self.name)).count()
+            shown = {name: getattr(counts, name) for name in ("params", "block_params", "cache_bytes")}
+            return {**shown, "nll": Walk(_model(self.name), texts(0).test).plain().tolist()}
+
+        return self._cell("dense", 0, compute)
+
+    def removal(self, target: str, arm: str, seed: int) -> dict[str, Any]:
+        """What an arm removes, and the loss of every test window after 2 and 4 removals."""
+
+        def compute() -> dict[str, Any]:
+            model, data = _model(self.name), texts(0 if arm == "random" else seed)
+            axes = removing.CHOOSERS[arm](model, data, target, seed, self._folder(target, arm, seed))
+            subnets = [removing.without(model, axes[:count]) for count in COUNTS]
+            losses = removing.masked_losses(model, subnets, data, test=True)
+            at = {str(count): loss.tolist() for count, loss in zip(COUNTS, losses, strict=True)}
+            return {"axes": axes, "at": at}
+
+        return self._cell(f"{target}-{arm}-{seed}", seed, compute, arm=arm, target=target, counts=COUNTS)
+
+    def curve(self, target: str) -> dict[str, Any]:
+        """Loss, counts and bytes held after every removal, calibration seed 0."""
+
+        def compute() -> dict[str, Any]:
+            model, axes = _model(self.name), self._axes(target)
+            subnets = [removing.without(model, axes[:count]) for count in range(_MOST[target] + 1)]
+            losses, counter = removing.masked_losses(model, subnets, texts(0), test=True), Counter(model)
+            counts = [counter.count(subnet) for subnet in subnets]
+            return {
+                "axes": axes[: _MOST[target]],
+                "bits": [quality.bits(loss.tolist()) for loss in losses],
+                "block_params": [count.block_params for count in counts],
+                "cache_bytes": [count.cache_bytes for count in counts],
+            }
+
+        return self._cell(f"{target}-curve", 0, compute, target=target, most=_MOST[target])
+
+    def narrower(self) -> dict[str, Any]:
+        """Loss with as many parameters as 2 and 4 blocks less leave, but all mixers narrower instead."""
+
+        def compute() -> dict[str, Any]:
+            return {"at": removing.narrower(load(self.name), texts(0), COUNTS)}
+
+        return self._cell("narrower", 0, compute, counts=COUNTS)
+
+    def exactness(self) -> dict[str, Any]:
+        """Masked against cut, prefill against decode."""
+        return self._cell("exactness", 0, lambda: quality.exactness(_model(self.name), self._variants(), texts(0).test))
+
+    def context(self) -> dict[str, Any]:
+        """Loss by bytes of context, whole and with less."""
+
+        def compute() -> dict[str, Any]:
+            return quality.far_context(_model(self.name), self._variants(), texts(0).test)
+
+        return self._cell("context", 0, compute, contexts=CONTEXTS)
+
+    def speed(self) -> dict[str, Any]:
+        """Times beside the original."""
+        shape = {"lengths": speed.LENGTHS, "new": speed.NEW, "rounds": speed.ROUNDS, "threads": speed.THREADS}
+        return self._cell("speed", 0, lambda: speed.timed(_model(self.name), self._variants()), **shape)
+
+    def recovery(self) -> dict[str, Any]:
+        """Loss before and after training with 4 blocks gone."""
+
+        def compute() -> dict[str, Any]:
+            axes = self._axes("blocks")[: max(COUNTS)]
+            return quality.recovered(load(self.name), axes, texts(0), self._folder("recovery", "greedy", 0))
+
+        return self._cell("recovery", 0, compute, settings=quality.RECOVERY.to_mapping())
+
+    def shorter(self) -> dict[str, Any]:
+        """Loss of a model of 8 blocks that was trained as long."""
+        folder = self._folder("shorter", str(_SHORTER), 0)
+        return self._cell(
+            "shorter", 0, lambda: quality.trained_shorter(self.name, _SHORTER, texts(0).test, folder), layers=_SHORTER
+        )
+
+    def mixed(self, arm: str, seed: int) -> dict[str, Any]:
+        """Loss of a hybrid at shares of its block parameters."""
+
+        def compute() -> dict[str, Any]:
+            return {"at": hybrid.removed(load(self.name), arm, texts(seed), seed, self._folder("mixed", arm, seed))}
+
+        return self._cell(f"{arm}-{seed}", seed, compute, arm=hybrid.ARMS[arm], shares=hybrid.SHARES)
+
+    def _variants(self) -> dict[str, list[str]]:
+        """What the variants lack that are timed and probed."""
+        return {name: self._axes(target)[:count] for name, (target, count) in VARIANTS.items()}
+
+    def _axes(self, target: str) -> list[str]:
+        return list(self.removal(target, "greedy", 0)["axes"])
+
+    def _folder(self, *parts: object) -> Any:
+        return self._store.scratch(f"{self.name}-{'-'.join(map(str, parts))}", self._settings(0))
+
+    def _settings(self, seed: int, **more: Any) -> dict[str, Any]:
+        return {"model": _model(self.name).source.sha256, "text": texts(seed).facts(), "seed": seed, **more}
+
+    def _cell(self, name: str, seed: int, compute: Any, **more: Any) -> dict[str, Any]:
+        return self._store.cell(f"{self.name}-{name}", self._settings(seed, **more), compute)
+
+
+@cache
+def _model(name: str) -> Model:
+    """The original, never changed; what changes a model loads one of its own."""
+    return load(name)
+
+
+def judge(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str, Any], list[Inequality]]:
+    """Turn the cells of a pure model into its stored result and its inequalities."""
+    dense = cells[f"{name}-dense"]
+    result: dict[str, Any] = {
+        "model": name, "seeds": list(scale.seeds), "zoo": _zoo_facts(name), "text": _facts(),
+        "dense": {**{key: value for key, value in dense.items() if key != "nll"}, "bits": quality.bits(dense["nll"])},
+    }  # fmt: skip
+    result["arms"], found = {}, list[Inequality]()
+    for target in TARGETS:
+        for count in COUNTS:
+            arms, more = _compare(name, target, count, cells, scale)
+            result["arms"][f"{target} {count}"] = arms
+            found += more
+    for part in ("exactness", "speed"):
+        result[part] = cells[f"{name}-{part}"]
+    result["curve"] = {target: cells[f"{name}-{target}-curve"] for target in TARGETS}
+    narrower = cells[f"{name}-narrower"]["at"]
+    result["narrower"] = {count: quality.bits(losses) for count, losses in narrower.items()}
+    found += [
+        Inequality.of(f"{name}: {what}, difference of logits", value, "<=", _EXACT)
+        for what, value in result["exactness"].items()
+    ]
+    found += _judge_speed(name, result["speed"])
+    result["context"], more = _judge_context(name, cells[f"{name}-context"])
+    found += more
+    result["recovery"], one = _judge_recovery(name, cells[f"{name}-recovery"], dense)
+    if f"{name}-shorter" in cells:
+        cell = cells[f"{name}-shorter"]
+        result["shorter"] = {"layers": cell["layers"], "bits": quality.bits(cell["nll"])}
+    return result, [*found, one]
+
+
+def _facts() -> dict[str, Any]:
+    return texts(0).facts()
+
+
+def _zoo_facts(name: str) -> dict[str, Any]:
+    known = zoo()[name]
+    return {"summary": known.summary, "bits_per_byte": dict(known.bits_per_byte)}
+
+
+def _losses(cells: Mapping[str, Any], prefix: str, count: str, numbers: Sequence[int]) -> Tensor:
+    """Loss by seed and test window, float64 [S, n]."""
+    return torch.tensor([cells[f"{prefix}-{seed}"]["at"][count] for seed in numbers], dtype=torch.float64)
+
+
+def _compare(
+    name: str, target: str, count: int, cells: Mapping[str, Any], scale: _Scale
+) -> tuple[dict[str, Any], list[Inequality]]:
+    """Compare all arms after one number of removals; each seed's mean loss counts once."""
+    losses = {arm: _losses(cells, f"{name}-{target}-{arm}", str(count), seeds(arm, scale)) for arm in ARMS}
+    mine, rows, found = losses["greedy"].mean(0), dict[str, Any](), list[Inequality]()
+    for arm, values in losses.items():
+        centre = median_row(values) if arm == "random" else values.mean(0)
+        change = paired_bootstrap((mine - centre).numpy())
+        scaled = {key: getattr(change, key) / math.log(2) for key in ("value", "low", "high")}
+        per_seed = [quality.bits(row) for row in values.tolist()]
+        rows[arm] = {"bits": quality.bits(centre.tolist()), "per_seed": per_seed, "greedy_minus_this": scaled}
+        if arm in ("influence", "random", "one-shot"):
+            detail = (
+                f"(difference {scaled['value']:+.3f}, 95 % {scaled['low']:+.3f} to {scaled['high']:+.3f}, "
+                f"n={change.n} windows, {len(values)} seeds)"
+            )
+            label = f"{name} without {count} {TARGETS[target]}: bits per byte, greedy against {arm}"
+            left, right = quality.bits(mine.tolist()), quality.bits(centre.tolist())
+            found.append(Inequality.of(label, left, "<=" if arm == "one-shot" else "<", right, detail))
+    return rows, found
+
+
+def median_row(losses: Tensor) -> Tensor:
+    """The run whose mean is the (lower) median of all runs."""
+    means = losses.mean(1).tolist()
+    return losses[means.index(sorted(means)[(len(means) - 1) // 2])]
+
+
+def _judge_speed(name: str, cell: Mapping[str, Any]) -> list[Inequality]:
+    whole, found = cell["rows"]["original"]["blocks"], []
+    for count in COUNTS:
+        net, bound = speed.net_speedup(cell, f"blocks-{count}"), _PROPORTION * whole / (whole - count)
+        label = f"{name} without {count} of {whole} blocks: decode speed-up net of the head"
+        found.append(Inequality.of(label, net, ">=", bound, f"(0.8 × {whole}/{whole - count})"))
+    reached = cell["rows"][f"blocks-{max(COUNTS)}"]["decode"]
+    detail = f"(95 % {reached['low']:.2f}–{reached['high']:.2f}; loss: see the table)"
+    label = f"{name} without {max(COUNTS)} of {whole} blocks: decode speed-up"
+    found.append(Inequality.of(label, reached["value"], ">=", GOAL, detail))
+    for length in map(str, speed.LENGTHS):
+        faster = cell["rows"][SCANLESS]["prefill"][length]
+        label = f"{name} without scans: speed-up of a prompt of {length}"
+        detail = (
+            f"(95 % {faster['low']:.2f}–{faster['high']:.2f}; the scan's share is {cell['scan_share'][length]:.0%})"
+        )
+        found.append(Inequality.of(label, faster["value"], ">", 1.0, detail))
+    return found
+
+
+def _judge_context(name: str, cell: Mapping[str, Any]) -> tuple[dict[str, Any], list[Inequality]]:
+    """What scans cost with far context, beyond what they cost with four bytes of it."""
+    rows = {name: {size: quality.bits(losses) for size, losses in found.items()} for name, found in cell.items()}
+    near, far = (str(size) for size in (CONTEXTS[0], CONTEXTS[-1]))
+    lost = {
+        size: torch.tensor(cell[SCANLESS][size], dtype=torch.float64) - torch.tensor(cell["original"][size])
+        for size in (near, far)
+    }
+    more = paired_bootstrap(((lost[far] - lost[near]) / math.log(2)).numpy())
+    return rows, [
+        Inequality.of(
+            f"{name} without scans: bits per byte lost with {far} bytes of context, beyond those lost with {near}",
+            more.value, ">", 0.0, f"(95 % {more.low:.3f}–{more.high:.3f}, n={more.n} windows)",
+        )
+    ]  # fmt: skip
+
+
+def _judge_recovery(name: str, cell: Mapping[str, Any], dense: Mapping[str, Any]) -> tuple[dict[str, Any], Inequality]:
+    before, after, whole = (
+        torch.tensor(row, dtype=torch.float64) for row in (cell["before"], cell["after"], dense["nll"])
+    )
+    lost, back = float((before - whole).mean()), paired_bootstrap((before - after).numpy())
+    shares = {key: getattr(back, key) / lost for key in ("value", "low", "high")}
+    found = Inequality.of(
+        f"{name} without {max(COUNTS)} blocks: share of lost bits that {cell['seconds'] / 60:.1f} minutes give back",
+        shares["value"], ">=", 0.5, f"(95 % {shares['low']:.2f}–{shares['high']:.2f}, n={back.n} windows)",
+    )  # fmt: skip
+    facts = {"before": quality.bits(cell["before"]), "after": quality.bits(cell["after"]), "seconds": cell["seconds"]}
+    return {**facts, "given_back": shares}, found
+
+
+def judge_hybrid(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str, Any], list[Inequality]]:
+    """Compare the ways to remove from a hybrid at equal block parameters."""
+    dense, rows, found = cells[f"{name}-dense"], dict[str, Any](), list[Inequality]()
+    for share in map(str, hybrid.SHARES):
+        losses = {arm: _losses(cells, f"{name}-{arm}", share, scale.seeds).mean(0) for arm in hybrid.ARMS}
+        rows[share] = {arm: quality.bits(loss.tolist()) for arm, loss in losses.items()}
+        change = paired_bootstrap(((losses["auto"] - losses["transformer"]) / math.log(2)).numpy())
+        label = f"{name} at {float(share):.0%} of its blocks: bits per byte, all parts against attention and MLP alone"
+        detail = f"(difference {change.value:+.3f}, 95 % {change.low:+.3f} to {change.high:+.3f}, n={change.n} windows)"
+        found.append(Inequality.of(label, rows[share]["auto"], "<", rows[share]["transformer"], detail))
+    return {
+        "model": name, "seeds": list(scale.seeds), "zoo": _zoo_facts(name), "text": _facts(), "shares": rows,
+        "dense": {**{key: value for key, value in dense.items() if key != "nll"}, "bits": quality.bits(dense["nll"])},
+    }, found  # fmt: skip

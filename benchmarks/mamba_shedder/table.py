@@ -1,0 +1,175 @@
+"""Markdown of the claim's stored results: a short table for the README, the whole for the method's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.mamba_shedder.names import ARMS, CONTEXTS, COUNTS, HYBRID, PURE, TARGETS, VARIANTS
+
+Results = Sequence[Mapping[str, Any]]
+
+_LENGTH = "512"
+"""Prompt tokens at which blocks and scans are compared at equal time."""
+_HYBRID = {
+    "auto": "**Mamba-Shedder, all parts compete**",
+    "stages": "**Mamba-Shedder, the paper's stages** (60:30:10)",
+    "blocks": "Mamba-Shedder, whole blocks, attentions and MLPs",
+    "transformer": "MultiPruner: attentions, MLPs and their channels alone",
+}
+
+
+def summary(results: Results) -> str:
+    """Return the README's table: bits per byte of the arms, of pure models."""
+    intro = (
+        "Held-out loss in bits per byte (lower is better) of small Mamba models, trained here, without some of their "
+        f"12 blocks or scans; {_of(results[0])}. Details: [Mamba-Shedder](docs/methods/compress/mamba_shedder.md)."
+    )
+    return "\n\n".join([intro, _arms(results), _environment(results)])
+
+
+def page(results: Results) -> str:
+    """Return all tables of the method's page."""
+    pure = [result for result in results if result["model"] in PURE]
+    parts = [f"Text: {results[0]['text']['source']}; {_of(results[0])}.", _models(results), _environment(results)]
+    parts += ["### What to remove", _arms(results), _beside(pure)]
+    parts += ["### Blocks or scans", *map(_granularity, pure), "### Far context", *map(_context, pure)]
+    parts += ["### Recovery", *map(_recovery, pure)]
+    parts += ["### A hybrid", *(_hybrid(result) for result in results if result["model"] == HYBRID)]
+    return "\n\n".join([*parts, "### The claim, inequality by inequality", _inequalities(results)])
+
+
+def _of(result: Mapping[str, Any]) -> str:
+    windows, length = result["text"]["test"][0]
+    rows, size = result["text"]["calibration"][0]
+    return (
+        f"{windows * length:,} test bytes, {rows} × {size} calibration bytes, {len(result['seeds'])} calibration seeds "
+        "(their mean is shown)"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+
+
+def _models(results: Results) -> str:
+    lines = []
+    for result in results:
+        known = ", ".join(f"{source} {value:.3f}" for source, value in result["zoo"]["bits_per_byte"].items())
+        lines.append(
+            f"- {result['model']}: {result['zoo']['summary']}; {result['dense']['params'] / 1e6:.2f}M parameters, "
+            f"{result['dense']['block_params'] / 1e6:.2f}M of them in the blocks; bits per byte: {known}."
+        )
+    return "\n".join(lines)
+
+
+def _arms(results: Results) -> str:
+    pure = [result for result in results if result["model"] in PURE]
+    columns = [(result, target, count) for result in pure for target in TARGETS for count in COUNTS]
+    head = ["", *(f"{result['model']}, {count} {TARGETS[target]} less" for result, target, count in columns)]
+    rows = [["original", *(f"{result['dense']['bits']:.3f}" for result, _, _ in columns)]]
+    for arm, label in ARMS.items():
+        cells = [result["arms"][f"{target} {count}"][arm] for result, target, count in columns]
+        rows.append([label, *(f"{cell['bits']:.3f}" for cell in cells)])
+    return _table(head, rows)
+
+
+def _beside(results: Results) -> str:
+    """What else could be done with the parameters that blocks less leave."""
+    head = ["bits per byte", *(f"{result['model']}, {count} blocks less" for result in results for count in COUNTS)]
+    rows = [
+        [
+            "Mamba-Shedder",
+            *(f"{r['arms'][f'blocks {count}']['greedy']['bits']:.3f}" for r in results for count in COUNTS),
+        ],
+        ["all mixers narrower instead", *(f"{r['narrower'][str(count)]:.3f}" for r in results for count in COUNTS)],
+    ]
+    if all("shorter" in result for result in results):
+        layers = results[0]["shorter"]["layers"]
+        cells = [f"{r['shorter']['bits']:.3f}" if 12 - count == layers else "" for r in results for count in COUNTS]
+        rows.append([f"trained with {layers} blocks, as long", *cells])
+    return f"At equal parameters in the blocks, without recovery:\n\n{_table(head, rows)}"
+
+
+def _granularity(result: Mapping[str, Any]) -> str:
+    times = result["speed"]
+    lengths, rows = list(times["scan_share"]), []
+    for name, (target, count) in {"original": ("blocks", 0), **VARIANTS}.items():
+        row, curve = times["rows"][name], result["curve"][target]
+        label = f"{count} {TARGETS[target]} less" if count else "original"
+        speeds = [f"{row['prefill'][length]['value']:.2f}×" for length in lengths]
+        share = curve["block_params"][count] / curve["block_params"][0]
+        same = [_as_fast(result, name, phase) for phase in ("decode", _LENGTH)] if target == "ssm" else ["", ""]
+        rows.append(
+            [label, f"{curve['bits'][count]:.3f}", f"{share:.0%}", f"{row['held'] / 1024:.0f} KiB",
+             f"{row['decode']['value']:.2f}×", *speeds, *same]
+        )  # fmt: skip
+    prompts = [f"prompt of {length}" for length in lengths]
+    equal = ["blocks, as fast in decode", f"blocks, as fast at {_LENGTH}"]
+    head = [result["model"], "bits per byte", "block parameters", "states", "decode", *prompts, *equal]
+    shares = ", ".join(f"{share:.0%} at {length}" for length, share in times["scan_share"].items())
+    step = times["rows"]["original"]["seconds"]["step"]
+    return (
+        f"{_table(head, rows)}\n\nSpeeds against the original, in turns, batch 1; a decode step of it takes "
+        f"{1e3 * step:.2f} ms, {1e3 * times['outside']:.2f} ms of which beside the blocks. The scan, in chunks, takes "
+        f"this share of a prompt, the most that removing scans can save: {shares}. The last columns: bits per byte of "
+        "so many blocks less as make it as fast, time being linear in blocks."
+    )
+
+
+def _as_fast(result: Mapping[str, Any], name: str, phase: str) -> str:
+    """Loss at the number of blocks less that saves as much time, on the curve of blocks."""
+    rows, most = result["speed"]["rows"], max(COUNTS)
+
+    def saved(variant: str) -> float:
+        row = rows[variant]
+        return 1 - 1 / float((row["decode"] if phase == "decode" else row["prefill"][phase])["value"])
+
+    number, losses = most * saved(name) / saved(f"blocks-{most}"), result["curve"]["blocks"]["bits"]
+    if not 0 <= number < len(losses) - 1:
+        return f"({number:.1f} blocks)"
+    below, part = int(number), number % 1
+    return f"{(1 - part) * losses[below] + part * losses[below + 1]:.3f} ({number:.1f} blocks)"
+
+
+def _context(result: Mapping[str, Any]) -> str:
+    head = [f"{result['model']}, bits per byte", *(f"{size} bytes of context" for size in CONTEXTS)]
+    rows = [[name, *(f"{row[str(size)]:.3f}" for size in CONTEXTS)] for name, row in result["context"].items()]
+    return _table(head, rows)
+
+
+def _recovery(result: Mapping[str, Any]) -> str:
+    found, share, dense = result["recovery"], result["recovery"]["given_back"], result["dense"]["bits"]
+    return (
+        f"{result['model']} without {max(COUNTS)} blocks: {found['seconds'] / 60:.1f} minutes of training bring the "
+        f"loss from {found['before']:.3f} to {found['after']:.3f} bits per byte (original {dense:.3f}): "
+        f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}] of what was lost is back."
+    )
+
+
+def _hybrid(result: Mapping[str, Any]) -> str:
+    head = ["bits per byte", *(f"at {float(share):.0%} of the block parameters" for share in result["shares"])]
+    rows = [["original", *(f"{result['dense']['bits']:.3f}" for _ in result["shares"])]]
+    rows += [[label, *(f"{row[arm]:.3f}" for row in result["shares"].values())] for arm, label in _HYBRID.items()]
+    return _table(head, rows)
+
+
+def _inequalities(results: Results) -> str:
+    rows = [
+        [row["name"], f"{row['left']:.4g} {row['relation']} {row['right']:.4g}", "holds" if row["ok"] else "**fails**"]
+        for result in results
+        for row in result["inequalities"]
+    ]
+    return _table(["", "measured", ""], rows)
+
+
+def _environment(results: Results) -> str:
+    lines = []
+    for one in {str(e): e for result in results for e in result["environments"]}.values():
+        versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+        lines.append(
+            f"Measured on {one['cpu']} ({one['capability']}), {one['cores']} cores, {one['threads']} threads (times: "
+            f"one), {one['system']}, Python {one['python']}, {versions}."
+        )
+    return "\n".join(lines)
