@@ -60,6 +60,7 @@ def test_a_number_of_removals_needs_no_budget(folders: dict[str, Path], toy_text
     settings = ("steps=2", *QUICK)
     planned = pipeline.plan(folders["mamba2"], method="mamba_shedder", data=toy_text, settings=settings)
     assert planned.budget == "" and planned.predicted == {} and "known afterwards" in planned.notes[0]
+    assert planned.seconds is None, "the time of scans is not predicted"
     report = lissome.fit(
         folders["mamba2"], method="mamba_shedder", data=toy_text, settings=settings, out=tmp_path / "out"
     )

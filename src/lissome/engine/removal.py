@@ -145,9 +145,10 @@ def expected_plan(
         card, speeds, kept=inside, ordering=config.order_windows * length, kinds=kinds,
         scored=1 if quick else 3 + card.layers / 2, looked=0.25 if quick else 0.5,
     )  # fmt: skip
+    seconds = searching + training_seconds(card, speeds, tokens=trained, kept=inside)
     return Plan(
         figures=figures, peak_memory=memory.total, memory_parts=memory.parts,
-        seconds=searching + training_seconds(card, speeds, tokens=trained, kept=inside),
+        seconds=None if "mixer" in card.tags else seconds,  # what scans take does not follow from operations
     )  # fmt: skip
 
 
