@@ -137,18 +137,21 @@ def expected_plan(
         damage: As in `Removal`.
         kinds: Moves that a block has (attention, MLP, width …).
     """
-    kept, length, quick = kept_weights(card, figures), card.windows[1], damage == "kl"
-    inside = 1 - (1 - kept) * card.figures["params"] / card.figures["block_params"]
+    kept = kept_weights(card, figures)
     memory = predict_fit(card, windows=card.windows, recover=config.recover_steps > 0, kept=kept)
-    speeds, trained = speeds_here(), config.recover_steps * config.recover_batch * length
-    searching = search_seconds(
+    # what scans take does not follow from operations
+    seconds = None if "mixer" in card.tags else _seconds(card, kept, config, quick=damage == "kl", kinds=kinds)
+    return Plan(figures=figures, peak_memory=memory.total, memory_parts=memory.parts, seconds=seconds)
+
+
+def _seconds(card: ModelCard, kept: float, config: RemovalConfig, *, quick: bool, kinds: int) -> float:
+    speeds, length = speeds_here(), card.windows[1]
+    inside = 1 - (1 - kept) * card.figures["params"] / card.figures["block_params"]
+    return search_seconds(
         card, speeds, kept=inside, ordering=config.order_windows * length, kinds=kinds,
         scored=1 if quick else 3 + card.layers / 2, looked=0.25 if quick else 0.5,
-    )  # fmt: skip
-    seconds = searching + training_seconds(card, speeds, tokens=trained, kept=inside)
-    return Plan(
-        figures=figures, peak_memory=memory.total, memory_parts=memory.parts,
-        seconds=None if "mixer" in card.tags else seconds,  # what scans take does not follow from operations
+    ) + training_seconds(
+        card, speeds, tokens=config.recover_steps * config.recover_batch * length, kept=inside
     )  # fmt: skip
 
 
