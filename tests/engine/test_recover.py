@@ -151,10 +151,10 @@ def test_precision_and_recomputation_change_little(tmp_path: Path) -> None:
     def trained(**settings: Any) -> tuple[tuple[float, ...], Model]:
         model, ids = cut(), windows()
         add_lora(model, rank=4, seed=1)
-        frozen = model.module.get_parameter("model.layers.0.mlp.up_proj.base_layer.weight")
+        frozen = model.module.get_parameter("model.layers.0.mlp.up_proj.weight")
         config = TrainConfig.from_mapping({"steps": 4, "lr": 1e-2, **settings})
         result = train(Task(module=model.module, loss=token_loss(model), data=ids), config, seed=0)
-        assert model.module.get_parameter("model.layers.0.mlp.up_proj.base_layer.weight") is frozen
+        assert model.module.get_parameter("model.layers.0.mlp.up_proj.weight") is frozen
         assert frozen.dtype == torch.float32
         merge_lora(model)
         return result.losses, model

@@ -25,6 +25,21 @@ if TYPE_CHECKING:
 OutcomeKind = Literal["model", "space", "policy", "device", "weights", "certificate"]
 
 
+@dataclass(frozen=True)
+class LinearShape:
+    """One linear layer of the blocks.
+
+    Attributes:
+        outputs: Rows of its weight.
+        inputs: Columns of its weight.
+        group: Label of the group that an elastic adapter on it belongs to by default; None where there is none.
+    """
+
+    outputs: int
+    inputs: int
+    group: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """What a plan may know: facts about a model, no weights.
@@ -40,7 +55,7 @@ class ModelCard:
         layers: Number of blocks.
         vocabulary: Number of tokens.
         windows: Shape of the job's calibration windows [n, T].
-        linears: Outputs and inputs of every linear layer of the blocks, by name.
+        linears: Every linear layer of the blocks that the model calls, by name.
     """
 
     name: str
@@ -53,7 +68,7 @@ class ModelCard:
     layers: int
     vocabulary: int
     windows: tuple[int, int] = (4, 256)
-    linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    linears: Mapping[str, LinearShape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +163,7 @@ class Outcome:
         space: The Space that the curve's Subnets belong to, as JSON.
         details: Anything else worth keeping in the lineage (JSON-able).
         tensors: Tensors worth keeping beside the weights, by name (an order of channels, say).
+        files: Files worth keeping in the artifact, by path, one folder deep at most (adapters of all sizes, say).
     """
 
     kind: OutcomeKind
@@ -157,6 +173,7 @@ class Outcome:
     space: Mapping[str, Any] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Method(abc.ABC):

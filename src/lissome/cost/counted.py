@@ -4,7 +4,8 @@
 - Multiply-accumulates of one forward over T tokens: every weight of a linear layer or convolution as often as it is
   applied (T times, unless its branch says otherwise), the head included, and what a branch computes between tokens:
   ``2·T²·H·E`` per attention (queries times keys, weights times values). All T² positions count, as most kernels compute
-  them; `causal` counts only those that a token may see. Biases, norms and activations are not counted.
+  them; `causal` counts only those that a token may see. Adapters that are not merged are counted as the products that
+  they are. Biases, norms and activations are not counted.
 - Bytes: of the safetensors file with its header, sparse weights compressed (`lissome.models.sparse`; for a Subnet of a
   sparse model with each tensor's own share of zeros), and of that file with all zeros written out; of what is held for
   the next token at a given length: keys and values, a sliding window's at most, and states.
@@ -24,12 +25,14 @@ from torch import nn
 from lissome.cost.blocks import BlockSum, Part, Vector, sizes_of
 from lissome.cost.measured import Request
 from lissome.cost.roofline import Work
+from lissome.models.adapters.layers import NAME as ADAPTER
 from lissome.models.model import Model
 from lissome.models.sparse import masks
 
 COUNTED = ("params", "block_params", "disk", "macs")
 """Budget terms that are counted."""
 
+_ADAPTER = f".{ADAPTER}."
 _FILE_START = 8 + len('{"__metadata__":{"format":"pt"}}')  # bytes before the first tensor's entry in a safetensors file
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
@@ -186,7 +189,7 @@ class Counter:
     def _sizes(self, part: Part) -> tuple[int, int, int, int, int]:
         """Parameters of a branch, their bytes in the file (compressed, dense), weights per token, other products."""
         index = self._model.binding.branch_index(part.branch, part.sizes)
-        linears = {f"{linear}.weight": part.branch.positions.get(linear) for linear in part.branch.linears}
+        applied = {name: part.branch.positions.get(name) for name in part.branch.linears}
         params = disk = dense = weights = fixed = 0
         for name in part.branch.parameters:
             shape = list(self._model.binding.shapes[name])
@@ -197,8 +200,9 @@ class Counter:
             plain = self._entry(name, shape, self._stored[name]) if size else 0
             dense += plain
             disk += self._compressed(name, size) if name in self._masks else plain
-            if name in linears:
-                positions = linears[name]
+            owner, adapts, _ = name.removesuffix(".weight").partition(_ADAPTER)
+            if owner in applied and (adapts or name.endswith(".weight")):
+                positions = applied[owner]
                 weights, fixed = weights + size * (positions is None), fixed + size * (positions or 0)
         return params, disk, dense, weights, fixed
 

@@ -12,7 +12,8 @@ from lissome.models.model import Model
 def last_states(model: Model, ids: Tensor) -> Tensor:
     """Return the last block's output [B, T, D] for token ids LongTensor[B, T], where `Anatomy.head` takes over.
 
-    The model may be masked or cut. No attention mask is used: there is no padding, or it stands on the right.
+    The model may be masked or cut. No attention mask is used: there is no padding, or it stands on the right. Virtual
+    tokens, which stand before the others, are left out.
     """
     module = model.module
     found: list[Tensor] = []
@@ -26,4 +27,4 @@ def last_states(model: Model, ids: Tensor) -> Tensor:
         module.base_model(input_ids=ids.to(device), use_cache=False)  # type: ignore[operator]
     finally:
         handle.remove()
-    return found[0]
+    return found[0][:, -ids.shape[1] :]

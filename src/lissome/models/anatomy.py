@@ -67,6 +67,9 @@ class Dim:
         step: Coarsest useful step of a Space over this dim (channels are cut in blocks that fast kernels like).
         least: Smallest number of units that may stay; 0 for a part that can vanish inside its branch. A tensor of
             which nothing is left is gone.
+        allowed: Sizes to choose from, ascending, the last its own; empty where steps say it.
+        beside: Whether it is the rank of adapters, which stand beside the weights: the sizes of a model's blocks, as
+            its configuration lists them, do not have it.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Dim:
     cuts: tuple[Cut, ...]
     step: int = 1
     least: int = 1
+    allowed: tuple[int, ...] = ()
+    beside: bool = False
 
     @property
     def lanes(self) -> int:
@@ -188,6 +193,12 @@ class Anatomy:
         return {branch.name: branch for branch in self.branches}
 
     @cached_property
+    def owners(self) -> dict[str, str]:
+        """Name of the branch that each axis decides about."""
+        axes = {branch.axis(dim.name): branch.name for branch in self.branches for dim in branch.dims}
+        return axes | {name: name for name in self.by_name}
+
+    @cached_property
     def tags(self) -> frozenset[str]:
         """What it is, in the words of methods' `needs`: family, task, kinds of branches.
 
@@ -224,7 +235,7 @@ class Anatomy:
         """Return what each block has: units of every dim by branch; a removed branch is not listed."""
         found: list[Layer] = [{} for _ in self.blocks]
         for branch in self.branches:
-            found[branch.block][branch.part] = {dim.name: dim.size for dim in branch.dims}
+            found[branch.block][branch.part] = {dim.name: dim.size for dim in branch.dims if not dim.beside}
         return found
 
     def choices(self, layers: Sequence[Layer]) -> dict[str, int]:
@@ -262,7 +273,7 @@ class Anatomy:
                 step = (steps or {}).get(dim.name, 1 if finest else dim.step)
                 if step < 1:
                     raise UnsupportedModelError(f"the step of {dim.name} must be at least 1, got {step}.")
-                choices = dim.choices(step)
+                choices = dim.choices(step) if finest or not dim.allowed else dim.allowed
                 if len(choices) > 1 or finest:
                     axes.append(Axis(branch.axis(dim.name), choices, switch=branch.name))
         return Space(tuple(axes), self.quorums)
@@ -274,6 +285,8 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     Raises:
         UnsupportedModelError: When no family recognises it; says what was looked at and what is known.
     """
+    from lissome.models.adapters.elastic import with_adapters
+
     reasons = []
     for info in public_files("lissome.models.families"):
         reader = importlib.import_module(info.module)
@@ -282,7 +295,7 @@ def anatomy_of(module: nn.Module) -> Anatomy:
         except UnsupportedModelError as reason:
             reasons.append(f"{info.name}: {reason}")
         else:
-            return anatomy
+            return with_adapters(anatomy)
     raise UnsupportedModelError(f"{type(module).__name__} was not understood ({'; '.join(reasons)}).")
 
 

@@ -3,7 +3,8 @@
 When all blocks have one shape the folder has a stock configuration and opens with transformers alone. Otherwise its
 ``config.json`` says ``model_type: lissome``, carries the original configuration and the sizes of every block, and
 opens with `lissome.load`, or with ``AutoModelForCausalLM`` and its like after ``import lissome.models.auto``. So it is
-when weights are sparse, because they are stored compressed (see `lissome.models.sparse`).
+when weights are sparse, because they are stored compressed (see `lissome.models.sparse`). Adapters and virtual tokens
+that stand beside the weights are folders of their own, ``adapter`` and ``prompt``, which stock peft opens.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from torch import Tensor, nn
 from lissome.core.errors import ArtifactError, LissomeError, NumericsError
 from lissome.core.files import atomic_folder, inside, read_json, sha256_file
 from lissome.core.manifest import Manifest, read_manifest, verify_files, write_manifest
+from lissome.models.adapters import adapters, load_adapters, save_adapters
+from lissome.models.adapters.layers import is_adapter_tensor
+from lissome.models.adapters.prompts import is_prompt_tensor, load_prompt, prompt_of, save_prompt
 from lissome.models.model import Model, Source
 from lissome.models.paging import stored_tensors
 from lissome.models.sparse import STORAGE, compress, expand, masks, set_mask
 
 MODEL_TYPE = "lissome"
 WEIGHTS = "model.safetensors"
+ADAPTER, PROMPT = "adapter", "prompt"
 _FLOAT = "__float__"
 _RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset")
 
@@ -39,7 +44,7 @@ def save_model(
         model: The model; its parameters are written as they are (shared ones once).
         folder: Where; an older folder there is replaced when the new one is whole.
         manifest: What to say of it; the file list is filled in here. None writes no manifest.
-        extras: Small files to put beside the weights, by name.
+        extras: Small files to put beside the weights, by name; one folder deep at most.
 
     Raises:
         OSError: When the disk is full or the place cannot be written; nothing is left behind.
@@ -47,7 +52,7 @@ def save_model(
     from safetensors.torch import save_file
 
     with atomic_folder(folder) as part:
-        tensors = compress(stored_tensors(model.module), masks(model.module))
+        tensors = compress(_own_tensors(stored_tensors(model.module)), masks(model.module))
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
         (part / "config.json").write_text(json.dumps(_tagged(config_of(model)), indent=2, sort_keys=True) + "\n")
         generation = getattr(model.module, "generation_config", None)
@@ -55,8 +60,14 @@ def save_model(
             generation.save_pretrained(part)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(part)
+        if adapters(model.module):
+            save_adapters(model, part / ADAPTER)
+        if prompt_of(model) is not None:
+            save_prompt(model, part / PROMPT)
         for name, content in (extras or {}).items():
-            inside(part, name).write_bytes(content)
+            target = inside(part, name)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(content)
         if manifest is not None:
             write_manifest(part, manifest.with_files(part))
     return folder
@@ -107,7 +118,14 @@ def _describes(config: Mapping[str, Any], module: nn.Module) -> bool:
     """Whether a stock configuration alone builds a module of these parts and shapes."""
     stock = skeleton(config)
     return {name: value.shape for name, value in stock.state_dict().items()} == {
-        name: value.shape for name, value in module.state_dict().items()
+        name: value.shape for name, value in _own_tensors(module.state_dict()).items()
+    }
+
+
+def _own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the model itself, without what stands beside its weights."""
+    return {
+        name: value for name, value in tensors.items() if not is_adapter_tensor(name) and not is_prompt_tensor(name)
     }
 
 
@@ -188,7 +206,12 @@ def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | N
     module = scan_in_chunks(_fill(folder, config, files, dtype))
     check_finite(module)
     digest = sha256_file(files[0]) if len(files) == 1 else None
-    return Model(module, load_tokenizer(folder), Source(name or str(folder), folder, digest, tuple(files)), manifest)
+    model = Model(module, load_tokenizer(folder), Source(name or str(folder), folder, digest, tuple(files)), manifest)
+    if (folder / ADAPTER).is_dir():
+        load_adapters(model, folder / ADAPTER)
+    if (folder / PROMPT).is_dir():
+        load_prompt(model, folder / PROMPT)
+    return model
 
 
 def weight_files(folder: Path) -> list[Path]:

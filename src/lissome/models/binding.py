@@ -115,7 +115,7 @@ class Masking:
     @property
     def removed(self) -> frozenset[str]:
         """Names of the branches that are switched off."""
-        return frozenset(branch.name for branch in self.binding.anatomy.branches if not self.subnet[branch.name])
+        return frozenset(branch.name for branch in self.binding.anatomy.branches if not self.subnet.get(branch.name, 1))
 
     def switch(self, subnet: Mapping[str, int]) -> None:
         """Behave like another Subnet; only branches that differ are touched.
@@ -125,7 +125,7 @@ class Masking:
         """
         target = self.space.check(subnet)
         before = self.removed
-        changed = {self._branch_of(name) for name in target.differs_from(self.subnet)}
+        changed = {self.binding.anatomy.owners[name] for name in target.differs_from(self.subnet)}
         self.subnet = target
         for name in sorted(changed):
             if name in self._undo:
@@ -142,12 +142,9 @@ class Masking:
         self._settled.close()
         self.subnet = self.space.full
 
-    def _branch_of(self, axis: str) -> str:
-        return self.space.by_name[axis].switch or axis
-
     def _apply(self, branch: Branch) -> contextlib.ExitStack:
         stack, module = contextlib.ExitStack(), self.binding.module
-        if not self.subnet[branch.name]:
+        if not self.subnet.get(branch.name, 1):
             _swap_module(stack, module, branch.path, self.binding.anatomy.family.absent(branch))
             for path in branch.companions:
                 _swap_module(stack, module, path, nn.Identity())

@@ -83,6 +83,11 @@ class Model:
         """Return a model of the same origin around another module, whose weights lie in no file yet."""
         return replace(self, module=module, source=replace(self.source, weights=()))
 
+    def reread(self) -> None:
+        """Forget what was read of the module, because it has other parameters now."""
+        for name in ("anatomy", "binding"):
+            vars(self).pop(name, None)
+
     def save(self, folder: Path | str, *, manifest: Manifest | None = None) -> Path:
         """Write the model as an artifact folder; see `lissome.models.artifact.save_model`."""
         from lissome.models.artifact import save_model

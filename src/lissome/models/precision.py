@@ -44,9 +44,10 @@ def frozen_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Hold copies of the frozen linear weights in `dtype` inside the block; the originals come back unchanged.
 
     Autocast converts a frozen weight again in every forward pass. Weights that other layers share (tied embeddings)
-    stay there as they are.
+    stay there as they are, and so do those that an adapter needs exactly, because it rounds its sum with them.
     """
-    frozen = [part for part in module.modules() if isinstance(part, nn.Linear) and not part.weight.requires_grad]
+    linears = [part for part in module.modules() if isinstance(part, nn.Linear) and not part.weight.requires_grad]
+    frozen = [part for part in linears if not getattr(getattr(part, "adapter", None), "exact", False)]
     originals = [part.weight for part in frozen]
     try:
         for part in frozen:

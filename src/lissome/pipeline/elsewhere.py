@@ -10,6 +10,7 @@ from lissome.core.events import EventStream
 from lissome.cost.llama_cpp import time_files
 from lissome.export.gguf import export as export_gguf
 from lissome.export.gguf import source_type
+from lissome.models.adapters import merged_copy
 from lissome.models.model import Model
 from lissome.pipeline.compare import against
 from lissome.pipeline.reports import Figure, Row
@@ -39,7 +40,7 @@ def llama_cpp_rows(
     kind = source_type(base) or "F16"  # the original's own type: a second rounding to another one costs quality
     file = folder / f"result-{kind}.gguf"
     try:
-        report = export_gguf(small, file, type=kind, pad=True, events=events)
+        report = export_gguf(merged_copy(small), file, type=kind, pad=True, events=events)
         timed = time_files({f"{base.name}, your file": source, f"result, {kind}": file})
     except LissomeError as error:
         return (), (f"not measured in llama.cpp: {error}",)

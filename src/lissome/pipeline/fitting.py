@@ -236,6 +236,7 @@ def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> 
         CURVE: "".join(json_text(point.to_json(), CURVE) + "\n" for point in outcome.curve).encode(),
         "recipe.toml": replace(job.recipe, budget=tuple(str(term) for term in job.budget.terms)).to_toml().encode(),
     }
+    extras |= outcome.files
     if outcome.tensors:
         extras[ORDERS] = safetensors_bytes(
             {name: tensor.int().contiguous() for name, tensor in outcome.tensors.items()}

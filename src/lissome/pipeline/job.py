@@ -18,9 +18,8 @@ from lissome.cost.memory import kept_weights
 from lissome.cost.oracle import SubnetCost
 from lissome.cost.table import LatencyTable, cached_table
 from lissome.data.text import TextSplits, WindowPlan, text_splits
-from lissome.engine.sparsify import prunable
+from lissome.models.adapters.elastic import linear_shapes
 from lissome.models.model import Model
-from lissome.models.parts import inputs, outputs
 from lissome.pipeline.loading import load
 from lissome.pipeline.recipe import Recipe
 from lissome.pipeline.reports import PlanReport
@@ -126,12 +125,6 @@ class Job:
     def _measuring(self, predicted: Mapping[str, float]) -> float:
         kept = kept_weights(self.card, predicted)
         return measuring_seconds(self.card, speeds_here(), tokens=self.data.test.numel(), kept=kept)
-
-
-def linear_shapes(model: Model) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of every linear layer of the blocks that the model calls, by name."""
-    layers = {name: model.module.get_submodule(name) for name in prunable(model)}
-    return {name: (outputs(layer), inputs(layer)) for name, layer in layers.items()}
 
 
 def tags_of(model: Model) -> frozenset[str]:

@@ -97,6 +97,8 @@ class RunFolder:
             raise ArtifactError(f"{self.staged} is not whole; give the same command again.")
         names = sorted((path.name for path in self.staged.iterdir()), key=lambda name: name == MANIFEST)
         for name in names:
+            if (self.out / name).is_dir():  # of a publication that was cut short: a folder does not replace another
+                shutil.rmtree(self.out / name)
             (self.staged / name).replace(self.out / name)
         shutil.rmtree(self.state)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from lissome.cost.peak import peak_memory
 from lissome.cost.table import latency_table
 from lissome.engine.evaluate import evaluate as score
 from lissome.engine.evaluate import versions
+from lissome.models.adapters import load_adapters, merged_copy, rank_space, remove_lora
+from lissome.models.adapters.folder import SUPER
 from lissome.models.artifact import save_model
 from lissome.models.binding import extract, reorder
 from lissome.models.model import Model
@@ -205,10 +207,13 @@ def export(
         raise UnknownNameError(unknown_name("export format", to, formats))
     options = {"type": type} if type is not None else {}
     model = load(target, events=events)
+    merged, share = merged_copy(model), sparsity(model.module)
     report: ExportReport = importlib.import_module(formats[to]).export(
-        model, Path(out), pad=pad, events=events, **options
+        merged, Path(out), pad=pad, events=events, **options
     )
-    return report
+    notes = ["adapters are merged into the weights"] if merged is not model else []
+    notes += ["zeros are written out: this format does not compress them"] if share else []
+    return replace(report, notes=(*report.notes, *notes))
 
 
 def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
@@ -271,20 +276,33 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
         raise ArtifactError(f"{folder} holds no curve of steps; only results of removal do.")
     if step not in points:
         raise SubnetError(f"there is no step {step}; {folder} has steps 0 to {max(points)}.")
+    cut = replace(
+        manifest,
+        name=f"{manifest.base.name} after step {step} of {folder.name}",
+        subnet=points[step].subnet,
+        lineage=tuple(replace(one, after=()) for one in manifest.lineage[:1]),
+    )
+    if (folder / SUPER).is_dir():
+        chosen = _with_ranks(load(folder, events=events), folder / SUPER, points[step].subnet)
+        return save_model(chosen, Path(out), manifest=cut)
     base = load(manifest.base.name, events=events)
     if manifest.base.sha256 is not None and base.source.sha256 != manifest.base.sha256:
         raise ArtifactError(f"{manifest.base.name} is not the model that {folder} was made from (its sha256 differs).")
     if (folder / ORDERS).exists():
         reorder(base, {name: order.long() for name, order in load_file(folder / ORDERS).items()})
-    small: Model = extract(base, points[step].subnet, space=Space.from_json(manifest.space))
-    cut = replace(
-        manifest,
-        name=f"{manifest.base.name} after step {step} of {folder.name}",
-        subnet=points[step].subnet,
-        layers=tuple(small.anatomy.layers()),
-        lineage=tuple(replace(one, after=()) for one in manifest.lineage[:1]),
-    )
-    return save_model(small, Path(out), manifest=cut)
+    space = Space.from_json(manifest.space)
+    if not {axis.name for axis in space.axes} <= base.anatomy.owners.keys():
+        raise ArtifactError(f"the adapters of {folder} were merged into its weights; fit again with another choice.")
+    small: Model = extract(base, points[step].subnet, space=space)
+    return save_model(small, Path(out), manifest=replace(cut, layers=tuple(small.anatomy.layers())))
+
+
+def _with_ranks(model: Model, folder: Path, subnet: Mapping[str, int]) -> Model:
+    """Give a model other ranks of the adapters that were trained for all of them."""
+    remove_lora(model)
+    load_adapters(model, folder)
+    chosen: Model = extract(model, subnet, space=rank_space(model))
+    return chosen
 
 
 def list_methods() -> list[MethodInfo]:

@@ -1,35 +1,72 @@
-"""Shears: make a model sparse, train elastic low-rank adapters on it, and choose how large each of them has to be.
+"""Shears: make a model sparse, train elastic low-rank adapters on it once, and choose how large each of them is.
 
-Step 1 only: Wanda sparsity. arXiv 2404.10934.
+Problem: a language model shall be small on disk and fit for one's text, and which size of adapter that takes is not
+known beforehand. Munoz, Yuan, Jain, "Shears: Unstructured Sparsity with Neural Low-rank Adapter Search" (NAACL
+2024, arXiv 2404.10934): zero the weights of lowest |W| · ‖X‖ in every row (Wanda), freeze the rest, put adapters
+``y = W x + (alpha / r_max) · B[:, :r] A[:r] x`` on it and train them with a rank drawn anew for each group and
+micro-batch (NLS); afterwards take the middle rank everywhere, or search. "SQFT" (arXiv 2410.03750) multiplies B A by
+the mask of the zeros, so that it can be merged without losing one, and rounds the sum to the base's integers for a
+model that is sparse and quantised.
+
+Differs from the papers, and why:
+
+- Ranks are drawn before the forward pass, from (seed, step) alone. The published layers draw inside of it, where a pass
+  that is recomputed for its gradient can draw another rank.
+- The share of zeros can follow a bound on the size of the file instead of being set.
+- Masks are kept explicitly: a weight that happens to be 0 is not a pruned one.
+- The grid of the quantised variant is the range of each group of weights, rounded to nearest, not GPTQ's, for any
+  number of bits (the published layer has 15 as its largest code); weights are rounded from the sparse base itself.
+- No dropout by default: a few hundred steps on text do not repeat it. ``dropout=0.1`` is the papers'.
+- Hill climbing and the candidates that the log of training speaks for are written from their descriptions; the
+  published code has the middle rank alone.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
+
+from torch import Tensor
 
 from lissome.core.budget import Budget, figure
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import BudgetUnmetError, ConfigError
-from lissome.core.method import Context, Method, ModelCard, Outcome, Plan
+from lissome.core.files import sha256_file
+from lissome.core.method import Context, CurvePoint, LinearShape, Method, ModelCard, Outcome, Plan
+from lissome.cost.counted import Counter
+from lissome.cost.duration import forward_seconds, speeds_here, training_seconds
 from lissome.cost.memory import predict_fit
+from lissome.cost.peak import give_back
 from lissome.cost.sparsity import SLOW, sparse_bytes
 from lissome.data.text import spread
 from lissome.engine.checkpoint import Checkpoint
+from lissome.engine.hooks import Task
+from lissome.engine.recover import RecoverConfig, fingerprint, shorter, token_loss
 from lissome.engine.sparsify import Pruning, prunable, read_masks, sparsify
 from lissome.engine.stream import windows_of
+from lissome.engine.supernet import Found, Paths, Remembered, best_of, candidates, climb, heuristic
+from lissome.engine.train import derive, train
+from lissome.engine.walk import Walk
+from lissome.models.adapters import Design, LowRank, Masked, Quantised, add_adapters, merge_lora, rank_space
+from lissome.models.adapters.elastic import check_ranks, chosen_shapes, grouped, linear_shapes
+from lissome.models.adapters.folder import adapter_files
+from lissome.models.adapters.layers import quantise
+from lissome.models.binding import extract, masked
 from lissome.models.model import Model
-from lissome.models.paging import park
-from lissome.models.parts import inputs, outputs
+from lissome.models.paging import park, spill
+from lissome.models.space import Space, Subnet
 from lissome.models.sparse import sparsity
 from lissome.ops.masks import Amount, Pattern, zeros_of
 
 _MOST = 0.95  # share of zeros beyond which no adapter brings a language model back
-_DEFAULT = 0.5
-_ENTRY = 110  # bytes of a second tensor's name, shape and place in the file's header
+_DEFAULT = 0.5  # the papers' most common share
+_ENTRY = 110  # bytes of a tensor's name, shape and place in a file's header
 _MARGIN = 0.005  # of the bytes to be saved, for names that are longer
 
 
@@ -55,13 +92,35 @@ class Shears(Method):
         per: Literal["row", "layer"] = option("row", "within what magnitude compares weights")
         masks: str | None = option(None, "a safetensors file of masks, Bool by name of the layer; for by=given")
         windows: int = option(32, "windows of text whose inputs are looked at", low=1)
+        adapter: Literal["plain", "masked", "quantised", "none"] = option(
+            "plain", "plain: beside the weights; masked: merged, zeros kept; quantised: merged into few bits; none"
+        )
+        ranks: tuple[int, ...] = option((32, 24, 16), "ranks to choose from, descending")
+        alpha: float = option(64.0, "the product is scaled by alpha over the largest rank", low=0.0)
+        dropout: float = option(0.0, "of the adapters' inputs; the papers': 0.1", low=0.0, high=0.9)
+        groups: tuple[str, ...] | None = option(
+            None, "layers that share a rank, such as q_proj+k_proj,up_proj; default the papers'"
+        )
+        bits: int = option(4, "of quantised weights", low=2, high=8)
+        columns: int = option(32, "inputs that share a scale and a zero point, for quantised ones", low=1)
+        steps: int = option(200, "training steps of all ranks together; 0 trains nothing", low=0)
+        lr: float = option(2e-3, "peak learning rate; cosine to 0 after a warm-up of 5 %", low=0.0)
+        batch: int = option(4, "windows of up to 256 tokens per step; longer ones are cut", low=1)
+        max_seconds: float | None = option(None, "shorten `steps` to what fits, measured before step 1", low=0.0)
+        choose: Literal["heuristic", "climb", "log"] = option(
+            "heuristic", "the middle rank everywhere; hill climbing; or the best of 7 candidates of the training's log"
+        )
+        evaluations: int = option(20, "choices that hill climbing may evaluate", low=1)
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            check_ranks(self.ranks)
             if self.pattern is not None:
                 Pattern.parse(self.pattern)
             if self.masks is not None and self.by != "given":
                 raise ConfigError(f"masks are for by=given, but by is {self.by}; leave one of them out.")
+            if self.adapter == "quantised" and self.dropout:
+                raise ConfigError("dropout must be 0 for quantised adapters: what is rounded is one sum.")
 
     config: Config
 
@@ -76,38 +135,156 @@ class Shears(Method):
         Raises:
             BudgetUnmetError: When the bound on disk asks for more zeros than are set, or than any model bears.
         """
-        memory = predict_fit(card, windows=(self.config.windows, card.windows[1]))
-        dense, linears = card.figures["disk"], list(card.linears.values())
-        item = round(dense / card.figures["params"])
-        amount = self._amount(budget, card.figures, linears, item)
-        figures = {} if amount is None else {"disk": dense - _saved(linears, amount, self._per, item)}
-        return Plan(figures=figures, peak_memory=memory.total, memory_parts=memory.parts, notes=(SLOW,))
+        config, length = self.config, card.windows[1]
+        dense, item = card.figures["disk"], round(card.figures["disk"] / card.figures["params"])
+        amount, extra = self._amount(budget, card.figures, card.linears, item), self._beside(card.linears)
+        figures = {} if amount is None else {"disk": dense - self._saved(card.linears, amount, item) + extra}
+        memory = predict_fit(
+            card, windows=(config.windows, length), recover=self._trains, kept=1.0, rank=config.ranks[0]
+        )
+        speeds = speeds_here()
+        seconds = 2 * forward_seconds(card, config.windows * length, speeds.exact, head=False)
+        if self._trains:
+            seconds += training_seconds(card, speeds, tokens=config.steps * config.batch * min(length, 256), kept=1.0)
+        return Plan(
+            figures=figures, peak_memory=memory.total, memory_parts=memory.parts, seconds=seconds, notes=(SLOW,)
+        )
 
     def run(self, model: Model, context: Context) -> Outcome:
-        """Prune a copy of the model.
+        """Prune a copy of the model, train adapters on it, and choose their ranks; continues after a kill.
 
         Raises:
-            ConfigError: When a given mask does not fit a layer, or a pattern its inputs.
+            ConfigError: When a given mask does not fit a layer, a pattern its inputs, or a group names no layer.
+            DataError: When there is no text to train on or to choose by.
+            NumericsError: When training fails; names the step.
         """
-        work = model.derived(copy.deepcopy(model.module))
-        park(model)
-        self._sparsify(work, context)
-        return Outcome(kind="model", value=work, details={"sparsity": sparsity(work.module)})
+        work = self._sparse(model, context)
+        if self.config.adapter == "none":
+            return Outcome(kind="model", value=work, details={"sparsity": sparsity(work.module)})
+        origin = fingerprint(work.module)
+        design = self._design()
+        if self.config.adapter == "quantised":  # the base is quantised everywhere, with and without adapters
+            adapted = grouped(work, design.groups)
+            for name in (name for name in prunable(work) if name not in adapted):
+                quantise(work.module.get_submodule(name), self.config.bits, self.config.columns)
+        add_adapters(work, design, seed=derive(context.seed, "adapters"))
+        paths = self._train(work, context, origin)
+        found, chosen = self._choose(work, paths, context)
+        return self._outcome(work, found, chosen, context)
 
-    def _sparsify(self, work: Model, context: Context) -> None:
+    def _design(self) -> Design:
+        """What the adapters look like."""
+        config = self.config
+        makes: dict[str, Callable[..., LowRank]] = {
+            "plain": LowRank,
+            "masked": Masked,
+            "quantised": partial(Quantised, bits=config.bits, columns=config.columns),
+        }
+        return Design(
+            ranks=config.ranks, alpha=config.alpha, dropout=config.dropout, groups=self._groups(),
+            make=makes[config.adapter],
+        )  # fmt: skip
+
+    def _groups(self) -> list[list[str]] | None:
+        return None if self.config.groups is None else [group.split("+") for group in self.config.groups]
+
+    def _sparse(self, model: Model, context: Context) -> Model:
         """Step 1: zeros in all linear layers of the blocks, block by block."""
-        config, layers = self.config, [work.module.get_submodule(name) for name in prunable(work)]
-        shapes = [(outputs(layer), inputs(layer)) for layer in layers]
+        config, work = self.config, model.derived(copy.deepcopy(model.module))
+        park(model)  # the original is needed again only to be compared with
+        give_back()
         item = next(work.module.parameters()).dtype.itemsize
-        amount = self._amount(context.budget, context.original, shapes, item)
-        key = {"amount": str(amount), "by": config.by, "per": config.per, "windows": config.windows}
-        windows = spread(context.data.recovery, config.windows)
+        amount = self._amount(context.budget, context.original, linear_shapes(work), item)
         pruning = Pruning(
             amount=_DEFAULT if amount is None else amount, by=config.by, per=config.per,
             masks=read_masks(Path(config.masks)) if config.masks else None,
         )  # fmt: skip
+        key = {"amount": str(amount), "by": config.by, "per": config.per, "windows": config.windows}
+        key |= {"masks": sha256_file(Path(config.masks))} if config.masks else {}
         checkpoint = Checkpoint(context.folder / "sparsify", {**key, "data": context.data.fingerprint})
-        sparsify(work, windows_of(windows), pruning, checkpoint=checkpoint, events=context.events)
+        batches = windows_of(spread(context.data.recovery, config.windows))
+        sparsify(work, batches, pruning, checkpoint=checkpoint, events=context.events)
+        return spill(work, context.folder / "sparse.safetensors")
+
+    @property
+    def _trains(self) -> bool:
+        return self.config.adapter != "none" and self.config.steps > 0
+
+    def _train(self, work: Model, context: Context, origin: str) -> Paths:
+        """Steps 2 and 3: one path of ranks per micro-batch; only the adapters learn."""
+        config, ids = self.config, shorter(context.data.recovery)
+        settings = RecoverConfig(steps=max(1, config.steps), lr=config.lr, batch=config.batch, rank=config.ranks[0],
+                                 max_seconds=config.max_seconds).training(ids.shape[1])  # fmt: skip
+        paths = Paths(work, rank_space(work), accumulation=settings.accumulation)
+        if config.steps:
+            facts = {name: value for name, value in config.to_mapping().items() if name not in _AFTERWARDS}
+            key = {"config": facts, "seed": context.seed, "data": context.data.fingerprint, "model": origin}
+            task = Task(module=work.module, loss=paths.noted(token_loss(work)), data=ids)
+            train(
+                task, settings, seed=context.seed, hooks=paths, checkpoint=Checkpoint(context.folder / "train", key),
+                events=context.events,
+            )  # fmt: skip
+            give_back()
+        return paths
+
+    def _choose(self, work: Model, paths: Paths, context: Context) -> tuple[list[Found], Found]:
+        """Step 4: the sub-adapter, and everything that was evaluated on the way."""
+        config, space, windows = self.config, rank_space(work), context.data.selection
+        if not len(windows) and config.choose != "heuristic":
+            raise ConfigError(f"choose={config.choose} needs text to choose by, but there is none; give more text.")
+        middle = heuristic(space)
+        if not len(windows):
+            return [], Found("heuristic", middle, math.nan)
+        evaluate = Remembered(
+            self._loss(work, space, windows), context.folder / "chosen.json", fingerprint(work.module)
+        )
+        if config.choose == "climb":
+            rng = random.Random(derive(context.seed, "climb"))
+            counter = Counter(work)
+            found = climb(
+                evaluate, space, middle, size=lambda path: counter.count(path).params, budget=config.evaluations,
+                rng=rng,
+            )  # fmt: skip
+            return found, found[-1]
+        if config.choose == "log":
+            found = [Found(name, path, evaluate(path)) for name, path in candidates(paths.log, space).items()]
+            return found, best_of(found)
+        named = {"largest": space.full, "heuristic": middle, "smallest": space.smallest}
+        found = [Found(name, path, evaluate(path)) for name, path in named.items()]
+        return found, found[1]
+
+    @staticmethod
+    def _loss(work: Model, space: Space, windows: Tensor) -> Callable[[Subnet], float]:
+        """Mean next-token loss of a path on windows."""
+
+        def loss(path: Subnet) -> float:
+            with masked(work, path, space=space):
+                return float(Walk(work, windows).plain().mean())
+
+        return loss
+
+    def _outcome(self, work: Model, found: Sequence[Found], chosen: Found, context: Context) -> Outcome:
+        """Step 5: cut the chosen ranks out, and merge what can be merged without losing a zero."""
+        space, counter = rank_space(work), Counter(work)
+        files = adapter_files(work, context.folder / "super") if self.config.adapter == "plain" else {}
+        small = extract(work, chosen.path, space=space)
+        if self.config.adapter != "plain":
+            merge_lora(small)
+        merged = Counter(small).count().figures() if self.config.adapter != "plain" else None
+        curve = tuple(
+            CurvePoint(
+                step=index, change=one.name, subnet=one.path.to_json(), figures=merged or counter.figures(one.path),
+                quality={"ppl": math.exp(min(one.value, 700.0))},
+            )
+            for index, one in enumerate(found)
+        )  # fmt: skip
+        details = {
+            "subnet": chosen.path.to_json(),
+            "chosen": chosen.name,
+            "sparsity": sparsity(small.module),
+            "mean_rank": sum(chosen.path.values()) / max(1, len(chosen.path)),
+        }
+        return Outcome(kind="model", value=small, curve=curve, space=space.to_json(), details=details, files=files)
 
     @property
     def _per(self) -> str:
@@ -115,7 +292,7 @@ class Shears(Method):
         return {"sparsegpt": "block", "magnitude": self.config.per}.get(self.config.by, "row")
 
     def _amount(
-        self, budget: Budget, original: Mapping[str, float], shapes: Sequence[tuple[int, int]], item: int
+        self, budget: Budget, original: Mapping[str, float], linears: Mapping[str, LinearShape], item: int
     ) -> Amount | None:
         """How much becomes zero: as set, or the least that the bound on disk allows; None when masks decide.
 
@@ -128,26 +305,36 @@ class Shears(Method):
         limits = [term.limit(original) for term in budget.terms if term.name == "disk" and term.op == "<="]
         if not limits:
             return _DEFAULT if chosen is None else chosen
-        need = (original["disk"] - min(limits)) * (1 + _MARGIN)
-        if chosen is None and _saved(shapes, _MOST, self._per, item) >= need:
-            return _least(lambda share: _saved(shapes, share, self._per, item) >= need)
-        got = _saved(shapes, _MOST if chosen is None else chosen, self._per, item)
+        extra = self._beside(linears)
+        need = (original["disk"] - min(limits)) * (1 + _MARGIN) + extra
+        if chosen is None and self._saved(linears, _MOST, item) >= need:
+            return next(s / 1000 for s in range(1001) if self._saved(linears, s / 1000, item) >= need)
+        got = self._saved(linears, _MOST if chosen is None else chosen, item)
         if got < need:
             advice = "allow more" if chosen is None else "set more zeros, or sparsity=none, which follows the budget"
-            size = original["disk"] - got
+            size = figure("disk", original["disk"] - got + extra)
             raise BudgetUnmetError(
                 f"disk cannot be met: the bound is {figure('disk', min(limits))}, but with "
-                f"{_MOST if chosen is None else chosen} zeros {figure('disk', size)} are left; {advice}."
+                f"{_MOST if chosen is None else chosen} zeros and adapters {size} are left; {advice}."
             )
         return chosen
 
+    def _saved(self, linears: Mapping[str, LinearShape], amount: Amount, item: int) -> int:
+        """Bytes that the layers take less in a file when so much of them is zero."""
+        sizes = (
+            (one.outputs * one.inputs, zeros_of((one.outputs, one.inputs), amount, self._per))
+            for one in linears.values()
+        )
+        return sum(max(0, size * item - sparse_bytes(size, size - gone, item) - _ENTRY) for size, gone in sizes)
 
-def _saved(shapes: Iterable[tuple[int, int]], amount: Amount, per: str, item: int) -> int:
-    """Bytes that matrices take less in a file when so much of them is zero."""
-    sizes = ((rows * columns, zeros_of((rows, columns), amount, per)) for rows, columns in shapes)
-    return sum(max(0, size * item - sparse_bytes(size, size - gone, item) - _ENTRY) for size, gone in sizes)
+    def _beside(self, linears: Mapping[str, LinearShape]) -> int:
+        """Bytes of the adapters beside the weights: of the middle rank, or of the largest where one is searched."""
+        if self.config.adapter != "plain":
+            return 0
+        ranks = self.config.ranks
+        rank = ranks[(len(ranks) - 1) // 2] if self.config.choose == "heuristic" else ranks[0]
+        return sum(4 * rank * (one.inputs + one.outputs) + 2 * _ENTRY for one in chosen_shapes(linears, self._groups()))
 
 
-def _least(enough: Callable[[float], bool]) -> float:
-    """The smallest share of zeros, to a thousandth, that is enough."""
-    return next(share / 1000 for share in range(1001) if enough(share / 1000))
+_AFTERWARDS = frozenset({"choose", "evaluations"})
+"""Settings that training does not depend on."""

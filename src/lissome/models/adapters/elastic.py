@@ -1,0 +1,179 @@
+"""Ranks as axes: adapters of one group and branch share a rank, and their tensors follow the cuts of their layers.
+
+With adapters on, the anatomy of a model has one more dim per group, such as
+``layers.3.attention.q_proj+k_proj+v_proj.rank``, and every cut of a layer's inputs or outputs cuts A or B too. So
+masking, extraction and counting treat ranks and widths alike, and an adapter always has the shape of its frozen weight
+(LoNAS, LREC-COLING 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lissome.core.errors import ConfigError, unknown_name
+from lissome.core.method import LinearShape
+from lissome.models.adapters.layers import NAME, Core, LowRank, adapters
+from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
+from lissome.models.model import Model
+from lissome.models.parts import inputs, outputs
+from lissome.models.space import Space
+
+Groups = Sequence[Sequence[str]] | Mapping[str, str]
+"""Kinds of linear layers, by the end of their names; those of one group share a rank within their branch. Or the label
+of its group for every layer by name."""
+
+RANK = "rank"
+
+
+def adaptable(model: Model, kinds: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the names of the linear layers that adapters go on.
+
+    Args:
+        model: The model, cut or whole.
+        kinds: Ends of the names to keep, e.g. ``("q_proj", "v_proj")`` or ``("intermediate.dense",)``; None: all
+            linears of all branches.
+
+    Raises:
+        ConfigError: When a kind names no layer of the model.
+    """
+    names = [name for branch in model.anatomy.branches for name in branch.linears if name not in branch.direct]
+    for kind in kinds or ():
+        if not any(_ends(name, kind) for name in names):
+            known = {name.rpartition(".")[2] for name in names}
+            raise ConfigError(unknown_name("kind of linear layer", kind, known))
+    return tuple(name for name in names if kinds is None or any(_ends(name, kind) for kind in kinds))
+
+
+def grouped(model: Model, groups: Groups | None = None) -> dict[str, str]:
+    """Return the layers that groups name, each with its group's label.
+
+    Args:
+        model: The model.
+        groups: None is the choice of Shears: what reads an attention's input as one group, and each linear of an MLP
+            or a mixer, without a gate, as its own.
+
+    Raises:
+        ConfigError: When a kind names no layer, or two groups name the same one.
+    """
+    if groups is None:
+        return {name: label for branch in model.anatomy.branches for name, label in _usual(branch).items()}
+    if isinstance(groups, Mapping):
+        return dict(groups)
+    found: dict[str, str] = {}
+    for group in groups:
+        for name in adaptable(model, group):
+            if name in found:
+                raise ConfigError(f"{name} is in the groups {found[name]} and {'+'.join(group)}; keep it in one.")
+            found[name] = "+".join(group)
+    return found
+
+
+def labels(model: Model) -> dict[str, str]:
+    """Return a label for every layer as a group of its own, e.g. ``"up_proj"``; it is unique within its branch."""
+    return {name: _short(name, branch) for branch in model.anatomy.branches for name in branch.linears}
+
+
+def linear_shapes(model: Model) -> dict[str, LinearShape]:
+    """Describe the linear layers of the blocks that the model calls, by name, for a plan that sees no model."""
+    groups, found = grouped(model), {}
+    for name in adaptable(model):
+        layer = model.module.get_submodule(name)
+        found[name] = LinearShape(outputs(layer), inputs(layer), groups.get(name))
+    return found
+
+
+def chosen_shapes(linears: Mapping[str, LinearShape], groups: Sequence[Sequence[str]] | None) -> list[LinearShape]:
+    """Return the layers that `grouped` gives adapters, judged by their names alone."""
+    if groups is None:
+        return [shape for shape in linears.values() if shape.group is not None]
+    kinds = [kind for group in groups for kind in group]
+    return [shape for name, shape in linears.items() if any(_ends(name, kind) for kind in kinds)]
+
+
+def rank_space(model: Model) -> Space:
+    """Return the Space of the ranks alone; groups with one choice have no axis."""
+    names = {branch.axis(dim.name) for branch in model.anatomy.branches for dim in branch.dims if dim.beside}
+    axes = [replace(axis, switch=None) for axis in model.space().axes if axis.name in names]
+    return Space(tuple(axes))
+
+
+def check_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
+    """Return ranks that are positive, distinct and descending.
+
+    Raises:
+        ConfigError: When they are not; says how to write them.
+    """
+    wanted = tuple(sorted(set(ranks), reverse=True))
+    if not ranks or tuple(ranks) != wanted or wanted[-1] < 1:
+        usable = [rank for rank in wanted if rank > 0]
+        advice = f"write {','.join(map(str, usable))}" if usable else "write for example 32,24,16"
+        raise ConfigError(
+            f"ranks must be distinct, positive and descending, got {','.join(map(str, ranks))}; {advice}."
+        )
+    return wanted
+
+
+def with_adapters(anatomy: Anatomy) -> Anatomy:
+    """Return the anatomy with the adapters of its module: more cuts, and one more dim per group of them."""
+    on = adapters(anatomy.module)
+    if not on:
+        return anatomy
+    return replace(anatomy, branches=tuple(_adapted(branch, on) for branch in anatomy.branches))
+
+
+def _adapted(branch: Branch, every: Mapping[str, LowRank]) -> Branch:
+    on = {name: every[name] for name in branch.linears if name in every}
+    dims = [replace(dim, cuts=(*dim.cuts, *_followers(dim.cuts, on))) for dim in branch.dims]
+    groups: dict[str, dict[str, LowRank]] = {}
+    for name, adapter in on.items():
+        groups.setdefault(adapter.group, {})[name] = adapter
+    return replace(branch, dims=(*dims, *(_rank_dim(label, members) for label, members in groups.items())))
+
+
+def _followers(cuts: Sequence[Cut], on: Mapping[str, LowRank]) -> list[Cut]:
+    """Cuts of A and B that go with those of their layers' weights."""
+    found = []
+    for cut in cuts:
+        owner, _, kind = cut.parameter.rpartition(".")
+        if kind == "weight" and owner in on:
+            part, dim = ("A", 1) if cut.reads else ("B", 0)
+            found.append(Cut(f"{owner}.{NAME}.{part}", dim, cut.units, reads=cut.reads))
+    return found
+
+
+def _rank_dim(label: str, members: Mapping[str, LowRank]) -> Dim:
+    sizes = {adapter.rank for adapter in members.values()}
+    if len(sizes) > 1:
+        raise ConfigError(f"adapters of the group {label} have ranks {sorted(sizes)}; give them one rank.")
+    size = sizes.pop()
+    cuts: list[Cut] = []
+    for name, adapter in members.items():
+        path, units = f"{name}.{NAME}", span(0, size, 1)
+        cuts += [Cut(f"{path}.A", 0, units), Cut(f"{path}.B", 1, units, reads=True)]
+        if isinstance(adapter, Core):
+            cuts += [Cut(f"{path}.core", 0, units, reads=True), Cut(f"{path}.core", 1, units, reads=True)]
+    choices = {rank for adapter in members.values() for rank in adapter.ranks if rank <= size} | {size}
+    return Dim(f"{label}.{RANK}", size, tuple(cuts), allowed=tuple(sorted(choices)), beside=True)
+
+
+def _usual(branch: Branch) -> dict[str, str]:
+    """The groups of Shears: {q, k, v}, {up}, {down}."""
+    layers = [name for name in branch.linears if name not in branch.direct]
+    if branch.kind in {"attention", "cross_attention"}:
+        made = {cut.parameter for dim in branch.dims for cut in dim.cuts if not cut.reads}
+        layers = [name for name in layers if f"{name}.weight" in made]
+        label = "+".join(_short(name, branch) for name in layers)
+        return dict.fromkeys(layers, label)
+    return {name: _short(name, branch) for name in layers if not name.endswith("gate_proj")}
+
+
+def _short(name: str, branch: Branch) -> str:
+    """The last part of a layer's name, with the one before where that alone would not tell."""
+    last = name.rpartition(".")[2]
+    twins = [other for other in branch.linears if other.rpartition(".")[2] == last]
+    return last if len(twins) == 1 else ".".join(name.split(".")[-2:])
+
+
+def _ends(name: str, kind: str) -> bool:
+    return name == kind or name.endswith(f".{kind}")

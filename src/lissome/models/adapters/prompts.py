@@ -1,0 +1,177 @@
+"""Virtual tokens before every input, trained instead of weights; saved as stock peft's prompt tuning.
+
+Lester et al. 2021, arXiv 2104.08691. The tokens stand before the embeddings of the others and are cut off again behind
+the last block, so that callers see as many positions as they gave; a cache holds them once.
+"""
+
+# B examples, T tokens, N virtual tokens, D width of the embedding
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lissome.core.errors import ArtifactError, ConfigError, UnsupportedModelError
+from lissome.core.files import atomic_folder
+from lissome.models.adapters.folder import CONFIG, WEIGHTS
+from lissome.models.model import Model
+from lissome.models.parts import CACHES
+
+NAME = "prompt"
+"""What the submodule is called in the part of the model that embeds tokens and runs the blocks."""
+
+_KEY = "prompt_embeddings"
+
+
+class Prompt(nn.Module):
+    """N virtual tokens, float32[N, D]."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(tokens.float())
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.tokens)
+
+
+def prompt_of(model: Model) -> Prompt | None:
+    """Return the virtual tokens of a model; None when it has none."""
+    found = _base(model)._modules.get(NAME)
+    return found if isinstance(found, Prompt) else None
+
+
+def add_prompt(model: Model, tokens: int, *, seed: int = 0) -> None:
+    """Put virtual tokens before every input, in place, and freeze everything else.
+
+    Args:
+        model: A model that reads tokens.
+        tokens: How many; they start as embeddings of tokens drawn with `seed`.
+        seed: Of the draw.
+
+    Raises:
+        ConfigError: When the model has virtual tokens already, or none are asked for.
+        UnsupportedModelError: When it reads something else than one row of tokens.
+    """
+    if prompt_of(model) is not None:
+        raise ConfigError(f"{model.name} has virtual tokens already; remove them first.")
+    if tokens < 1:
+        raise ConfigError(f"the number of virtual tokens must be at least 1, got {tokens}.")
+    embedding = _embedding(model)
+    drawn = torch.randint(embedding.shape[0], (tokens,), generator=torch.Generator().manual_seed(seed))
+    _attach(model, embedding.detach()[drawn.to(embedding.device)].clone())
+
+
+def remove_prompt(model: Model) -> None:
+    """Take the virtual tokens away, in place; all parameters train again."""
+    base = _base(model)
+    if prompt_of(model) is not None:
+        delattr(base, NAME)
+        del vars(base)["forward"]
+    model.module.requires_grad_(True)
+    model.reread()
+
+
+def save_prompt(model: Model, folder: Path) -> Path:
+    """Write the virtual tokens as a folder that ``peft.PeftModel.from_pretrained(module, folder)`` opens.
+
+    Stock peft gives the positions of the virtual tokens too: N more, before the others.
+
+    Raises:
+        ConfigError: When the model has none.
+        ArtifactError: When `folder` holds something else.
+    """
+    from peft import PromptTuningConfig
+
+    prompt = prompt_of(model)
+    if prompt is None:
+        raise ConfigError(f"{model.name} has no virtual tokens to save; add some first.")
+    config = PromptTuningConfig(
+        num_virtual_tokens=len(prompt),
+        token_dim=prompt.tokens.shape[1],
+        num_transformer_submodules=1,
+        task_type="CAUSAL_LM" if model.anatomy.task == "causal-lm" else "FEATURE_EXTRACTION",
+        inference_mode=True,
+    )
+    with atomic_folder(folder, ours=(CONFIG,)) as part:
+        config.save_pretrained(str(part))
+        save_file({_KEY: prompt.tokens.detach().cpu().contiguous()}, part / WEIGHTS)
+    return folder
+
+
+def load_prompt(model: Model, folder: Path) -> None:
+    """Put saved virtual tokens on a model, in place, and freeze everything else.
+
+    Raises:
+        ConfigError: When the model has virtual tokens already.
+        ArtifactError: When the folder is damaged, or does not fit the model.
+    """
+    if prompt_of(model) is not None:
+        raise ConfigError(f"{model.name} has virtual tokens already; remove them first.")
+    try:
+        tokens = load_file(folder / WEIGHTS)[_KEY]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} is not a readable folder of virtual tokens ({type(error).__name__}).") from error
+    if tokens.dim() != 2 or tokens.shape[1] != _embedding(model).shape[1]:
+        raise ArtifactError(f"the virtual tokens in {folder} do not fit the model; they are of another model.")
+    _attach(model, tokens)
+
+
+def is_prompt_tensor(name: str) -> bool:
+    """Whether a tensor of a model's state holds virtual tokens."""
+    return name == f"{NAME}.tokens" or name.endswith(f".{NAME}.tokens")
+
+
+def _attach(model: Model, tokens: Tensor) -> None:
+    base = _base(model)
+    model.module.requires_grad_(False)
+    setattr(base, NAME, Prompt(tokens).train(base.training))
+    vars(base)["forward"] = types.MethodType(_forward, base)
+    model.reread()
+
+
+def _base(model: Model) -> Any:
+    """The part of the model that every forward passes through, whoever calls it; OPT's head skips the base model."""
+    base: Any = model.module.base_model
+    decoder = getattr(base, "decoder", None)
+    return decoder if isinstance(decoder, nn.Module) and not hasattr(base, "encoder") else base
+
+
+def _embedding(model: Model) -> Tensor:
+    embedding = model.module.get_input_embeddings()  # type: ignore[operator]
+    if model.anatomy.task not in {"causal-lm", "encoder"} or not isinstance(embedding, nn.Embedding):
+        raise UnsupportedModelError(f"{model.name} does not read one row of tokens; virtual tokens need that.")
+    return embedding.weight
+
+
+def _forward(self: Any, input_ids: Tensor | None = None, **given: Any) -> Any:
+    """The model's own forward with the virtual tokens before the others, unless a cache holds them already."""
+    embeds = given.pop("inputs_embeds", None)
+    embeds = self.get_input_embeddings()(input_ids) if embeds is None else embeds
+    rows, extra = len(embeds), len(self.prompt)
+    seen = any(_length(given.get(name)) for name in CACHES)
+    if not seen:
+        tokens = self.prompt.tokens.to(embeds.dtype).expand(rows, -1, -1)
+        embeds = torch.cat([tokens, embeds], 1)
+    mask, positions, kinds = (given.get(name) for name in ("attention_mask", "position_ids", "token_type_ids"))
+    if mask is not None:
+        given["attention_mask"] = torch.cat([mask.new_ones(rows, extra), mask], 1)
+    if positions is not None:
+        first = torch.arange(extra, device=positions.device).expand(len(positions), -1)
+        given["position_ids"] = positions + extra if seen else torch.cat([first, positions + extra], 1)
+    if kinds is not None and not seen:
+        given["token_type_ids"] = torch.cat([kinds.new_zeros(rows, extra), kinds], 1)
+    result = type(self).forward(self, inputs_embeds=embeds, **given)
+    if not seen:
+        result["last_hidden_state"] = result.last_hidden_state[:, extra:]
+    return result
+
+
+def _length(cache: Any) -> int:
+    return int(cache.get_seq_length()) if cache is not None else 0
