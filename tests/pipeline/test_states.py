@@ -100,7 +100,8 @@ def test_the_wrong_method_names_the_right_one(folders: dict[str, Path], toy_text
 
 _JOB = """
 import sys, lissome
-how = ("steps=2,3,1", "width_step=8") if "bamba" in sys.argv[1] else ("split=60:20:20",)
+stages = {"bamba": ("steps=2,3,1", "width_step=8"), "mamba2": ("split=90:0:10",), "mamba": ("split=60:20:20",)}
+how = next(stages[family] for family in stages if family in sys.argv[1])
 settings = (*how, "lazy=false", "recover_steps=6", "cliff=none")
 report = lissome.fit(
     sys.argv[1], method="mamba_shedder", data=sys.argv[2], budget="block_params=60%", settings=settings, out=sys.argv[3]
