@@ -69,6 +69,18 @@ def test_one_path_per_micro_batch_and_all_are_as_likely() -> None:
     assert {adapter.rank for adapter in adapters(model.module).values()} == {6}, "the model is whole afterwards"
 
 
+def test_drawn_together_all_have_the_same_rank() -> None:
+    model = elastic()
+    paths = Paths(model, rank_space(model), accumulation=2, together=True)
+    run(model, paths, steps=20)
+    drawn = [set(path.values()) for path in paths.log.paths]
+    assert all(len(ranks) == 1 for ranks in drawn)
+    assert set().union(*drawn) == {2, 4, 6}
+    uneven = Space((Axis("a", (1, 2)), Axis("b", (1, 2, 3))))
+    with pytest.raises(ConfigError, match="equally many"):
+        Paths(model, uneven, together=True)
+
+
 def test_a_recomputed_forward_sees_the_same_path() -> None:
     """The published layers draw inside of the forward: with activation checkpointing they train another sub-network."""
     states = []

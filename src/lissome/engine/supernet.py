@@ -44,20 +44,32 @@ class Paths(Hooks):
     """Trains one Subnet per micro-batch, each choice of each axis equally likely and independent of all others.
 
     Args:
-        model: The model; its module is what is trained.
+        model: The model; its module, or one around it, is what is trained.
         space: The axes to draw from.
         accumulation: Micro-batches of a step.
+        together: Draw one place for all axes, which must have equally many choices, instead of one for each: with
+            ranks that is DyLoRA (Valipour et al. 2022, arXiv 2210.07558).
+
+    Raises:
+        ConfigError: When axes that are drawn together have different numbers of choices.
     """
 
-    def __init__(self, model: Model, space: Space, *, accumulation: int = 1) -> None:
-        self._model, self._space, self._accumulation = model, space, accumulation
+    def __init__(self, model: Model, space: Space, *, accumulation: int = 1, together: bool = False) -> None:
+        if together and len({len(axis.choices) for axis in space.axes}) > 1:
+            raise ConfigError("axes that are drawn together need equally many choices; give all the same ranks.")
+        self._model, self._space, self._accumulation, self._together = model, space, accumulation, together
         self._now = space.full
         self._pending: list[tuple[Subnet, float]] = []
         self._done: list[tuple[Subnet, float]] = []
 
     def path(self, step: int, rng: random.Random) -> AbstractContextManager[Any]:
         """Draw a path and let the model behave like it."""
-        self._now = self._space.check({axis.name: rng.choice(axis.choices) for axis in self._space.axes})
+        place = rng.random()
+        drawn = {
+            axis.name: axis.choices[int(place * len(axis.choices))] if self._together else rng.choice(axis.choices)
+            for axis in self._space.axes
+        }
+        self._now = self._space.check(drawn)
         return masked(self._model, self._now, space=self._space)
 
     def noted(self, loss: Loss) -> Loss:

@@ -1,0 +1,130 @@
+"""Texts into classes: a linear head on a model's mean hidden state, as a task for the training loop, and its accuracy.
+
+The head and whatever else of the model requires a gradient (adapters, say) are trained together.
+"""
+
+# B texts, T tokens, D width, K classes
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lissome.core.errors import DataError, UnsupportedModelError
+from lissome.data.labelled import Labelled
+from lissome.engine.hooks import Batch, Task
+from lissome.models.model import Model
+
+_BATCH_TOKENS = 4096  # of an evaluation: full matrix speed, little memory
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised texts and their classes, as examples for the training loop.
+
+    Attributes:
+        ids: LongTensor[N, T], padded on the right.
+        mask: LongTensor[N, T], 0 for padding.
+        labels: LongTensor[N].
+    """
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids, mask and class of one text."""
+        return self.ids[index], self.mask[index], self.labels[index]
+
+    def batches(self, tokens: int = _BATCH_TOKENS) -> Iterator[dict[str, Tensor]]:
+        """Yield the texts as a model reads them, about `tokens` tokens at a time."""
+        size = max(1, tokens // self.ids.shape[1])
+        for start in range(0, len(self), size):
+            yield trimmed(self.ids[start : start + size], self.mask[start : start + size])
+
+
+def encode(model: Model, data: Labelled, *, length: int = 128) -> Encoded:
+    """Tokenise texts for a model; what is longer is cut.
+
+    Args:
+        model: With its tokenizer.
+        data: The texts.
+        length: Most tokens of a text, the special ones among them.
+
+    Raises:
+        DataError: When the model has no tokenizer, or one without padding.
+    """
+    tokenizer: Any = model.tokenizer
+    if tokenizer is None or tokenizer.pad_token_id is None:
+        raise DataError(f"{model.name} has no tokenizer that can pad; give a folder that holds one.")
+    found = tokenizer(
+        list(data.texts), truncation=True, max_length=length, padding=True, padding_side="right", return_tensors="pt"
+    )
+    return Encoded(found["input_ids"], found["attention_mask"], torch.tensor(data.labels))
+
+
+def trimmed(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Cut padding that no text of a batch needs: it would be computed for nothing."""
+    longest = int(mask.sum(1).max())
+    return {"input_ids": ids[:, :longest], "attention_mask": mask[:, :longest]}
+
+
+class Classifier(nn.Module):
+    """A model without its own head, and a linear layer on the mean of its last hidden states.
+
+    Args:
+        model: Its module is shared, not copied, and keeps what requires a gradient.
+        classes: Number of classes K.
+        seed: Of the head's first weights.
+
+    Raises:
+        UnsupportedModelError: When the model does not read text.
+    """
+
+    def __init__(self, model: Model, classes: int, *, seed: int = 0) -> None:
+        super().__init__()
+        if model.anatomy.task not in {"encoder", "causal-lm"}:
+            raise UnsupportedModelError(f"{model.name} does not read text, so it cannot put texts into classes.")
+        self.base: Any = model.module.base_model
+        self.head = nn.Linear(model.anatomy.hidden, classes)
+        drawn = torch.randn(self.head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        self.head.weight.data = drawn / model.anatomy.hidden**0.5
+        self.head.bias.data.zero_()
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits [B, K] of texts [B, T]."""
+        inputs = trimmed(ids, mask)
+        states = self.base(**inputs).last_hidden_state
+        weights = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)
+        return self.head((states * weights).sum(1) / weights.sum(1))  # type: ignore[no-any-return]
+
+
+def classification(classifier: Classifier, data: Encoded) -> Task:
+    """Return the task of learning the classes of texts: cross entropy, one number per text."""
+
+    def loss(module: Any, batch: Batch) -> Tensor:
+        ids, mask, labels = batch.examples
+        return F.cross_entropy(module(ids, mask).float(), labels, reduction="none")
+
+    return Task(module=classifier, loss=loss, data=data)
+
+
+@torch.no_grad()
+def correct(classifier: Classifier, data: Encoded) -> Tensor:
+    """Say for every text whether its likeliest class is right, Bool[N]; their mean is the accuracy."""
+    device, found, start = classifier.head.weight.device, [], 0
+    for batch in data.batches():
+        logits = classifier(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+        stop = start + len(logits)
+        found.append(logits.argmax(-1).cpu() == data.labels[start:stop])
+        start = stop
+    return torch.cat(found)
