@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from benchmarks._markdown import Results, environment, inequalities, table
 from benchmarks.mamba_shedder.names import ARMS, CONTEXTS, COUNTS, HYBRID, PURE, TARGETS, VARIANTS
-
-Results = Sequence[Mapping[str, Any]]
 
 _LENGTH = "512"
 """Prompt tokens at which blocks and scans are compared at equal time."""
@@ -25,18 +24,22 @@ def summary(results: Results) -> str:
         "Held-out loss in bits per byte (lower is better) of small Mamba models, trained here, without some of their "
         f"12 blocks or scans; {_of(results[0])}. Details: [Mamba-Shedder](docs/methods/compress/mamba_shedder.md)."
     )
-    return "\n\n".join([intro, _arms(results), _environment(results)])
+    return "\n\n".join([intro, _arms(results), environment(results, note=" (times: one)")])
 
 
 def page(results: Results) -> str:
     """Return all tables of the method's page."""
     pure = [result for result in results if result["model"] in PURE]
-    parts = [f"Text: {results[0]['text']['source']}; {_of(results[0])}.", _models(results), _environment(results)]
+    parts = [
+        f"Text: {results[0]['text']['source']}; {_of(results[0])}.",
+        _models(results),
+        environment(results, note=" (times: one)"),
+    ]
     parts += ["### What to remove", _arms(results), _beside(pure)]
     parts += ["### Blocks or scans", *map(_granularity, pure), "### Far context", *map(_context, pure)]
     parts += ["### Recovery", *map(_recovery, pure)]
     parts += ["### A hybrid", *(_hybrid(result) for result in results if result["model"] == HYBRID)]
-    return "\n\n".join([*parts, "### The claim, inequality by inequality", _inequalities(results)])
+    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
 
 
 def _of(result: Mapping[str, Any]) -> str:
@@ -46,11 +49,6 @@ def _of(result: Mapping[str, Any]) -> str:
         f"{windows * length:,} test bytes, {rows} × {size} calibration bytes, {len(result['seeds'])} calibration seeds "
         "(their mean is shown)"
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["--:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
 def _models(results: Results) -> str:
@@ -72,7 +70,7 @@ def _arms(results: Results) -> str:
     for arm, label in ARMS.items():
         cells = [result["arms"][f"{target} {count}"][arm] for result, target, count in columns]
         rows.append([label, *(f"{cell['bits']:.3f}" for cell in cells)])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _beside(results: Results) -> str:
@@ -89,7 +87,7 @@ def _beside(results: Results) -> str:
         layers = results[0]["shorter"]["layers"]
         cells = [f"{r['shorter']['bits']:.3f}" if 12 - count == layers else "" for r in results for count in COUNTS]
         rows.append([f"trained with {layers} blocks, as long", *cells])
-    return f"At equal parameters in the blocks, without recovery:\n\n{_table(head, rows)}"
+    return f"At equal parameters in the blocks, without recovery:\n\n{table(head, rows)}"
 
 
 def _granularity(result: Mapping[str, Any]) -> str:
@@ -111,7 +109,7 @@ def _granularity(result: Mapping[str, Any]) -> str:
     shares = ", ".join(f"{share:.0%} at {length}" for length, share in times["scan_share"].items())
     step = times["rows"]["original"]["seconds"]["step"]
     return (
-        f"{_table(head, rows)}\n\nSpeeds against the original, in turns, batch 1; a decode step of it takes "
+        f"{table(head, rows)}\n\nSpeeds against the original, in turns, batch 1; a decode step of it takes "
         f"{1e3 * step:.2f} ms, {1e3 * times['outside']:.2f} ms of which beside the blocks. The scan, in chunks, takes "
         f"this share of a prompt, the most that removing scans can save: {shares}. The last columns: bits per byte of "
         "so many blocks less as make it as fast, time being linear in blocks."
@@ -136,7 +134,7 @@ def _as_fast(result: Mapping[str, Any], name: str, phase: str) -> str:
 def _context(result: Mapping[str, Any]) -> str:
     head = [f"{result['model']}, bits per byte", *(f"{size} bytes of context" for size in CONTEXTS)]
     rows = [[name, *(f"{row[str(size)]:.3f}" for size in CONTEXTS)] for name, row in result["context"].items()]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _recovery(result: Mapping[str, Any]) -> str:
@@ -152,24 +150,4 @@ def _hybrid(result: Mapping[str, Any]) -> str:
     head = ["bits per byte", *(f"at {float(share):.0%} of the block parameters" for share in result["shares"])]
     rows = [["original", *(f"{result['dense']['bits']:.3f}" for _ in result["shares"])]]
     rows += [[label, *(f"{row[arm]:.3f}" for row in result["shares"].values())] for arm, label in _HYBRID.items()]
-    return _table(head, rows)
-
-
-def _inequalities(results: Results) -> str:
-    rows = [
-        [row["name"], f"{row['left']:.4g} {row['relation']} {row['right']:.4g}", "holds" if row["ok"] else "**fails**"]
-        for result in results
-        for row in result["inequalities"]
-    ]
-    return _table(["", "measured", ""], rows)
-
-
-def _environment(results: Results) -> str:
-    lines = []
-    for one in {str(e): e for result in results for e in result["environments"]}.values():
-        versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
-        lines.append(
-            f"Measured on {one['cpu']} ({one['capability']}), {one['cores']} cores, {one['threads']} threads (times: "
-            f"one), {one['system']}, Python {one['python']}, {versions}."
-        )
-    return "\n".join(lines)
+    return table(head, rows)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from benchmarks._markdown import Results, environment, inequalities, table
 from benchmarks.multipruner.names import LABELS, TASKS
-
-Results = Sequence[Mapping[str, Any]]
 
 
 def summary(results: Results) -> str:
@@ -17,12 +16,12 @@ def summary(results: Results) -> str:
         f"{_of(results[0])}. Details, accuracy, time and what failed: "
         "[MultiPruner](docs/methods/compress/multipruner.md)."
     )
-    return "\n\n".join([intro, _perplexities(results), _environment(results)])
+    return "\n\n".join([intro, _perplexities(results), environment(results)])
 
 
 def page(results: Results) -> str:
     """Return all tables of the method's page."""
-    parts = [f"Text: {results[0]['text']['source']}; {_of(results[0])}.", _environment(results)]
+    parts = [f"Text: {results[0]['text']['source']}; {_of(results[0])}.", environment(results)]
     parts += ["### Perplexity", _perplexities(results), _ratios(results)]
     parts += [_dense(results), "### Zero-shot accuracy and closeness to the original", *map(_choice, results)]
     for result in results:
@@ -32,7 +31,7 @@ def page(results: Results) -> str:
             parts += ["### Recovery", _recovery(result)]
         if "ablation" in result:
             parts += ["### Other splits and orders", _ablation(result)]
-    return "\n\n".join([*parts, "### The claim, inequality by inequality", _inequalities(results)])
+    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
 
 
 def _of(result: Mapping[str, Any]) -> str:
@@ -45,18 +44,13 @@ def _of(result: Mapping[str, Any]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["--:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
-
-
 def _perplexities(results: Results) -> str:
     targets = list(results[0]["targets"])
     head = ["", *(f"{result['model']} at {float(target):.0%}" for result in results for target in targets)]
     rows = [["original", *(_ppl(result["dense"]["ppl"]) for result in results for _ in targets)]]
     for arm, label in LABELS.items():
         rows.append([label, *(_ppl(result["targets"][t][arm]["ppl"]) for result in results for t in targets)])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _ppl(metric: Mapping[str, Any]) -> str:
@@ -72,7 +66,7 @@ def _ratios(results: Results) -> str:
         cells = [result["targets"][target][arm]["auto_to_this"] for result in results for target in targets]
         if arm != "auto":
             rows.append([label, *(f"{c['value']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells)])
-    return "Paired over windows, 95 % bootstrap intervals:\n\n" + _table(head, rows)
+    return "Paired over windows, 95 % bootstrap intervals:\n\n" + table(head, rows)
 
 
 def _dense(results: Results) -> str:
@@ -100,7 +94,7 @@ def _choice(result: Mapping[str, Any]) -> str:
             tail[1:] = [f"{row['kl']['value']:.3f}", f"{row['agreement']['value']:.1%}"]
         rows.append([label, f"{row['share']:.1%}" if "share" in row else "100 %", *accuracies, *tail])
     questions = result["choice"]["dense"]["all"]["n"]
-    return _table(head, rows) + (
+    return table(head, rows) + (
         f"\n\n{questions} questions in all, the same for every row (higher is better); of each curve the point nearest "
         "to the target, calibration seed 0."
     )
@@ -123,7 +117,7 @@ def _search(result: Mapping[str, Any]) -> str:
     head = ["search", "CPU, s", "÷ naive", "in blocks, s", "÷ naive", "wall, s", "candidates scored"]
     return (
         f"{result['model']}, {result['search']['steps']} accepted steps of whole blocks, the three variants step by "
-        f"step in turns in one process (lower is better):\n\n{_table(head, rows)}"
+        f"step in turns in one process (lower is better):\n\n{table(head, rows)}"
     )
 
 
@@ -141,24 +135,4 @@ def _ablation(result: Mapping[str, Any]) -> str:
     per_seed = result["targets"]["0.9"]
     rows = [["auto", f"{per_seed['auto']['per_seed'][0]:.1f}"], ["100:0:0", f"{per_seed['blocks']['per_seed'][0]:.1f}"]]
     rows += [[arm, _ppl(metric)] for arm, metric in result["ablation"].items()]
-    return f"{result['model']} at 90 %, calibration seed 0:\n\n" + _table(["split", "perplexity"], rows)
-
-
-def _inequalities(results: Results) -> str:
-    rows = [
-        [row["name"], f"{row['left']:.4g} {row['relation']} {row['right']:.4g}", "holds" if row["ok"] else "**fails**"]
-        for result in results
-        for row in result["inequalities"]
-    ]
-    return _table(["", "measured", ""], rows)
-
-
-def _environment(results: Results) -> str:
-    lines = []
-    for one in {str(e): e for result in results for e in result["environments"]}.values():
-        versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
-        lines.append(
-            f"Measured on {one['cpu']} ({one['capability']}), {one['cores']} cores, {one['threads']} threads, "
-            f"{one['system']}, Python {one['python']}, {versions}."
-        )
-    return "\n".join(lines)
+    return f"{result['model']} at 90 %, calibration seed 0:\n\n" + table(["split", "perplexity"], rows)

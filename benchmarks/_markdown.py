@@ -1,0 +1,42 @@
+"""Pieces of Markdown that the pages of all claims have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Results = Sequence[Mapping[str, Any]]
+"""Stored results of one claim, as `benchmarks._tables.results` reads them."""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table: the first column to the left, numbers to the right."""
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+
+
+def inequalities(results: Results) -> str:
+    """Return every inequality of a claim, what was measured, and whether it holds."""
+    rows = [
+        [row["name"], f"{row['left']:.4g} {row['relation']} {row['right']:.4g}", "holds" if row["ok"] else "**fails**"]
+        for result in results
+        for row in result["inequalities"]
+    ]
+    return table(["", "measured", ""], rows)
+
+
+def environment(results: Results, *, note: str = "") -> str:
+    """Return what the results were measured on, one line per machine.
+
+    Args:
+        results: The results.
+        note: What else to say of the threads.
+    """
+    lines = []
+    for one in {str(e): e for result in results for e in result["environments"]}.values():
+        versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+        lines.append(
+            f"Measured on {one['cpu']} ({one['capability']}), {one['cores']} cores, {one['threads']} threads{note}, "
+            f"{one['system']}, Python {one['python']}, {versions}."
+        )
+    return "\n".join(lines)
