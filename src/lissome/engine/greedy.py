@@ -46,7 +46,7 @@ perplexity than by scoring every move (SmolLM2 at 90 %); with this, equal, in a 
 
 QUICK = Laziness(looked=4, refreshed=None, scored=1)
 """For the divergence from the original when all kinds compete: there `CAREFUL` took five times as long and found no
-better (SmolLM2 at 90 %, one seed). Not yet shown for a fixed split."""
+better (SmolLM2 at 90 %, one seed)."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,19 @@ from lissome.cost.peak import give_back
 from lissome.data.text import spread
 from lissome.engine.calibrate import orders
 from lissome.engine.checkpoint import Checkpoint
-from lissome.engine.greedy import CAREFUL, QUICK, Greedy, Move, Rank, Trace, damage_per, lowest_loss, moves, within
+from lissome.engine.greedy import (
+    CAREFUL,
+    QUICK,
+    Greedy,
+    Laziness,
+    Move,
+    Rank,
+    Trace,
+    damage_per,
+    lowest_loss,
+    moves,
+    within,
+)
 from lissome.engine.judge import Divergence
 from lissome.engine.recover import RecoverConfig, recover
 from lissome.engine.target import Target
@@ -126,7 +138,7 @@ def in_turn(kinds: Sequence[tuple[str, ...]], split: str) -> tuple[Stage, ...]:
 
 
 def expected_plan(
-    card: ModelCard, figures: Mapping[str, float], config: RemovalConfig, *, damage: str, kinds: int
+    card: ModelCard, figures: Mapping[str, float], config: RemovalConfig, *, damage: str, competing: bool, kinds: int
 ) -> Plan:
     """Plan a removal: its peak memory and its time.
 
@@ -135,21 +147,27 @@ def expected_plan(
         figures: Expected figures of the result by budget term; none, when they are not known.
         config: Settings.
         damage: As in `Removal`.
+        competing: Whether unlike kinds compete in every stage.
         kinds: Moves that a block has (attention, MLP, width …).
     """
     kept = kept_weights(card, figures)
     memory = predict_fit(card, windows=card.windows, recover=config.recover_steps > 0, kept=kept)
     # what scans take does not follow from operations
-    seconds = None if "mixer" in card.tags else _seconds(card, kept, config, quick=damage == "kl", kinds=kinds)
+    seconds = None if "mixer" in card.tags else _seconds(card, kept, config, _laziness(damage, competing), kinds)
     return Plan(figures=figures, peak_memory=memory.total, memory_parts=memory.parts, seconds=seconds)
 
 
-def _seconds(card: ModelCard, kept: float, config: RemovalConfig, *, quick: bool, kinds: int) -> float:
+def _laziness(damage: str, competing: bool) -> Laziness:
+    """Return how little is scored: what is known of `QUICK` was measured where unlike kinds compete."""
+    return QUICK if damage == "kl" and competing else CAREFUL
+
+
+def _seconds(card: ModelCard, kept: float, config: RemovalConfig, lazy: Laziness, kinds: int) -> float:
     speeds, length = speeds_here(), card.windows[1]
     inside = 1 - (1 - kept) * card.figures["params"] / card.figures["block_params"]
     return search_seconds(
         card, speeds, kept=inside, ordering=config.order_windows * length, kinds=kinds,
-        scored=1 if quick else 3 + card.layers / 2, looked=0.25 if quick else 0.5,
+        scored=1 if lazy is QUICK else 3 + card.layers / 2, looked=1 / lazy.looked,
     ) + training_seconds(
         card, speeds, tokens=config.recover_steps * config.recover_batch * length, kept=inside
     )  # fmt: skip
@@ -257,7 +275,8 @@ class Removal:
         masking = Masking(work.binding, self._space)
         checkpoint = Checkpoint(self.context.folder / "greedy", self._key())
         try:
-            judge, lazy = (Divergence(walk), QUICK) if self.damage == "kl" else (None, CAREFUL)
+            judge = Divergence(walk) if self.damage == "kl" else None
+            lazy = _laziness(self.damage, all(stage.thrifty for stage in self.stages))
             greedy = Greedy(
                 masking, walk, judge=judge, lazy=lazy if self.config.lazy else None, checkpoint=checkpoint,
                 events=self.context.events,

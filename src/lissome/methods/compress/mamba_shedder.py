@@ -83,7 +83,7 @@ class MambaShedder(Method):
             BudgetUnmetError: When removal alone cannot reach a bound.
         """
         figures = expected_figures(card, budget) if self.follows_budget else {}
-        plan = expected_plan(card, figures, self.config, damage=self._damage(), kinds=2)
+        plan = expected_plan(card, figures, self.config, damage=self._damage(), competing=self._compete, kinds=2)
         note = f"steps={self.config.to_mapping().get('steps')} says how much goes; what that saves is known afterwards"
         return plan if self.follows_budget else replace(plan, notes=(note,))
 
@@ -106,8 +106,12 @@ class MambaShedder(Method):
             advice="allow more with --set targets, or split=auto.",
         ).run()
 
+    @property
+    def _compete(self) -> bool:
+        return self.follows_budget and self.config.split == "auto"
+
     def _damage(self) -> Literal["loss", "kl"]:
-        return self.config.judged_by(self.follows_budget and self.config.split == "auto")
+        return self.config.judged_by(self._compete)
 
     def _stages(self, anatomy: Anatomy) -> tuple[Stage, ...]:
         config, present = self.config, _present(anatomy)

@@ -65,7 +65,8 @@ class MultiPruner(Method):
             BudgetUnmetError: When removal alone cannot reach a bound.
         """
         figures = expected_figures(card, budget)
-        return expected_plan(card, figures, self.config, damage=self._judged_by(), kinds=3)
+        competing = self.config.split == "auto"
+        return expected_plan(card, figures, self.config, damage=self._judged_by(), competing=competing, kinds=3)
 
     def run(self, model: Model, context: Context) -> Outcome:
         """Reorder, remove step by step, cut, and recover.
