@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lissome.models.anatomy import Branch
+from lissome.models.integers import grids
 from lissome.models.model import Model
 from lissome.models.space import Subnet
 from lissome.models.sparse import masks
@@ -50,7 +51,8 @@ class BlockSum:
     def __init__(self, model: Model, evaluate: Evaluate, width: int) -> None:
         self._evaluate, self._zero = evaluate, (0.0,) * width
         shared: dict[object, dict[tuple[int, ...], Vector]] = {}
-        kept = {name: mask.kept for name, mask in masks(model.module).items()}
+        kept: dict[str, object] = {name: mask.kept for name, mask in masks(model.module).items()}
+        kept |= {name: (kept.get(name), grid.bits, grid.scale.shape) for name, grid in grids(model.module).items()}
         self._slots = []
         for index in range(len(model.anatomy.blocks)):
             branches = model.anatomy.of_block(index)
@@ -92,7 +94,7 @@ def _axes(branches: tuple[Branch, ...]) -> list[tuple[str, int]]:
     return axes
 
 
-def _shape(model: Model, branch: Branch, kept: Mapping[str, int]) -> object:
+def _shape(model: Model, branch: Branch, kept: Mapping[str, object]) -> object:
     """What decides about the cost of a branch, equal for branches of one shape."""
     shapes = tuple(model.binding.shapes[name] for name in branch.parameters)
     dims = tuple((dim.name, dim.size) for dim in branch.dims)

@@ -7,8 +7,9 @@
   them; `causal` counts only those that a token may see. Adapters that are not merged are counted as the products that
   they are. Biases, norms and activations are not counted.
 - Bytes: of the safetensors file with its header, sparse weights compressed (`lissome.models.sparse`; for a Subnet of a
-  sparse model with each tensor's own share of zeros), and of that file with all zeros written out; of what is held for
-  the next token at a given length: keys and values, a sliding window's at most, and states.
+  sparse model with each tensor's own share of zeros) and those on a grid as integers (`lissome.models.integers`; in a
+  Subnet that cuts one it is no longer on its grid), and of that file with every weight written out; of what is held
+  for the next token at a given length: keys and values, a sliding window's at most, and states.
 """
 
 # T tokens
@@ -26,6 +27,7 @@ from lissome.cost.blocks import BlockSum, Part, Vector, sizes_of
 from lissome.cost.measured import Request
 from lissome.cost.roofline import Work
 from lissome.models.adapters.layers import NAME as ADAPTER
+from lissome.models.integers import grids, stored_sizes
 from lissome.models.model import Model
 from lissome.models.sparse import masks
 
@@ -108,7 +110,7 @@ class Counter:
         self._model, self._tokens, self._length, self._causal = model, tokens, length, causal
         self._stored = {name: dtype or value.dtype for name, value in model.module.named_parameters()}
         self._held = next(model.module.parameters()).dtype.itemsize
-        self._masks = masks(model.module)
+        self._masks, self._grids = masks(model.module), grids(model.module)
         self._digits = len(str(sum(math.prod(shape) for shape in model.binding.shapes.values()) * self._held))
         self._fixed = self._count_fixed()
         self._sum = BlockSum(model, self.block, self.WIDTH)
@@ -199,12 +201,23 @@ class Counter:
             params += size
             plain = self._entry(name, shape, self._stored[name]) if size else 0
             dense += plain
-            disk += self._compressed(name, size) if name in self._masks else plain
+            disk += self._file_bytes(name, size, plain)
             owner, adapts, _ = name.removesuffix(".weight").partition(_ADAPTER)
             if owner in applied and (adapts or name.endswith(".weight")):
                 positions = applied[owner]
                 weights, fixed = weights + size * (positions is None), fixed + size * (positions or 0)
         return params, disk, dense, weights, fixed
+
+    def _file_bytes(self, name: str, size: int, plain: int) -> int:
+        """Bytes of a tensor of which `size` numbers are left, in the form in which it is written."""
+        if name in self._grids and size == math.prod(self._model.binding.shapes[name]):
+            return self._integers(name, size)
+        return self._compressed(name, size) if name in self._masks else plain
+
+    def _integers(self, name: str, size: int) -> int:
+        grid, mask = self._grids[name], self._masks.get(name)
+        sizes = stored_sizes(size, mask.kept if mask else size, grid.scale.numel(), grid.bits, masked=mask is not None)
+        return sum(self._entry(name + key, [count], torch.uint8) for key, count in sizes.items())
 
     def _compressed(self, name: str, size: int) -> int:
         """Bytes of a masked tensor of which `size` numbers are left, in the smaller of its two forms."""

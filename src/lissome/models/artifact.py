@@ -3,7 +3,8 @@
 When all blocks have one shape the folder has a stock configuration and opens with transformers alone. Otherwise its
 ``config.json`` says ``model_type: lissome``, carries the original configuration and the sizes of every block, and
 opens with `lissome.load`, or with ``AutoModelForCausalLM`` and its like after ``import lissome.models.auto``. So it is
-when weights are sparse, because they are stored compressed (see `lissome.models.sparse`). Adapters and virtual tokens
+when weights are sparse or lie on a grid of integers, because they are stored so (see `lissome.models.sparse` and
+`lissome.models.integers`). Adapters and virtual tokens
 that stand beside the weights are folders of their own, ``adapter`` and ``prompt``, which stock peft opens.
 """
 
@@ -24,6 +25,8 @@ from lissome.core.manifest import Manifest, read_manifest, verify_files, write_m
 from lissome.models.adapters import adapters, load_adapters, save_adapters
 from lissome.models.adapters.layers import is_adapter_tensor
 from lissome.models.adapters.prompts import is_prompt_tensor, load_prompt, prompt_of, save_prompt
+from lissome.models.integers import STORAGE as INTEGERS
+from lissome.models.integers import give, grids, set_grid, take
 from lissome.models.model import Model, Source
 from lissome.models.paging import stored_tensors
 from lissome.models.sparse import STORAGE, compress, expand, masks, set_mask
@@ -52,8 +55,8 @@ def save_model(
     from safetensors.torch import save_file
 
     with atomic_folder(folder) as part:
-        tensors = compress(_own_tensors(stored_tensors(model.module)), masks(model.module))
-        save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
+        integers, others = take(_own_tensors(stored_tensors(model.module)), model.module)
+        save_file(integers | compress(others, masks(model.module)), part / WEIGHTS, metadata={"format": "pt"})
         (part / "config.json").write_text(json.dumps(_tagged(config_of(model)), indent=2, sort_keys=True) + "\n")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:
@@ -81,12 +84,12 @@ def config_of(model: Model) -> dict[str, Any]:
         base.pop(name, None)
     base["dtype"] = str(next(module.parameters()).dtype).removeprefix("torch.")
     base["architectures"] = [type(module).__name__]
-    sparse = {"storage": STORAGE} if masks(module) else {}
-    if not sparse and _describes(base, module):
+    storage = INTEGERS if grids(module) else STORAGE if masks(module) else None
+    if storage is None and _describes(base, module):
         return base
     return {
         "model_type": MODEL_TYPE,
-        **sparse,
+        **({"storage": storage} if storage else {}),
         "architectures": ["LissomeModel"],
         "base": base,
         "layers": model.anatomy.layers(),
@@ -251,7 +254,7 @@ def _fill(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.
                 folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True
             )
             return loaded.eval()
-        return _fill_skeleton(skeleton(config), files, dtype)
+        return _fill_skeleton(skeleton(config), files, dtype, _stored_dtype(config))
     except SafetensorError as error:
         raise ArtifactError(
             f"the weights in {folder} are damaged or cut short ({error}); restore or remake them."
@@ -263,13 +266,22 @@ def _fill(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.
         raise ArtifactError(f"{folder} could not be read as a model: {reason}") from error
 
 
-def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | None) -> nn.Module:
+def _stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """Number type that a model was saved in; integers are read as numbers of it."""
+    found = getattr(torch, str(config.get("dtype")), None)
+    return found if isinstance(found, torch.dtype) and found.is_floating_point else torch.float32
+
+
+def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | None, stored: torch.dtype) -> nn.Module:
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= load_file(file)
-    tensors, found = expand(tensors, {name: value.shape for name, value in module.state_dict().items()})
+    integers, others = give(tensors, module)
+    tensors, found = expand(others, {name: value.shape for name, value in module.state_dict().items()})
+    tensors |= {name: read.weight.to(stored) for name, read in integers.items()}
+    found |= {name: read.mask for name, read in integers.items() if read.mask is not None}
     for key, tensor in tensors.items():  # a copy is aligned; kernels add up in another order on a mapped, odd address
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         tensors[key] = tensor.to(wanted, copy=True)
@@ -283,6 +295,8 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
         )
     for key, mask in found.items():
         set_mask(module.get_submodule(key.removesuffix(".weight")), mask)
+    for key, read in integers.items():
+        set_grid(module.get_submodule(key.removesuffix(".weight")), read.grid)
     return module.eval()
 
 

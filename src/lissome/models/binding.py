@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lissome.core.errors import SubnetError
 from lissome.models.anatomy import Anatomy, Branch
+from lissome.models.integers import forget_grid
 from lissome.models.space import Space
 from lissome.models.sparse import edit_mask
 
@@ -290,6 +291,7 @@ def _register(clone: nn.Module, path: str, binding: Binding, index: Mapping[int,
     _restore_entry(owner, name, kept, (*binding.order(owner_path), *owner._parameters))
     if index is not None:
         edit_mask(clone, path, lambda mask: narrow(mask, index))
+        forget_grid(clone, path)
 
 
 @torch.no_grad()
@@ -323,6 +325,7 @@ def reorder(model: Model, orders: Mapping[str, Tensor]) -> None:
                 cut.dim, target, parameter.index_select(cut.dim, source.flatten().to(parameter.device))
             )
             edit_mask(model.module, cut.parameter, partial(_moved, cut.dim, target.cpu(), source.flatten()))
+            forget_grid(model.module, cut.parameter)
 
 
 def _moved(dim: int, target: Tensor, source: Tensor, mask: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from lissome.core.errors import ArtifactError, ConfigError
 STORAGE = "bitmap"
 """What ``config.json`` says of how such weights are stored."""
 
-_BITMAP, _VALUES = ".bitmap", ".values"
+BITMAP, _VALUES = ".bitmap", ".values"
 _ATTRIBUTE = "weight_mask"
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -129,7 +129,7 @@ def compress(tensors: Mapping[str, Tensor], found: Mapping[str, Mask]) -> dict[s
         if mask is None or kept is None or tuple(tensor.shape) != mask.shape or _lost(tensor, kept):
             stored[name] = tensor
         else:
-            stored[name + _BITMAP] = mask.bits.clone()
+            stored[name + BITMAP] = mask.bits.clone()
             stored[name + _VALUES] = tensor.detach().cpu()[kept]
     return stored
 
@@ -138,11 +138,6 @@ def _lost(tensor: Tensor, kept: Tensor) -> bool:
     """Whether anything but +0 stands where nothing is kept (−0 has other bits): then the mask is not of this tensor."""
     bits = tensor.detach().cpu().contiguous().view(_BITS[tensor.element_size()])
     return bool(bits[~kept].any())
-
-
-def is_compressed(names: Mapping[str, Any]) -> bool:
-    """Whether any of these tensors is stored compressed."""
-    return any(name.endswith(_BITMAP) for name in names)
 
 
 def expand(stored: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> tuple[dict[str, Tensor], dict[str, Mask]]:
@@ -160,10 +155,10 @@ def expand(stored: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> tu
     """
     tensors, found = {}, {}
     for name, tensor in stored.items():
-        base, is_bitmap = name.removesuffix(_BITMAP), name.endswith(_BITMAP)
+        base, is_bitmap = name.removesuffix(BITMAP), name.endswith(BITMAP)
         if is_bitmap:
             tensors[base], found[base] = _expanded(base, tensor, stored.get(base + _VALUES), shapes)
-        elif not (name.endswith(_VALUES) and name.removesuffix(_VALUES) + _BITMAP in stored):
+        elif not (name.endswith(_VALUES) and name.removesuffix(_VALUES) + BITMAP in stored):
             tensors[name] = tensor
     return tensors, found
 

@@ -10,8 +10,9 @@ from lissome.core.events import EventStream
 from lissome.core.metrics import Metric, Provenance
 from lissome.cost.counted import Counter
 from lissome.cost.measured import Comparison, Timing
-from lissome.cost.sparsity import sparse_note
+from lissome.cost.sparsity import integer_note, sparse_note
 from lissome.engine.evaluate import Report
+from lissome.models.integers import grids
 from lissome.models.model import Model
 from lissome.models.sparse import masks, sparsity
 from lissome.pipeline.reports import Figure, Row
@@ -29,10 +30,10 @@ def figures_of(values: Mapping[str, float], provenance: Provenance = "counted") 
 
 
 def counted_figures(*models: Model) -> list[dict[str, Figure]]:
-    """Counted figures of models; where one has sparse weights, also what all would take with zeros written out."""
+    """Counted figures of models; where one has compressed weights, also what all would take with them written out."""
     counts = [Counter(model).count() for model in models]
     found = [figures_of(one.figures()) for one in counts]
-    if any(masks(model.module) for model in models):
+    if any(masks(model.module) or grids(model.module) for model in models):
         for figures, one in zip(found, counts, strict=True):
             size = Metric(name="dense_disk", value=float(one.dense_disk), unit="bytes", provenance="counted")
             figures["dense_disk"] = Figure(metric=size)
@@ -40,13 +41,15 @@ def counted_figures(*models: Model) -> list[dict[str, Figure]]:
 
 
 def sparse_notes(model: Model) -> tuple[str, ...]:
-    """Say what zeros do and do not do: one line for a model with sparse weights, none otherwise."""
-    shares = sparsity(model.module)
-    if not shares:
-        return ()
-    counts = Counter(model).count()
-    sizes = figure("disk", counts.disk), figure("disk", counts.dense_disk)
-    return (sparse_note(shares, sizes),)
+    """Say what zeros and integers do and do not do: a line for each, none for a model without them."""
+    shares, placed = sparsity(model.module), grids(model.module)
+    notes = []
+    if shares:
+        counts = Counter(model).count()
+        notes.append(sparse_note(shares, (figure("disk", counts.disk), figure("disk", counts.dense_disk))))
+    if placed:
+        notes.append(integer_note(len(placed), sorted({grid.bits for grid in placed.values()})))
+    return tuple(notes)
 
 
 def against(figures: Mapping[str, Figure], base: Mapping[str, Figure]) -> dict[str, Figure]:

@@ -28,6 +28,7 @@ from lissome.models.adapters import load_adapters, merged_copy, rank_space, remo
 from lissome.models.adapters.folder import SUPER
 from lissome.models.artifact import save_model
 from lissome.models.binding import extract, reorder
+from lissome.models.integers import grids
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.models.sparse import sparsity
@@ -213,6 +214,7 @@ def export(
     )
     notes = ["adapters are merged into the weights"] if merged is not model else []
     notes += ["zeros are written out: this format does not compress them"] if share else []
+    notes += ["integers are written out as the numbers that they stand for"] if grids(model.module) else []
     return replace(report, notes=(*report.notes, *notes))
 
 
@@ -242,6 +244,7 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
             "layers": model.anatomy.layers(),
             "tags": list(model.manifest.tags) if model.manifest else ["dense"],
             **{f"zeros of {of}": f"{share:.1%}" for of, share in sparsity(model.module).items()},
+            **({"integer layers": len(grids(model.module))} if grids(model.module) else {}),
         },
         figures=counts.figures(),
     )

@@ -21,7 +21,7 @@ LABELS = {
     "params": "parameters",
     "block_params": "parameters in blocks",
     "disk": "size on disk",
-    "dense_disk": "size with zeros written out",
+    "dense_disk": "size with all weights written out",
     "memory": "peak memory",
     "macs": "multiply-accumulates",
     "latency": "latency of a request",

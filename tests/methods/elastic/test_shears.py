@@ -111,6 +111,9 @@ def test_sparse_as_planned_and_honest_about_speed(settings: tuple[str, ...], toy
     assert planned.predicted["disk"] == pytest.approx(written(out), rel=0.05)
     assert figure(report, "dense_disk") > figure(report, "disk")
     assert SLOW in report.notes[0]
+    assert any("28 layers lie in the file as integers of 4 bits" in note for note in report.notes) == (
+        "adapter=quantised" in settings
+    )
     assert "of sparse layers" in report.notes[0]
     assert SLOW in render(read_page(out))
     manifest = read_manifest(out)
@@ -185,8 +188,22 @@ def test_merged_variants_keep_every_zero_of_the_base(fitted: Fitted, tmp_path: P
             assert torch.equal(mask.bits, base[name].bits)
             assert (weight[~mask.unpacked()].view(torch.int32) == 0).all()
             if form == "quantised":
+                assert f"{name}.int4" in load_file(out / "model.safetensors")
                 steps = weight.view(weight.shape[0], -1, 8)
                 assert max(len(row.unique()) for row in steps.flatten(0, 1)) <= 2**4
+
+
+def test_integers_take_less_than_floats_and_give_equal_logits(fitted: Fitted) -> None:
+    quantised, merged = fitted("adapter=quantised"), fitted("adapter=masked")
+    assert figure(quantised[1], "disk") < 0.75 * figure(merged[1], "disk")
+    assert figure(quantised[1], "dense_disk") == pytest.approx(figure(merged[1], "dense_disk"), rel=0.01)
+    small = lissome.load(quantised[0])
+    code = "import sys, torch, lissome; print(lissome.load(sys.argv[1]).module(torch.tensor([list(range(4, 20))]))"
+    code += ".logits.double().sum().item().hex())"
+    fresh = subprocess.run([sys.executable, "-c", code, str(quantised[0])], capture_output=True, text=True, check=True)
+    assert fresh.stdout.split()[-1] == outputs(small.module, {"input_ids": IDS}).double().sum().item().hex()
+    again = pipeline.measure(quantised[0])
+    assert again.rows[0].figures["disk"].metric.value == figure(quantised[1], "disk")
 
 
 def test_exports_merge_adapters_and_say_so(fitted: Fitted, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ from lissome.models.adapters.elastic import check_ranks, chosen_shapes, grouped,
 from lissome.models.adapters.folder import adapter_files
 from lissome.models.adapters.layers import quantise
 from lissome.models.binding import extract, masked
+from lissome.models.integers import stored_sizes
 from lissome.models.model import Model
 from lissome.models.paging import park, spill
 from lissome.models.space import Space, Subnet
@@ -321,11 +322,16 @@ class Shears(Method):
 
     def _saved(self, linears: Mapping[str, LinearShape], amount: Amount, item: int) -> int:
         """Bytes that the layers take less in a file when so much of them is zero."""
-        sizes = (
-            (one.outputs * one.inputs, zeros_of((one.outputs, one.inputs), amount, self._per))
-            for one in linears.values()
-        )
-        return sum(max(0, size * item - sparse_bytes(size, size - gone, item) - _ENTRY) for size, gone in sizes)
+        return sum(self._saved_in(one, amount, item) for one in linears.values())
+
+    def _saved_in(self, one: LinearShape, amount: Amount, item: int) -> int:
+        size = one.outputs * one.inputs
+        kept = size - zeros_of((one.outputs, one.inputs), amount, self._per)
+        if self.config.adapter != "quantised":
+            return max(0, size * item - sparse_bytes(size, kept, item) - _ENTRY)
+        columns = self.config.columns if one.inputs % self.config.columns == 0 else one.inputs
+        parts = stored_sizes(size, kept, size // columns, self.config.bits)
+        return size * item - sum(parts.values()) - (len(parts) - 1) * _ENTRY
 
     def _beside(self, linears: Mapping[str, LinearShape]) -> int:
         """Bytes of the adapters beside the weights: of the middle rank, or of the largest where one is searched."""

@@ -17,6 +17,7 @@ from lissome.core.errors import ConfigError, NumericsError
 from lissome.models.adapters.elastic import Groups, adaptable, check_ranks, grouped, labels, rank_space
 from lissome.models.adapters.folder import load_adapters, save_adapters
 from lissome.models.adapters.layers import Core, LowRank, Masked, Quantised, adapters, attach, detach, oriented
+from lissome.models.integers import set_grid
 from lissome.models.model import Model
 from lissome.models.parts import is_conv1d
 from lissome.models.sparse import set_mask
@@ -135,6 +136,7 @@ def merge_lora(model: Model) -> None:
         merged = adapter.merged(oriented(layer))
         weight = layer.get_parameter("weight")
         weight.copy_(merged.T if is_conv1d(layer) else merged)
+        set_grid(layer, adapter.grid if isinstance(adapter, Quantised) else None)
         if not adapter.keeps_zeros:
             set_mask(layer, None)
     remove_lora(model)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lissome.core.errors import ConfigError
+from lissome.models.integers import set_grid
 from lissome.models.parts import inputs, is_conv1d, outputs
 from lissome.models.sparse import mask_of
 from lissome.ops.quant import Grid, grid_of, rounded
@@ -236,8 +237,10 @@ def oriented(layer: nn.Module) -> Tensor:
 def quantise(layer: nn.Module, bits: int, columns: int) -> None:
     """Round the weight of a layer without an adapter as `Quantised` rounds its sum; zeros stay."""
     weight = oriented(layer)
-    result = rounded(weight, grid_of(weight, bits, columns))
+    grid = grid_of(weight, bits, columns)
+    result = rounded(weight, grid)
     _weight(layer).copy_(result.T if is_conv1d(layer) else result)
+    set_grid(layer, grid)
 
 
 def attach(layer: nn.Module, adapter: LowRank) -> None:
