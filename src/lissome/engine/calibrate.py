@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -34,17 +34,28 @@ def watch_inputs(module: nn.Module, layers: Iterable[str]) -> Iterator[dict[str,
     """
     # All sums have their place before the first forward: what is kept between large temporaries would split the heap.
     sums = {name: _zeros(module.get_submodule(name)) for name in layers}
-    hooks = []
-    for name in sums:
+
+    def add(name: str, given: Tensor) -> None:
+        sums[name] += given.flatten(0, -2).double().square().sum(0)
+
+    with hear_inputs(module, sums, add):
+        yield sums
+
+
+@contextlib.contextmanager
+def hear_inputs(module: nn.Module, layers: Iterable[str], note: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `note` with the name and the first input of each of the layers at every forward while the block is open."""
+    handles = []
+    for name in layers:
 
         def hook(_layer: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-            sums[name] += args[0].detach().flatten(0, -2).double().square().sum(0)
+            note(name, args[0].detach())
 
-        hooks.append(module.get_submodule(name).register_forward_pre_hook(hook))
+        handles.append(module.get_submodule(name).register_forward_pre_hook(hook))
     try:
-        yield sums
+        yield
     finally:
-        for handle in hooks:
+        for handle in handles:
             handle.remove()
 
 

@@ -8,8 +8,7 @@ to make the inputs of the next one. Embeddings and heads are never touched: they
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from lissome.core.errors import ConfigError, DataError, unknown_name
 from lissome.core.events import EventStream
+from lissome.engine.calibrate import hear_inputs
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.stream import Inputs, Stream
 from lissome.models.model import Model
@@ -94,7 +94,8 @@ def sparsify(
             names = [name for name in prunable(model) if name in inside]
             seen: dict[str, Tensor] = {}
             if stream is not None:
-                with _inputs(model.module, names, squares=pruning.by == "wanda") as watch:
+                watch = _Watch(squares=pruning.by == "wanda")
+                with hear_inputs(model.module, names, watch.note):
                     stream.feed(index, watch.expect)
                 seen = watch.sums
             for name in names:
@@ -176,25 +177,9 @@ class _Watch:
     def note(self, name: str, given: Tensor) -> None:
         """Add what a layer reads, [B, T, C] or rows [·, C]."""
         real = self._tokens is not None and given.shape[:-1] == self._tokens.shape
-        rows = (given[self._tokens] if real else given.flatten(0, -2)).detach()
+        rows = given[self._tokens] if real else given.flatten(0, -2)
         found = rows.double().square().sum(0) if self._squares else rows.double().T @ rows.double()
         self.sums[name] = self.sums[name] + found if name in self.sums else found
-
-
-@contextlib.contextmanager
-def _inputs(module: nn.Module, names: Iterable[str], *, squares: bool) -> Iterator[_Watch]:
-    watch, handles = _Watch(squares=squares), []
-    for name in names:
-
-        def hook(_layer: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-            watch.note(name, args[0])
-
-        handles.append(module.get_submodule(name).register_forward_pre_hook(hook))
-    try:
-        yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _weight(layer: nn.Module) -> Tensor:

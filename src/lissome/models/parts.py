@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
 
 CACHES = ("past_key_values", "cache_params")
@@ -29,6 +30,19 @@ class NoMLP(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return a zero without dimensions: it broadcasts, and dropout takes it."""
         return hidden_states.new_zeros(())
+
+
+def require_architecture(module: Any, known: Sequence[str]) -> str:
+    """Return the model type of a module of transformers.
+
+    Raises:
+        UnsupportedModelError: When it is none of the known ones.
+    """
+    architecture = str(getattr(getattr(module, "config", None), "model_type", type(module).__name__))
+    if architecture not in known:
+        known = known if len(known) == 1 else (f"one of {', '.join(known)}",)
+        raise UnsupportedModelError(f"model type {architecture!r} is not {known[0]}")
+    return architecture
 
 
 def is_conv1d(layer: nn.Module) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,53 +9,24 @@ from typing import Any
 import pytest
 import torch
 
-from lissome.core.budget import Budget
 from lissome.core.errors import BudgetUnmetError, ConfigError
-from lissome.core.events import Event, EventStream
-from lissome.core.method import Context, Outcome
+from lissome.core.events import Event
+from lissome.core.method import Outcome
 from lissome.cost.counted import Counter
-from lissome.cost.oracle import SubnetCost
 from lissome.engine.walk import Walk
 from lissome.methods.compress.mamba_shedder import MambaShedder
 from lissome.models.binding import extract, masked
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.testing.conformance import TOLERANCE, difference, logits, stepwise
+from lissome.testing.jobs import RandomText, toy_context
 from lissome.testing.toys import STATES, toy_model
 
 PURE = ("mamba", "mamba2")
 
 
-@dataclass(frozen=True)
-class _Text:
-    """Random windows instead of text."""
-
-    fingerprint: str = "random"
-
-    @property
-    def calibration(self) -> torch.Tensor:
-        return torch.randint(3, 61, (4, 12), generator=torch.Generator().manual_seed(1))
-
-    @property
-    def selection(self) -> torch.Tensor:
-        return self.calibration[:0]
-
-    @property
-    def recovery(self) -> torch.Tensor:
-        return torch.randint(3, 61, (8, 12), generator=torch.Generator().manual_seed(2))
-
-
 def _run(model: Model, folder: Path, budget: str = "block_params=70%", *, heard: Any = None, **options: Any) -> Outcome:
-    cost = SubnetCost(model)
-    context = Context(
-        budget=Budget.parse(budget) if budget else Budget(),
-        original=cost.figures(model.space().full),
-        seed=0,
-        events=EventStream(*([heard] if heard else [])),
-        folder=folder,
-        data=_Text(),
-        cost=cost,
-    )
+    context = toy_context(model, folder, budget, heard=heard)
     plain = {"precision": "float32", "recover_steps": 0, "cliff": None}
     return MambaShedder(MambaShedder.Config(**{**plain, **options})).run(model, context)
 
@@ -72,10 +42,10 @@ def test_a_budget_is_met_and_the_result_is_the_masked_model(family: str, tmp_pat
     outcome = _run(model, tmp_path)
     small: Model = outcome.value
     assert Counter(small).count().block_params <= 0.7 * whole.block_params
-    space, ids = Space.from_json(outcome.space), _Text().calibration[:2]
+    space, ids = Space.from_json(outcome.space), RandomText().calibration[:2]
     with masked(model, outcome.curve[-1].subnet, space=space):
         assert difference(logits(model.module, ids), logits(small.module, ids)) <= TOLERANCE
-    loss = Walk(small, _Text().calibration).plain().mean().exp()
+    loss = Walk(small, RandomText().calibration).plain().mean().exp()
     assert outcome.curve[-1].quality["ppl"] == pytest.approx(float(loss), rel=1e-5)
     assert "ended" not in outcome.details
 
@@ -116,7 +86,7 @@ def test_each_step_is_the_least_harmful_one(tmp_path: Path) -> None:
         for name in names:
             if before.subnet[name]:
                 with masked(model, {**before.subnet, name: 0}, space=space):
-                    losses.append(float(Walk(model, _Text().calibration).plain().mean().exp()))
+                    losses.append(float(Walk(model, RandomText().calibration).plain().mean().exp()))
         assert point.quality["ppl"] == pytest.approx(min(losses), rel=1e-6)
 
 
@@ -208,7 +178,7 @@ def test_settings_survive_toml(text: str) -> None:
 def test_recovery_lowers_the_loss_and_keeps_the_shapes(family: str, tmp_path: Path) -> None:
     plain = _run(toy_model(family), tmp_path / "plain", "block_params=60%")
     healed = _run(toy_model(family), tmp_path / "healed", "block_params=60%", recover_steps=15, recover_lr=5e-3)
-    before, after = (Walk(outcome.value, _Text().recovery).plain().mean() for outcome in (plain, healed))
+    before, after = (Walk(outcome.value, RandomText().recovery).plain().mean() for outcome in (plain, healed))
     assert after < before
     shapes = [{name: value.shape for name, value in one.value.module.state_dict().items()} for one in (plain, healed)]
     assert shapes[0] == shapes[1]
@@ -249,7 +219,7 @@ def test_extraction_is_exact_and_decodes_step_by_step(family: str, tmp_path: Pat
     model = toy_model(family)
     outcome = _run(model, tmp_path, "", steps=3, targets=("blocks", "ssm"))
     small: Model = extract(model, outcome.curve[-1].subnet, space=Space.from_json(outcome.space))
-    ids = _Text().calibration[:2]
+    ids = RandomText().calibration[:2]
     with torch.no_grad():
         piecewise = stepwise(small.module, {"input_ids": ids}, prompt=7)
     assert difference(piecewise, logits(small.module, ids)) <= TOLERANCE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +11,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lissome.core.budget import Budget
 from lissome.core.errors import BudgetUnmetError, ConfigError
-from lissome.core.events import EventStream
-from lissome.core.method import Context, Outcome
+from lissome.core.method import Outcome
 from lissome.cost.counted import Counter
-from lissome.cost.oracle import SubnetCost
 from lissome.engine.walk import Walk
 from lissome.methods.compress.multipruner import MultiPruner, shares
 from lissome.models.binding import extract
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.testing.conformance import difference, logits
+from lissome.testing.jobs import RandomText, toy_context
 from lissome.testing.toys import TRANSFORMERS, toy_model
 
 
-@dataclass(frozen=True)
-class _Text:
-    """Random windows instead of text."""
-
-    fingerprint: str = "random"
-
-    @property
-    def calibration(self) -> torch.Tensor:
-        return torch.randint(3, 61, (4, 12), generator=torch.Generator().manual_seed(1))
-
-    @property
-    def selection(self) -> torch.Tensor:
-        return self.calibration[:0]
-
-    @property
-    def recovery(self) -> torch.Tensor:
-        return torch.randint(3, 61, (8, 12), generator=torch.Generator().manual_seed(2))
-
-
 def _run(model: Model, folder: Path, budget: str = "block_params=70%", confirm: Any = None, **options: Any) -> Outcome:
-    cost = SubnetCost(model)
-    context = Context(
-        budget=Budget.parse(budget),
-        original=cost.figures(model.space().full),
-        seed=0,
-        events=EventStream(),
-        folder=folder,
-        data=_Text(),
-        cost=cost,
-        confirm=confirm or (lambda _model: {}),
-    )
+    context = toy_context(model, folder, budget, confirm=confirm)
     method = MultiPruner(MultiPruner.Config(**{"width_step": 8, "precision": "float32", "recover_steps": 0, **options}))
     return method.run(model, context)
 
@@ -80,9 +48,9 @@ def test_the_budget_is_met_and_the_curve_leads_there(family: str, split: str, tm
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == whole
     last = extract(model, outcome.curve[-1].subnet, space=space)
-    ids = _Text().calibration[:1]
+    ids = RandomText().calibration[:1]
     assert torch.equal(logits(last.module, ids), logits(small.module, ids)), "the curve's last point is the result"
-    loss = Walk(last, _Text().calibration).plain().mean().exp()
+    loss = Walk(last, RandomText().calibration).plain().mean().exp()
     assert outcome.curve[-1].quality["ppl"] == pytest.approx(float(loss), rel=1e-5)
 
 
@@ -114,7 +82,7 @@ def test_heads_compete_where_every_query_has_its_own_keys(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("score", ["activation", "magnitude", "none"])
 def test_the_model_itself_keeps_its_function(score: str, tmp_path: Path) -> None:
-    model, ids = toy_model("qwen3"), _Text().calibration
+    model, ids = toy_model("qwen3"), RandomText().calibration
     before = logits(model.module, ids)
     outcome = _run(model, tmp_path, score=score)
     assert difference(logits(model.module, ids), before) < 1e-5
@@ -158,7 +126,7 @@ def test_recovery_keeps_the_shapes_and_lowers_the_loss(seed: int, tmp_path_facto
     model = toy_model("llama", seed=seed)
     plain = _run(toy_model("llama", seed=seed), tmp_path_factory.mktemp("plain"))
     healed = _run(model, tmp_path_factory.mktemp("healed"), recover_steps=20, recover_lr=5e-3)
-    before, after = (Walk(outcome.value, _Text().recovery).plain().mean() for outcome in (plain, healed))
+    before, after = (Walk(outcome.value, RandomText().recovery).plain().mean() for outcome in (plain, healed))
     assert after < before
     shapes = [{name: value.shape for name, value in one.value.module.state_dict().items()} for one in (plain, healed)]
     assert shapes[0] == shapes[1]

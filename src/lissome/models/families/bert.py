@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch
 from lissome.models.mixing import Attention
-from lissome.models.parts import NoAttention, NoMLP, common_size, heads_dim, is_linear, make_branch, width_dim
+from lissome.models.parts import (
+    NoAttention,
+    NoMLP,
+    common_size,
+    heads_dim,
+    is_linear,
+    make_branch,
+    require_architecture,
+    width_dim,
+)
 
 _POOLED = ("pooler.dense", "classifier", "seq_relationship")  # read the first token alone, where there is a pooler
 
@@ -31,9 +40,7 @@ def read(module: Any) -> Anatomy:
         UnsupportedModelError: Says which part was not understood.
     """
     config: Any = getattr(module, "config", None)
-    architecture = str(getattr(config, "model_type", type(module).__name__))
-    if architecture != "bert":
-        raise UnsupportedModelError(f"model type {architecture!r} is not bert")
+    architecture = require_architecture(module, ("bert",))
     if config.is_decoder:
         raise UnsupportedModelError("it is a BERT that writes text (is_decoder); only encoders are known")
     prefix = "bert." if hasattr(module, "bert") else ""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
 from lissome.models.mixing import Attention
+from lissome.models.parts import require_architecture
 
 Parts = dict[str, tuple[str, ...]]
 
@@ -111,9 +112,7 @@ def read(module: Any) -> Anatomy:
         UnsupportedModelError: Says which part was not understood.
     """
     config: Any = getattr(module, "config", None)
-    architecture = str(getattr(config, "model_type", type(module).__name__))
-    if architecture not in COMPANIONS:
-        raise UnsupportedModelError(f"model type {architecture!r} is not one of {', '.join(COMPANIONS)}")
+    architecture = require_architecture(module, tuple(COMPANIONS))
     layers = getattr(getattr(module, "model", None), "layers", None)
     if layers is None or not hasattr(module, "lm_head"):
         raise UnsupportedModelError(

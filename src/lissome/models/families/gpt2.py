@@ -24,6 +24,7 @@ from lissome.models.parts import (
     drop_blocks,
     heads_dim,
     make_branch,
+    require_architecture,
     width_dim,
     write_fields,
 )
@@ -36,9 +37,7 @@ def read(module: Any) -> Anatomy:
         UnsupportedModelError: Says which part was not understood.
     """
     config: Any = getattr(module, "config", None)
-    architecture = str(getattr(config, "model_type", type(module).__name__))
-    if architecture != "gpt2":
-        raise UnsupportedModelError(f"model type {architecture!r} is not gpt2")
+    architecture = require_architecture(module, ("gpt2",))
     if not hasattr(module, "lm_head") or config.add_cross_attention:
         raise UnsupportedModelError(f"{type(module).__name__} is not the causal language model alone; give that")
     if config.scale_attn_by_inverse_layer_idx:

@@ -20,7 +20,15 @@ from lissome.models.anatomy import Anatomy, Branch
 from lissome.models.families.decoder import attention_dims
 from lissome.models.families.ssm import NoMixer, drop_scans, mixer_branch, resized, uniform_sizes
 from lissome.models.mixing import Attention
-from lissome.models.parts import NoAttention, NoMLP, common_size, drop_blocks, make_branch, width_dim
+from lissome.models.parts import (
+    NoAttention,
+    NoMLP,
+    common_size,
+    drop_blocks,
+    make_branch,
+    require_architecture,
+    width_dim,
+)
 
 _BEFORE = {"attention": "input_layernorm", "mlp": "pre_ff_layernorm"}
 
@@ -32,9 +40,7 @@ def read(module: Any) -> Anatomy:
         UnsupportedModelError: Says which part was not understood.
     """
     config: Any = getattr(module, "config", None)
-    architecture = str(getattr(config, "model_type", type(module).__name__))
-    if architecture != "bamba":
-        raise UnsupportedModelError(f"model type {architecture!r} is not bamba")
+    architecture = require_architecture(module, ("bamba",))
     if not hasattr(module, "model") or not hasattr(module, "lm_head"):
         raise UnsupportedModelError(f"{type(module).__name__} has no model with lm_head; give the language model")
     layers = module.model.layers

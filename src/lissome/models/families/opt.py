@@ -25,6 +25,7 @@ from lissome.models.parts import (
     drop_blocks,
     heads_dim,
     make_branch,
+    require_architecture,
     width_dim,
     write_fields,
 )
@@ -37,9 +38,7 @@ def read(module: Any) -> Anatomy:
         UnsupportedModelError: Says which part was not understood.
     """
     config: Any = getattr(module, "config", None)
-    architecture = str(getattr(config, "model_type", type(module).__name__))
-    if architecture != "opt":
-        raise UnsupportedModelError(f"model type {architecture!r} is not opt")
+    architecture = require_architecture(module, ("opt",))
     if not hasattr(module, "lm_head"):
         raise UnsupportedModelError(f"{type(module).__name__} has no lm_head; give the causal language model")
     decoder = module.model.decoder

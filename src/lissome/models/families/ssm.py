@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
 from lissome.models.mixing import StateSpace
-from lissome.models.parts import drop_blocks, make_branch, makes, reads, width_step
+from lissome.models.parts import drop_blocks, make_branch, makes, reads, require_architecture, width_step
 
 ARCHITECTURES = ("mamba", "mamba2")
 
@@ -40,9 +40,7 @@ def read(module: Any) -> Anatomy:
         UnsupportedModelError: Says which part was not understood.
     """
     config: Any = getattr(module, "config", None)
-    architecture = str(getattr(config, "model_type", type(module).__name__))
-    if architecture not in ARCHITECTURES:
-        raise UnsupportedModelError(f"model type {architecture!r} is not one of {', '.join(ARCHITECTURES)}")
+    architecture = require_architecture(module, ARCHITECTURES)
     if not hasattr(module, "backbone") or not hasattr(module, "lm_head"):
         raise UnsupportedModelError(f"{type(module).__name__} has no backbone with lm_head; give the language model")
     blocks = tuple(f"backbone.layers.{index}" for index in range(len(module.backbone.layers)))

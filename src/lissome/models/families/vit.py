@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch
 from lissome.models.mixing import Attention
-from lissome.models.parts import NoAttention, NoMLP, common_size, drop_blocks, heads_dim, make_branch, width_dim
+from lissome.models.parts import (
+    NoAttention,
+    NoMLP,
+    common_size,
+    drop_blocks,
+    heads_dim,
+    make_branch,
+    require_architecture,
+    width_dim,
+)
 
 
 def read(module: Any) -> Anatomy:
@@ -26,9 +35,7 @@ def read(module: Any) -> Anatomy:
         UnsupportedModelError: Says which part was not understood.
     """
     config: Any = getattr(module, "config", None)
-    architecture = str(getattr(config, "model_type", type(module).__name__))
-    if architecture != "vit":
-        raise UnsupportedModelError(f"model type {architecture!r} is not vit")
+    architecture = require_architecture(module, ("vit",))
     prefix = "vit." if hasattr(module, "vit") else ""
     if hasattr(module, "decoder"):
         raise UnsupportedModelError(f"{type(module).__name__} draws images; give the encoder or the classifier")

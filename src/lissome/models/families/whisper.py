@@ -20,7 +20,16 @@ from transformers.cache_utils import DynamicLayer
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch
 from lissome.models.mixing import Attention
-from lissome.models.parts import NoAttention, NoMLP, common_size, drop_blocks, heads_dim, make_branch, width_dim
+from lissome.models.parts import (
+    NoAttention,
+    NoMLP,
+    common_size,
+    drop_blocks,
+    heads_dim,
+    make_branch,
+    require_architecture,
+    width_dim,
+)
 
 _SIDES = ("encoder", "decoder")
 _ATTENTIONS = {"attention": "self_attn", "cross_attention": "encoder_attn"}
@@ -71,9 +80,7 @@ def read(module: Any) -> Anatomy:
         UnsupportedModelError: Says which part was not understood.
     """
     config: Any = getattr(module, "config", None)
-    architecture = str(getattr(config, "model_type", type(module).__name__))
-    if architecture != "whisper":
-        raise UnsupportedModelError(f"model type {architecture!r} is not whisper")
+    architecture = require_architecture(module, ("whisper",))
     base = module.base_model
     if not hasattr(base, "encoder") or not hasattr(base, "decoder"):
         raise UnsupportedModelError(f"{type(module).__name__} lacks the encoder or the decoder; give the whole model")
