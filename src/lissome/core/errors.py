@@ -15,6 +15,7 @@ The tree (catch `LissomeError` for all of them)::
     ├── ArtifactError          a saved folder or file that is damaged, unsafe or from the future
     ├── AssetError             a named download that is missing or whose checksum differs
     ├── ExportError            a model that the wanted format cannot express
+    ├── FederationError        a federation that cannot go on: too few clients, a client or server that is another's
     ├── MemoryLimitError       a job that will not fit the given memory
     └── MissingExtraError      an optional library is not installed; says the install line
 
@@ -85,6 +86,10 @@ class AssetError(LissomeError):
 
 class ExportError(LissomeError):
     """A model that the wanted format cannot express."""
+
+
+class FederationError(LissomeError):
+    """A federation that cannot start or go on: too few clients answer, or one belongs to another federation."""
 
 
 class MemoryLimitError(LissomeError):

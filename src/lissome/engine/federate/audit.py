@@ -1,0 +1,59 @@
+"""What went wrong, and with whom: one line of JSON for each answer that was not used. Nothing private stands in it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+Event = Literal["rejected", "failed", "late", "silent", "unknown", "banned", "refused"]
+"""``rejected``: an answer that breaks the rules; ``failed``: a client that says it could not; ``late``: after the
+round; ``silent``: nothing came; ``unknown``: an answer to no order; ``banned``: asked no more; ``refused``: may not
+join."""
+
+_LONGEST = 200  # of a reason: it may come from a client
+
+
+class Audit:
+    """The log, and how often each client broke the rules.
+
+    Args:
+        file: Where lines are appended; None keeps them in memory alone.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self.strikes: Counter[str] = Counter()
+        self.lines: list[dict[str, object]] = []
+
+    def note(self, event: Event, *, round: int, client: str, action: str, reason: str) -> None:
+        """Write one line; a rejected answer is a strike against its client."""
+        if event == "rejected":
+            self.strikes[client] += 1
+        line: dict[str, object] = {
+            "time": round_time(), "event": event, "round": round, "client": printable(client), "action": action,
+            "reason": printable(reason),
+        }  # fmt: skip
+        self.lines.append(line)
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def count(self, event: Event) -> int:
+        """How often something happened since this process began."""
+        return sum(line["event"] == event for line in self.lines)
+
+
+def round_time() -> float:
+    """Seconds since the epoch, to the millisecond."""
+    return round(time.time(), 3)
+
+
+def printable(text: str) -> str:
+    """Return text of others as one short line of plain characters."""
+    line = " ".join(text.split())
+    safe = "".join(char if char.isprintable() else "?" for char in line)
+    return safe if len(safe) <= _LONGEST else safe[: _LONGEST - 1] + "…"

@@ -1,0 +1,99 @@
+"""What clients commonly learn: classes of texts, and the next token."""
+
+# N texts or windows, T tokens
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lissome.engine.classify import Classifier, Encoded, classification, correct
+from lissome.engine.hooks import Task
+from lissome.models.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """Texts into classes, through a linear head on the mean hidden state; see `lissome.engine.classify`.
+
+    Attributes:
+        data: Texts to learn from.
+        held_out: Texts to be judged by; may be empty.
+        classes: Number of classes of the whole federation, also of those that this client never saw.
+        seed: Of the head's first weights, the same everywhere.
+    """
+
+    data: Encoded
+    held_out: Encoded
+    classes: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of texts to learn from."""
+        return len(self.data)
+
+    def around(self, model: Model) -> nn.Module:
+        """Return a classifier around the model."""
+        return Classifier(model, self.classes, seed=self.seed)
+
+    def task(self, module: Any) -> Task:
+        """Return the task of learning the classes."""
+        return classification(module, self.data)
+
+    def score(self, module: Any) -> tuple[int, dict[str, float]]:
+        """Return how many texts are held out, the share put into the right class, and the mean loss."""
+        if not len(self.held_out):
+            return 0, {}
+        right = correct(module, self.held_out)
+        return len(right), {"accuracy": float(right.float().mean()), "loss": self._loss(module)}
+
+    @torch.no_grad()
+    def _loss(self, module: Any) -> float:
+        logits = [module(one["input_ids"], one["attention_mask"]) for one in self.held_out.batches()]
+        return float(F.cross_entropy(torch.cat(logits).float(), self.held_out.labels))
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The next token of windows of text, for causal language models.
+
+    Attributes:
+        data: Windows to learn from, LongTensor[N, T].
+        held_out: Windows to be judged by, LongTensor[N, T]; may be empty.
+    """
+
+    data: Tensor
+    held_out: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of windows to learn from."""
+        return len(self.data)
+
+    def around(self, model: Model) -> nn.Module:
+        """Return the model's own module."""
+        model.anatomy.require("causal-lm", "learning the next token")
+        return model.module
+
+    def task(self, module: Any) -> Task:
+        """Return the task of predicting each next token; a loss per window, the mean over its tokens."""
+
+        return Task(module=module, loss=lambda inner, batch: _window_losses(inner, batch.examples), data=self.data)
+
+    @torch.no_grad()
+    def score(self, module: Any) -> tuple[int, dict[str, float]]:
+        """Return how many windows are held out, and the mean loss per token in nats."""
+        if not len(self.held_out):
+            return 0, {}
+        losses = [_window_losses(module, rows) for rows in self.held_out.split(8)]
+        return len(self.held_out), {"loss": float(torch.cat(losses).double().mean())}
+
+
+def _window_losses(module: Any, ids: Tensor) -> Tensor:
+    """Mean next-token loss of each window [N] in nats; the head is trained with the rest."""
+    logits = module(input_ids=ids.to(next(module.parameters()).device), use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten().to(logits.device), reduction="none")
+    return losses.view(len(ids), -1).mean(1)

@@ -1,0 +1,60 @@
+"""How the server reaches clients; each back end is one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lissome.engine.federate.parcel import Parcel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outgoing:
+    """An order on its way.
+
+    Attributes:
+        address: Where the client is reached; of this link alone, not the client's name.
+        ticket: What an answer to it will be recognised by.
+        parcel: What is sent.
+    """
+
+    address: str
+    ticket: str
+    parcel: Parcel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Incoming:
+    """An answer, or the news that there is none.
+
+    Attributes:
+        address: Where it came from.
+        ticket: Of the order that it answers; may be anything when the client does not keep to the rules.
+        parcel: What came; None when the client failed.
+        error: Why there is no parcel.
+    """
+
+    address: str
+    ticket: str
+    parcel: Parcel | None = None
+    error: str = ""
+
+
+class Link(Protocol):
+    """A way to all clients. Nothing that a client does may raise here; it becomes an `Incoming` with an error."""
+
+    def addresses(self) -> Sequence[str]:
+        """Who can be reached now."""
+
+    def send(self, orders: Sequence[Outgoing]) -> None:
+        """Send orders; does not wait for answers."""
+
+    def receive(self, until: float) -> Incoming | None:
+        """Return the next answer, to whatever order; None when none came by `until`, or none can come any more."""
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass."""
+
+    def now(self) -> float:
+        """Seconds on the clock of this link, which may be a virtual one."""

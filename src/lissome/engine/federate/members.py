@@ -1,0 +1,81 @@
+"""Who is there: profiles of reachable clients, how much each may weigh, and who is asked no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from lissome.core.errors import FederationError
+from lissome.engine.federate.audit import Audit
+from lissome.engine.federate.guard import largest_weights
+from lissome.engine.federate.orders import AnswerHead
+from lissome.engine.federate.parcel import Parcel
+from lissome.engine.federate.profile import Profile
+
+
+class Members:
+    """The clients of a federation.
+
+    Args:
+        audit: Where refusals are written.
+        strikes: Rejected answers after which a client is asked no more.
+    """
+
+    def __init__(self, audit: Audit, strikes: int) -> None:
+        self._audit, self._strikes = audit, strikes
+        self._by_address: dict[str, Profile | None] = {}
+        self._reachable: frozenset[str] = frozenset()
+        self._weights: dict[str, float] = {}
+
+    def see(self, addresses: Sequence[str]) -> list[str]:
+        """Take note of who can be reached; return those that have not said yet who they are."""
+        self._reachable = frozenset(addresses)
+        return [address for address in addresses if address not in self._by_address]
+
+    def asked(self, address: str) -> None:
+        """Know that somebody was asked who they are; they are not asked twice."""
+        self._by_address.setdefault(address, None)
+
+    def join(self, address: str, parcel: Parcel, round: int) -> None:
+        """Take a client in, or write down why not: no usable profile, or the name of one that is there."""
+        try:
+            profile = Profile.from_json(AnswerHead.from_json(parcel.head).notes)
+            twin = next((at for at, one in self._by_address.items() if one and one.name == profile.name), None)
+            if twin is not None and twin != address:
+                if twin in self._reachable:
+                    raise FederationError(f"{profile.name} is there already; every client needs a name of its own")
+                del self._by_address[twin]  # it came back at another address
+            self._by_address[address] = profile
+        except FederationError as error:
+            self._audit.note("refused", round=round, client=address, action="profile", reason=str(error))
+        self._weights = largest_weights(one for one in self._by_address.values() if one)
+
+    def present(self) -> list[Profile]:
+        """Profiles of those that can be reached and are still asked, by name."""
+        found = [one for at, one in self._by_address.items() if one and at in self._reachable]
+        kept = [one for one in found if self._audit.strikes[one.name] < self._strikes]
+        return sorted(kept, key=lambda one: one.name)
+
+    def address(self, name: str) -> str:
+        """Return where a client is reached."""
+        return next(at for at, one in self._by_address.items() if one and one.name == name and at in self._reachable)
+
+    def name(self, address: str) -> str:
+        """Return the name of who is reached there, or the address when it is not known."""
+        profile = self._by_address.get(address)
+        return profile.name if profile else address
+
+    def largest_weight(self, name: str) -> float:
+        """Return how much a client's answer may weigh."""
+        return self._weights.get(name, 1.0)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the profiles, by name, as JSON-able fields."""
+        return {one.name: one.to_json() for one in self._by_address.values() if one}
+
+
+def sampled(clients: Sequence[Profile], count: int, rng: Random) -> list[Profile]:
+    """Draw clients, all of them when there are no more, in the order of their names."""
+    drawn = rng.sample(list(clients), min(count, len(clients)))
+    return sorted(drawn, key=lambda one: one.name)

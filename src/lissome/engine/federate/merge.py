@@ -1,0 +1,230 @@
+"""What becomes of the clients' tensors: means over whoever holds a coordinate, and robust forms of them.
+
+For coordinate c let A be the clients that hold it: the merged value is Σ n_i·θ_i,c / Σ n_i over A, and the old value
+where A is empty. (RaFFM's published code divides by all clients, so that what one client alone holds shrinks to its
+share in every round.) Sums run in float64 in the order in which pieces are added; `lissome.engine.federate.shelf` adds
+them in the order of the clients' names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lissome.core.errors import ConfigError, FederationError
+from lissome.engine.federate.layout import Layout, add, cut, put
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """What one client gave, checked and decoded.
+
+    Attributes:
+        client: Its name.
+        weight: How much it counts, above 0.
+        layout: Where its tensors belong; names every one of them.
+        tensors: By global name, of the layout's shapes. They may lie on disk and be read one by one.
+    """
+
+    client: str
+    weight: float
+    layout: Layout
+    tensors: Tensors
+
+
+class Merge(Protocol):
+    """One merge, from the first piece to the result."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether pieces are read again in `result`; they are kept on disk until then."""
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece in.
+
+        Raises:
+            FederationError: When this merge cannot take it; it is left out, and the merge is as before.
+        """
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the merged tensors, of the names, shapes and types of the old ones."""
+
+
+Merger = Callable[[Tensors], Merge]
+"""Begins a merge, given the old values of all tensors that may come."""
+
+
+class Overlap:
+    """Mean over the clients that hold a coordinate; the others keep their old value.
+
+    Memory is one float64 copy of the tensors that came, however many clients there are: how often each coordinate was
+    held follows from the few different places (one per kind of device), and is counted when a tensor is finished.
+
+    Args:
+        base: The old values.
+    """
+
+    keeps: bool = False
+
+    def __init__(self, base: Tensors) -> None:
+        self.base = base
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, dict[str, float]] = {}
+        self._layouts: dict[tuple[str, str], Layout] = {}
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece in."""
+        for name, place in piece.layout.places.items():
+            if name not in self._sums:
+                self._sums[name] = torch.zeros(self.base[name].shape, dtype=torch.float64)
+            add(self._sums[name], place, piece.tensors[name].double(), piece.weight)
+            key = piece.layout.keys[name]
+            self._layouts.setdefault((name, key), piece.layout)
+            weights = self._weights.setdefault(name, {})
+            weights[key] = weights.get(key, 0.0) + piece.weight
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the means; tensors that nobody sent are not in it."""
+        return {name: self._finish(name) for name in list(self._sums)}
+
+    def _finish(self, name: str) -> Tensor:
+        total, old = self._sums.pop(name), self.base[name]
+        counts = torch.zeros_like(total)
+        for key, weight in self._weights[name].items():
+            add(counts, self._layouts[name, key].places[name], weight)
+        mean = torch.where(counts > 0, total / counts.where(counts > 0, 1.0), old.double())
+        return mean.round().to(old.dtype) if not old.is_floating_point() else mean.to(old.dtype)
+
+
+class Mean(Overlap):
+    """Plain federated averaging (McMahan et al. 2017, arXiv 1602.05629): everybody sends the same whole tensors.
+
+    It takes no slices, so that what it gives is the sum that secure aggregation can compute.
+    """
+
+    def __init__(self, base: Tensors) -> None:
+        super().__init__(base)
+        self._names: frozenset[str] | None = None
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece in.
+
+        Raises:
+            FederationError: When it has other tensors than the first one, or slices.
+        """
+        names = frozenset(piece.layout.places)
+        if self._names is not None and names != self._names:
+            raise FederationError("a plain mean needs the same tensors from everybody; use the overlap merger")
+        if any(piece.layout.keys.values()):
+            raise FederationError("a plain mean takes whole tensors, not slices; use the overlap merger")
+        self._names = names
+        super().add(piece)
+
+
+class Gathered:
+    """Base of merges that look at all pieces at once, one tensor at a time; the pieces lie on disk until then."""
+
+    keeps: bool = True
+
+    def __init__(self, base: Tensors) -> None:
+        self.base = base
+        self.pieces: list[Piece] = []
+
+    def add(self, piece: Piece) -> None:
+        """Remember a piece."""
+        self.pieces.append(piece)
+
+    def result(self) -> dict[str, Tensor]:
+        """Merge every tensor that somebody sent."""
+        names = dict.fromkeys(name for piece in self.pieces for name in piece.layout.places)
+        return {name: self.merge(name, [one for one in self.pieces if name in one.layout.places]) for name in names}
+
+    def merge(self, name: str, pieces: list[Piece]) -> Tensor:
+        """Merge one tensor of those who hold any of it."""
+        raise NotImplementedError
+
+
+class Trimmed(Gathered):
+    """Mean without the largest and smallest values of each coordinate (Yin et al. 2018, arXiv 1803.01498).
+
+    Of k clients that hold a coordinate, ⌊share·k⌋ go at either end; the rest count equally, because a weight is what a
+    liar would lie about. Memory is one tensor of every client.
+
+    Args:
+        base: The old values.
+        share: What goes at either end, below ½.
+    """
+
+    def __init__(self, base: Tensors, share: float = 0.1) -> None:
+        super().__init__(base)
+        if not 0 <= share < 0.5:
+            raise ConfigError(f"the share that is trimmed at either end must be in [0, 0.5), got {share}.")
+        self.share = share
+
+    def merge(self, name: str, pieces: list[Piece]) -> Tensor:
+        """Merge one tensor."""
+        old = self.base[name]
+        values = torch.full((len(pieces), *old.shape), math.inf, dtype=torch.float64)
+        for row, piece in zip(values, pieces, strict=True):
+            put(row, piece.layout.places[name], piece.tensors[name].double())
+        held = values.isfinite().sum(0)
+        values = values.sort(0).values  # those who do not hold a coordinate come last
+        cut_off = (self.share * held).floor().long()
+        ranks = torch.arange(len(pieces)).view(-1, *[1] * old.dim())
+        kept = (ranks >= cut_off) & (ranks < held - cut_off)
+        mean = values.where(kept, 0.0).sum(0) / kept.sum(0).clamp(min=1)
+        return torch.where(held > 0, mean, old.double()).to(old.dtype)
+
+
+class Bounded:
+    """Shortens the update of each client to a largest norm before another merge sees it.
+
+    Args:
+        base: The old values.
+        norm: Largest L2 norm of one client's update over all its tensors.
+        inner: The merge that follows.
+    """
+
+    def __init__(self, base: Tensors, norm: float, inner: Merger = Overlap) -> None:
+        if not norm > 0:
+            raise ConfigError(f"the largest norm of an update must be above 0, got {norm}.")
+        self.base, self.norm, self._inner = base, norm, inner(base)
+        self.shortened: list[str] = []
+
+    @property
+    def keeps(self) -> bool:
+        """As the merge that follows."""
+        return self._inner.keeps
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece in, shortened when its update is too long."""
+        factor = self.norm / max(self.norm, update_norm(piece, self.base))
+        if factor < 1:
+            self.shortened.append(piece.client)
+            piece = replace(piece, tensors=dict(self._shorter(piece, factor)))
+        self._inner.add(piece)
+
+    def result(self) -> dict[str, Tensor]:
+        """Return what the merge that follows gives."""
+        return self._inner.result()
+
+    def _shorter(self, piece: Piece, factor: float) -> Iterable[tuple[str, Tensor]]:
+        for name, place in piece.layout.places.items():
+            old, new = cut(self.base[name], place), piece.tensors[name]
+            yield name, (old.double() + factor * (new.double() - old.double())).to(new.dtype)
+
+
+def update_norm(piece: Piece, base: Tensors) -> float:
+    """L2 norm of what a piece changes, over all its tensors."""
+    total = 0.0
+    for name, place in piece.layout.places.items():
+        change = piece.tensors[name].double() - cut(base[name], place).double()
+        total += float(change.square().sum())
+    return math.sqrt(total)

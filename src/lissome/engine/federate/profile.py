@@ -1,0 +1,67 @@
+"""Who a client is: its name, what its device can hold, how much data it has, and what that data is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from lissome.core.budget import Budget
+from lissome.core.errors import FederationError, LissomeError
+from lissome.core.typed import as_json, from_json
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FACTS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What a client says of itself when it joins.
+
+    Attributes:
+        name: Its name, the same in every run: letters, digits, ``.``, ``_`` and ``-``.
+        examples: How many examples it trains on.
+        budget: What its device can hold, in the language of budgets, e.g. ``"params<=50%"``; empty: anything.
+        kind: What its device is called, for tables.
+        data: Fingerprint of its data.
+        base: Fingerprint of the model that it starts from; empty when the server sends everything.
+        facts: Other numbers that a planner may use, by name.
+    """
+
+    name: str
+    examples: int
+    budget: str = ""
+    kind: str = ""
+    data: str = ""
+    base: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def bounds(self) -> Budget:
+        """The budget, read."""
+        return Budget.parse(self.budget) if self.budget.strip() else Budget()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile as JSON-able fields."""
+        fields: dict[str, Any] = as_json(self)
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Profile:
+        """Read what a client sent.
+
+        Raises:
+            FederationError: When it is not a usable profile; says why.
+        """
+        try:
+            profile = from_json(cls, fields, "the profile")
+            _ = profile.bounds
+        except LissomeError as error:
+            raise FederationError(str(error)) from error
+        if not _NAME.fullmatch(profile.name):
+            raise FederationError(f"{profile.name[:80]!r} is not a name of a client; use letters, digits, '.', '_', '-'")
+        if profile.examples < 0 or len(profile.facts) > _FACTS:
+            raise FederationError("the profile has a negative number of examples, or too many facts")
+        return profile

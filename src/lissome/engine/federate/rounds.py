@@ -1,0 +1,251 @@
+"""The server's loop: rounds of phases over a link, with quorum, deadline, over-sampling, and a checkpoint after each.
+
+Everything drawn follows from (seed, round) alone, and answers are merged in the order of the clients' names, so that a
+server that is killed and continued gives the same tensors as one that never was, when all clients take part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from lissome.core.config import MethodConfig, option
+from lissome.core.errors import FederationError, NumericsError
+from lissome.core.events import EventStream
+from lissome.core.files import write_text
+from lissome.core.typed import as_json, from_json
+from lissome.engine.checkpoint import Checkpoint, Saved
+from lissome.engine.federate.audit import Audit
+from lissome.engine.federate.exchange import Exchange
+from lissome.engine.federate.ledger import Bytes, Ledger
+from lissome.engine.federate.link import Link
+from lissome.engine.federate.members import Members, sampled
+from lissome.engine.federate.program import Program
+from lissome.engine.train import derive
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsConfig(MethodConfig):
+    """Settings of the loop."""
+
+    rounds: int = option(10, "rounds", low=1)
+    clients: int = option(1, "clients to wait for before the first round", low=1)
+    join: float = option(60.0, "seconds to wait for them", low=0.0)
+    sample: float = option(1.0, "share of the clients that takes part in a round", low=0.0, high=1.0)
+    least: int = option(1, "fewest clients that take part in a round", low=1)
+    oversample: float = option(1.0, "how many are asked for each that is wanted; 1.3 makes up for one in four", low=1.0)
+    quorum: float = option(0.5, "share of the wanted answers without which a round changes nothing", low=0.0, high=1.0)
+    deadline: float | None = option(None, "seconds after which a phase ends; none: when all have answered", low=0.0)
+    late: Literal["drop", "use"] = option(
+        "drop", "use: an answer after its phase joins the next one of that action, weighted by 1/√(1 + rounds late)"
+    )
+    strikes: int = option(3, "rejected answers after which a client is asked no more", low=1)
+    failures: int = option(3, "rounds in a row without a quorum after which the federation ends", low=1)
+    evaluate_every: int = option(1, "rounds between evaluations at the clients; 0: never", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What happened in one round.
+
+    Attributes:
+        number: From 1; 0 is the start.
+        clients: Names of those that took part.
+        answered: How many of them were merged, in the last phase that trains.
+        ok: Whether every phase had its quorum.
+        seconds: On the clock of the link.
+        metrics: Numbers by name: of each phase ``action/name``, of the server ``server/name``.
+        subnets: What each worked on, for those that do not work on the whole model.
+        scores: What each client found when it evaluated.
+    """
+
+    number: int
+    clients: tuple[str, ...] = ()
+    answered: int = 0
+    ok: bool = True
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    subnets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the round as JSON-able fields."""
+        fields: dict[str, Any] = as_json(self)
+        return fields
+
+
+class Federation:
+    """One federation, from its first round or the last checkpoint to the end.
+
+    Args:
+        program: The server's side of a method; its tensors change in place.
+        link: How clients are reached.
+        config: Settings of the loop.
+        folder: For checkpoints, the audit log and what waits to be merged; of this federation alone.
+        identity: What makes the federation itself: a checkpoint of another one is refused.
+        seed: Of all that is drawn.
+        events: Where progress is reported.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        link: Link,
+        config: RoundsConfig,
+        *,
+        folder: Path,
+        identity: Mapping[str, Any],
+        seed: int = 0,
+        events: EventStream | None = None,
+    ) -> None:
+        self.program, self.config, self.seed = program, config, seed
+        self.ledger, self.audit = Ledger(), Audit(folder / "audit.jsonl")
+        self.members = Members(self.audit, config.strikes)
+        self.rounds: list[Round] = []
+        self._link, self._folder, self._events = link, folder, events or EventStream()
+        self._checkpoint = Checkpoint(folder / "checkpoint", {**identity, "seed": seed, "loop": config.to_mapping()})
+        self._failures = 0
+        self._exchange = Exchange(
+            program, link, self.members, self.ledger, self.audit, folder=folder / "waiting", seed=seed, config=config,
+            name=str(identity.get("federation", "")),
+        )  # fmt: skip
+
+    def run(self) -> list[Round]:
+        """Run all rounds that are left.
+
+        Raises:
+            FederationError: When too few clients join, or too few answer in several rounds in a row.
+            ArtifactError: When a checkpoint belongs to another federation, or cannot be written.
+        """
+        saved = self._checkpoint.load()
+        if saved is not None:
+            self._restore(saved)
+        else:
+            self._record(Round(number=0, metrics=_named("server", self.program.evaluate(0))))
+        done = self.rounds[-1].number
+        if done < self.config.rounds:
+            self._exchange.roll_call(done, wait=self.config.join, wanted=self.config.clients)
+            self._require_members()
+        with self._events.stage("federate", self.config.rounds, done=done) as stage:
+            for number in range(done + 1, self.config.rounds + 1):
+                record = self._round(number)
+                self._record(record)
+                stage.advance(message=self._line(record), **record.metrics)
+                self._give_up_when_hopeless()
+        return self.rounds
+
+    def bytes(self, **equal: Any) -> Bytes:
+        """Sum of what was sent; see `Ledger.total`."""
+        return self.ledger.total(**equal)
+
+    def _round(self, number: int) -> Round:
+        self._exchange.roll_call(number)
+        present, rng = self.members.present(), Random(derive(self.seed, "sample", number))
+        wanted = min(len(present), max(self.config.least, round(self.config.sample * len(present))))
+        asked = min(len(present), math.ceil(wanted * self.config.oversample))
+        chosen = sampled(present, asked, rng)
+        subnets = dict(self.program.assign(number, chosen, Random(derive(self.seed, "assign", number))))
+        start, metrics, answered, ok = self._link.now(), dict[str, float](), 0, bool(chosen)
+        phases = [*self.program.phases(number)]
+        for index, phase in enumerate(phases):
+            clients = chosen if phase.who == "sampled" else present
+            enough = wanted if phase.who == "sampled" else len(present)
+            merged, reports = self._exchange.phase(phase, number, index, clients, subnets, enough=enough)
+            ok = bool(reports) and len(reports) >= math.ceil(self.config.quorum * enough)
+            answered = len(reports) if phase.merger is not None else answered
+            if not ok:
+                break
+            metrics |= _named(phase.action, mean_metrics(reports))
+            metrics |= _named(phase.action, self.program.conclude(phase, number, merged, reports))
+        seconds, scores = self._link.now() - start, dict[str, Mapping[str, float]]()
+        if ok and self.config.evaluate_every and number % self.config.evaluate_every == 0:
+            scores = self._evaluate(number, len(phases), present, subnets, metrics)
+        metrics |= _named("server", self.program.evaluate(number))
+        return Round(
+            number=number, clients=tuple(one.name for one in chosen), answered=answered, ok=ok, seconds=seconds,
+            metrics=metrics, scores=scores,
+            subnets={name: subnet.to_json() for name, subnet in subnets.items() if subnet is not None},
+        )  # fmt: skip
+
+    def _evaluate(
+        self, number: int, index: int, present: Sequence[Any], subnets: Mapping[str, Any], metrics: dict[str, float]
+    ) -> dict[str, Mapping[str, float]]:
+        """Let all clients evaluate what they hold; those that were not sampled are assigned something for it."""
+        missing = [one for one in present if one.name not in subnets]
+        rng = Random(derive(self.seed, "assign", number, "evaluate"))
+        held = {**subnets, **(self.program.assign(number, missing, rng) if missing else {})}
+        phase = self.program.evaluation()
+        _, reports = self._exchange.phase(phase, number, index, present, held, enough=len(present))
+        metrics |= _named(phase.action, mean_metrics(reports))
+        return {one.client: one.metrics for one in reports}
+
+    def _require_members(self) -> None:
+        there = len(self.members.present())
+        if there < self.config.clients:
+            refused = self.audit.count("refused")
+            raise FederationError(
+                f"{there} of {self.config.clients} clients joined within {self.config.join:g} s"
+                f"{f' ({refused} refused, see audit.jsonl)' if refused else ''}; start the others, or lower `clients`."
+            )
+
+    def _give_up_when_hopeless(self) -> None:
+        self._failures = 0 if self.rounds[-1].ok else self._failures + 1
+        if self._failures >= self.config.failures:
+            raise FederationError(
+                f"{self._failures} rounds in a row had no quorum ({self.config.quorum:.0%} of the answers wanted); see "
+                f"{self._folder / 'audit.jsonl'}, then lower the quorum, lengthen the deadline, or mend the clients."
+            )
+
+    def _line(self, record: Round) -> str:
+        sent = self.bytes(round=record.number).message
+        return f"{record.answered} of {len(record.clients)} clients, {sent / 1e6:.2f} MB{'' if record.ok else ', void'}"
+
+    def _record(self, record: Round) -> None:
+        """Make a round durable: all that the next one starts from."""
+        self.rounds.append(record)
+        rows, names = self.ledger.state()
+        extra, value = self.program.state()
+        tensors = {f"ledger/{name}": tensor for name, tensor in rows.items()}
+        tensors |= {f"global/{name}": tensor for name, tensor in self.program.tensors.items()}
+        tensors |= {f"outer/{name}": tensor for name, tensor in self.program.outer.state().items()}
+        tensors |= {f"program/{name}": tensor for name, tensor in extra.items()}
+        state = {
+            "rounds": [one.to_json() for one in self.rounds], "ledger": names, "program": value,
+            "strikes": dict(self.audit.strikes), "failures": self._failures,
+        }  # fmt: skip
+        self._checkpoint.save(record.number, tensors, state)
+        write_text(self._folder / "ledger.csv", self.ledger.csv())
+
+    def _restore(self, saved: Saved) -> None:
+        parts: dict[str, dict[str, Any]] = {"ledger": {}, "global": {}, "outer": {}, "program": {}}
+        for name, tensor in saved.tensors.items():
+            kind, _, rest = name.partition("/")
+            parts[kind][rest] = tensor
+        self.program.tensors.update(parts["global"])
+        self.program.outer.restore(parts["outer"])
+        self.program.restore(parts["program"], saved.state["program"])
+        self.ledger.restore(parts["ledger"], saved.state["ledger"])
+        self.audit.strikes.update(saved.state["strikes"])
+        self.rounds = [from_json(Round, one, "round") for one in saved.state["rounds"]]
+        self._failures = saved.state["failures"]
+
+
+def mean_metrics(reports: Sequence[Any]) -> dict[str, float]:
+    """Means over the clients that gave a number, each weighted by its examples."""
+    sums: dict[str, tuple[float, float]] = {}
+    for report in reports:
+        for name, value in report.metrics.items():
+            total, weight = sums.get(name, (0.0, 0.0))
+            sums[name] = (total + report.weight * value, weight + report.weight)
+    return {name: total / weight for name, (total, weight) in sums.items()}
+
+
+def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NumericsError(f"{prefix}/{name} is {value}; lower the learning rate, or look for NaN in the model.")
+    return {f"{prefix}/{name}": float(value) for name, value in metrics.items()}

@@ -1,0 +1,104 @@
+"""What a client keeps for itself between rounds: on its own disk, whole or absent, undone when a round is repeated.
+
+Every order has a tick that only grows. What a client keeps is stored under the tick of the order after which it holds.
+When a server that was killed repeats an order, the client starts again from what it had before that order, so that the
+repetition gives the same answer. The two newest states are kept, which is all that a repetition needs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lissome.core.errors import ArtifactError
+from lissome.core.files import atomic_folder, read_json, write_json
+
+_TICKED = re.compile(r"\d{8}")
+_TENSORS, _FACTS = "tensors.safetensors", "facts.json"
+_KEEP = 2
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a client kept.
+
+    Attributes:
+        tensors: By name.
+        facts: A JSON value.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ClientStore:
+    """The private states of one client in one federation.
+
+    Args:
+        folder: A folder of this client and federation alone; made when something is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def before(self, tick: int) -> Kept:
+        """Return what was kept after the last order before `tick`; nothing at first.
+
+        A state that was damaged from outside counts as absent, and the one before it is used.
+        """
+        for path in reversed(self._ticked()):
+            if int(path.name) < tick:
+                try:
+                    return Kept(load_file(path / _TENSORS), read_json(path / _FACTS))
+                except (ArtifactError, OSError, SafetensorError):
+                    continue
+        return Kept()
+
+    def keep(self, tick: int, kept: Kept) -> None:
+        """Store what holds after the order of `tick`; later states, of a server that lost its memory, go.
+
+        Raises:
+            OSError: When the disk is full or cannot be written; what was kept before stays.
+        """
+        with atomic_folder(self.folder / f"{tick:08d}", ours=(_FACTS,)) as part:
+            save_file({name: value.contiguous().clone() for name, value in kept.tensors.items()}, part / _TENSORS)
+            write_json(part / _FACTS, dict(kept.facts))
+        before = [path for path in self._ticked() if int(path.name) <= tick]
+        for path in set(self._ticked()) - set(before[-_KEEP:]):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Forget everything, for a user who asks for it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def static(self, tag: str) -> dict[str, Tensor] | None:
+        """Return the tensors that were stored under a tag, or None."""
+        file = self.folder / "static" / f"{tag}.safetensors"
+        try:
+            return load_file(file) if file.is_file() else None
+        except (OSError, SafetensorError):
+            return None
+
+    def keep_static(self, tag: str, tensors: Mapping[str, Tensor]) -> None:
+        """Store tensors that stay as they are for many rounds, in place of those of other tags."""
+        folder = self.folder / "static"
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{tag}.part"
+        save_file({name: value.contiguous().clone() for name, value in tensors.items()}, part)
+        part.replace(folder / f"{tag}.safetensors")
+        for path in folder.iterdir():
+            if path.name != f"{tag}.safetensors":
+                path.unlink(missing_ok=True)
+
+    def _ticked(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if _TICKED.fullmatch(path.name))

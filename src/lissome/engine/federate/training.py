@@ -1,0 +1,259 @@
+"""The usual client: cuts its Subnet out of the model, trains it with the shared loop, and answers with what it learned.
+
+The client reads the base model itself, so that frozen tensors need not travel; what is trained comes from the server
+and goes back, under its global name. What a task adds to the model (a classifier, say) is called ``task/…``.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lissome.core.errors import FederationError
+from lissome.engine.checkpoint import Checkpoint, Saved
+from lissome.engine.federate.client import Answer, Work
+from lissome.engine.federate.layout import local_names
+from lissome.engine.federate.orders import OrderHead
+from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.store import Kept
+from lissome.engine.hooks import Hooks, Task
+from lissome.engine.train import TrainConfig, train
+from lissome.models.binding import extract
+from lissome.models.model import Model
+
+TASK = "task/"
+"""Beginning of the global names of tensors that a task adds to a model."""
+
+
+class Lesson(Protocol):
+    """What a client learns: a task around a model, and how well it does."""
+
+    def __len__(self) -> int:
+        """Return the number of examples to train on."""
+
+    def around(self, model: Model) -> nn.Module:
+        """Return the module that is trained: the model's, or one around it with parts of its own, always alike."""
+
+    def task(self, module: nn.Module) -> Task:
+        """Return the task of training that module."""
+
+    def score(self, module: nn.Module) -> tuple[int, dict[str, float]]:
+        """Return the number of examples held out, and means over them by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A module that is trained, with the global names of its parameters.
+
+    Attributes:
+        model: The model, whole or cut.
+        module: What is trained around it.
+        parameters: All parameters by global name.
+    """
+
+    model: Model
+    module: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+
+    @classmethod
+    def of(cls, whole: Model, small: Model, module: nn.Module, subnet: Mapping[str, int] | None) -> Bound:
+        """Name the parameters of a module around a cut model."""
+        names = local_names(whole, small, subnet)
+        inside = {id(value): names[name] for name, value in small.module.named_parameters()}
+        found = {inside.get(id(value), TASK + name): value for name, value in module.named_parameters()}
+        return cls(small, module, found)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that training changes, by global name."""
+        return {name: value for name, value in self.parameters.items() if value.requires_grad}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into the parameters.
+
+        Raises:
+            FederationError: When one is not there, or has another shape.
+        """
+        for name, value in tensors.items():
+            parameter = self.parameters.get(name)
+            if parameter is None or parameter.shape != value.shape:
+                raise FederationError(f"the model has no {name!r} of shape {list(value.shape)}")
+            parameter.copy_(value)
+
+    def values(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return copies of parameters."""
+        return {name: self.parameters[name].detach().cpu().clone() for name in names}
+
+
+def global_tensors(model: Model, lesson: Lesson, private: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors that a federation exchanges at its start: all that a client trains and does not keep.
+
+    Args:
+        model: The whole model, whose parameters require a gradient where they are trained.
+        lesson: Any client's; what it adds to a model starts alike everywhere.
+        private: Patterns of names that clients keep for themselves, e.g. ``"task/*"``.
+    """
+    bound = Bound.of(model, model, lesson.around(model), None)
+    names = [name for name in bound.trained() if not is_private(name, private)]
+    return bound.values(names)
+
+
+def is_private(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a tensor stays at the client."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@dataclass(kw_only=True, eq=False)
+class TrainingClient:
+    """Trains a Subnet of a model on its own data.
+
+    An order's settings may hold those of `TrainConfig` under ``"train"``; they go over this client's own.
+
+    Attributes:
+        facts: Who it is.
+        base: The whole model; it is not changed, and clients of one process share it.
+        lesson: What it learns.
+        config: Settings of the training loop.
+        private: Patterns of names of tensors that never leave it and are kept between rounds.
+        moments: Whether the optimizer's moments and the position in the data are kept between rounds; otherwise
+            every order starts an optimizer anew, with examples in a new order.
+        hooks: Where training differs, as of `train`.
+    """
+
+    facts: Profile
+    base: Model
+    lesson: Lesson
+    config: TrainConfig = field(default_factory=TrainConfig)
+    private: Sequence[str] = ()
+    moments: bool = False
+    hooks: Hooks | None = None
+
+    def __post_init__(self) -> None:
+        self._cache: dict[str, Bound] = {}
+
+    def profile(self) -> Profile:
+        """Say who this client is."""
+        return replace(self.facts, examples=len(self.lesson))
+
+    def templates(self, head: OrderHead) -> dict[str, Tensor]:
+        """Shapes of what is trained in the order's Subnet, without what is private."""
+        found = self._bound(head).trained()
+        return {name: value.detach() for name, value in found.items() if not is_private(name, self.private)}
+
+    def act(self, work: Work) -> Answer:
+        """Train, or evaluate when that is what the order says."""
+        bound = self._bound(work.head)
+        bound.load(work.static)
+        bound.load(work.tensors)
+        bound.load({name: value for name, value in work.kept.tensors.items() if self._fits(bound, name, value)})
+        if work.head.action == "evaluate":
+            return self.evaluate(bound)
+        return self.learn(work, bound)
+
+    def evaluate(self, bound: Bound) -> Answer:
+        """Score on the examples held out."""
+        bound.module.eval()
+        count, metrics = self.lesson.score(bound.module)
+        return Answer(weight=count, metrics=metrics)
+
+    def learn(self, work: Work, bound: Bound) -> Answer:
+        """Train with the shared loop."""
+        config = TrainConfig.from_mapping({**self.config.to_mapping(), **work.head.settings.get("train", {})})
+        task = self.lesson.task(bound.module)
+        if self.moments:
+            losses, kept = self._continued(work, bound, task, config)
+            facts = {"seed": work.kept.facts.get("seed", work.head.seed)}
+        else:
+            losses = train(task, config, seed=work.head.seed, hooks=self.hooks).losses
+            kept, facts = {}, {}
+        private = [name for name in bound.trained() if is_private(name, self.private)]
+        keep = {**bound.values(private), **kept}
+        done = int(work.kept.facts.get("steps", 0)) + len(losses)
+        return Answer(
+            weight=len(self.lesson),
+            tensors=bound.values(list(work.tensors)),
+            metrics={"loss": sum(losses) / max(1, len(losses))},
+            keep=Kept(keep, {"steps": done, **facts}) if keep else None,
+        )
+
+    def _continued(
+        self, work: Work, bound: Bound, task: Task, config: TrainConfig
+    ) -> tuple[tuple[float, ...], dict[str, Tensor]]:
+        """Train on from the kept moments and position, with the weights that came."""
+        done = int(work.kept.facts.get("steps", 0))
+        shapes = {name: value.shape for name, value in task.module.named_parameters()}
+        carried = Carried(work.kept, done, shapes)
+        stretched = replace(
+            config, steps=done + config.steps, schedule="constant", warmup=0, checkpoint_seconds=math.inf
+        )
+        # The seed of the first order for all: the position in the data is then a matter of the step.
+        seed = int(work.kept.facts.get("seed", work.head.seed))
+        result = train(task, stretched, seed=seed, hooks=self.hooks, checkpoint=carried)
+        return result.losses[done:], carried.moments
+
+    def _bound(self, head: OrderHead) -> Bound:
+        """The module of an order's Subnet, built once per order."""
+        if head.ticket not in self._cache:
+            self._cache.clear()
+            small = cut_model(self.base, head.subnet)
+            self._cache[head.ticket] = Bound.of(self.base, small, self.lesson.around(small), head.subnet)
+        return self._cache[head.ticket]
+
+    def _fits(self, bound: Bound, name: str, value: Tensor) -> bool:
+        parameter = bound.parameters.get(name)
+        return is_private(name, self.private) and parameter is not None and parameter.shape == value.shape
+
+
+def cut_model(base: Model, subnet: Mapping[str, int] | None) -> Model:
+    """Return a Subnet of a model as a model of its own, trainable where the base is."""
+    if subnet is None:
+        return base.derived(copy.deepcopy(base.module))
+    small = extract(base, subnet)
+    wanted = {name for name, value in base.module.named_parameters() if value.requires_grad}
+    for local, origin in local_names(base, small, subnet).items():
+        small.module.get_parameter(local).requires_grad_(origin in wanted)
+    return small
+
+
+class Carried(Checkpoint):
+    """Hands moments of an earlier order to the training loop, and takes those of this one out; nothing is written.
+
+    Args:
+        kept: What the client kept; its tensors ``moment/…`` are used.
+        done: Steps done before.
+        shapes: Of the parameters; moments of another Subnet's shapes are left out.
+    """
+
+    def __init__(self, kept: Kept, done: int, shapes: Mapping[str, torch.Size]) -> None:
+        super().__init__(Path(), {})
+        self._kept, self._done, self._shapes = kept, done, shapes
+        self.moments: dict[str, Tensor] = {}
+
+    def load(self) -> Saved | None:
+        """Return the kept moments, without weights."""
+        if not self._done:
+            return None
+        tensors = {}
+        for name, value in self._kept.tensors.items():
+            kind, _, rest = name.partition("/")
+            owner = rest.rpartition("/")[0]
+            if kind == "moment" and (not value.ndim or value.shape == self._shapes.get(owner)):
+                tensors[f"optimizer/{rest}"] = value
+        state: dict[str, Any] = {"steps": self._done, "losses": [0.0] * self._done, "seconds": 0.0}
+        return Saved(self._done, tensors, state)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Any = None) -> None:
+        """Take the moments out."""
+        self.moments = {
+            f"moment/{name.removeprefix('optimizer/')}": value.detach().cpu().clone()
+            for name, value in tensors.items()
+            if name.startswith("optimizer/")
+        }
