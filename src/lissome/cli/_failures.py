@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -25,6 +26,9 @@ EXIT_CODES = {
 }
 """What each exit code says, besides 0."""
 
+USAGE: type[Exception] = getattr(typer, "TyperException", None) or import_module("click").ClickException
+"""What a misuse of the command line raises: newer versions of typer have errors of their own, older ones click's."""
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Libraries written in other languages hand the reason on as text only.
 _FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded", "disk is full")
@@ -45,8 +49,8 @@ def failure(error: BaseException) -> tuple[str, int]:
         return _line(error), error.exit_code
     if _is_disk_full(error):
         return f"{_disk_full(error)}; free some space, then the same command continues.", 1
-    if isinstance(error, typer.TyperException):
-        return _usage(error), error.exit_code
+    if isinstance(error, USAGE):
+        return _usage(error), int(getattr(error, "exit_code", 2))
     if _is_memory(error):
         return "out of memory; close other programs, choose a smaller model, or plan with --max-memory first.", 1
     if isinstance(error, _FILES) or (isinstance(error, OSError) and error.errno == errno.EROFS):
@@ -88,7 +92,7 @@ def _is_memory(error: BaseException) -> bool:
     )
 
 
-def _usage(error: typer.TyperException) -> str:
+def _usage(error: Any) -> str:
     """A misuse of the command line, with the nearest option and the help to read."""
     context: Any = getattr(error, "ctx", None)
     help_line = f"See: {context.command_path} --help" if context is not None else "See: lissome --help"

@@ -199,6 +199,26 @@ def _training(sizes: Sizes, item: float, kept: float, rank: int) -> dict[str, fl
     }
 
 
+def predict_training(sizes: Sizes, *, tokens: int, trained: float) -> float:
+    """Predict the peak bytes of training weights themselves in float32 with two moments each.
+
+    Args:
+        sizes: The model that is trained, cut to its size.
+        tokens: Tokens of a forward pass.
+        trained: Parameters that are trained.
+    """
+    terms = {
+        **sizes.resident(),
+        "gradients and moments": trained * 3 * 4.0,
+        "activations for the backward pass": tokens
+        * sizes.layers
+        * (sizes.features + 8 * sizes.hidden)
+        * _SAVED
+        * sizes.item,
+    }
+    return sum(_with_slack(terms).values())
+
+
 def kept_weights(card: ModelCard, figures: Mapping[str, float]) -> float:
     """Share of the weights that a result of such figures will have: removal takes from the blocks alone.
 

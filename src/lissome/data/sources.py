@@ -36,11 +36,13 @@ class Document:
         text: Its characters, never empty.
         name: Where it stands, e.g. ``"notes.jsonl:3"``.
         split: The split it was made for, when its source says so (the shipped text does).
+        owner: Who it belongs to, when its record says so (``"client"``).
     """
 
     text: str
     name: str
     split: SplitName | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def _documents(records: Iterable[tuple[str, Any]], template: Template) -> tuple[
     texts: dict[str, Document] = {}
     for where, record in records:
         text = _text_of(where, record, template)
-        texts.setdefault(text, Document(text, where))
+        owner = record.get("client", "") if isinstance(record, Mapping) else ""
+        texts.setdefault(text, Document(text, where, owner=str(owner) if isinstance(owner, str | int) else ""))
     return tuple(texts.values())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
@@ -288,15 +288,21 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     from lissome.models.adapters.elastic import with_adapters
 
     reasons = []
-    for info in public_files("lissome.models.families"):
-        reader = importlib.import_module(info.module)
+    for name, reader in _readers():
         try:
             anatomy: Anatomy = reader.read(module)
         except UnsupportedModelError as reason:
-            reasons.append(f"{info.name}: {reason}")
+            reasons.append(f"{name}: {reason}")
         else:
             return with_adapters(anatomy)
     raise UnsupportedModelError(f"{type(module).__name__} was not understood ({'; '.join(reasons)}).")
+
+
+@cache
+def _readers() -> tuple[tuple[str, Any], ...]:
+    """The families, imported once: a federation reads the anatomy of a model in every order."""
+    found = public_files("lissome.models.families")
+    return tuple((info.name, importlib.import_module(info.module)) for info in found)
 
 
 def span(start: int, units: int, width: int, *, lanes: int = 1, lane_stride: int = 0, stride: int = 0) -> Tensor:

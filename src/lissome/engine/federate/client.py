@@ -132,9 +132,7 @@ class Worker:
 
     def _static(self, parcel: Parcel, head: OrderHead) -> dict[str, Tensor] | None:
         """Tensors that stay: those that came with the order, else those that were kept; None when they are lacking."""
-        came = {
-            name.removeprefix(STATIC): value for name, value in parcel.tensors.items() if name.startswith(STATIC)
-        }
+        came = {name.removeprefix(STATIC): value for name, value in parcel.tensors.items() if name.startswith(STATIC)}
         if not head.static:
             return {}
         if came:

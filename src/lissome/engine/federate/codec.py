@@ -3,9 +3,10 @@
 A codec is written as words joined by ``+``, applied in this order: ``delta`` (difference to what the receiver has),
 ``top=5%`` (the largest numbers of each tensor by size, others become zero), ``fp16``, ``bf16`` or ``int8`` (a scale per
 row), ``pack`` (one run of bytes instead of an entry per tensor); ``raw`` is none of them. With ``feedback`` a client
-remembers what the codec left out and adds it to what it sends next (Seide et al. 2014; Karimireddy et al. 2019, arXiv
-1901.09847), which `lissome.engine.federate.client` does. Sizes follow from the codec and the shapes alone, so that a receiver knows what must come before it looks at a number. Tensors of whole numbers
-travel as they are.
+remembers what the codec left out and adds it to what it sends next (Karimireddy et al. 2019, arXiv 1901.09847).
+
+Sizes follow from the codec and the shapes alone, so that a receiver knows what must come before it looks at a number.
+Tensors of whole numbers travel as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -217,7 +218,7 @@ def _word(word: str, text: str) -> tuple[str, bool | float | Number]:
     if word in {"raw", "delta", "pack", "feedback"}:
         return word, True
     if word in {"fp16", "bf16", "int8"}:
-        return "number", word
+        return "number", cast(Number, word)
     match = _TOP.fullmatch(word)
     if match is None:
         raise ConfigError(unknown_name("word", word, _WORDS, f"in the codec {text!r}; write for example delta+int8."))

@@ -5,23 +5,23 @@ Orders are made one after the other, clients of one Subnet together, so that the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lissome.core.errors import FederationError, LissomeError
-from lissome.engine.federate.audit import Audit
+from lissome.engine.federate.audit import Audit, Event
 from lissome.engine.federate.guard import check_finite, check_numbers, check_size
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.ledger import Ledger
 from lissome.engine.federate.link import Incoming, Link, Outgoing
 from lissome.engine.federate.members import Members
-from lissome.engine.federate.merge import Merger, Overlap, Piece
+from lissome.engine.federate.merge import Overlap, Piece
 from lissome.engine.federate.orders import STATIC, AnswerHead, OrderHead
-from lissome.engine.federate.parcel import PROFILE, WEIGHT, Parcel
+from lissome.engine.federate.parcel import PROFILE, Parcel
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program, Report
 from lissome.engine.federate.shelf import Intake
@@ -172,13 +172,13 @@ class Exchange:
 
     def _head(self, now: _Phase, client: Profile, subnet: Subnet | None) -> OrderHead:
         self._count += 1
-        phase, round, tick = now.phase, now.round, now.tick
+        phase, number, tick = now.phase, now.round, now.tick
         tag, _ = self._program.static(client, subnet)
         return OrderHead(
-            action=phase.action, ticket=f"{round}.{tick}.{client.name}.{self._count}", round=round, tick=tick,
+            action=phase.action, ticket=f"{number}.{tick}.{client.name}.{self._count}", round=number, tick=tick,
             seed=derive(self._seed, "client", client.name, tick),
             subnet=subnet.to_json() if subnet is not None else None,
-            settings=dict(self._program.settings(phase, round, client)),
+            settings=dict(self._program.settings(phase, number, client)),
             down=str(phase.down), up=str(phase.up), static=tag, federation=self._name,
         )  # fmt: skip
 
@@ -197,9 +197,7 @@ class Exchange:
         self._members.asked(address)
         self._count += 1
         ticket = f"{PROFILE}.{self._count}"
-        head = OrderHead(
-            action=PROFILE, ticket=ticket, round=round, tick=round * PHASES, seed=0, federation=self._name
-        )
+        head = OrderHead(action=PROFILE, ticket=ticket, round=round, tick=round * PHASES, seed=0, federation=self._name)
         parcel = Parcel(kind="query", head=head.to_json())
         self._profiles[ticket] = address
         self._ledger.note(parcel, round=round, client=address, action=PROFILE, direction="down")
@@ -222,11 +220,9 @@ class Exchange:
         try:
             self._accept(order, incoming)
         except (FederationError, LissomeError) as error:
-            event = "failed" if incoming.parcel is None or isinstance(error, _FailedError) else "rejected"
+            event: Event = "failed" if incoming.parcel is None or isinstance(error, _FailedError) else "rejected"
             self._count_up(incoming, round, order.client, order.phase.action, used=False)
-            self._audit.note(
-                event, round=round, client=order.client, action=order.phase.action, reason=str(error)
-            )
+            self._audit.note(event, round=round, client=order.client, action=order.phase.action, reason=str(error))
             if self._now is not None and self._is_now(order):
                 self._now.intake.gone(order.client)
 
@@ -318,9 +314,7 @@ class Exchange:
 
     def _count_up(self, incoming: Incoming, round: int, client: str, action: str, *, used: bool) -> None:
         if incoming.parcel is not None:
-            self._ledger.note(
-                incoming.parcel, round=round, client=client, action=action, direction="up", used=used
-            )
+            self._ledger.note(incoming.parcel, round=round, client=client, action=action, direction="up", used=used)
 
 
 @dataclass(eq=False)
@@ -338,5 +332,3 @@ class _Phase:
 
 class _FailedError(FederationError):
     """A client says that it could not, which breaks no rule."""
-
-

@@ -105,10 +105,10 @@ class Ledger:
         """Take back what `state` gave."""
         self.entries = [
             Entry(
-                round=round, client=names["clients"][client], action=names["actions"][action],
+                round=number, client=names["clients"][client], action=names["actions"][action],
                 direction="up" if up else "down", payload=payload, message=message, used=bool(used),
             )
-            for round, client, action, up, payload, message, used in tensors["rows"].tolist()
+            for number, client, action, up, payload, message, used in tensors["rows"].tolist()
         ]  # fmt: skip
 
     def csv(self) -> str:

@@ -80,7 +80,6 @@ class Tokens:
 
     def task(self, module: Any) -> Task:
         """Return the task of predicting each next token; a loss per window, the mean over its tokens."""
-
         return Task(module=module, loss=lambda inner, batch: _window_losses(inner, batch.examples), data=self.data)
 
     @torch.no_grad()

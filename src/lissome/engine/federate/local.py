@@ -70,7 +70,11 @@ class LocalLink:
     """
 
     def __init__(
-        self, clients: Mapping[str, Callable[[], Handler]], devices: Mapping[str, Device] | None = None, *, seed: int = 0
+        self,
+        clients: Mapping[str, Callable[[], Handler]],
+        devices: Mapping[str, Device] | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
         self._clients, self._devices, self._seed = dict(clients), dict(devices or {}), seed
         self._clock, self._count = 0.0, 0
@@ -106,9 +110,7 @@ class LocalLink:
         self._clock = max(self._clock, event.arrival)
         address, ticket = event.order.address, event.order.ticket
         try:
-            return Incoming(
-                address=address, ticket=ticket, parcel=self._clients[address]().handle(event.order.parcel)
-            )
+            return Incoming(address=address, ticket=ticket, parcel=self._clients[address]().handle(event.order.parcel))
         except Exception as error:  # noqa: BLE001 (a client may raise anything, the server goes on)
             return Incoming(address=address, ticket=ticket, error=f"{type(error).__name__}: {error}")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from lissome.core.errors import FederationError, LissomeError
 from lissome.core.typed import as_json, from_json
+
+T = TypeVar("T")
 
 VERSION = 1
 STATIC = "static|"
@@ -58,7 +60,7 @@ class OrderHead:
         Raises:
             FederationError: When it is not one, or of a newer version.
         """
-        return _read(cls, fields, "the order")
+        return _read(OrderHead, fields, "the order")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +97,10 @@ class AnswerHead:
         Raises:
             FederationError: When it is not one, or of a newer version.
         """
-        return _read(cls, fields, "the answer")
+        return _read(AnswerHead, fields, "the answer")
 
 
-def _read(kind: Any, fields: Any, where: str) -> Any:
+def _read(kind: type[T], fields: Any, where: str) -> T:
     version = fields.get("version") if isinstance(fields, Mapping) else None
     if isinstance(version, int) and version > VERSION:
         raise FederationError(f"{where} is of version {version}, this is version {VERSION}; upgrade lissome here")

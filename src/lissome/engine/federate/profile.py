@@ -61,7 +61,9 @@ class Profile:
         except LissomeError as error:
             raise FederationError(str(error)) from error
         if not _NAME.fullmatch(profile.name):
-            raise FederationError(f"{profile.name[:80]!r} is not a name of a client; use letters, digits, '.', '_', '-'")
+            raise FederationError(
+                f"{profile.name[:80]!r} is not a name of a client; use letters, digits, '.', '_', '-'"
+            )
         if profile.examples < 0 or len(profile.facts) > _FACTS:
             raise FederationError("the profile has a negative number of examples, or too many facts")
         return profile

@@ -134,7 +134,7 @@ class Federation:
             for number in range(done + 1, self.config.rounds + 1):
                 record = self._round(number)
                 self._record(record)
-                stage.advance(message=self._line(record), **record.metrics)
+                stage.advance(message=self._line(record), **dict[str, Any](record.metrics))
                 self._give_up_when_hopeless()
         return self.rounds
 

@@ -1,0 +1,168 @@
+"""What a federated method is: one class with a server's side, a client's side, and what both do to the model first."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lissome.core.budget import Budget
+from lissome.core.config import MethodConfig, option
+from lissome.core.errors import ConfigError
+from lissome.core.method import Context, Method, ModelCard, Outcome, Plan
+from lissome.core.protocols import CostOracle
+from lissome.engine.federate.client import ClientProgram
+from lissome.engine.federate.codec import Codec
+from lissome.engine.federate.merge import Bounded, Mean, Merger, Overlap, Trimmed
+from lissome.engine.federate.outer import Adam, Momentum, Outer, Replace
+from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.program import Phase, Program
+from lissome.engine.federate.training import Lesson, TrainingClient
+from lissome.engine.train import TrainConfig, derive
+from lissome.models.adapters import add_lora
+from lissome.models.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedConfig(MethodConfig):
+    """Settings that federated methods share."""
+
+    trains: Literal["all", "adapters", "head"] = option(
+        "all", "what is trained and exchanged: everything, low-rank adapters with the head, or the head alone"
+    )
+    freeze: tuple[str, ...] = option(
+        ("*embeddings*", "*embed_tokens*", "*pooler*"),
+        "patterns of names that are never trained: embeddings are half of a small model's bytes, and show which words "
+        "a client has",
+    )
+    private: tuple[str, ...] = option((), "patterns of names that stay with each client, such as task/*")
+    rank: int = option(8, "rank of the adapters", low=1)
+    alpha: float = option(16.0, "adapters are scaled by alpha / rank", low=0.0)
+    epochs: float = option(1.0, "passes over a client's examples in a round", low=0.0)
+    steps: int | None = option(None, "optimizer steps in a round instead of epochs; equal work for all clients", low=1)
+    lr: float = option(1e-3, "learning rate of the clients", low=0.0)
+    decay: float = option(1.0, "factor on it from round to round", low=0.0, high=1.0)
+    batch: int = option(16, "examples per step", low=1)
+    optimizer: Literal["adamw", "sgd"] = option("adamw", "of the clients")
+    weight_decay: float = option(0.0, "of the clients", low=0.0)
+    moments: bool = option(False, "clients keep their optimizer's moments and their place in the data between rounds")
+    down: str = option("raw", "codec of what goes to clients: words joined by +: raw, fp16, bf16, int8, pack")
+    up: str = option("raw", "codec of what comes back: also delta, top=5%, feedback")
+    merge: Literal["overlap", "mean", "trimmed"] = option(
+        "overlap", "mean over those who hold a coordinate; mean: whole tensors only; trimmed: without the extremes"
+    )
+    trim: float = option(0.1, "of trimmed: share that goes at either end", low=0.0, high=0.49)
+    bound: float | None = option(None, "largest L2 norm of a client's update; longer ones are shortened", low=0.0)
+    outer: Literal["replace", "momentum", "adam"] = option("replace", "optimizer of the server")
+    outer_lr: float = option(0.7, "its step, where it has one", low=0.0)
+    outer_momentum: float = option(0.9, "its momentum", low=0.0, high=0.9999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in (self.down, self.up):
+            Codec.parse(text)
+        if Codec.parse(self.down).delta:
+            raise ConfigError("down: the server does not know what clients have kept; delta is for what comes back.")
+
+    def training(self, examples: int) -> TrainConfig:
+        """Settings of the training loop for one round with so many examples."""
+        steps = self.steps or max(1, math.ceil(self.epochs * examples / self.batch))
+        return TrainConfig(
+            steps=steps, lr=self.lr, batch=min(self.batch, max(1, examples)), optimizer=self.optimizer,
+            weight_decay=self.weight_decay, schedule="constant",
+        )  # fmt: skip
+
+    def merger(self) -> Merger:
+        """What clients' tensors are merged by."""
+        inner: Merger = {"overlap": Overlap, "mean": Mean, "trimmed": partial(Trimmed, share=self.trim)}[self.merge]
+        return inner if self.bound is None else partial(Bounded, norm=self.bound, inner=inner)
+
+    def server_optimizer(self) -> Outer:
+        """What moves the global tensors."""
+        if self.outer == "momentum":
+            return Momentum(self.outer_lr, self.outer_momentum)
+        return Adam(self.outer_lr, self.outer_momentum) if self.outer == "adam" else Replace()
+
+    def phase(self, **changes: Any) -> Phase:
+        """The phase in which clients train."""
+        found = {"merger": self.merger(), "down": Codec.parse(self.down), "up": Codec.parse(self.up)}
+        return Phase(**{**found, **changes})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServerSite:
+    """What the server's side of a method starts from.
+
+    Attributes:
+        model: The whole model, as `FederatedMethod.prepare` left it.
+        lesson: What is learned, with the server's own examples held out.
+        cost: What a Subnet of the model costs.
+        seed: Of all that is drawn.
+        folder: For whatever it must keep beside the checkpoints.
+    """
+
+    model: Model
+    lesson: Lesson
+    cost: CostOracle
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClientSite:
+    """What a client's side of a method starts from.
+
+    Attributes:
+        facts: Who the client is.
+        model: The whole model, as `FederatedMethod.prepare` left it; shared with others, not to be changed.
+        lesson: What is learned, with this client's examples.
+        seed: Of the federation.
+    """
+
+    facts: Profile
+    model: Model
+    lesson: Lesson
+    seed: int
+
+
+class FederatedMethod(Method):
+    """Base of federated methods; a subclass gives at least the server's side."""
+
+    Config: ClassVar[type[MethodConfig]] = FederatedConfig
+    config: Any
+
+    def prepare(self, model: Model, seed: int) -> None:
+        """Do to a model, in place, what server and clients must both have done: freeze, add adapters, reorder.
+
+        Args:
+            model: The whole model.
+            seed: Of all that is drawn, the same on both sides.
+        """
+        config = self.config
+        if config.trains == "adapters":
+            add_lora(model, rank=config.rank, alpha=config.alpha, seed=derive(seed, "adapters"))
+        for name, parameter in model.module.named_parameters():
+            if config.trains == "head" or any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze):
+                parameter.requires_grad_(False)
+
+    def server(self, site: ServerSite) -> Program:
+        """Return the server's side."""
+        raise NotImplementedError
+
+    def client(self, site: ClientSite) -> ClientProgram:
+        """Return a client's side; by default one that trains its Subnet."""
+        return TrainingClient(
+            facts=site.facts, base=site.model, lesson=site.lesson, config=self.config.training(len(site.lesson)),
+            private=self.config.private, moments=self.config.moments,
+        )  # fmt: skip
+
+    def plan(self, card: ModelCard, budget: Budget) -> Plan:
+        """Refuse: a federated method is not a step of `fit`."""
+        raise ConfigError(f"{type(self).__name__} trains across clients; run it with: lissome federate RECIPE.toml")
+
+    def run(self, model: Any, context: Context) -> Outcome:
+        """Refuse: a federated method is not a step of `fit`."""
+        raise ConfigError(f"{type(self).__name__} trains across clients; run it with: lissome federate RECIPE.toml")

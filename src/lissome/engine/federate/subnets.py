@@ -1,0 +1,122 @@
+"""The server's side of methods whose clients train Subnets of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import Any, Self
+
+from torch import Tensor
+
+from lissome.engine.federate.codec import Codec
+from lissome.engine.federate.layout import Layout
+from lissome.engine.federate.method import FederatedConfig, ServerSite
+from lissome.engine.federate.outer import Outer
+from lissome.engine.federate.planner import Planner
+from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.program import TRAIN, Phase, Program
+from lissome.engine.federate.training import Bound, Lesson, global_tensors
+from lissome.models.model import Model
+from lissome.models.space import Space, Subnet
+
+_LAYOUTS = 64  # of Subnets, kept because every phase of a round asks for them again
+
+
+class SubnetProgram(Program):
+    """Gives each client the largest Subnet within its budget, and scores the whole model on the server's own data.
+
+    Args:
+        model: The whole model; its trained parameters are overwritten when the server evaluates.
+        tensors: What is exchanged, of `lissome.engine.federate.training.global_tensors`.
+        planner: Finds Subnets; None gives everybody the whole model.
+        lesson: The server's own data; None: the server evaluates nothing.
+        rate: Learning rate of the clients by round; None leaves it to their settings.
+        outer: As of `Program`.
+        phases: As of `Program`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tensors: Mapping[str, Tensor],
+        *,
+        planner: Planner | None = None,
+        lesson: Lesson | None = None,
+        rate: Callable[[int], float] | None = None,
+        outer: Outer | None = None,
+        phases: Sequence[Phase] = (TRAIN,),
+    ) -> None:
+        super().__init__(tensors, outer=outer, phases=phases)
+        self.model, self.planner = model, planner
+        self._lesson, self._rate = lesson, rate
+        self._layouts: dict[Subnet, Layout] = {}
+
+    @classmethod
+    def of(cls, site: ServerSite, config: FederatedConfig, space: Space | None = None) -> Self:
+        """Build the usual server's side from the settings that federated methods share.
+
+        Args:
+            site: What the server starts from.
+            config: The settings.
+            space: What Subnets are chosen from (default: all that the model can be cut to).
+        """
+        tensors = global_tensors(site.model, site.lesson, config.private)
+        program = cls(
+            site.model, tensors, lesson=site.lesson, rate=lambda round: config.lr * config.decay ** (round - 1),
+            outer=config.server_optimizer(), phases=(config.phase(),),
+        )  # fmt: skip
+        codec = Codec.parse(config.up)
+
+        def uplink(subnet: Subnet) -> float:
+            return float(codec.payload(program.layout_of(subnet).templates(program.tensors)))
+
+        program.planner = Planner(space or site.model.space(), site.cost, uplink)
+        return program
+
+    def settings(self, phase: Phase, round: int, client: Profile) -> dict[str, Any]:
+        """Tell clients the learning rate of the round."""
+        return {"train": {"lr": self._rate(round)}} if self._rate is not None and phase.kind == "train" else {}
+
+    def assign(self, round: int, clients: Sequence[Profile], rng: Random) -> dict[str, Subnet | None]:
+        """Give each client the largest Subnet within its budget; one without a budget gets the whole model."""
+        return {one.name: self.choose(one, rng) for one in clients}
+
+    def choose(self, client: Profile, rng: Random) -> Subnet | None:
+        """Return the Subnet of one client."""
+        if self.planner is None or not client.bounds:
+            return None
+        return self.planner.largest(client.bounds)
+
+    def layout(self, phase: Phase, client: Profile, subnet: Subnet | None) -> Layout:
+        """Return what a Subnet keeps of the exchanged tensors."""
+        return self.layout_of(subnet)
+
+    def layout_of(self, subnet: Subnet | None) -> Layout:
+        """Return what a Subnet keeps of the exchanged tensors."""
+        if subnet is None:
+            return Layout.whole(self.tensors)
+        if subnet not in self._layouts:
+            if len(self._layouts) >= _LAYOUTS:
+                self._layouts.clear()
+            self._layouts[subnet] = Layout.of_subnet(self.model, subnet, self.tensors)
+        return self._layouts[subnet]
+
+    def evaluate(self, round: int) -> dict[str, float]:
+        """Score the whole model on the server's own data."""
+        if self._lesson is None:
+            return {}
+        bound = self.loaded()
+        bound.module.eval()
+        return self._lesson.score(bound.module)[1]
+
+    def loaded(self) -> Bound:
+        """Return the whole model with the global tensors in it.
+
+        Raises:
+            ValueError: When there is no lesson, hence no module around the model.
+        """
+        if self._lesson is None:
+            raise ValueError("a module around the model needs a lesson")
+        bound = Bound.of(self.model, self.model, self._lesson.around(self.model), None)
+        bound.load(self.tensors)
+        return bound

@@ -1,0 +1,331 @@
+"""The job of ``lissome federate``: run a federation to its end, or say what it would do."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from safetensors.torch import save as safetensors_bytes
+
+from lissome.core.errors import ConfigError
+from lissome.core.events import EventStream
+from lissome.core.files import json_text, read_json
+from lissome.core.manifest import Base, Manifest, Step
+from lissome.core.metrics import Metric
+from lissome.core.typed import as_json
+from lissome.cost.memory import Sizes, predict_training
+from lissome.cost.peak import peak_memory
+from lissome.engine.evaluate import versions
+from lissome.engine.federate.link import Link
+from lissome.engine.federate.orders import AnswerHead, OrderHead
+from lissome.engine.federate.parcel import WEIGHT, Parcel
+from lissome.engine.federate.program import Program
+from lissome.engine.federate.rounds import Federation, Round
+from lissome.engine.federate.training import TASK, Bound
+from lissome.engine.train import derive
+from lissome.models.artifact import save_model
+from lissome.models.space import Subnet
+from lissome.pipeline.compare import quiet
+from lissome.pipeline.federation import FederationJob, FederationRecipe
+from lissome.pipeline.loading import licence_of
+from lissome.pipeline.run import RESULT, RunFolder
+
+Backend = Literal["inprocess", "ray", "deployment"]
+BACKENDS: tuple[str, ...] = ("inprocess", "ray", "deployment")
+CLASSIFIER = "task.safetensors"
+"""File of an artifact with what the task added to the model, such as its classifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientForecast:
+    """What one client would get in the first round.
+
+    Attributes:
+        name: Of the client.
+        kind: Of its device.
+        examples: That it trains on.
+        budget: Of its device.
+        subnet: The choices that differ from the whole model.
+        figures: What the Subnet costs, by budget term.
+        down: Bytes of an order.
+        up: Bytes of its answer.
+        memory: Predicted peak bytes of training it.
+    """
+
+    name: str
+    kind: str
+    examples: int
+    budget: str
+    subnet: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    down: int = 0
+    up: int = 0
+    memory: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationPlan:
+    """What a federation would do.
+
+    Attributes:
+        federation: Its name.
+        recipe: What it was asked.
+        clients: What each client would get.
+        payload: Bytes of tensors per round with all clients sampled, training alone, both ways.
+        message: Bytes of messages of such a round.
+        server_memory: Predicted bytes that the server holds beside the model.
+    """
+
+    federation: str
+    recipe: dict[str, Any]
+    clients: tuple[ClientForecast, ...]
+    payload: int
+    message: int
+    server_memory: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON-able fields."""
+        fields: dict[str, Any] = as_json(self)
+        return fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationReport:
+    """How a federation ended.
+
+    Attributes:
+        out: Its folder.
+        rounds: What happened, round by round; the first is the start.
+        bytes: Sum of all messages.
+        subnets: How many orders to train each size of Subnet had, by its share of the parameters.
+        audit: How often each kind of thing went wrong.
+        seconds: How long it took.
+    """
+
+    out: Path
+    rounds: tuple[dict[str, Any], ...]
+    bytes: dict[str, int]
+    subnets: dict[str, int]
+    audit: dict[str, int]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON-able fields."""
+        return {**vars(self), "out": str(self.out), "rounds": list(self.rounds)}
+
+
+def plan_federation(recipe: Path | FederationRecipe, *, events: EventStream | None = None) -> FederationPlan:
+    """Say who would get which Subnet, how many bytes a round has, and how much memory it takes; nothing is trained.
+
+    Raises:
+        LissomeError: For all that can be known before the work.
+    """
+    job = FederationJob(_recipe(recipe), quiet(events))
+    program = job.server(Path())
+    profiles = [job.profile(name) for name in job.silos.names]
+    assigned = program.assign(1, profiles, Random(derive(job.recipe.seed, "assign", 1)))
+    phases = [phase for phase in program.phases(1) if phase.sends or phase.merger is not None]
+    clients, payload, message = [], 0, 0
+    for profile in profiles:
+        subnet = assigned[profile.name]
+        down = up = 0
+        for index, phase in enumerate(phases):
+            order, answer = _parcels(program, job, profile, subnet, index)
+            payload += order.payload + answer.payload
+            message += order.bytes + answer.bytes
+            down, up = down + order.bytes, up + answer.bytes
+        clients.append(_forecast(job, program, profile, subnet, down, up))
+    held = sum(tensor.numel() * tensor.element_size() for tensor in program.tensors.values())
+    accumulators = sum(tensor.numel() * 8 for tensor in program.tensors.values())
+    return FederationPlan(
+        federation=job.name, recipe=job.recipe.to_json(), clients=tuple(clients), payload=payload, message=message,
+        server_memory=float(3 * held + accumulators),
+    )  # fmt: skip
+
+
+def federate(
+    recipe: Path | FederationRecipe,
+    *,
+    out: Path | str,
+    backend: Backend = "inprocess",
+    events: EventStream | None = None,
+) -> FederationReport:
+    """Run a federation; the same call again continues one that was interrupted.
+
+    Args:
+        recipe: What is to be done.
+        out: Output folder; it becomes an artifact of the global model.
+        backend: Where clients run: in this process, in Flower's simulation, or as processes of their own.
+        events: Where progress is reported.
+
+    Raises:
+        LissomeError: One of the tree in `lissome.core.errors`.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
+    start, stream = time.monotonic(), quiet(events)
+    job = FederationJob(_recipe(recipe), stream)
+    folder = RunFolder(Path(out), job.identity())
+    done = folder.finished()
+    if done is not None:
+        stream.message(f"{out} is finished; this is its stored result")
+        return read_federation(Path(out))
+    with folder.locked():
+        job.silos.partition.save(folder.state / "partition.json")
+        (folder.state / "recipe.toml").write_text(job.recipe.to_toml(), encoding="utf-8")
+        with peak_memory() as peak:
+            federation = _run(job, folder, backend, stream)
+        _stage(job, federation, folder, time.monotonic() - start, float(peak.above))
+        folder.publish()
+    return read_federation(Path(out))
+
+
+def serve(job: FederationJob, link: Link, folder: Path, events: EventStream) -> Federation:
+    """Run the server's side over a link; continues from the checkpoints in `folder`."""
+    program = job.server(folder)
+    federation = Federation(
+        program, link, job.recipe.rounds, folder=folder, identity=job.identity(), seed=job.recipe.seed, events=events
+    )
+    federation.run()
+    return federation
+
+
+def read_federation(out: Path) -> FederationReport:
+    """Read the stored result of a finished federation.
+
+    Raises:
+        ArtifactError: When the folder is damaged.
+    """
+    fields = {key: value for key, value in read_json(out / RESULT).items() if key != "job"}
+    return FederationReport(**{**fields, "out": out, "rounds": tuple(fields["rounds"])})
+
+
+def _recipe(given: Path | FederationRecipe) -> FederationRecipe:
+    return given if isinstance(given, FederationRecipe) else FederationRecipe.read(Path(given))
+
+
+def _run(job: FederationJob, folder: RunFolder, backend: Backend, events: EventStream) -> Federation:
+    server = folder.state / "server"
+    if backend == "inprocess":
+        return serve(job, job.local_link(folder.state / "clients"), server, events)
+    raise ConfigError(f"the back end {backend} is not there yet")
+
+
+def _parcels(program: Program, job: FederationJob, profile: Any, subnet: Subnet | None, index: int) -> tuple[Parcel, Parcel]:
+    """An order of a phase and its answer, without data."""
+    phase = [one for one in program.phases(1) if one.sends or one.merger is not None][index]
+    ticket = f"1.{100 + index}.{profile.name}.1"
+    head = OrderHead(
+        action=phase.action, ticket=ticket, round=1, tick=100 + index, seed=derive(job.recipe.seed, profile.name),
+        subnet=subnet.to_json() if subnet is not None else None, down=str(phase.down), up=str(phase.up),
+        settings=dict(program.settings(phase, 1, profile)), federation=job.name,
+    )  # fmt: skip
+    layout = program.layout(phase, profile, subnet)
+    down = phase.down.spec(layout.templates(program.tensors)) if phase.sends else {}
+    returned = program.returns(phase, profile, subnet)
+    up = phase.up.spec(returned.templates(program.tensors)) if phase.merger is not None else {}
+    answer = AnswerHead(ticket=ticket, tick=100 + index)
+    return (
+        Parcel(kind=phase.kind, head=head.to_json(), tensors=down),
+        Parcel(kind=phase.kind, head=answer.to_json(), tensors=up, numbers={WEIGHT: 1.0, "loss": 1.0}),
+    )
+
+
+def _forecast(
+    job: FederationJob, program: Program, profile: Any, subnet: Subnet | None, down: int, up: int
+) -> ClientForecast:
+    planner, full = getattr(program, "planner", None), job.model.space().full
+    figures = planner.figures(subnet or planner.space.full) if planner is not None else {}
+    changes = {name: value for name, value in (subnet or {}).items() if value != full.get(name)}
+    memory = 0.0
+    if figures:
+        sizes = Sizes(
+            weights=figures["disk"], params=figures["params"], block_params=figures["block_params"],
+            hidden=job.model.anatomy.hidden, layers=len(job.model.anatomy.blocks),
+            vocabulary=job.model.anatomy.vocabulary,
+        )  # fmt: skip
+        config = job.recipe.step.config
+        tokens = getattr(config, "batch", 8) * job.recipe.data.length
+        trained = sum(math.prod(one.shape) for one in program.tensors.values())
+        share = figures["params"] / max(1.0, planner.full["params"]) if planner is not None else 1.0
+        memory = predict_training(sizes, tokens=tokens, trained=trained * share)
+    return ClientForecast(
+        name=profile.name, kind=profile.kind, examples=profile.examples, budget=profile.budget, subnet=changes,
+        figures=dict(figures), down=down, up=up, memory=memory,
+    )  # fmt: skip
+
+
+def _stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds: float, peak: float) -> None:
+    """Put the artifact together: the global model, what the task adds, the ledger, the audit log and the rounds."""
+    program, last = federation.program, federation.rounds[-1]
+    bound = Bound.of(job.model, job.model, job.silos.server(job.model).around(job.model), None)
+    bound.load({name: value for name, value in program.tensors.items() if name in bound.parameters})
+    task = {name: value for name, value in bound.values(list(bound.parameters)).items() if name.startswith(TASK)}
+    state = folder.state / "server"
+    report = _report(federation, seconds)
+    step = Step(
+        method=job.recipe.step.name, config=job.recipe.step.config.to_mapping(), seed=job.recipe.seed,
+        data=job.silos.partition.fingerprint, after=_metrics(last), seconds=seconds, peak_memory=peak,
+        versions=versions(), details={"rounds": last.number, "bytes": report["bytes"]},
+    )  # fmt: skip
+    manifest = Manifest(
+        name=f"{job.model.name} after {job.recipe.step.name}",
+        base=Base(
+            name=job.model.name, architecture=job.model.anatomy.architecture, sha256=job.model.source.sha256,
+            license=licence_of(job.model),
+        ),
+        tags=tuple(sorted(job.method.leaves | {"dense"})),
+        layers=tuple(job.model.anatomy.layers()), lineage=(step,),
+    )  # fmt: skip
+    audit = state / "audit.jsonl"
+    extras = {
+        RESULT: json_text({**report, "job": job.identity()}, RESULT).encode(),
+        "recipe.toml": job.recipe.to_toml().encode(), "ledger.csv": federation.ledger.csv().encode(),
+        "audit.jsonl": audit.read_bytes() if audit.exists() else b"",
+        "partition.json": (folder.state / "partition.json").read_bytes(),
+    }  # fmt: skip
+    if task:
+        extras[CLASSIFIER] = safetensors_bytes(task)
+        extras["classes.json"] = json.dumps(list(job.silos.classes)).encode()
+    save_model(job.model, folder.staged, manifest=manifest, extras=extras)
+    if (folder.state / "clients").is_dir():  # what clients kept is theirs: it is moved, not listed
+        shutil.copytree(folder.state / "clients", folder.staged / "clients", dirs_exist_ok=True)
+
+
+def _report(federation: Federation, seconds: float) -> dict[str, Any]:
+    total = federation.bytes()
+    events = Counter(str(line["event"]) for line in federation.audit.lines)
+    return {
+        "rounds": [one.to_json() for one in federation.rounds], "bytes": total.to_json(),
+        "subnets": _histogram(federation.program, federation.rounds), "audit": dict(events), "seconds": seconds,
+    }  # fmt: skip
+
+
+def _histogram(program: Program, rounds: Sequence[Round]) -> dict[str, int]:
+    """How many orders to train each size of Subnet had, by its share of the parameters in percent."""
+    planner = getattr(program, "planner", None)
+    sizes: Counter[str] = Counter()
+    for one in rounds:
+        for client in one.clients:
+            chosen = one.subnets.get(client)
+            share = 1.0
+            if chosen is not None and planner is not None:
+                share = planner.figures(Subnet(chosen))["params"] / planner.full["params"]
+            sizes[f"{share:.0%}"] += 1
+    return dict(sorted(sizes.items(), key=lambda item: int(item[0][:-1])))
+
+
+def _metrics(last: Round) -> tuple[Metric, ...]:
+    lower = {"loss", "ppl"}
+    return tuple(
+        Metric(name=name, value=value, better="lower" if name.rpartition("/")[2] in lower else "higher")
+        for name, value in last.metrics.items()
+    )

@@ -1,0 +1,294 @@
+"""A federation before it starts: its recipe, read and checked, and both sides of its method."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from lissome import __version__
+from lissome.core.budget import Budget
+from lissome.core.config import MethodConfig, option, read_toml, to_toml
+from lissome.core.errors import ConfigError, OrderError, unknown_name
+from lissome.core.events import EventStream
+from lissome.cost.oracle import SubnetCost
+from lissome.data.partition import PartitionConfig
+from lissome.engine.federate.client import Worker
+from lissome.engine.federate.local import Device, LocalLink
+from lissome.engine.federate.method import ClientSite, FederatedMethod, ServerSite
+from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.program import Program
+from lissome.engine.federate.rounds import RoundsConfig
+from lissome.engine.federate.store import ClientStore
+from lissome.engine.federate.training import Lesson
+from lissome.engine.train import derive
+from lissome.models.model import Model
+from lissome.pipeline.loading import load
+from lissome.pipeline.recipe import RecipeStep
+from lissome.pipeline.silos import DataConfig, Silos, read_silos
+
+_TABLES = ("model", "seed", "data", "partition", "federation", "device", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig(MethodConfig):
+    """A kind of device that clients have."""
+
+    name: str = option("device", "what it is called in tables")
+    share: float = option(1.0, "share of the clients that have it, relative to the other kinds", low=0.0)
+    budget: str = option("", "what it can hold, such as params<=50%; empty: the whole model")
+    seconds: float = option(1.0, "simulated seconds for one order", low=0.0)
+    spread: float = option(0.0, "standard deviation of their logarithm", low=0.0)
+    bandwidth: float | None = option(None, "simulated bytes per second, either way; none: no limit", low=1.0)
+    dropout: float = option(0.0, "simulated probability that an order is never answered", low=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget:
+            Budget.parse(self.budget)
+
+    def behaviour(self) -> Device:
+        """How it behaves on the virtual clock."""
+        return Device(
+            seconds=self.seconds, spread=self.spread, dropout=self.dropout, bandwidth=self.bandwidth or math.inf
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationRecipe:
+    """What a recipe file of ``lissome federate`` says.
+
+    Attributes:
+        model: Anything that `lissome.load` reads.
+        step: The one federated method, with its settings.
+        data: What is learned, and what is held out.
+        partition: How the data are dealt out.
+        rounds: Settings of the loop.
+        devices: Kinds of devices.
+        seed: The one source of randomness.
+    """
+
+    model: str
+    step: RecipeStep
+    data: DataConfig
+    partition: PartitionConfig
+    rounds: RoundsConfig
+    devices: tuple[DeviceConfig, ...] = (DeviceConfig(),)
+    seed: int = 0
+
+    @classmethod
+    def from_toml(cls, text: str, base: Path | None = None) -> FederationRecipe:
+        """Read a recipe; paths of data are relative to `base`.
+
+        It looks like this::
+
+            model = "minilm-l6"
+            data = "reviews.jsonl"         # or a table [data] with source, test, held_out, length
+            [partition]                    # optional
+            scheme = "dirichlet"
+            clients = 10
+            [federation]                   # optional
+            rounds = 10
+            [[device]]                     # optional
+            name = "phone"
+            budget = "params<=50%"
+            [[step]]
+            method = "fedavg"
+
+        Raises:
+            ConfigError: When the text is not TOML, or a key is unknown, mistyped or missing.
+            OrderError: When the steps are not one federated method.
+        """
+        fields = read_toml(text)
+        for key in fields:
+            if key not in _TABLES:
+                raise ConfigError(unknown_name("recipe key", key, _TABLES))
+        model, seed = fields.get("model"), fields.get("seed", 0)
+        if not isinstance(model, str) or isinstance(seed, bool) or not isinstance(seed, int):
+            raise ConfigError('a federation needs model = "NAME", and its seed must be a whole number.')
+        given = fields.get("data", {})
+        data = DataConfig.from_mapping({"source": given} if isinstance(given, str) else _table(fields, "data"))
+        if base is not None and data.source and (base / data.source).exists():
+            data = replace(data, source=str((base / data.source).resolve()))
+        devices = tuple(DeviceConfig.from_mapping(one) for one in _tables(fields, "device"))
+        return cls(
+            model=_beside(model, base), step=_only_step(_tables(fields, "step")), data=data,
+            partition=PartitionConfig.from_mapping(_table(fields, "partition")),
+            rounds=RoundsConfig.from_mapping(_table(fields, "federation")),
+            devices=devices or (DeviceConfig(),), seed=seed,
+        )  # fmt: skip
+
+    @classmethod
+    def read(cls, path: Path) -> FederationRecipe:
+        """Read a recipe file.
+
+        Raises:
+            ConfigError: When it cannot be read, or as `from_toml`.
+        """
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"), path.resolve().parent)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the recipe {path} cannot be read ({error}).") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON-able fields."""
+        return {
+            "model": self.model, "seed": self.seed, "data": self.data.to_mapping(),
+            "partition": self.partition.to_mapping(), "federation": self.rounds.to_mapping(),
+            "device": [one.to_mapping() for one in self.devices], "step": [self.step.to_json()],
+        }  # fmt: skip
+
+    def to_toml(self) -> str:
+        """Write the recipe so that `from_toml` reads an equal one."""
+        return to_toml(self.to_json())
+
+
+class FederationJob:
+    """Both sides of a federation, built when they are asked for.
+
+    Args:
+        recipe: What is to be done.
+        events: Where loading reports its progress.
+    """
+
+    def __init__(self, recipe: FederationRecipe, events: EventStream | None = None) -> None:
+        self.recipe, self._events = recipe, events
+
+    @cached_property
+    def method(self) -> FederatedMethod:
+        """The method with its settings."""
+        made = self.recipe.step.method(self.recipe.step.config)
+        assert isinstance(made, FederatedMethod)
+        return made
+
+    @cached_property
+    def model(self) -> Model:
+        """The whole model, prepared by the method."""
+        model = load(self.recipe.model, events=self._events)
+        model.module.requires_grad_(True)
+        self.method.prepare(model, self.recipe.seed)
+        return model
+
+    @cached_property
+    def silos(self) -> Silos:
+        """The data, dealt out."""
+        return read_silos(self.recipe.data, self.recipe.partition, seed=self.recipe.seed)
+
+    @cached_property
+    def kinds(self) -> dict[str, DeviceConfig]:
+        """The device of each client: kinds in proportion to their shares, dealt out at random."""
+        names = list(self.silos.names)
+        Random(derive(self.recipe.seed, "devices")).shuffle(names)
+        total = sum(one.share for one in self.recipe.devices)
+        if not total:
+            raise ConfigError("the shares of all devices are 0; give one of them a share.")
+        edges, start = [], 0.0
+        for one in self.recipe.devices:
+            start += one.share / total
+            edges.append(round(start * len(names)))
+        return {
+            name: self.recipe.devices[next(kind for kind, edge in enumerate(edges) if index < edge)]
+            for index, name in enumerate(names)
+        }
+
+    @cached_property
+    def name(self) -> str:
+        """Name of the federation: clients of another one are refused."""
+        facts = repr((self.recipe.to_json(), self.silos.partition.fingerprint))
+        return f"{self.recipe.step.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this federation itself: the same command continues, another is refused."""
+        return {
+            "lissome": __version__, "federation": self.name, "recipe": self.recipe.to_json(),
+            "weights": self.model.source.sha256 or self.model.name, "data": self.silos.partition.fingerprint,
+        }  # fmt: skip
+
+    def profile(self, name: str) -> Profile:
+        """Who a simulated client is."""
+        kind, places = self.kinds[name], self.silos.partition.parts[name]
+        return Profile(
+            name=name, examples=len(places), budget=kind.budget, kind=kind.name, data=self.silos.partition.fingerprint
+        )
+
+    def server(self, folder: Path) -> Program:
+        """Build the server's side."""
+        site = ServerSite(
+            model=self.model, lesson=self.silos.server(self.model), cost=SubnetCost(self.model), seed=self.recipe.seed,
+            folder=folder,
+        )  # fmt: skip
+        return self.method.server(site)
+
+    def worker(self, name: str, folder: Path, lesson: Lesson | None = None, facts: Profile | None = None) -> Worker:
+        """Build a client's side.
+
+        Args:
+            name: Of the client.
+            folder: Its disk.
+            lesson: What it learns (default: its part of the recipe's data).
+            facts: Who it is (default: what the recipe says).
+        """
+        site = ClientSite(
+            facts=facts or self.profile(name), model=self.model, lesson=lesson or self.silos.client(name, self.model),
+            seed=self.recipe.seed,
+        )  # fmt: skip
+        return Worker(self.method.client(site), ClientStore(folder), federation=self.name)
+
+    def local_link(self, folder: Path) -> LocalLink:
+        """Return all clients in this process; each is built when it works."""
+        workers: dict[str, Worker] = {}
+
+        def make(name: str) -> Worker:
+            if name not in workers:
+                workers.clear()  # one at a time: memory does not grow with their number
+                workers[name] = self.worker(name, folder / name)
+            return workers[name]
+
+        clients = {name: _Maker(make, name) for name in self.silos.names}
+        devices = {name: kind.behaviour() for name, kind in self.kinds.items()}
+        return LocalLink(clients, devices, seed=self.recipe.seed)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the worker of one client when it is called."""
+
+    make: Any
+    name: str
+
+    def __call__(self) -> Worker:
+        worker: Worker = self.make(self.name)
+        return worker
+
+
+def _table(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    table = fields.get(key, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{key} must be a table, [{key}].")
+    return table
+
+
+def _tables(fields: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    tables = fields.get(key, [])
+    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        raise ConfigError(f"{key} must be a list of tables, [[{key}]].")
+    return tables
+
+
+def _only_step(tables: list[dict[str, Any]]) -> RecipeStep:
+    if len(tables) != 1 or not isinstance(tables[0].get("method"), str):
+        raise ConfigError('a federation needs one [[step]] with method = "NAME"; see: lissome methods')
+    settings = dict(tables[0])
+    step = RecipeStep.of(settings.pop("method"), settings)
+    if not issubclass(step.method, FederatedMethod):
+        raise OrderError(f"{step.name} does not train across clients; use it with lissome fit before or after.")
+    return step
+
+
+def _beside(model: str, base: Path | None) -> str:
+    return str((base / model).resolve()) if base is not None and (base / model).exists() else model

@@ -1,0 +1,139 @@
+"""From one data set to what each client of a federation learns, and what the server is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+from lissome.core.config import MethodConfig, option
+from lissome.core.errors import DataError
+from lissome.data.labelled import Labelled, read_labelled
+from lissome.data.partition import Partition, PartitionConfig, deal, partition, read_part
+from lissome.data.sources import Corpus, Document, read_corpus
+from lissome.data.text import Encoder, all_windows
+from lissome.engine.classify import Encoded, encode
+from lissome.engine.federate.lessons import Classes, Tokens
+from lissome.engine.federate.training import Lesson
+from lissome.engine.train import derive
+from lissome.models.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(MethodConfig):
+    """What is learned from, and what is held out."""
+
+    source: str = option("", "JSON lines with text and label, or text; what `data` of the recipe says")
+    learn: Literal["classes", "tokens"] = option("classes", "the class of each text, or the next token of a text")
+    test: float = option(0.2, "share that the server keeps, for judging the global model", low=0.01, high=0.9)
+    held_out: float = option(0.2, "share of each client's examples that it is judged by", low=0.0, high=0.9)
+    length: int = option(64, "most tokens of an example", low=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Silos:
+    """The data of a federation.
+
+    Attributes:
+        config: What is learned, and what is held out.
+        partition: Which client has which examples of the part that is dealt out.
+        classes: Names of the classes; empty for text.
+        pool: What is dealt out, and what the server keeps: labelled texts or documents.
+        seed: Of all that was drawn.
+    """
+
+    config: DataConfig
+    partition: Partition
+    classes: tuple[str, ...]
+    pool: tuple[Labelled, Labelled] | tuple[Corpus, Corpus]
+    seed: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the clients."""
+        return tuple(sorted(self.partition.parts))
+
+    def server(self, model: Model) -> Lesson:
+        """What the server is judged by; it has nothing to learn from."""
+        return lesson(self.pool[1], model, self.config, self.classes, train=False, seed=self.seed)
+
+    def client(self, name: str, model: Model) -> Lesson:
+        """What one client learns from and is judged by."""
+        places, dealt = self.partition.parts[name], self.pool[0]
+        if isinstance(dealt, Labelled):
+            rows: Labelled | Corpus = dealt.some(places)
+        else:
+            rows = Corpus(dealt.name, tuple(dealt.documents[at] for at in places))
+        return lesson(rows, model, self.config, self.classes, seed=derive(self.seed, "held out", name))
+
+
+def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Silos:
+    """Read a data set and deal it out.
+
+    Raises:
+        DataError: When it cannot be read, or is too small.
+        MissingExtraError: When flwr-datasets is not installed.
+    """
+    if config.learn == "classes":
+        data = read_labelled(Path(config.source))
+        parts = data.parts({"clients": 1 - config.test, "server": config.test}, seed=derive(seed, "test"))
+        dealt = deal(parts["clients"], dealing, seed=derive(seed, "deal") % 2**32)
+        return Silos(config, dealt, data.classes, (parts["clients"], parts["server"]), seed)
+    corpus = read_corpus(config.source or None)
+    documents = list(corpus.documents)
+    Random(derive(seed, "test")).shuffle(documents)
+    kept = max(1, round(config.test * len(documents)))
+    rest = Corpus(corpus.name, tuple(documents[kept:]))
+    owners = [document.owner for document in rest.documents]
+    dealt = partition(
+        [], owners if any(owners) else [""] * len(owners), dealing, data=rest.sha256, seed=derive(seed, "deal") % 2**32
+    )
+    return Silos(config, dealt, (), (rest, Corpus(corpus.name, tuple(documents[:kept]))), seed)
+
+
+def own_lesson(folder: Path, model: Model, config: DataConfig, *, seed: int) -> tuple[str, Lesson, str]:
+    """Read what lies in a client's own folder: its name, what it learns, and the fingerprint of its rows.
+
+    Raises:
+        DataError: When the rows are not those that were dealt out.
+    """
+    rows, facts = read_part(folder)
+    learned = lesson(rows, model, config, rows.classes, seed=derive(seed, "held out", str(facts["client"])))
+    return str(facts["client"]), learned, str(facts["sha256"])
+
+
+def lesson(
+    rows: Labelled | Corpus, model: Model, config: DataConfig, classes: tuple[str, ...], *, seed: int, train: bool = True
+) -> Lesson:
+    """Make a lesson of rows.
+
+    Args:
+        rows: Labelled texts or documents.
+        model: Its tokenizer reads them.
+        config: What is learned, and what is held out.
+        classes: Names of all classes.
+        seed: Of the choice of what is held out.
+        train: Whether there is something to learn from; otherwise all of it is held out.
+
+    Raises:
+        DataError: When there are too few rows.
+    """
+    share = config.held_out if train else 1.0
+    if isinstance(rows, Labelled):
+        order = list(range(len(rows)))
+        Random(seed).shuffle(order)
+        count = min(len(order) - 1, round(share * len(order))) if train else len(order)
+        held, learned = (sorted(order[:count]), sorted(order[count:]))
+        parts = [encode(model, rows.some(places), length=config.length) if places else _nothing() for places in (learned, held)]
+        return Classes(parts[0], parts[1], len(classes))
+    windows = all_windows(rows, Encoder(model.tokenizer, model.anatomy.vocabulary), length=config.length)
+    count = min(len(windows) - 1, round(share * len(windows))) if train else len(windows)
+    return Tokens(windows[count:], windows[:count])
+
+
+def _nothing() -> Encoded:
+    import torch
+
+    return Encoded(*(torch.zeros(0, 1, dtype=torch.long),) * 2, torch.zeros(0, dtype=torch.long))

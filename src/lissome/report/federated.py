@@ -1,0 +1,78 @@
+"""Lays out what ``lissome federate`` plans and found, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, quantiles
+from typing import TYPE_CHECKING, Any
+
+from lissome.report.table import pairs, sheet
+from lissome.report.units import duration, percent, quantity
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_SHOWN_CLIENTS, _SHOWN_ROUNDS = 40, 24
+Fields = Mapping[str, Any]
+
+
+def plan(fields: Fields) -> Sequence[RenderableType]:
+    """Who gets which Subnet, bytes per round, memory."""
+    table = sheet("client", "device", "budget", "examples", "parameters", "down", "up", "memory", title="First round")
+    for one in fields["clients"][:_SHOWN_CLIENTS]:
+        figures = one.get("figures", {})
+        table.add_row(
+            one["name"], one["kind"], one["budget"] or "–", str(one["examples"]),
+            quantity(figures["params"], "count") if figures else "–", quantity(one["down"], "bytes"),
+            quantity(one["up"], "bytes"), quantity(one["memory"], "bytes") if one["memory"] else "–",
+        )  # fmt: skip
+    hidden = len(fields["clients"]) - _SHOWN_CLIENTS
+    if hidden > 0:
+        table.add_row(f"… {hidden} more", *[""] * 7)
+    facts = {
+        "tensors per round": quantity(fields["payload"], "bytes"),
+        "messages per round": quantity(fields["message"], "bytes"),
+        "server, beside the model": quantity(fields["server_memory"], "bytes"),
+        "federation": fields["federation"],
+    }
+    return [table, pairs(facts)]
+
+
+def result(fields: Fields) -> Sequence[RenderableType]:
+    """Rounds, scores of clients, bytes, sizes."""
+    rounds = fields["rounds"]
+    names = list(dict.fromkeys(name for one in rounds for name in one["metrics"]))
+    table = sheet("round", "clients", "seconds", *names, title="Rounds")
+    shown = rounds if len(rounds) <= _SHOWN_ROUNDS else [*rounds[:2], *rounds[2 - _SHOWN_ROUNDS :]]
+    for one in shown:
+        values = (f"{one['metrics'][name]:.4g}" if name in one["metrics"] else "" for name in names)
+        clients = f"{one['answered']} of {len(one['clients'])}{'' if one['ok'] else ', void'}"
+        table.add_row(str(one["number"]), clients, f"{one['seconds']:.1f}", *values)
+    parts: list[RenderableType] = [table]
+    scores = [one["scores"] for one in rounds if one["scores"]]
+    if scores:
+        parts.append(pairs(spread(scores[-1]), title="Clients after the last round"))
+    facts = {
+        "messages down": quantity(fields["bytes"]["message_down"], "bytes"),
+        "messages up": quantity(fields["bytes"]["message_up"], "bytes"),
+        "sizes trained": ", ".join(f"{share}: {count}" for share, count in fields["subnets"].items()),
+        "not used": ", ".join(f"{event}: {count}" for event, count in fields["audit"].items()) or "nothing",
+        "result": f"{fields['out']} ({duration(fields['seconds'])})",
+    }
+    return [*parts, pairs(facts)]
+
+
+def spread(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Mean and worst decile over the clients of each number that they gave."""
+    found: dict[str, list[float]] = {}
+    for one in scores.values():
+        for name, value in one.items():
+            found.setdefault(name, []).append(value)
+    shown = {}
+    for name, values in found.items():
+        bad_is_low = name == "accuracy"
+        deciles = quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
+        worst = deciles[0] if bad_is_low else deciles[-1]
+        write = percent if bad_is_low else "{:.4g}".format
+        shown[name] = f"mean {write(mean(values))}, worst decile {write(worst)} ({len(values)} clients)"
+    return shown
