@@ -31,6 +31,8 @@ from lissome.models.space import Subnet
 if TYPE_CHECKING:
     from lissome.engine.federate.rounds import RoundsConfig
 
+_REMEMBERED = 100  # rounds after which an answer is no longer known as late, and counts as one to no order
+
 PHASES = 100
 """Most phases of a round; ticks count in steps of it."""
 
@@ -305,7 +307,7 @@ class Exchange:
                     "silent", round=round, client=order.client, action=order.phase.action,
                     reason="no answer before the phase ended",
                 )  # fmt: skip
-        old = [ticket for ticket, order in self._open.items() if order.round < round - 1]
+        old = [ticket for ticket, order in self._open.items() if order.round < round - _REMEMBERED]
         for ticket in old:
             del self._open[ticket]
 

@@ -1,0 +1,234 @@
+"""Clients that break the rules: each is left out and written down, and the round goes on as if it were not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.engine.federate.fleet import adders, digest, federation
+from lissome.core.errors import FederationError
+from lissome.engine.federate.audit import Audit
+from lissome.engine.federate.client import Worker
+from lissome.engine.federate.codec import Codec
+from lissome.engine.federate.guard import largest_weights
+from lissome.engine.federate.link import Incoming, Outgoing
+from lissome.engine.federate.local import LocalLink
+from lissome.engine.federate.orders import AnswerHead, OrderHead
+from lissome.engine.federate.parcel import WEIGHT, Parcel
+from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.program import TRAIN, Program
+from lissome.engine.federate.rounds import Federation, RoundsConfig
+from lissome.engine.federate.store import ClientStore
+
+Spoil = Callable[[Parcel], Parcel]
+
+
+def zeros() -> dict[str, Tensor]:
+    return {"w": torch.zeros(3, 2), "b": torch.zeros(5)}
+
+
+class Liar:
+    """A client whose answers are spoilt, and who otherwise is an honest one."""
+
+    def __init__(self, honest: Callable[[], Worker], spoil: Spoil) -> None:
+        self._honest, self._spoil = honest, spoil
+
+    def handle(self, parcel: Parcel) -> Parcel:
+        answer = self._honest().handle(parcel)
+        return answer if parcel.kind == "query" else self._spoil(answer)
+
+
+def tensors(**changes: Tensor) -> Spoil:
+    return lambda parcel: replace(parcel, tensors={**parcel.tensors, **changes})
+
+
+def head(**changes: Any) -> Spoil:
+    return lambda parcel: replace(parcel, head={**parcel.head, **changes})
+
+
+def numbers(**changes: Any) -> Spoil:
+    return lambda parcel: replace(parcel, numbers={**parcel.numbers, **{k.replace("_", "-"): v for k, v in changes.items()}})
+
+
+def crash(parcel: Parcel) -> Parcel:
+    raise RuntimeError("out of battery\nsecond line \x1b[31m" + "x" * 500)
+
+
+SPOILT: dict[str, tuple[Spoil, str, str]] = {
+    "nan": (tensors(w=torch.full((3, 2), torch.nan)), "rejected", "'w' holds NaN"),
+    "infinity": (tensors(b=torch.tensor([0, 1, torch.inf, 0, 0])), "rejected", "'b' holds NaN or infinity"),
+    "wrong shape": (tensors(w=torch.zeros(2, 3)), "rejected", r"float32\[2, 3\], but float32\[3, 2\]"),
+    "wrong type": (tensors(w=torch.zeros(3, 2).double()), "rejected", "float64"),
+    "unknown key": (tensors(other=torch.zeros(1)), "rejected", "unknown tensor 'other'"),
+    "missing key": (lambda parcel: replace(parcel, tensors={"w": torch.zeros(3, 2)}), "rejected", "'b' is missing"),
+    "nothing": (lambda parcel: replace(parcel, tensors={}), "rejected", "missing"),
+    "huge": (tensors(w=torch.zeros(100, 1000)), "rejected", "400.* bytes, at most"),
+    "huge head": (head(notes={"text": "x" * 50_000}), "rejected", "bytes, at most"),
+    "stale": (head(tick=7), "rejected", "another order"),
+    "another ticket": (head(ticket="1.100.a0.1"), "rejected", "another order"),
+    "no head": (lambda parcel: replace(parcel, head={}), "rejected", "lacks 'ticket'"),
+    "a head of the future": (head(version=99), "rejected", "version 99"),
+    "unknown words": (head(colour="red"), "rejected", "unknown key 'colour'"),
+    "weight of nothing": (numbers(num_examples=0), "rejected", "num-examples is 0"),
+    "negative weight": (numbers(num_examples=-5), "rejected", "num-examples is -5"),
+    "huge weight": (numbers(num_examples=1e9), "rejected", r"at most 20"),
+    "weight that is no number": (numbers(num_examples=float("nan")), "rejected", "not finite"),
+    "metric that is no number": (numbers(loss=float("inf")), "rejected", "'loss' is not finite"),
+    "metric of text": (numbers(loss="low"), "rejected", "'loss' is not finite"),
+    "too many metrics": (numbers(**{f"m{k}": 1.0 for k in range(99)}), "rejected", "at most 64"),
+    "it says that it cannot": (head(error="no space"), "failed", "no space"),
+    "it never has what it needs": (head(lacks=True), "failed", "does not keep"),
+    "it crashes": (crash, "failed", "RuntimeError: out of battery second line"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_who_breaks_the_rules_is_left_out(case: str, tmp_path: Path) -> None:
+    spoil, event, reason = SPOILT[case]
+    honest, expected = Program(zeros()), Program(zeros())
+    clients: dict[str, Any] = adders(zeros(), 4, tmp_path / "with")
+    clients["a1"] = lambda inner=clients["a1"]: Liar(inner, spoil)
+    job = federation(honest, clients, tmp_path / "with" / "server", rounds=1)
+    rounds = job.run()
+    others = {name: one for name, one in adders(zeros(), 4, tmp_path / "without").items() if name != "a1"}
+    federation(expected, others, tmp_path / "without" / "server", rounds=1).run()
+    assert digest(honest.tensors) == digest(expected.tensors)
+    assert (rounds[1].answered, rounds[1].ok) == (3, True)
+    lines = [json.loads(line) for line in (tmp_path / "with" / "server" / "audit.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["client"], line["round"]) for line in lines] == [(event, "a1", 1)]
+    assert __import__("re").search(reason, lines[0]["reason"])
+    assert len(lines[0]["reason"]) <= 200
+    assert lines[0]["reason"].isprintable()
+
+
+def test_who_breaks_them_again_and_again_is_asked_no_more(tmp_path: Path) -> None:
+    clients: dict[str, Any] = adders(zeros(), 3, tmp_path)
+    clients["a2"] = lambda inner=clients["a2"]: Liar(inner, tensors(w=torch.full((3, 2), torch.nan)))
+    job = federation(Program(zeros()), clients, tmp_path / "server", rounds=5, strikes=2)
+    assert [len(one.clients) for one in job.run()[1:]] == [3, 3, 2, 2, 2]
+
+
+class Twice:
+    """A link on which every answer comes twice, and some come to nobody's order."""
+
+    def __init__(self, inner: LocalLink) -> None:
+        self._inner, self._again = inner, list[Incoming]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def receive(self, until: float) -> Incoming | None:
+        if self._again:
+            return self._again.pop()
+        found = self._inner.receive(until)
+        if found is not None and found.parcel is not None:
+            self._again = [found, replace(found, ticket="1.100.a9.77"), replace(found, address="a0")]
+        return found
+
+
+def test_an_answer_counts_once(tmp_path: Path) -> None:
+    """Replayed, invented or claimed by another: only the first answer from the address that was asked counts."""
+    program, expected = Program(zeros()), Program(zeros())
+    config = RoundsConfig(rounds=2, evaluate_every=0, strikes=1000)
+    link: Any = Twice(LocalLink(adders(zeros(), 3, tmp_path / "with")))
+    job = Federation(program, link, config, folder=tmp_path / "server", identity={})
+    job.run()
+    federation(expected, adders(zeros(), 3, tmp_path / "without"), tmp_path / "plain").run()
+    assert digest(program.tensors) == digest(expected.tensors)
+    assert job.audit.count("rejected") >= 6
+    assert job.bytes(direction="up", used=False).payload > 0, "what was not used was sent all the same"
+
+
+@pytest.mark.parametrize("codec", ["int8", "delta+top=20%+fp16", "pack+bf16", "delta+int8+pack"])
+def test_every_codec_is_guarded(codec: str, tmp_path: Path) -> None:
+    def spoil(parcel: Parcel) -> Parcel:
+        broken = {
+            name: torch.full_like(value, torch.nan) if value.is_floating_point() else torch.full_like(value, -1)
+            for name, value in parcel.tensors.items()
+        }
+        return replace(parcel, tensors=broken)
+
+    phase = replace(TRAIN, up=Codec.parse(codec))
+    clients: dict[str, Any] = adders(zeros(), 3, tmp_path)
+    clients["a0"] = lambda inner=clients["a0"]: Liar(inner, spoil)
+    program = Program(zeros(), phases=(phase,))
+    job = federation(program, clients, tmp_path / "server", rounds=1)
+    job.run()
+    assert all(value.isfinite().all() for value in program.tensors.values())
+    assert job.rounds[1].answered + job.audit.count("rejected") == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "../etc", "examples": 1}, "not a name"), ({"name": "a", "examples": -1}, "negative"),
+        ({"name": "a"}, "lacks 'examples'"), ({"name": "a", "examples": 1, "budget": "memroy<=1"}, "did you mean"),
+        ({"name": "a", "examples": 1, "facts": {"speed": "fast"}}, "finite number"), ([], "must be an object"),
+        ({"name": "a", "examples": 1, "root": True}, "unknown key"),
+    ],
+)  # fmt: skip
+def test_profiles_that_cannot_be_used(fields: Any, words: str) -> None:
+    with pytest.raises(FederationError, match=words):
+        Profile.from_json(fields)
+
+
+def test_two_of_one_name_and_who_says_nothing_usable(tmp_path: Path) -> None:
+    clients: dict[str, Any] = adders(zeros(), 3, tmp_path)
+    clients["twin"] = clients["a0"]
+    clients["mute"] = lambda: Liar(clients["a1"], lambda parcel: parcel)
+
+    class Mute:
+        def handle(self, parcel: Parcel) -> Parcel:
+            return replace(clients["a1"]().handle(parcel), head=AnswerHead(ticket="x", tick=0).to_json())
+
+    clients["mute"] = Mute
+    job = federation(Program(zeros()), clients, tmp_path / "server", rounds=1)
+    rounds = job.run()
+    assert rounds[1].clients == ("a0", "a1", "a2")
+    refused = {line["client"]: line["reason"] for line in job.audit.lines if line["event"] == "refused"}
+    assert "there already" in str(refused["twin"])
+    assert "mute" in refused
+
+
+def test_nobody_may_claim_to_have_almost_all_examples() -> None:
+    crowd = [Profile(name=f"c{k}", examples=100) for k in range(9)] + [Profile(name="x", examples=10**9)]
+    weights = largest_weights(crowd)
+    assert weights["c3"] == 100
+    assert weights["x"] == 1000
+
+
+def test_clients_cap_what_they_accept(tmp_path: Path) -> None:
+    (make,) = adders(zeros(), 1, tmp_path).values()
+    program = make()._program
+    worker = Worker(program, ClientStore(tmp_path / "c"), federation="mine", largest=2000)
+
+    def ask(**changes: Any) -> AnswerHead:
+        fields = {"action": "train", "ticket": "t", "round": 1, "tick": 100, "seed": 0, **changes}
+        given = fields.pop("tensors", zeros())
+        parcel = Parcel(kind="train", head=OrderHead(**fields).to_json(), tensors=given)
+        return AnswerHead.from_json(worker.handle(parcel).head)
+
+    assert not ask().error
+    assert "belongs to mine" in ask(federation="theirs").error
+    assert "takes 2000" in ask(tensors={"w": torch.zeros(1000), "b": torch.zeros(5)}).error
+    assert "agreed" in ask(tensors={"w": torch.zeros(2, 2), "b": torch.zeros(5)}).error
+    assert "NaN" in ask(tensors={"w": torch.full((3, 2), torch.nan), "b": torch.zeros(5)}).error
+    assert ask(static="v9").lacks
+    with pytest.raises(FederationError, match="the order"):
+        worker.handle(Parcel(kind="train", head={"action": 3}))
+
+
+def test_the_audit_log_survives_odd_text(tmp_path: Path) -> None:
+    audit = Audit(tmp_path / "audit.jsonl")
+    audit.note("rejected", round=1, client="x\n{}", action="train", reason="a\tb\x00c\u202e" + "y" * 1000)
+    (line,) = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert len(json.loads(line)["reason"]) == 200
+    assert Outgoing(address="a", ticket="t", parcel=Parcel(kind="query", head={})).parcel.bytes == 2
+    assert WEIGHT == "num-examples"

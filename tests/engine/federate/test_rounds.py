@@ -1,0 +1,223 @@
+"""The loop: sampling, quorum, deadline, stragglers, phases, evaluation, and that nothing depends on who was faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.engine.federate.fleet import adders, digest, federation
+from lissome.core.errors import ArtifactError, FederationError
+from lissome.core.events import Event, EventStream
+from lissome.engine.federate.codec import Codec
+from lissome.engine.federate.link import Incoming
+from lissome.engine.federate.local import Device, LocalLink
+from lissome.engine.federate.merge import Overlap
+from lissome.engine.federate.outer import Momentum
+from lissome.engine.federate.program import TRAIN, Phase, Program, Report
+from lissome.engine.federate.rounds import Federation, RoundsConfig
+
+
+def zeros() -> dict[str, Tensor]:
+    return {"w": torch.zeros(3, 2), "b": torch.zeros(5)}
+
+
+def test_a_round_averages_by_examples_and_state_is_kept(tmp_path: Path) -> None:
+    program = Program(zeros())
+    job = federation(program, adders(zeros(), 3, tmp_path), tmp_path / "server", evaluate_every=1)
+    rounds = job.run()
+    # Client i adds (i + 1) · order with 10·(i + 1) examples: (1·1 + 2·2 + 3·3) / 6 in the first order, twice that then.
+    assert torch.allclose(program.tensors["w"], torch.full((3, 2), 3 * 14 / 6))
+    assert [one.number for one in rounds] == [0, 1, 2]
+    assert rounds[1].metrics == {"train/step": pytest.approx(14 / 6), "evaluate/orders": 2.0}
+    assert rounds[2].scores["a1"] == {"orders": 3.0}
+    assert rounds[2].clients == ("a0", "a1", "a2")
+    assert all(one.ok for one in rounds)
+
+
+def test_bytes_are_all_counted(tmp_path: Path) -> None:
+    program = Program(zeros())
+    job = federation(program, adders(zeros(), 3, tmp_path), tmp_path / "server", evaluate_every=2)
+    job.run()
+    payload = 4 * 11
+    assert job.bytes(action="train", direction="down").payload == 2 * 3 * payload
+    assert job.bytes(action="train", round=1).payload == 2 * 3 * payload
+    assert job.bytes(action="evaluate").payload == 3 * payload, "evaluation sends tensors and brings none"
+    assert job.bytes(action="profile").payload == 0
+    assert job.bytes(action="profile").message > 0
+    total = job.bytes()
+    assert total.message > total.payload + 128 * 2 * 9
+    text = (tmp_path / "server" / "ledger.csv").read_text().splitlines()
+    assert len(text) == 1 + 6 + 2 * 2 * 3 + 2 * 3
+    assert text[1] == "0,a0,profile,down,0,98,1" or text[1].startswith("0,a0,profile,down,0,")
+
+
+def test_results_do_not_depend_on_speed(tmp_path: Path) -> None:
+    results = []
+    for index, seconds in enumerate(((1, 2, 3, 4), (4, 3, 2, 1), (2, 9, 1, 3))):
+        devices = {f"a{number}": Device(seconds=time) for number, time in enumerate(seconds)}
+        program, folder = Program(zeros()), tmp_path / str(index)
+        federation(program, adders(zeros(), 4, folder), folder / "server", devices=devices).run()
+        results.append(digest(program.tensors))
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_deadline_bounds_the_round_and_the_late_are_written_down(tmp_path: Path) -> None:
+    devices = {"a2": Device(seconds=10.0)}
+    program = Program(zeros())
+    job = federation(
+        program, adders(zeros(), 3, tmp_path), tmp_path / "server", devices=devices, deadline=2.0, rounds=12
+    )
+    rounds = job.run()
+    assert all(one.seconds <= 2.0 for one in rounds)
+    assert {one.answered for one in rounds[1:]} == {2}
+    events = [(line["event"], line["client"]) for line in job.audit.lines]
+    assert events.count(("silent", "a2")) == 12
+    assert events.count(("late", "a2")) == 2, "after 10 and 20 seconds, of orders that are 8 and 16 seconds old by then"
+    assert not job.audit.strikes, "to be slow is no breach"
+    assert len(rounds[12].clients) == 3
+    assert job.bytes(client="a2", direction="up", used=False).payload == 2 * 44
+
+
+def test_late_answers_can_join_the_next_round(tmp_path: Path) -> None:
+    devices = {"a1": Device(seconds=3.0)}
+    up = replace(TRAIN, up=Codec.parse("delta"))
+    program = Program(zeros(), phases=(up,))
+    job = federation(
+        program, adders(zeros(), 2, tmp_path), tmp_path / "server", devices=devices, deadline=2.0, rounds=2, late="use",
+        quorum=0.5,
+    )  # fmt: skip
+    job.run()
+    # Round 1: a0 adds 1. Round 2: a0 adds 2 to it (10 examples), a1's first +2 (20 examples) counts 1/√2 of its weight.
+    stale = 20 / 2**0.5
+    expected = (10 * 3 + stale * (1 + 2)) / (10 + stale)
+    assert torch.allclose(program.tensors["b"], torch.full((5,), expected))
+
+
+def test_more_are_asked_than_wanted(tmp_path: Path) -> None:
+    devices = {f"a{number}": Device(dropout=0.3, spread=0.5) for number in range(10)}
+    program = Program(zeros())
+    job = federation(
+        program, adders(zeros(), 10, tmp_path), tmp_path / "server", devices=devices, sample=0.5, oversample=1.4,
+        deadline=60.0, rounds=6,
+    )  # fmt: skip
+    rounds = job.run()[1:]
+    assert {len(one.clients) for one in rounds} == {7}
+    assert max(one.answered for one in rounds) == 5
+    assert len({one.clients for one in rounds}) > 1
+    again = federation(
+        Program(zeros()), adders(zeros(), 10, tmp_path / "b"), tmp_path / "b" / "server", devices=devices, sample=0.5,
+        oversample=1.4, deadline=60.0, rounds=6,
+    )  # fmt: skip
+    assert [one.clients for one in again.run()[1:]] == [one.clients for one in rounds], "drawn from the seed alone"
+
+
+def test_a_round_without_a_quorum_changes_nothing_and_many_end_it(tmp_path: Path) -> None:
+    devices = {f"a{number}": Device(dropout=1.0) for number in range(2)}
+    program = Program(zeros())
+    job = federation(
+        program, adders(zeros(), 3, tmp_path), tmp_path / "server", devices=devices, deadline=5.0, quorum=0.5, rounds=9
+    )
+    with pytest.raises(FederationError, match=r"3 rounds in a row had no quorum \(50% .*audit\.jsonl"):
+        job.run()
+    assert not program.tensors["w"].any()
+    assert [one.ok for one in job.rounds[1:]] == [False] * 3
+
+
+def test_too_few_clients(tmp_path: Path) -> None:
+    job = federation(Program(zeros()), adders(zeros(), 2, tmp_path), tmp_path / "server", clients=3, join=5.0)
+    with pytest.raises(FederationError, match="2 of 3 clients joined within 5 s"):
+        job.run()
+
+
+class TwoPhases(Program):
+    """Asks for numbers first, and scales what it sends in a second phase by them."""
+
+    def phases(self, round: int) -> Sequence[Phase]:
+        return (Phase(action="count", sends=False, merger=None), TRAIN)
+
+    def settings(self, phase: Phase, round: int, client: Any) -> Mapping[str, Any]:
+        return {"round": round}
+
+    def weigh(self, phase: Phase, report: Report) -> float:
+        return 1.0
+
+    def conclude(
+        self, phase: Phase, round: int, merged: Mapping[str, Tensor], reports: Sequence[Report]
+    ) -> Mapping[str, float]:
+        if phase.action == "count":
+            return {"steps": sum(report.metrics["step"] for report in reports)}
+        return super().conclude(phase, round, merged, reports)
+
+    def evaluate(self, round: int) -> Mapping[str, float]:
+        return {"mean": float(self.tensors["w"].mean())}
+
+
+def test_phases_follow_each_other(tmp_path: Path) -> None:
+    program = TwoPhases(zeros(), outer=Momentum(lr=1.0, momentum=0.0))
+    heard: list[Event] = []
+    link = LocalLink(adders(zeros(), 2, tmp_path))
+    job = Federation(
+        program, link, RoundsConfig(rounds=1, evaluate_every=0), folder=tmp_path / "server",
+        identity={"federation": "test"}, events=EventStream(heard.append),
+    )  # fmt: skip
+    rounds = job.run()
+    assert rounds[1].metrics["count/steps"] == 3.0
+    # Clients count orders: the second one of the round adds twice their number, and everybody weighs the same.
+    assert rounds[1].metrics["server/mean"] == pytest.approx((2 * 1 + 2 * 2) / 2)
+    assert job.bytes(action="count").payload == 0
+    advanced = [event for event in heard if event.kind == "advance"]
+    assert advanced[-1].message.startswith("2 of 2 clients, ")
+    assert advanced[-1].metrics["server/mean"] == 3.0
+
+
+def test_static_tensors_are_sent_once_and_again_when_lost(tmp_path: Path) -> None:
+    class Static(Program):
+        def static(self, client: Any, subnet: Any) -> tuple[str, Mapping[str, Tensor]]:
+            return "v1", {"frozen": torch.ones(100)}
+
+    program, clients = Static(zeros()), adders(zeros(), 2, tmp_path)
+    job = federation(program, clients, tmp_path / "server", rounds=3)
+    job.run()
+    assert job.bytes(round=1, direction="down").payload == 2 * (44 + 400)
+    assert job.bytes(round=2, direction="down").payload == 2 * 44
+    (tmp_path / "a0" / "static" / "v1.safetensors").unlink()
+    again = federation(Static(zeros()), clients, tmp_path / "other", rounds=1)
+    again._exchange._static.update(a0="v1", a1="v1")
+    again.run()
+    assert again.bytes(round=1, client="a0", direction="down", action="train").payload == 44 + 444
+    assert again.bytes(round=1, client="a1", direction="down", action="train").payload == 44
+    assert again.rounds[1].answered == 2
+
+
+def test_a_checkpoint_of_another_federation_is_refused(tmp_path: Path) -> None:
+    federation(Program(zeros()), adders(zeros(), 2, tmp_path), tmp_path / "server").run()
+    with pytest.raises(ArtifactError, match="another job.*seed"):
+        federation(Program(zeros()), adders(zeros(), 2, tmp_path), tmp_path / "server", seed=1).run()
+
+
+def test_a_finished_federation_is_read_back(tmp_path: Path) -> None:
+    program = Program(zeros())
+    first = federation(program, adders(zeros(), 2, tmp_path), tmp_path / "server")
+    first.run()
+    other = Program(zeros())
+    again = federation(other, {}, tmp_path / "server")
+    assert [one.to_json() for one in again.run()] == [one.to_json() for one in first.rounds]
+    assert digest(other.tensors) == digest(program.tensors)
+    assert again.bytes() == first.bytes()
+
+
+def test_the_virtual_clock(tmp_path: Path) -> None:
+    link = LocalLink({}, {"x": Device(seconds=2.0)})
+    assert link.receive(until=5.0) is None
+    assert link.now() == 5.0
+    assert link.receive(until=float("inf")) is None
+    link.pause(1.5)
+    assert link.now() == 6.5
+    assert Incoming(address="x", ticket="t").parcel is None
+    assert Overlap({}).result() == {}
