@@ -105,8 +105,8 @@ def training_clients(
     return made
 
 
-def subnet_program(model: Model, **options: Any) -> SubnetProgram:
-    tensors = global_tensors(model, lesson(0))
+def subnet_program(model: Model, *, private: Sequence[str] = (), **options: Any) -> SubnetProgram:
+    tensors = global_tensors(model, lesson(0), private)
     planner = Planner(model.space(width=8), SubnetCost(model))
     return SubnetProgram(model, tensors, **{"planner": planner, "lesson": lesson(77), **options})
 

@@ -189,8 +189,7 @@ class TrainingClient:
     ) -> tuple[tuple[float, ...], dict[str, Tensor]]:
         """Train on from the kept moments and position, with the weights that came."""
         done = int(work.kept.facts.get("steps", 0))
-        shapes = {name: value.shape for name, value in task.module.named_parameters()}
-        carried = Carried(work.kept, done, shapes)
+        carried = Carried(work.kept, done, bound)
         stretched = replace(
             config, steps=done + config.steps, schedule="constant", warmup=0, checkpoint_seconds=math.inf
         )
@@ -226,34 +225,46 @@ def cut_model(base: Model, subnet: Mapping[str, int] | None) -> Model:
 class Carried(Checkpoint):
     """Hands moments of an earlier order to the training loop, and takes those of this one out; nothing is written.
 
+    Moments are kept under global names. Those of a tensor that another Subnet gives another shape are left out.
+
     Args:
-        kept: What the client kept; its tensors ``moment/…`` are used.
+        kept: What the client kept; its tensors ``moment|…`` are used.
         done: Steps done before.
-        shapes: Of the parameters; moments of another Subnet's shapes are left out.
+        bound: What is trained.
     """
 
-    def __init__(self, kept: Kept, done: int, shapes: Mapping[str, torch.Size]) -> None:
+    def __init__(self, kept: Kept, done: int, bound: Bound) -> None:
         super().__init__(Path(), {})
-        self._kept, self._done, self._shapes = kept, done, shapes
+        self._kept, self._done = kept, done
+        inside = {id(value): name for name, value in bound.module.named_parameters()}
+        self._local = {name: inside[id(value)] for name, value in bound.parameters.items() if id(value) in inside}
+        self._shapes = {name: value.shape for name, value in bound.parameters.items()}
         self.moments: dict[str, Tensor] = {}
 
     def load(self) -> Saved | None:
         """Return the kept moments, without weights."""
         if not self._done:
             return None
-        tensors = {}
+        found: dict[str, dict[str, Tensor]] = {}
         for name, value in self._kept.tensors.items():
-            kind, _, rest = name.partition("/")
-            owner = rest.rpartition("/")[0]
-            if kind == "moment" and (not value.ndim or value.shape == self._shapes.get(owner)):
-                tensors[f"optimizer/{rest}"] = value
+            kind, _, rest = name.partition("|")
+            if kind == "moment":
+                owner, _, key = rest.rpartition("|")
+                found.setdefault(owner, {})[key] = value
+        tensors = {
+            f"optimizer/{self._local[owner]}/{key}": value
+            for owner, values in found.items()
+            if owner in self._local and all(v.shape == self._shapes[owner] for v in values.values() if v.ndim)
+            for key, value in values.items()
+        }
         state: dict[str, Any] = {"steps": self._done, "losses": [0.0] * self._done, "seconds": 0.0}
         return Saved(self._done, tensors, state)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Any = None) -> None:
         """Take the moments out."""
-        self.moments = {
-            f"moment/{name.removeprefix('optimizer/')}": value.detach().cpu().clone()
-            for name, value in tensors.items()
-            if name.startswith("optimizer/")
-        }
+        origin = {local: name for name, local in self._local.items()}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "optimizer":
+                owner, _, key = rest.rpartition("/")
+                self.moments[f"moment|{origin[owner]}|{key}"] = value.detach().cpu().clone()

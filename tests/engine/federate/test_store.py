@@ -1,0 +1,59 @@
+"""What clients keep: undone when an order is repeated, whole or absent, and gone when it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lissome.engine.federate.store import ClientStore, Kept
+
+
+def kept(value: float) -> Kept:
+    return Kept({"w": torch.full((2,), value)}, {"value": value})
+
+
+def test_a_repeated_order_starts_from_what_was_before_it(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path / "c")
+    assert store.before(100).facts == {}
+    for tick in (100, 200, 300):
+        store.keep(tick, kept(float(tick)))
+    assert store.before(400).facts == {"value": 300.0}
+    assert store.before(300).facts == {"value": 200.0}
+    assert torch.equal(store.before(300).tensors["w"], torch.full((2,), 200.0))
+    assert store.before(200).facts == {}, "two states are kept"
+    store.keep(300, kept(3.0))
+    assert store.before(301).facts == {"value": 3.0}
+
+
+def test_a_server_that_went_back_further_is_followed(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path / "c")
+    for tick in (100, 200):
+        store.keep(tick, kept(float(tick)))
+    store.keep(150, kept(1.5))
+    assert store.before(10_000).facts == {"value": 1.5}
+
+
+def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path / "c")
+    for tick in (100, 200):
+        store.keep(tick, kept(float(tick)))
+    (tmp_path / "c" / "00000200" / "tensors.safetensors").write_bytes(b"\0" * 9)
+    assert store.before(300).facts == {"value": 100.0}
+    (tmp_path / "c" / "00000100" / "facts.json").unlink()
+    assert store.before(300).facts == {}
+    store.clear()
+    assert not (tmp_path / "c").exists()
+
+
+def test_static_tensors_have_a_tag(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path / "c")
+    assert store.static("v1") is None
+    store.keep_static("v1", {"w": torch.ones(2)})
+    store.keep_static("v2", {"w": torch.zeros(2)})
+    assert store.static("v1") is None
+    found = store.static("v2")
+    assert found is not None
+    assert found["w"].tolist() == [0.0, 0.0]
+    (tmp_path / "c" / "static" / "v2.safetensors").write_bytes(b"short")
+    assert store.static("v2") is None
