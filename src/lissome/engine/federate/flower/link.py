@@ -1,0 +1,93 @@
+"""A Flower Grid as a link: one order pushed, one answer pulled at a time, so that memory does not grow with clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lissome.core.errors import FederationError
+from lissome.engine.federate.flower.records import flower_app, from_records, kind_of, to_records
+from lissome.engine.federate.link import Incoming, Outgoing
+
+_POLL, _SLOWEST = 0.05, 1.0  # seconds between two looks at who has answered: at first, and at most
+
+
+class FlowerLink:
+    """Reaches clients through a Flower Grid.
+
+    Args:
+        grid: What Flower gives to a ServerApp.
+    """
+
+    def __init__(self, grid: Any) -> None:
+        self._grid = grid
+        self._open: dict[str, tuple[str, str]] = {}
+        self._turn: Iterator[str] = iter(())
+        self._failed: list[Incoming] = []
+
+    def addresses(self) -> Sequence[str]:
+        """Ids of all nodes that are connected."""
+        return sorted(str(node) for node in self._grid.get_node_ids())
+
+    def send(self, orders: Sequence[Outgoing]) -> None:
+        """Push orders; what cannot be pushed is an answer that says so."""
+        message = flower_app().Message
+        for order in orders:
+            made = message(
+                content=to_records(order.parcel), dst_node_id=int(order.address), message_type=order.parcel.kind,
+                group_id=str(order.parcel.head.get("round", 0)),
+            )  # fmt: skip
+            ids = [str(one) for one in self._grid.push_messages([made]) if one]
+            if ids:
+                self._open[ids[0]] = (order.address, order.ticket)
+            else:
+                self._failed.append(Incoming(address=order.address, ticket=order.ticket, error="it was not delivered"))
+
+    def receive(self, until: float) -> Incoming | None:
+        """Pull the next answer; waits for it."""
+        pause = _POLL
+        while True:
+            if self._failed:
+                return self._failed.pop()
+            found = self._look()
+            if found is not None:
+                return found
+            left = until - time.monotonic()
+            if left <= 0 or not self._open:
+                return None
+            time.sleep(min(pause, left))
+            pause = min(_SLOWEST, pause * 1.5)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep."""
+        time.sleep(max(0.0, seconds))
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return time.monotonic()
+
+    def _look(self) -> Incoming | None:
+        """Ask once for each open order whether it was answered, those longest not asked for first."""
+        for _ in range(len(self._open)):
+            identity = next(self._turn, None)
+            if identity is None:
+                self._turn = iter(list(self._open))
+                identity = next(self._turn)
+            if identity not in self._open:
+                continue
+            for reply in self._grid.pull_messages([identity]):
+                address, ticket = self._open.pop(identity)
+                return _incoming(address, ticket, reply)
+        return None
+
+
+def _incoming(address: str, ticket: str, reply: Any) -> Incoming:
+    if reply.has_error():
+        reason = str(reply.error.reason or "").strip().splitlines()
+        return Incoming(address=address, ticket=ticket, error=f"Flower's error {reply.error.code}: {''.join(reason[-1:])}")
+    try:
+        parcel = from_records(reply.content, kind_of(reply))
+    except FederationError as error:
+        return Incoming(address=address, ticket=ticket, error=str(error))
+    return Incoming(address=address, ticket=ticket, parcel=parcel)

@@ -1,0 +1,176 @@
+"""Over Flower's Message API: the same tensors as without it, the same bytes, and Flower's own strategies on our app."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lissome.engine.federate.client import Worker
+from lissome.engine.federate.codec import Codec
+from lissome.engine.federate.merge import Mean
+from lissome.engine.federate.orders import OrderHead
+from lissome.engine.federate.parcel import Parcel
+from lissome.engine.federate.program import TRAIN, Phase, Program
+from lissome.engine.federate.rounds import Federation, RoundsConfig
+from lissome.engine.federate.training import global_tensors
+from tests.engine.federate.fleet import (
+    adders,
+    digest,
+    encoder,
+    federation,
+    lesson,
+    subnet_program,
+    training_clients,
+)
+
+pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
+
+from lissome.engine.federate.flower.app import client_app  # noqa: E402
+from lissome.engine.federate.flower.grid import LocalGrid  # noqa: E402
+from lissome.engine.federate.flower.link import FlowerLink  # noqa: E402
+from lissome.engine.federate.flower.records import from_records, to_records  # noqa: E402
+
+Clients = Mapping[str, Callable[[], Worker]]
+
+
+def grid(clients: Clients) -> Any:
+    def worker_for(context: Any) -> tuple[str, Worker]:
+        name = str(context.node_config["name"])
+        return name, clients[name]()
+
+    return LocalGrid(client_app(worker_for), [{"name": name} for name in reversed(sorted(clients))])
+
+
+def over_flower(program: Program, clients: Clients, folder: Path, **settings: Any) -> Federation:
+    config = RoundsConfig(**{"rounds": 2, "evaluate_every": 0, **settings})
+    link = FlowerLink(grid(clients))
+    return Federation(program, link, config, folder=folder, identity={"federation": "test"})
+
+
+def test_parcels_survive_and_are_as_large_as_flower_says() -> None:
+    tensors = {"a": torch.randn(3, 4), "b|scale": torch.tensor(2.5), "c": torch.tensor([1, 2], dtype=torch.int8)}
+    parcel = Parcel(
+        kind="train", head={"ticket": "t", "settings": {"lr": 0.5}}, tensors=tensors,
+        numbers={"num-examples": 3.0, "loss": 0.25},
+    )  # fmt: skip
+    records = to_records(parcel)
+    found = from_records(records, "train")
+    assert found.head == parcel.head
+    assert dict(found.numbers) == dict(parcel.numbers)
+    for name, value in tensors.items():
+        assert torch.equal(found.tensors[name], value)
+        assert found.tensors[name].dtype == value.dtype
+    arrays, numbers = records["arrays"], records["metrics"]
+    assert parcel.bytes == arrays.count_bytes() + numbers.count_bytes() + len(parcel.head_text.encode())
+    assert parcel.payload == sum(array.numpy().nbytes for array in arrays.values())
+
+
+@pytest.mark.parametrize("codec", ["raw", "fp16", "delta+top=10%+int8+feedback", "bf16+pack"])
+def test_the_same_tensors_and_bytes_with_and_without_flower(codec: str, tmp_path: Path) -> None:
+    zeros = {"w": torch.zeros(6, 2), "b": torch.zeros(5)}
+    jobs = []
+    for name, run in (("local", federation), ("flower", over_flower)):
+        phase = Phase(up=Codec.parse(codec))
+        folder = tmp_path / name
+        job = run(Program(dict(zeros), phases=(phase,)), adders(zeros, 3, folder), folder / "s", evaluate_every=1)
+        job.run()
+        jobs.append(job)
+    assert digest(jobs[0].program.tensors) == digest(jobs[1].program.tensors)
+    assert [one.metrics for one in jobs[0].rounds] == [one.metrics for one in jobs[1].rounds]
+    for action in ("train", "evaluate"):
+        assert jobs[0].bytes(action=action).payload == jobs[1].bytes(action=action).payload
+    assert not jobs[1].audit.lines
+
+
+def test_subnets_train_alike_over_flower(tmp_path: Path) -> None:
+    budgets = {"b": "block_params<=50%", "c": "block_params<=25%"}
+    found = []
+    for name, run in (("local", federation), ("flower", over_flower)):
+        model = encoder()
+        program = subnet_program(model)
+        clients = training_clients(model, ["a", "b", "c"], tmp_path / name, budgets=budgets)
+        job = run(program, clients, tmp_path / name / "s")
+        job.run()
+        found.append((digest(program.tensors), [one.metrics for one in job.rounds]))
+    assert found[0] == found[1]
+
+
+def stock(initial: Mapping[str, Tensor], clients: Clients, rounds: int) -> dict[str, Tensor]:
+    """The same app under Flower's own federated averaging."""
+    from flwr.app import Array, ArrayRecord
+    from flwr.serverapp.strategy import FedAvg
+
+    arrays = ArrayRecord({name: Array(value.numpy()) for name, value in initial.items()})
+    strategy = FedAvg(fraction_train=1.0, fraction_evaluate=1.0)
+    result = strategy.start(grid=grid(clients), initial_arrays=arrays, num_rounds=rounds)
+    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in result.arrays.items()}
+
+
+def test_the_plain_mean_is_that_of_flower(tmp_path: Path) -> None:
+    """Our loop with the mean merger against Flower's FedAvg: the same app, the same clients, three rounds."""
+    zeros = {"w": torch.zeros(6, 2), "b": torch.zeros(5)}
+    program = Program(dict(zeros), phases=(Phase(merger=Mean),))
+    job = over_flower(program, adders(zeros, 4, tmp_path / "ours"), tmp_path / "ours" / "s", rounds=3)
+    job.run()
+    theirs = stock(zeros, adders(zeros, 4, tmp_path / "theirs"), 3)
+    for name, value in program.tensors.items():
+        assert torch.allclose(value, theirs[name], rtol=1e-6, atol=1e-6)
+
+
+def test_one_round_of_training_is_that_of_flower(tmp_path: Path) -> None:
+    """One round: a stock order names no seed, so clients draw other examples in the end, but not with whole batches."""
+    model = encoder()
+    initial = global_tensors(model, lesson(0))
+    config = {"config": __import__("dataclasses").replace(training_config(), batch=24, steps=1)}
+    ours = training_clients(model, ["a", "b"], tmp_path / "ours", **config)
+    program = subnet_program(model, phases=(Phase(merger=Mean),))
+    over_flower(program, ours, tmp_path / "ours" / "s", rounds=1).run()
+    theirs = stock(initial, training_clients(model, ["a", "b"], tmp_path / "theirs", **config), 1)
+    for name, value in program.tensors.items():
+        assert torch.allclose(value, theirs[name], rtol=1e-5, atol=1e-6), name
+
+
+def training_config() -> Any:
+    from tests.engine.federate.fleet import QUICK
+
+    return QUICK
+
+
+def test_a_node_that_fails_is_written_down(tmp_path: Path) -> None:
+    zeros = {"w": torch.zeros(2)}
+    clients: dict[str, Any] = adders(zeros, 3, tmp_path)
+
+    class Broken:
+        def __init__(self, inner: Callable[[], Worker]) -> None:
+            self._inner = inner
+
+        def handle(self, parcel: Parcel) -> Parcel:
+            if OrderHead.from_json(parcel.head).action != "profile":
+                raise RuntimeError("out of battery")
+            return self._inner().handle(parcel)
+
+    clients["a1"] = lambda inner=clients["a1"]: Broken(inner)
+    job = over_flower(Program(dict(zeros), phases=(TRAIN,)), clients, tmp_path / "s", rounds=1)
+    job.run()
+    assert job.rounds[1].answered == 2
+    (line,) = job.audit.lines
+    assert (line["event"], line["client"]) == ("failed", "a1")
+    assert "out of battery" in str(line["reason"])
+
+
+def test_records_that_are_none_of_ours(tmp_path: Path) -> None:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+    from lissome.core.errors import FederationError
+
+    bad = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"no array at all")
+    with pytest.raises(FederationError, match="cannot be read"):
+        from_records(RecordDict({"arrays": ArrayRecord({"w": bad})}), "train")
+    with pytest.raises(FederationError, match="cannot be read"):
+        from_records(RecordDict({"config": ConfigRecord({"lissome": "{"})}), "train")
