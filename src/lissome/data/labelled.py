@@ -82,8 +82,8 @@ def read_labelled(path: Path | str, *, classes: tuple[str, ...] | None = None) -
     """Read labelled texts; of repeated ones the first counts.
 
     Args:
-        path: JSON lines, perhaps compressed (``.gz``): objects with ``text`` and ``label`` (text or a whole number), and
-            perhaps ``client``, to whom the text belongs.
+        path: JSON lines, perhaps compressed (``.gz``): objects with ``text`` and ``label`` (text or a whole number),
+            and perhaps ``client``, to whom the text belongs.
         classes: Names of all classes, when the file is a part that may lack some (default: those that occur).
 
     Raises:

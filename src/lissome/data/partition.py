@@ -165,7 +165,9 @@ def read_part(folder: Path) -> tuple[Labelled, dict[str, Any]]:
         raise DataError(f"{folder / PART} does not say what the rows are; write the parts again.")
     found = sha256_file(folder / ROWS)
     if found != facts.get("sha256"):
-        raise DataError(f"{folder / ROWS} has sha256 {found[:12]}…, the partition says {facts.get('sha256', '?')[:12]}…")
+        raise DataError(
+            f"{folder / ROWS} has sha256 {found[:12]}…, the partition says {facts.get('sha256', '?')[:12]}…"
+        )
     return read_labelled(folder / ROWS, classes=tuple(map(str, facts["classes"]))), facts
 
 

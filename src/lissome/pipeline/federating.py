@@ -137,7 +137,7 @@ def plan_federation(recipe: Path | FederationRecipe, *, events: EventStream | No
     for profile in profiles:
         subnet = assigned[profile.name]
         down = up = 0
-        for index, phase in enumerate(phases):
+        for index in range(len(phases)):
             order, answer = _parcels(program, job, profile, subnet, index)
             payload += order.payload + answer.payload
             message += order.bytes + answer.bytes
@@ -219,7 +219,9 @@ def _run(job: FederationJob, folder: RunFolder, backend: Backend, events: EventS
     raise ConfigError(f"the back end {backend} is not there yet")
 
 
-def _parcels(program: Program, job: FederationJob, profile: Any, subnet: Subnet | None, index: int) -> tuple[Parcel, Parcel]:
+def _parcels(
+    program: Program, job: FederationJob, profile: Any, subnet: Subnet | None, index: int
+) -> tuple[Parcel, Parcel]:
     """An order of a phase and its answer, without data."""
     phase = [one for one in program.phases(1) if one.sends or one.merger is not None][index]
     ticket = f"1.{100 + index}.{profile.name}.1"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Literal
 
 from lissome.core.config import MethodConfig, option
-from lissome.core.errors import DataError
 from lissome.data.labelled import Labelled, read_labelled
 from lissome.data.partition import Partition, PartitionConfig, deal, partition, read_part
-from lissome.data.sources import Corpus, Document, read_corpus
+from lissome.data.sources import Corpus, read_corpus
 from lissome.data.text import Encoder, all_windows
 from lissome.engine.classify import Encoded, encode
 from lissome.engine.federate.lessons import Classes, Tokens
@@ -105,7 +103,13 @@ def own_lesson(folder: Path, model: Model, config: DataConfig, *, seed: int) -> 
 
 
 def lesson(
-    rows: Labelled | Corpus, model: Model, config: DataConfig, classes: tuple[str, ...], *, seed: int, train: bool = True
+    rows: Labelled | Corpus,
+    model: Model,
+    config: DataConfig,
+    classes: tuple[str, ...],
+    *,
+    seed: int,
+    train: bool = True,
 ) -> Lesson:
     """Make a lesson of rows.
 
@@ -126,7 +130,10 @@ def lesson(
         Random(seed).shuffle(order)
         count = min(len(order) - 1, round(share * len(order))) if train else len(order)
         held, learned = (sorted(order[:count]), sorted(order[count:]))
-        parts = [encode(model, rows.some(places), length=config.length) if places else _nothing() for places in (learned, held)]
+        parts = [
+            encode(model, rows.some(places), length=config.length) if places else _nothing()
+            for places in (learned, held)
+        ]
         return Classes(parts[0], parts[1], len(classes))
     windows = all_windows(rows, Encoder(model.tokenizer, model.anatomy.vocabulary), length=config.length)
     count = min(len(windows) - 1, round(share * len(windows))) if train else len(windows)

@@ -67,7 +67,9 @@ class Adder:
         if work.head.action == "evaluate":
             return Answer(weight=self.examples, metrics={"orders": count})
         added = {name: value + self.step * count for name, value in work.tensors.items()}
-        return Answer(weight=self.examples, tensors=added, metrics={"step": self.step}, keep=Kept({}, {"orders": count}))
+        return Answer(
+            weight=self.examples, tensors=added, metrics={"step": self.step}, keep=Kept({}, {"orders": count})
+        )
 
 
 def adders(tensors: Mapping[str, Tensor], count: int, folder: Path) -> dict[str, Callable[[], Worker]]:

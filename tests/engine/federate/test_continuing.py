@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def killed(run: Callable[[], object]) -> bool:
 
 
 class Mortal:
-    """A client at whose n-th order the whole process dies, before or after its work."""
+    """A client at whose n-th order, counted over all clients, the whole process dies, before or after its work."""
 
     def __init__(self, inner: Callable[[], Any], counter: list[int], fatal: int, *, after: bool) -> None:
         self._inner, self._counter, self._fatal, self._after = inner, counter, fatal, after
@@ -54,6 +55,11 @@ class Mortal:
         if self._counter[0] == self._fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer
+
+
+def mortal(clients: dict[str, Any], fatal: int, *, after: bool) -> dict[str, Any]:
+    counter = [0]
+    return {name: partial(Mortal, inner, counter, fatal, after=after) for name, inner in clients.items()}
 
 
 def momentum() -> Program:
@@ -76,13 +82,9 @@ def test_killed_at_every_order(make: Callable[[], Program], tmp_path: Path) -> N
     for fatal in range(count + 1, orders + 1, 2):
         folder, deaths = tmp_path / str(fatal), 0
         while True:
-            counter = [0]
             clients: dict[str, Any] = adders(zeros(), count, folder)
             if not deaths:
-                after = bool(fatal % 4 == 0)
-                clients = {
-                    name: (lambda inner=one: Mortal(inner, counter, fatal, after=after)) for name, one in clients.items()
-                }
+                clients = mortal(clients, fatal, after=fatal % 4 == 0)
             if not killed(federation(make(), clients, folder / "s", rounds=ROUNDS).run):
                 break
             deaths += 1
@@ -98,21 +100,19 @@ def test_killed_at_every_order(make: Callable[[], Program], tmp_path: Path) -> N
 def test_killed_while_clients_train(fatal: int, tmp_path: Path) -> None:
     budgets = {"b": "block_params<=50%", "c": "block_params<=30%"}
 
-    def job(folder: Path, *, mortal: bool = False, finished: bool = False) -> Federation:
-        model, counter = encoder(), [0]
+    def job(folder: Path, *, dies: bool = False, finished: bool = False) -> Federation:
+        model = encoder()
         clients: dict[str, Any] = training_clients(
             model, ["a", "b", "c"], folder, budgets=budgets, private=("task/*",), moments=True
         )
-        if mortal:
-            clients = {
-                name: (lambda inner=one: Mortal(inner, counter, fatal, after=True)) for name, one in clients.items()
-            }
+        if dies:
+            clients = mortal(clients, fatal, after=True)
         program = subnet_program(model, private=("task/*",))
         return federation(program, {} if finished else clients, folder / "s", rounds=3, evaluate_every=2)
 
     whole = job(tmp_path / "whole")
     whole.run()
-    assert killed(job(tmp_path / "cut", mortal=True).run)
+    assert killed(job(tmp_path / "cut", dies=True).run)
     assert not killed(job(tmp_path / "cut").run)
     again = job(tmp_path / "cut", finished=True)
     again.run()

@@ -31,10 +31,10 @@ from tests.engine.federate.fleet import (
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
-from lissome.engine.federate.flower.app import client_app  # noqa: E402
-from lissome.engine.federate.flower.grid import LocalGrid  # noqa: E402
-from lissome.engine.federate.flower.link import FlowerLink  # noqa: E402
-from lissome.engine.federate.flower.records import from_records, to_records  # noqa: E402
+from lissome.engine.federate.flower.app import client_app
+from lissome.engine.federate.flower.grid import LocalGrid
+from lissome.engine.federate.flower.link import FlowerLink
+from lissome.engine.federate.flower.records import from_records, to_records
 
 Clients = Mapping[str, Callable[[], Worker]]
 
@@ -44,7 +44,7 @@ def grid(clients: Clients) -> Any:
         name = str(context.node_config["name"])
         return name, clients[name]()
 
-    return LocalGrid(client_app(worker_for), [{"name": name} for name in reversed(sorted(clients))])
+    return LocalGrid(client_app(worker_for), [{"name": name} for name in sorted(clients, reverse=True)])
 
 
 def over_flower(program: Program, clients: Clients, folder: Path, **settings: Any) -> Federation:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.federate.fleet import adders, digest, federation
 from lissome.core.errors import FederationError
 from lissome.engine.federate.audit import Audit
 from lissome.engine.federate.client import Worker
@@ -26,6 +25,7 @@ from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import TRAIN, Program
 from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.store import ClientStore
+from tests.engine.federate.fleet import adders, digest, federation
 
 Spoil = Callable[[Parcel], Parcel]
 
@@ -54,7 +54,9 @@ def head(**changes: Any) -> Spoil:
 
 
 def numbers(**changes: Any) -> Spoil:
-    return lambda parcel: replace(parcel, numbers={**parcel.numbers, **{k.replace("_", "-"): v for k, v in changes.items()}})
+    return lambda parcel: replace(
+        parcel, numbers={**parcel.numbers, **{k.replace("_", "-"): v for k, v in changes.items()}}
+    )
 
 
 def crash(parcel: Parcel) -> Parcel:
@@ -181,8 +183,7 @@ def test_profiles_that_cannot_be_used(fields: Any, words: str) -> None:
 
 def test_two_of_one_name_and_who_says_nothing_usable(tmp_path: Path) -> None:
     clients: dict[str, Any] = adders(zeros(), 3, tmp_path)
-    clients["twin"] = clients["a0"]
-    clients["mute"] = lambda: Liar(clients["a1"], lambda parcel: parcel)
+    clients["twin"] = adders(zeros(), 1, tmp_path / "elsewhere")["a0"]
 
     class Mute:
         def handle(self, parcel: Parcel) -> Parcel:

@@ -46,7 +46,9 @@ def places(draw: st.DrawFn) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
 
 
 @given(places())
-def test_put_after_cut_changes_nothing_and_add_is_its_adjoint(given: tuple[torch.Tensor, dict[int, torch.Tensor]]) -> None:
+def test_put_after_cut_changes_nothing_and_add_is_its_adjoint(
+    given: tuple[torch.Tensor, dict[int, torch.Tensor]],
+) -> None:
     tensor, place = given
     part = cut(tensor, place).clone()
     assert tuple(part.shape) == shape_of(tuple(tensor.shape), place)

@@ -39,9 +39,7 @@ def pieces(model: Model, values: Sequence[dict[str, Tensor]], seed: int, keep: f
     for index, value in enumerate(values):
         subnet = model.space(width=3).sample(rng, keep=keep)
         layout = Layout.of_subnet(model, subnet, value)
-        found.append(
-            Piece(client=f"c{index}", weight=rng.randint(1, 1000), layout=layout, tensors=layout.cut(value))
-        )
+        found.append(Piece(client=f"c{index}", weight=rng.randint(1, 1000), layout=layout, tensors=layout.cut(value)))
     return found
 
 
@@ -197,7 +195,10 @@ def test_trimming_counts_those_who_hold_a_coordinate() -> None:
 
 
 def test_optimizers_of_the_server() -> None:
-    old, new = {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor([1])}, {"w": torch.tensor([0.0, 2.0]), "n": torch.tensor([3])}
+    old, new = (
+        {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor([1])},
+        {"w": torch.tensor([0.0, 2.0]), "n": torch.tensor([3])},
+    )
     assert Replace().step(old, new)["w"].tolist() == [0.0, 2.0]
     plain = Momentum(lr=1.0, momentum=0.0)
     assert plain.step(old, new)["w"].tolist() == [0.0, 2.0], "a step of one without momentum is averaging"

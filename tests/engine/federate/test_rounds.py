@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.federate.fleet import adders, digest, federation
 from lissome.core.errors import ArtifactError, FederationError
 from lissome.core.events import Event, EventStream
 from lissome.engine.federate.codec import Codec
@@ -21,6 +20,7 @@ from lissome.engine.federate.merge import Overlap
 from lissome.engine.federate.outer import Momentum
 from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.rounds import Federation, RoundsConfig
+from tests.engine.federate.fleet import adders, digest, federation
 
 
 def zeros() -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ def test_static_tensors_are_sent_once_and_again_when_lost(tmp_path: Path) -> Non
 
 def test_a_checkpoint_of_another_federation_is_refused(tmp_path: Path) -> None:
     federation(Program(zeros()), adders(zeros(), 2, tmp_path), tmp_path / "server").run()
-    with pytest.raises(ArtifactError, match="another job.*seed"):
+    with pytest.raises(ArtifactError, match=r"another job.*seed"):
         federation(Program(zeros()), adders(zeros(), 2, tmp_path), tmp_path / "server", seed=1).run()
 
 
@@ -221,3 +221,76 @@ def test_the_virtual_clock(tmp_path: Path) -> None:
     assert link.now() == 6.5
     assert Incoming(address="x", ticket="t").parcel is None
     assert Overlap({}).result() == {}
+
+
+class Shaky:
+    """A link on which orders are lost and clients are started anew at another address, as on real machines."""
+
+    patience = 1.0
+
+    def __init__(self, inner: LocalLink, losses: int, moves: Mapping[str, str]) -> None:
+        self._inner, self._losses, self._moves = inner, losses, dict(moves)
+        self._gone: set[str] = set()
+        self._home: dict[str, str] = {}
+
+    def addresses(self) -> list[str]:
+        there = [self._moves[name] if name in self._gone else name for name in self._inner.addresses()]
+        self._home = {self._moves[name]: name for name in self._gone}
+        return there
+
+    def send(self, orders: Sequence[Any]) -> None:
+        for order in orders:
+            if order.address in self._moves and order.parcel.kind == "train" and order.address not in self._gone:
+                self._gone.add(order.address)  # it dies with the order
+                continue
+            self._inner.send([replace(order, address=self._home.get(order.address, order.address))])
+
+    def receive(self, until: float) -> Incoming | None:
+        found = self._inner.receive(until)
+        if found is None:
+            return None
+        back = {home: at for at, home in self._home.items()}
+        found = replace(found, address=back.get(found.address, found.address))
+        if self._losses and found.parcel is not None and found.parcel.kind == "train":
+            self._losses -= 1
+            return replace(found, parcel=None, error="lost", lost=True)
+        return found
+
+    def pause(self, seconds: float) -> None:
+        self._inner.pause(seconds)
+
+    def now(self) -> float:
+        return self._inner.now()
+
+
+def test_lost_orders_and_restarted_clients_change_nothing(tmp_path: Path) -> None:
+    program, expected = Program(zeros()), Program(zeros())
+    link: Any = Shaky(LocalLink(adders(zeros(), 4, tmp_path / "shaky")), 3, {"a1": "b1", "a3": "b3"})
+    job = Federation(
+        program, link, RoundsConfig(rounds=3, evaluate_every=0), folder=tmp_path / "s", identity={"federation": "test"}
+    )
+    rounds = job.run()
+    federation(expected, adders(zeros(), 4, tmp_path / "firm"), tmp_path / "firm" / "s", rounds=3).run()
+    assert digest(program.tensors) == digest(expected.tensors)
+    assert {one.answered for one in rounds[1:]} == {4}
+    assert not job.audit.strikes
+    assert job.bytes(action="train", direction="down").payload > 3 * 4 * 44, "what was sent again is counted"
+
+
+def test_slow_orders_may_be_sent_again(tmp_path: Path) -> None:
+    class Deaf(Shaky):
+        """Swallows the first order to train."""
+
+        def send(self, orders: Sequence[Any]) -> None:
+            for order in orders:
+                if order.parcel.kind == "train" and self._losses:
+                    self._losses -= 1
+                else:
+                    self._inner.send([order])
+
+    program, expected = Program(zeros()), Program(zeros())
+    link: Any = Deaf(LocalLink(adders(zeros(), 3, tmp_path / "deaf")), 1, {})
+    config = RoundsConfig(rounds=2, evaluate_every=0, resend=5.0)
+    Federation(program, link, config, folder=tmp_path / "s", identity={"federation": "test"}).run()
+    federation(expected, adders(zeros(), 3, tmp_path / "firm"), tmp_path / "firm" / "s", rounds=2).run()
+    assert digest(program.tensors) == digest(expected.tensors)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -110,7 +110,8 @@ class Worker:
         if parcel.bytes > self._largest:
             raise FederationError(f"the order has {parcel.bytes} bytes, this client takes {self._largest}")
         if head.action == PROFILE:
-            answer = AnswerHead(ticket=head.ticket, tick=head.tick, notes=self._program.profile().to_json())
+            profile = replace(self._program.profile(), token=self._store.token())
+            answer = AnswerHead(ticket=head.ticket, tick=head.tick, notes=profile.to_json())
             return Parcel(kind=parcel.kind, head=answer.to_json())
         static = self._static(parcel, head)
         if static is None:

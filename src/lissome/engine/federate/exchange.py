@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lissome.core.errors import FederationError, LissomeError
+from lissome.core.errors import LissomeError
+from lissome.engine.federate.answers import FailedError, OpenOrder, read_answer, read_head
 from lissome.engine.federate.audit import Audit, Event
-from lissome.engine.federate.guard import check_finite, check_numbers, check_size
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.ledger import Ledger
 from lissome.engine.federate.link import Incoming, Link, Outgoing
 from lissome.engine.federate.members import Members
-from lissome.engine.federate.merge import Overlap, Piece
-from lissome.engine.federate.orders import STATIC, AnswerHead, OrderHead
+from lissome.engine.federate.merge import Overlap
+from lissome.engine.federate.orders import STATIC, OrderHead
 from lissome.engine.federate.parcel import PROFILE, Parcel
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program, Report
@@ -31,23 +31,11 @@ from lissome.models.space import Subnet
 if TYPE_CHECKING:
     from lissome.engine.federate.rounds import RoundsConfig
 
+_TRIES = 5  # times that an order which is lost on the way is sent again
 _REMEMBERED = 100  # rounds after which an answer is no longer known as late, and counts as one to no order
 
 PHASES = 100
 """Most phases of a round; ticks count in steps of it."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Open:
-    """An order that was sent and not answered yet."""
-
-    client: str
-    address: str
-    phase: Phase
-    round: int
-    head: OrderHead
-    subnet: Subnet | None
-    resent: bool = False
 
 
 class Exchange:
@@ -81,9 +69,10 @@ class Exchange:
         self._program, self._link, self._members = program, link, members
         self._ledger, self._audit, self._folder = ledger, audit, folder
         self._seed, self._config, self._name = seed, config, name
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, OpenOrder] = {}
         self._profiles: dict[str, str] = {}
         self._static: dict[str, str] = {}
+        self._superseded: dict[str, str] = {}
         self._count = 0
         self._now: _Phase | None = None
 
@@ -138,10 +127,14 @@ class Exchange:
             limit = self._link.now() + self._config.deadline if self._config.deadline is not None else float("inf")
             self._send(self._now, clients, subnets)
             while len(self._now.reports) < enough and self._waiting():
-                incoming = self._link.receive(limit)
-                if incoming is None:
+                until = min(limit, self._link.now() + self._link.patience)
+                incoming = self._link.receive(until)
+                if incoming is not None:
+                    self._take(incoming, round)
+                elif until >= limit:
                     break
-                self._take(incoming, round)
+                else:
+                    self._look_again(round)
             self._silent(round)
             merged = intake.result() if phase.merger is not None else {}
             for client, reason in intake.refused.items():
@@ -157,48 +150,53 @@ class Exchange:
 
     def _send(self, now: _Phase, clients: Sequence[Profile], subnets: Mapping[str, Subnet | None]) -> None:
         """Send orders one by one, those of one Subnet after each other, so that they share one encoded slice."""
-        phase = now.phase
         groups: dict[Subnet | None, list[Profile]] = {}
         for client in clients:
             groups.setdefault(subnets.get(client.name), []).append(client)
         for subnet, members in groups.items():
             shared: dict[tuple[str, ...], Mapping[str, Tensor]] = {}
             for client in members:
-                layout = self._program.layout(phase, client, subnet) if phase.sends else Layout({})
+                layout = self._layout(now.phase, client, subnet)
                 key = (*layout.keys, *layout.keys.values())
                 if key not in shared:
-                    shared = {key: phase.down.encode(layout.cut(self._program.tensors))}
-                address, head = self._members.address(client.name), self._head(now, client, subnet)
-                order = _Open(client.name, address, phase, now.round, head, subnet)
-                self._dispatch(order, shared[key], client)
+                    shared = {key: now.phase.down.encode(layout.cut(self._program.tensors))}
+                address = self._members.address(client.name) or ""
+                head = self._head(now, client, subnet)
+                order = OpenOrder(client=client, address=address, phase=now.phase, head=head, subnet=subnet)
+                self._dispatch(order, shared[key])
+
+    def _layout(self, phase: Phase, client: Profile, subnet: Subnet | None) -> Layout:
+        return self._program.layout(phase, client, subnet) if phase.sends else Layout({})
 
     def _head(self, now: _Phase, client: Profile, subnet: Subnet | None) -> OrderHead:
-        self._count += 1
         phase, number, tick = now.phase, now.round, now.tick
         tag, _ = self._program.static(client, subnet)
         return OrderHead(
-            action=phase.action, ticket=f"{number}.{tick}.{client.name}.{self._count}", round=number, tick=tick,
+            action=phase.action, ticket=self._ticket(f"{tick}.{client.name}"), round=number, tick=tick,
             seed=derive(self._seed, "client", client.name, tick),
             subnet=subnet.to_json() if subnet is not None else None,
             settings=dict(self._program.settings(phase, number, client)),
             down=str(phase.down), up=str(phase.up), static=tag, federation=self._name,
         )  # fmt: skip
 
-    def _dispatch(self, order: _Open, wire: Mapping[str, Tensor], client: Profile) -> None:
-        head = order.head
-        if head.static and self._static.get(order.client) != head.static:
-            _, static = self._program.static(client, order.subnet)
-            wire = {**wire, **{STATIC + name: value.contiguous() for name, value in static.items()}}
-            self._static[order.client] = head.static
+    def _ticket(self, start: str) -> str:
+        self._count += 1
+        return f"{start}.{self._count}"
+
+    def _dispatch(self, order: OpenOrder, wire: Mapping[str, Tensor]) -> None:
+        head, name = order.head, order.client.name
+        if head.static and self._static.get(name) != head.static:
+            _, static = self._program.static(order.client, order.subnet)
+            wire = {**wire, **{STATIC + key: value.contiguous() for key, value in static.items()}}
+            self._static[name] = head.static
         parcel = Parcel(kind=order.phase.kind, head=head.to_json(), tensors=wire)
-        self._open[head.ticket] = order
-        self._ledger.note(parcel, round=order.round, client=order.client, action=head.action, direction="down")
+        self._open[head.ticket] = replace(order, sent=self._link.now(), lost=False)
+        self._ledger.note(parcel, round=head.round, client=name, action=head.action, direction="down")
         self._link.send([Outgoing(address=order.address, ticket=head.ticket, parcel=parcel)])
 
     def _profile_order(self, address: str, round: int) -> Outgoing:
         self._members.asked(address)
-        self._count += 1
-        ticket = f"{PROFILE}.{self._count}"
+        ticket = self._ticket(PROFILE)
         head = OrderHead(action=PROFILE, ticket=ticket, round=round, tick=round * PHASES, seed=0, federation=self._name)
         parcel = Parcel(kind="query", head=head.to_json())
         self._profiles[ticket] = address
@@ -213,83 +211,78 @@ class Exchange:
             return
         order = self._open.get(incoming.ticket)
         if order is None or order.address != incoming.address:
-            name = self._members.name(incoming.address)
-            reason = "an answer to no order, or the second one to the same"
-            self._count_up(incoming, round, name, "?", used=False)
-            self._audit.note("rejected", round=round, client=name, action="?", reason=reason)
+            self._stray(incoming, round)
             return
         del self._open[incoming.ticket]
         try:
             self._accept(order, incoming)
-        except (FederationError, LissomeError) as error:
-            event: Event = "failed" if incoming.parcel is None or isinstance(error, _FailedError) else "rejected"
-            self._count_up(incoming, round, order.client, order.phase.action, used=False)
-            self._audit.note(event, round=round, client=order.client, action=order.phase.action, reason=str(error))
+        except LissomeError as error:
+            failed = incoming.parcel is None or isinstance(error, FailedError)
+            self._count_up(incoming, order.head.round, order.client.name, order.phase.action, used=False)
+            self._note("failed" if failed else "rejected", order, str(error))
             if self._now is not None and self._is_now(order):
-                self._now.intake.gone(order.client)
+                self._now.intake.gone(order.client.name)
 
-    def _accept(self, order: _Open, incoming: Incoming) -> None:
-        parcel, now = incoming.parcel, self._now
+    def _stray(self, incoming: Incoming, round: int) -> None:
+        """Take note of an answer that nobody waits for: to an order that was sent again, or to none."""
+        name = self._members.name(incoming.address)
+        self._count_up(incoming, round, name, "?", used=False)
+        if incoming.parcel is None or self._superseded.pop(incoming.ticket, None) == incoming.address:
+            return
+        reason = "an answer to no order, or the second one to the same"
+        self._audit.note("rejected", round=round, client=name, action="?", reason=reason)
+
+    def _accept(self, order: OpenOrder, incoming: Incoming) -> None:
+        parcel, now, name = incoming.parcel, self._now, order.client.name
         if parcel is None:
-            raise _FailedError(incoming.error)
-        head = AnswerHead.from_json(parcel.head)
-        if head.ticket != order.head.ticket or head.tick != order.head.tick:
-            raise FederationError("the answer names another order than the one that it came for")
-        if head.lacks and self._is_now(order) and not order.resent:
-            self._resend(order)
+            if incoming.lost and self._is_now(order) and order.tries < _TRIES:
+                self._open[order.head.ticket] = replace(order, lost=True)
+                return
+            raise FailedError(incoming.error)
+        head = read_head(order, parcel)
+        if head.lacks and self._is_now(order):
+            self._count_up(incoming, order.head.round, name, order.phase.action, used=False)
+            self._static.pop(name, None)
+            self._resend(replace(order, supplied=True))
             return
-        if head.error or head.lacks:
-            raise _FailedError(head.error or "it does not keep the tensors that it was sent")
-        staleness = 0 if self._is_now(order) else max(1, (now.round if now else order.round) - order.round)
+        staleness = 0 if self._is_now(order) else max(1, (now.round if now else 0) - order.head.round)
         usable = now is not None and now.phase.action == order.phase.action and self._config.late == "use"
-        if staleness and not usable:
-            self._count_up(incoming, order.round, order.client, order.phase.action, used=False)
-            self._audit.note(
-                "late", round=order.round, client=order.client, action=order.phase.action, reason="after its phase"
-            )
+        if head.lacks or (staleness and not usable):
+            self._count_up(incoming, order.head.round, name, order.phase.action, used=False)
+            self._note("late", order, "after its phase")
             return
-        piece, report = self._read(order, parcel, head, staleness)
-        self._count_up(incoming, order.round, order.client, order.phase.action, used=True)
+        most = self._members.largest_weight(name)
+        piece, report = read_answer(order, parcel, head, self._program, most=most, staleness=staleness)
+        self._count_up(incoming, order.head.round, name, order.phase.action, used=True)
         assert now is not None
         if staleness:
             now.intake.add_stale(piece)
         else:
-            now.reports[order.client] = report
+            now.reports[name] = report
             if order.phase.merger is not None:
                 now.intake.add(piece)
 
-    def _read(self, order: _Open, parcel: Parcel, head: AnswerHead, staleness: int) -> tuple[Piece, Report]:
-        """Check and decode an answer."""
-        phase, program = order.phase, self._program
-        profile = next((one for one in self._members.present() if one.name == order.client), None)
-        if profile is None:
-            raise FederationError("the client is not there any more")
-        layout = program.returns(phase, profile, order.subnet) if phase.merger is not None else Layout({})
-        templates = layout.templates(program.tensors)
-        check_size(parcel, phase.up.payload(templates) + phase.extra, len(templates))
-        most = self._members.largest_weight(order.client)
-        weight, metrics = check_numbers(parcel.numbers, most)
-        tensors = phase.up.decode(parcel.tensors, templates, self._base(phase, layout) if phase.up.delta else None)
-        check_finite(tensors)
-        report = Report(
-            client=order.client, weight=weight, metrics=metrics, subnet=order.subnet, staleness=staleness,
-            notes=dict(head.notes),
-        )  # fmt: skip
-        counted = program.weigh(phase, report) / (1 + staleness) ** 0.5
-        return Piece(client=order.client, weight=counted, layout=layout, tensors=tensors), report
+    def _look_again(self, round: int) -> None:
+        """Send orders again: lost ones, those of clients started anew, and, if the settings say so, slow ones."""
+        self.roll_call(round)
+        for order in [one for one in self._open.values() if self._is_now(one)]:
+            address, waited = self._members.address(order.client.name), self._link.now() - order.sent
+            slow = self._config.resend is not None and waited > self._config.resend
+            if address is not None and (order.lost or slow or address != order.address):
+                del self._open[order.head.ticket]
+                self._superseded[order.head.ticket] = order.address
+                self._resend(replace(order, address=address, tries=order.tries + 1))
+            elif order.lost and waited > self._config.join:
+                del self._open[order.head.ticket]
+                self._note("failed", order, "it was lost, and did not come back")
+                if self._now is not None:
+                    self._now.intake.gone(order.client.name)
 
-    def _base(self, phase: Phase, layout: Layout) -> dict[str, Tensor]:
-        """What a client has after an order: the cut tensors as the order's codec carries them."""
-        sent = layout.cut(self._program.tensors)
-        return phase.down.decode(phase.down.encode(sent), sent)
-
-    def _resend(self, order: _Open) -> None:
-        """Send an order again, with the tensors that its client was believed to keep."""
-        self._static.pop(order.client, None)
-        profile = next(one for one in self._members.present() if one.name == order.client)
-        layout = self._program.layout(order.phase, profile, order.subnet) if order.phase.sends else Layout({})
-        wire = order.phase.down.encode(layout.cut(self._program.tensors))
-        self._dispatch(replace(order, resent=True), wire, profile)
+    def _resend(self, order: OpenOrder) -> None:
+        """Send an order again; whoever repeats it gives the same answer."""
+        order = replace(order, head=replace(order.head, ticket=self._ticket(order.head.ticket)))
+        layout = self._layout(order.phase, order.client, order.subnet)
+        self._dispatch(order, order.phase.down.encode(layout.cut(self._program.tensors)))
 
     def _join(self, incoming: Incoming, round: int) -> None:
         if incoming.parcel is None:
@@ -303,15 +296,16 @@ class Exchange:
         """Write down who has not answered; what they send later is recognised as late."""
         for order in self._open.values():
             if self._is_now(order):
-                self._audit.note(
-                    "silent", round=round, client=order.client, action=order.phase.action,
-                    reason="no answer before the phase ended",
-                )  # fmt: skip
-        old = [ticket for ticket, order in self._open.items() if order.round < round - _REMEMBERED]
-        for ticket in old:
+                self._note("silent", order, "no answer before the phase ended")
+        for ticket in [key for key, order in self._open.items() if order.head.round < round - _REMEMBERED]:
             del self._open[ticket]
 
-    def _is_now(self, order: _Open) -> bool:
+    def _note(self, event: Event, order: OpenOrder, reason: str) -> None:
+        self._audit.note(
+            event, round=order.head.round, client=order.client.name, action=order.phase.action, reason=reason
+        )
+
+    def _is_now(self, order: OpenOrder) -> bool:
         return self._now is not None and order.head.tick == self._now.tick
 
     def _count_up(self, incoming: Incoming, round: int, client: str, action: str, *, used: bool) -> None:
@@ -330,7 +324,3 @@ class _Phase:
 
     def __post_init__(self) -> None:
         self.reports: dict[str, Report] = {}
-
-
-class _FailedError(FederationError):
-    """A client says that it could not, which breaks no rule."""

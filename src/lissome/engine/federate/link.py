@@ -33,16 +33,22 @@ class Incoming:
         ticket: Of the order that it answers; may be anything when the client does not keep to the rules.
         parcel: What came; None when the client failed.
         error: Why there is no parcel.
+        lost: Whether the order or its answer was lost on the way, or the client died; it may be sent again.
     """
 
     address: str
     ticket: str
     parcel: Parcel | None = None
     error: str = ""
+    lost: bool = False
 
 
 class Link(Protocol):
     """A way to all clients. Nothing that a client does may raise here; it becomes an `Incoming` with an error."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for an answer before looking whether somebody came back at another address."""
 
     def addresses(self) -> Sequence[str]:
         """Who can be reached now."""

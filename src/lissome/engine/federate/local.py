@@ -81,6 +81,11 @@ class LocalLink:
         self._events: list[_Event] = []
         self._busy: dict[str, float] = {}
 
+    @property
+    def patience(self) -> float:
+        """Endless: nobody comes back at another address."""
+        return math.inf
+
     def addresses(self) -> Sequence[str]:
         """Names of all clients."""
         return tuple(self._clients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -27,6 +28,7 @@ class Members:
         self._by_address: dict[str, Profile | None] = {}
         self._reachable: frozenset[str] = frozenset()
         self._weights: dict[str, float] = {}
+        self._tokens: dict[str, str] = {}
 
     def see(self, addresses: Sequence[str]) -> list[str]:
         """Take note of who can be reached; return those that have not said yet who they are."""
@@ -42,10 +44,12 @@ class Members:
         try:
             profile = Profile.from_json(AnswerHead.from_json(parcel.head).notes)
             twin = next((at for at, one in self._by_address.items() if one and one.name == profile.name), None)
+            known = self._tokens.get(profile.name, profile.token)
+            if known != profile.token or (twin is not None and twin != address and not profile.token):
+                raise FederationError(f"{profile.name} is there already; every client needs a name of its own")
             if twin is not None and twin != address:
-                if twin in self._reachable:
-                    raise FederationError(f"{profile.name} is there already; every client needs a name of its own")
                 del self._by_address[twin]  # it came back at another address
+            self._tokens[profile.name] = profile.token
             self._by_address[address] = profile
         except FederationError as error:
             self._audit.note("refused", round=round, client=address, action="profile", reason=str(error))
@@ -57,9 +61,10 @@ class Members:
         kept = [one for one in found if self._audit.strikes[one.name] < self._strikes]
         return sorted(kept, key=lambda one: one.name)
 
-    def address(self, name: str) -> str:
-        """Return where a client is reached."""
-        return next(at for at, one in self._by_address.items() if one and one.name == name and at in self._reachable)
+    def address(self, name: str) -> str | None:
+        """Return where a client is reached; None when it is not there."""
+        found = (at for at, one in self._by_address.items() if one and one.name == name and at in self._reachable)
+        return next(found, None)
 
     def name(self, address: str) -> str:
         """Return the name of who is reached there, or the address when it is not known."""
@@ -71,8 +76,8 @@ class Members:
         return self._weights.get(name, 1.0)
 
     def facts(self) -> dict[str, Any]:
-        """Return the profiles, by name, as JSON-able fields."""
-        return {one.name: one.to_json() for one in self._by_address.values() if one}
+        """Return the profiles, by name, as JSON-able fields, without what only the clients know."""
+        return {one.name: replace(one, token="").to_json() for one in self._by_address.values() if one}
 
 
 def sampled(clients: Sequence[Profile], count: int, rng: Random) -> list[Profile]:

@@ -77,7 +77,8 @@ class FederatedConfig(MethodConfig):
 
     def merger(self) -> Merger:
         """What clients' tensors are merged by."""
-        inner: Merger = {"overlap": Overlap, "mean": Mean, "trimmed": partial(Trimmed, share=self.trim)}[self.merge]
+        known: dict[str, Merger] = {"overlap": Overlap, "mean": Mean, "trimmed": partial(Trimmed, share=self.trim)}
+        inner = known[self.merge]
         return inner if self.bound is None else partial(Bounded, norm=self.bound, inner=inner)
 
     def server_optimizer(self) -> Outer:

@@ -28,6 +28,8 @@ class Profile:
         data: Fingerprint of its data.
         base: Fingerprint of the model that it starts from; empty when the server sends everything.
         facts: Other numbers that a planner may use, by name.
+        token: What only this client knows, the same after a restart: by it the server knows a client that comes back
+            at another address from one that takes its name. It is written down nowhere.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Profile:
     data: str = ""
     base: str = ""
     facts: Mapping[str, float] = field(default_factory=dict)
+    token: str = field(default="", repr=False)
 
     @cached_property
     def bounds(self) -> Budget:

@@ -40,6 +40,9 @@ class RoundsConfig(MethodConfig):
     oversample: float = option(1.0, "how many are asked for each that is wanted; 1.3 makes up for one in four", low=1.0)
     quorum: float = option(0.5, "share of the wanted answers without which a round changes nothing", low=0.0, high=1.0)
     deadline: float | None = option(None, "seconds after which a phase ends; none: when all have answered", low=0.0)
+    resend: float | None = option(
+        None, "seconds after which an unanswered order is sent again; a repeated one gives the same answer", low=0.0
+    )
     late: Literal["drop", "use"] = option(
         "drop", "use: an answer after its phase joins the next one of that action, weighted by 1/√(1 + rounds late)"
     )

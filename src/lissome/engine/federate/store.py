@@ -8,6 +8,7 @@ repetition gives the same answer. The two newest states are kept, which is all t
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lissome.core.errors import ArtifactError
-from lissome.core.files import atomic_folder, read_json, write_json
+from lissome.core.files import atomic_folder, read_json, write_json, write_text
 
 _TICKED = re.compile(r"\d{8}")
 _TENSORS, _FACTS = "tensors.safetensors", "facts.json"
@@ -74,6 +75,14 @@ class ClientStore:
         before = [path for path in self._ticked() if int(path.name) <= tick]
         for path in set(self._ticked()) - set(before[-_KEEP:]):
             shutil.rmtree(path, ignore_errors=True)
+
+    def token(self) -> str:
+        """Return what identifies this client to the server across restarts; made at random when it is first asked."""
+        file = self.folder / "token"
+        if not file.is_file():
+            write_text(file, secrets.token_hex(16))
+            file.chmod(0o600)
+        return file.read_text(encoding="utf-8").strip()
 
     def clear(self) -> None:
         """Forget everything, for a user who asks for it."""

@@ -10,6 +10,8 @@ from lissome.core.errors import FederationError
 from lissome.engine.federate.flower.records import flower_app, from_records, kind_of, to_records
 from lissome.engine.federate.link import Incoming, Outgoing
 
+_PATIENCE = 2.0
+_LOST = frozenset({3, 4, 5, 8})  # no such message, no reply, node gone, app died; 2 is an exception of the client's own
 _POLL, _SLOWEST = 0.05, 1.0  # seconds between two looks at who has answered: at first, and at most
 
 
@@ -25,6 +27,11 @@ class FlowerLink:
         self._open: dict[str, tuple[str, str]] = {}
         self._turn: Iterator[str] = iter(())
         self._failed: list[Incoming] = []
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait before looking for nodes that were started anew."""
+        return _PATIENCE
 
     def addresses(self) -> Sequence[str]:
         """Ids of all nodes that are connected."""
@@ -84,8 +91,9 @@ class FlowerLink:
 
 def _incoming(address: str, ticket: str, reply: Any) -> Incoming:
     if reply.has_error():
-        reason = str(reply.error.reason or "").strip().splitlines()
-        return Incoming(address=address, ticket=ticket, error=f"Flower's error {reply.error.code}: {''.join(reason[-1:])}")
+        reason = str(reply.error.reason or "").strip().splitlines()[-1:]
+        text = f"Flower's error {reply.error.code}: {''.join(reason)}"
+        return Incoming(address=address, ticket=ticket, error=text, lost=reply.error.code in _LOST)
     try:
         parcel = from_records(reply.content, kind_of(reply))
     except FederationError as error:
