@@ -216,7 +216,22 @@ def _run(job: FederationJob, folder: RunFolder, backend: Backend, events: EventS
     server = folder.state / "server"
     if backend == "inprocess":
         return serve(job, job.local_link(folder.state / "clients"), server, events)
+    if backend == "ray":
+        return _simulate(job, folder, server, events)
     raise ConfigError(f"the back end {backend} is not there yet")
+
+
+def _simulate(job: FederationJob, folder: RunFolder, server: Path, events: EventStream) -> Federation:
+    """Run clients on Ray's workers; the server's side stays in this process."""
+    from lissome.engine.federate.flower.simulation import simulate
+    from lissome.pipeline.flower import simulated
+
+    ended: list[Federation] = []
+    simulate(
+        lambda link: ended.append(serve(job, link, server, events)), simulated(job, folder.state / "clients"),
+        len(job.silos.names),
+    )  # fmt: skip
+    return ended[0]
 
 
 def _parcels(

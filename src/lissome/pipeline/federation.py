@@ -224,7 +224,15 @@ class FederationJob:
         )  # fmt: skip
         return self.method.server(site)
 
-    def worker(self, name: str, folder: Path, lesson: Lesson | None = None, facts: Profile | None = None) -> Worker:
+    def worker(
+        self,
+        name: str,
+        folder: Path,
+        lesson: Lesson | None = None,
+        facts: Profile | None = None,
+        *,
+        federation: str | None = None,
+    ) -> Worker:
         """Build a client's side.
 
         Args:
@@ -232,12 +240,14 @@ class FederationJob:
             folder: Its disk.
             lesson: What it learns (default: its part of the recipe's data).
             facts: Who it is (default: what the recipe says).
+            federation: Name of the federation (default: that of the recipe and its data).
         """
         site = ClientSite(
             facts=facts or self.profile(name), model=self.model, lesson=lesson or self.silos.client(name, self.model),
             seed=self.recipe.seed,
         )  # fmt: skip
-        return Worker(self.method.client(site), ClientStore(folder), federation=self.name)
+        name_of_all = self.name if federation is None else federation
+        return Worker(self.method.client(site), ClientStore(folder), federation=name_of_all)
 
     def local_link(self, folder: Path) -> LocalLink:
         """Return all clients in this process; each is built when it works."""

@@ -34,7 +34,7 @@ class RoundsConfig(MethodConfig):
 
     rounds: int = option(10, "rounds", low=1)
     clients: int = option(1, "clients to wait for before the first round", low=1)
-    join: float = option(60.0, "seconds to wait for them", low=0.0)
+    join: float = option(300.0, "seconds to wait for them, and for one whose order was lost", low=0.0)
     sample: float = option(1.0, "share of the clients that takes part in a round", low=0.0, high=1.0)
     least: int = option(1, "fewest clients that take part in a round", low=1)
     oversample: float = option(1.0, "how many are asked for each that is wanted; 1.3 makes up for one in four", low=1.0)

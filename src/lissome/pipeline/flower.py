@@ -1,0 +1,126 @@
+"""The back ends that run on Flower: its simulation, and processes of their own.
+
+Flower starts the two apps of this file by the names in the app folder that `write_app` makes. A client reads the recipe
+from the run's configuration, and from its node's: its name, the folder with its rows, and the folder that it keeps its
+state in.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from lissome.core.config import to_toml
+from lissome.core.errors import ConfigError
+from lissome.core.events import EventStream
+from lissome.core.files import write_text
+from lissome.engine.federate.client import Worker
+from lissome.engine.federate.flower.app import client_app, server_app
+from lissome.engine.federate.link import Link
+from lissome.engine.federate.profile import Profile
+from lissome.pipeline.federation import FederationJob, FederationRecipe
+from lissome.pipeline.silos import own_lesson
+
+_APP = '''"""Made by lissome federate; Flower starts what is in it."""
+
+from lissome.pipeline.flower import make_client_app, make_server_app
+
+client_app = make_client_app()
+server_app = make_server_app()
+'''
+_PROJECT = """[project]
+name = "lissome-federation"
+version = "1.0.0"
+description = "A federation of lissome"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "lissome"
+
+[tool.flwr.app.components]
+serverapp = "federation:server_app"
+clientapp = "federation:client_app"
+
+[tool.flwr.app.config]
+"""
+
+
+def write_app(job: FederationJob, folder: Path, state: Path) -> Path:
+    """Write the app that ``flwr run`` starts.
+
+    Args:
+        job: The federation.
+        folder: Where the app goes.
+        state: Where the server keeps checkpoints, on the machine that it runs on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "federation.py", _APP)
+    config = {"recipe": job.recipe.to_toml(), "federation": job.name, "state": str(state.resolve())}
+    write_text(folder / "pyproject.toml", _PROJECT + to_toml(config))
+    return folder
+
+
+def make_client_app() -> Any:
+    """Return the ClientApp of the app folder."""
+    return client_app(lambda context: worker_of(str(context.run_config["recipe"]), context))
+
+
+def make_server_app() -> Any:
+    """Return the ServerApp of the app folder; it ends when the federation has."""
+
+    def main(link: Link, context: Any) -> None:
+        from lissome.pipeline.federating import serve
+
+        job = _job(str(context.run_config["recipe"]))
+        serve(job, link, Path(str(context.run_config["state"])), EventStream())
+
+    return server_app(main)
+
+
+def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
+    """Make the worker of a node.
+
+    Args:
+        recipe: Text of the recipe.
+        context: Flower's Context: the node's configuration has ``data`` (a folder of rows; otherwise the node's part
+            of the recipe's data is used), ``state``, and perhaps ``budget`` and ``kind`` of its device.
+        state: Folder for the state of nodes whose configuration names none.
+
+    Raises:
+        ConfigError: When the node's configuration lacks something.
+        DataError: When its rows are not those that were dealt out to it.
+    """
+    job, config = _job(recipe), context.node_config
+    place = str(config.get("state", state))
+    if not place:
+        raise ConfigError("the node's configuration has no state, the folder that it keeps its private part in.")
+    if "data" not in config:
+        name = job.silos.names[int(config["partition-id"])]
+        return name, _built(recipe, name, str(Path(place) / name))
+    name, lesson, digest = own_lesson(Path(str(config["data"])), job.model, job.recipe.data, seed=job.recipe.seed)
+    facts = Profile(
+        name=name, examples=len(lesson), budget=str(config.get("budget", "")), kind=str(config.get("kind", "")), data=digest
+    )
+    federation = str(context.run_config.get("federation", ""))
+    return name, job.worker(name, Path(place), lesson, facts, federation=federation)
+
+
+@lru_cache(maxsize=1)
+def _job(recipe: str) -> FederationJob:
+    """The job of a recipe; a process serves one federation, and reads its model and data once."""
+    return FederationJob(FederationRecipe.from_toml(recipe))
+
+
+@lru_cache(maxsize=2)
+def _built(recipe: str, name: str, place: str) -> Worker:
+    return _job(recipe).worker(name, Path(place))
+
+
+def simulated(job: FederationJob, state: Path) -> Any:
+    """Return what makes the workers of a simulation; it travels to Ray's processes."""
+    return partial(worker_of, job.recipe.to_toml(), state=str(state.resolve()))
