@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from safetensors.torch import save as safetensors_bytes
 
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ConfigError, FederationError
 from lissome.core.events import EventStream
 from lissome.core.files import json_text, read_json
 from lissome.core.manifest import Base, Manifest, Step
@@ -190,12 +190,16 @@ def federate(
 
 def serve(job: FederationJob, link: Link, folder: Path, events: EventStream) -> Federation:
     """Run the server's side over a link; continues from the checkpoints in `folder`."""
-    program = job.server(folder)
-    federation = Federation(
-        program, link, job.recipe.rounds, folder=folder, identity=job.identity(), seed=job.recipe.seed, events=events
-    )
+    federation = _federation(job, link, folder, events)
     federation.run()
     return federation
+
+
+def _federation(job: FederationJob, link: Link, folder: Path, events: EventStream) -> Federation:
+    return Federation(
+        job.server(folder), link, job.recipe.rounds, folder=folder, identity=job.identity(), seed=job.recipe.seed,
+        events=events,
+    )  # fmt: skip
 
 
 def read_federation(out: Path) -> FederationReport:
@@ -218,7 +222,7 @@ def _run(job: FederationJob, folder: RunFolder, backend: Backend, events: EventS
         return serve(job, job.local_link(folder.state / "clients"), server, events)
     if backend == "ray":
         return _simulate(job, folder, server, events)
-    raise ConfigError(f"the back end {backend} is not there yet")
+    return _deploy(job, folder, server, events)
 
 
 def _simulate(job: FederationJob, folder: RunFolder, server: Path, events: EventStream) -> Federation:
@@ -232,6 +236,20 @@ def _simulate(job: FederationJob, folder: RunFolder, server: Path, events: Event
         len(job.silos.names),
     )  # fmt: skip
     return ended[0]
+
+
+def _deploy(job: FederationJob, folder: RunFolder, server: Path, events: EventStream) -> Federation:
+    """Run server and clients as processes of their own, then read what the server's one left."""
+    from lissome.engine.federate.flower.deployment import Deployment
+    from lissome.pipeline.flower import local_nodes, write_app
+
+    nodes = local_nodes(job, folder.state / "parts", folder.state / "clients")
+    app = write_app(job, folder.state / "app", server)
+    Deployment(folder.state / "flower", app, nodes).run(events)
+    federation = _federation(job, job.local_link(folder.state / "clients"), server, events)
+    if not (federation.continued() and federation.done):
+        raise FederationError(f"the run ended before its last round; see {folder.state / 'flower'}, then continue it.")
+    return federation
 
 
 def _parcels(

@@ -16,7 +16,10 @@ from lissome.core.errors import ConfigError
 from lissome.core.events import EventStream
 from lissome.core.files import write_text
 from lissome.engine.federate.client import Worker
+from lissome.data.labelled import Labelled
+from lissome.data.partition import write_parts
 from lissome.engine.federate.flower.app import client_app, server_app
+from lissome.engine.federate.flower.deployment import Node
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.profile import Profile
 from lissome.pipeline.federation import FederationJob, FederationRecipe
@@ -119,6 +122,28 @@ def _job(recipe: str) -> FederationJob:
 @lru_cache(maxsize=2)
 def _built(recipe: str, name: str, place: str) -> Worker:
     return _job(recipe).worker(name, Path(place))
+
+
+def local_nodes(job: FederationJob, parts: Path, state: Path) -> list[Node]:
+    """Give each client a folder with its rows, and return the nodes that read them.
+
+    Raises:
+        ConfigError: When the data are not labelled texts, which alone are written out so far.
+    """
+    dealt = job.silos.pool[0]
+    if not isinstance(dealt, Labelled):
+        raise ConfigError("a deployment learns classes so far; use --backend inprocess or ray for the next token.")
+    folders = write_parts(dealt, job.silos.partition, parts)
+    return [
+        Node(
+            name=name,
+            config={
+                "data": str(folder.resolve()), "state": str((state / name).resolve()),
+                "budget": job.kinds[name].budget, "kind": job.kinds[name].name,
+            },
+        )
+        for name, folder in sorted(folders.items())
+    ]  # fmt: skip
 
 
 def simulated(job: FederationJob, state: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ _LONGEST = 200  # of a reason: it may come from a client
 
 
 class Audit:
-    """The log, and how often each client broke the rules.
+    """The log, what a former process wrote included, and how often each client broke the rules.
 
     Args:
         file: Where lines are appended; None keeps them in memory alone.
@@ -26,7 +27,7 @@ class Audit:
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
         self.strikes: Counter[str] = Counter()
-        self.lines: list[dict[str, object]] = []
+        self.lines: list[dict[str, object]] = _read(file) if file is not None and file.is_file() else []
 
     def note(self, event: Event, *, round: int, client: str, action: str, reason: str) -> None:
         """Write one line; a rejected answer is a strike against its client."""
@@ -43,8 +44,17 @@ class Audit:
                 file.write(json.dumps(line) + "\n")
 
     def count(self, event: Event) -> int:
-        """How often something happened since this process began."""
+        """How often something happened."""
         return sum(line["event"] == event for line in self.lines)
+
+
+def _read(file: Path) -> list[dict[str, object]]:
+    """Lines of a former process; one that was killed may have left half a line."""
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]
 
 
 def round_time() -> float:

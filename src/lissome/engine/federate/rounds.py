@@ -124,10 +124,7 @@ class Federation:
             FederationError: When too few clients join, or too few answer in several rounds in a row.
             ArtifactError: When a checkpoint belongs to another federation, or cannot be written.
         """
-        saved = self._checkpoint.load()
-        if saved is not None:
-            self._restore(saved)
-        else:
+        if not self.continued():
             self._record(Round(number=0, metrics=_named("server", self.program.evaluate(0))))
         done = self.rounds[-1].number
         if done < self.config.rounds:
@@ -140,6 +137,22 @@ class Federation:
                 stage.advance(message=self._line(record), **dict[str, Any](record.metrics))
                 self._give_up_when_hopeless()
         return self.rounds
+
+    def continued(self) -> bool:
+        """Take up the last checkpoint; whether there was one.
+
+        Raises:
+            ArtifactError: When it belongs to another federation.
+        """
+        saved = self._checkpoint.load()
+        if saved is not None:
+            self._restore(saved)
+        return saved is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether all rounds are behind it."""
+        return bool(self.rounds) and self.rounds[-1].number >= self.config.rounds
 
     def bytes(self, **equal: Any) -> Bytes:
         """Sum of what was sent; see `Ledger.total`."""

@@ -1,0 +1,183 @@
+"""Certificates and keys of a federation: one authority, the server's certificate, and a key pair for each client.
+
+The server keeps ``ca.key`` and ``server.key`` for itself; a client is given its own folder, in which ``key`` is secret
+and ``ca.crt`` tells it whom to trust. Nothing is ever overwritten: a key that is replaced locks somebody out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lissome.core.errors import ConfigError
+from lissome.core.optional import optional_import
+from lissome.engine.federate.flower.deployment import Security
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SKEW = datetime.timedelta(hours=1)  # clocks of machines differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """Where the files lie.
+
+    Attributes:
+        folder: Folder of all of them.
+    """
+
+    folder: Path
+
+    @property
+    def server(self) -> Security:
+        """What a server needs."""
+        return Security(
+            authority=self.folder / "ca.crt", certificate=self.folder / "server.crt", key=self.folder / "server.key"
+        )
+
+    def client(self, name: str) -> Path:
+        """Folder of a client: ``key``, ``key.pub`` and ``ca.crt``."""
+        return self.folder / "clients" / name
+
+
+def make_credentials(
+    folder: Path, clients: Sequence[str], *, hosts: Sequence[str] = ("127.0.0.1", "localhost"), days: int = 365
+) -> Credentials:
+    """Make what is not there yet: the authority, the server's certificate, and the keys of clients.
+
+    Args:
+        folder: Where they go.
+        clients: Names of the clients.
+        hosts: Names and addresses by which clients reach the server; of a certificate that is there they stay.
+        days: How long certificates hold.
+
+    Raises:
+        ConfigError: When a name cannot be a folder's, or there is no host.
+        MissingExtraError: When the library `cryptography` is not installed.
+    """
+    for name in clients:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} is not a name of a client; use letters, digits, '.', '_' and '-'.")
+    if not hosts:
+        raise ConfigError("the server's certificate needs a host: the name or address by which clients reach it.")
+    made = Credentials(folder=folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    authority = _authority(made, days)
+    if not made.server.certificate.exists():
+        _serve(made, authority, hosts, days)
+    for name in clients:
+        _admit(made, name)
+    return made
+
+
+def _authority(made: Credentials, days: int) -> tuple[Any, Any]:
+    """Certificate and key of the authority, made when they are not there."""
+    x509, serialization = _library("x509"), _library("hazmat.primitives.serialization")
+    file = made.folder / "ca.key"
+    if file.exists():
+        key = serialization.load_pem_private_key(file.read_bytes(), None)
+        return x509.load_pem_x509_certificate(made.server.authority.read_bytes()), key
+    key, name = _new_key(), _named("lissome federation authority")
+    usage = x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    builder = _certificate(name, name, key, days)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(usage, critical=True)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    certificate = _signed(builder.add_extension(identifier, critical=False), key)
+    _secret(file, _pem(key))
+    made.server.authority.write_bytes(_pem_certificate(certificate))
+    return certificate, key
+
+
+def _serve(made: Credentials, authority: tuple[Any, Any], hosts: Sequence[str], days: int) -> None:
+    """Make the server's certificate."""
+    x509 = _library("x509")
+    certificate, signer = authority
+    key = _new_key()
+    builder = _certificate(_named(hosts[0]), certificate.subject, key, days)
+    names = x509.SubjectAlternativeName([_alternative(host) for host in hosts])
+    builder = builder.add_extension(names, critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    purpose = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH])
+    builder = builder.add_extension(purpose, critical=False)
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    issued = _signed(builder.add_extension(issuer, critical=False), signer)
+    _secret(made.server.key, _pem(key))
+    made.server.certificate.write_bytes(_pem_certificate(issued))
+
+
+def _admit(made: Credentials, name: str) -> None:
+    """Make the key pair of a client, in the format that Flower reads."""
+    serialization = _library("hazmat.primitives.serialization")
+    folder = made.client(name)
+    if (folder / "key").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    key = _new_key()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    _secret(folder / "key", private)
+    (folder / "key.pub").write_bytes(public + b"\n")
+    (folder / "ca.crt").write_bytes(made.server.authority.read_bytes())
+
+
+def _library(name: str) -> Any:
+    return optional_import(f"cryptography.{name}", extra="federate")
+
+
+def _new_key() -> Any:
+    curves = _library("hazmat.primitives.asymmetric.ec")
+    return curves.generate_private_key(curves.SECP384R1())
+
+
+def _named(name: str) -> Any:
+    x509 = _library("x509")
+    return x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, name[:64])])
+
+
+def _certificate(subject: Any, issuer: Any, key: Any, days: int) -> Any:
+    x509 = _library("x509")
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number())
+    return builder.not_valid_before(now - _SKEW).not_valid_after(now + datetime.timedelta(days=days))
+
+
+def _signed(builder: Any, key: Any) -> Any:
+    return builder.sign(key, _library("hazmat.primitives.hashes").SHA384())
+
+
+def _alternative(host: str) -> Any:
+    x509 = _library("x509")
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _pem(key: Any) -> bytes:
+    serialization = _library("hazmat.primitives.serialization")
+    found: bytes = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return found
+
+
+def _pem_certificate(certificate: Any) -> bytes:
+    found: bytes = certificate.public_bytes(_library("hazmat.primitives.serialization").Encoding.PEM)
+    return found
+
+
+def _secret(file: Path, content: bytes) -> None:
+    """Write what only its owner may read; it is never readable by others, not even for a moment."""
+    file.touch(mode=0o600, exist_ok=False)
+    file.write_bytes(content)

@@ -1,0 +1,287 @@
+"""A federation as processes: a SuperLink, a SuperNode for each client, and the run that ``flwr run`` starts.
+
+Everything listens on one machine here; the same commands on many machines make the same federation. A SuperNode that
+dies is started again. What the processes say goes to files in the folder of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lissome.core.config import to_toml
+from lissome.core.errors import FederationError, MissingExtraError
+from lissome.core.events import EventStream
+from lissome.core.files import write_text
+from lissome.engine.federate.flower.simulation import QUIET
+
+NAME = "lissome"
+"""Name of the connection in Flower's configuration."""
+
+_STARTING = 120.0  # seconds that a SuperLink may take to listen: Python on a busy machine is slow to import
+_ENDING = 10.0  # seconds that a process may take to end when it is asked to
+_RESTARTS = 20  # of one SuperNode
+_POLL = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Security:
+    """Files that make connections private and nodes known; see `lissome.engine.federate.flower.credentials`.
+
+    Attributes:
+        authority: Certificate that clients check the server's against.
+        certificate: The server's certificate.
+        key: The server's private key.
+    """
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One client's process.
+
+    Attributes:
+        name: Of the client.
+        config: Its configuration, which the ClientApp reads.
+        key: Private key by which it is known; None without node authentication.
+        public: The public key that belongs to it.
+    """
+
+    name: str
+    config: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    key: Path | None = None
+    public: Path | None = None
+
+
+class Deployment:
+    """Processes of one federation on this machine.
+
+    Args:
+        folder: For logs, Flower's state and its configuration.
+        app: The app folder that is run.
+        nodes: The clients.
+        security: TLS and node authentication; None connects in the clear, which is for one machine alone.
+        host: Where the SuperLink listens.
+        port: Its port; 0 takes a free one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        app: Path,
+        nodes: Sequence[Node],
+        *,
+        security: Security | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        self.folder, self._app, self._nodes = folder.resolve(), app.resolve(), tuple(nodes)
+        self._security, self._host = security, host
+        self.port = port or free_port(host)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._restarts: dict[str, int] = {}
+
+    @property
+    def address(self) -> str:
+        """Where the SuperLink listens."""
+        return f"{self._host}:{self.port}"
+
+    def run(self, events: EventStream | None = None) -> None:
+        """Start everything, wait until the run has ended, and end everything.
+
+        Raises:
+            FederationError: When a process cannot be started, or the run fails; names the log.
+            MissingExtraError: When Flower is not installed.
+        """
+        stream = events or EventStream()
+        with self.started(stream):
+            command = [tool("flwr"), "run", str(self._app), NAME, "--stream"]
+            process = self._start("run", command)
+            while process.poll() is None:
+                self._mend(stream)
+                time.sleep(_POLL)
+            if process.returncode:
+                raise FederationError(f"the run failed ({last_line(self._log('run'))}); see {self._log('run')}.")
+
+    @contextlib.contextmanager
+    def started(self, events: EventStream | None = None) -> Iterator[None]:
+        """Keep the SuperLink and all SuperNodes running inside the block."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.start_superlink()
+            self.configure()
+            for number, node in enumerate(self._nodes):
+                self.register(node)
+                self.start_node(node, number)
+            yield
+        finally:
+            self.stop()
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink and wait until it listens.
+
+        Raises:
+            FederationError: When it ends, or does not listen in time.
+        """
+        command = [
+            tool("flower-superlink"), "--host", self._host, "--port", str(self.port),
+            "--database", str(self.folder / "superlink.db"), "--disable-runtime-dependency-installation",
+        ]  # fmt: skip
+        if self._security is None:
+            command.append("--insecure")
+        else:
+            command += [
+                "--ssl-ca-certfile", str(self._security.authority), "--ssl-certfile", str(self._security.certificate),
+                "--ssl-keyfile", str(self._security.key), "--enable-supernode-auth",
+            ]  # fmt: skip
+        process = self._start("superlink", command)
+        limit = time.monotonic() + _STARTING
+        while not listens(self._host, self.port):
+            if process.poll() is not None or time.monotonic() > limit:
+                raise FederationError(
+                    f"the SuperLink did not start ({last_line(self._log('superlink'))}); see {self._log('superlink')}."
+                )
+            time.sleep(_POLL)
+
+    def configure(self) -> None:
+        """Tell the command ``flwr`` where the SuperLink is."""
+        connection: dict[str, object] = {"address": self.address}
+        if self._security is None:
+            connection["insecure"] = True
+        else:
+            connection["root-certificates"] = str(self._security.authority)
+        write_text(self._home / "config.toml", to_toml({"superlink": {"default": NAME, NAME: connection}}))
+
+    def register(self, node: Node) -> None:
+        """Make a node's public key known to the SuperLink, where nodes are known by keys.
+
+        Raises:
+            FederationError: When the SuperLink refuses.
+        """
+        if self._security is None or node.public is None:
+            return
+        done = subprocess.run(
+            [tool("flwr"), "supernode", "register", str(node.public), NAME, "--name", node.name],
+            env=self._environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode and "already" not in done.stdout + done.stderr:
+            reason = (done.stderr or done.stdout).strip().splitlines()[-1:]
+            raise FederationError(f"{node.name} could not be registered: {' '.join(reason)}")
+
+    def start_node(self, node: Node, number: int) -> subprocess.Popen[bytes]:
+        """Start the SuperNode of a client."""
+        command = [
+            tool("flower-supernode"), "--superlink", self.address, "--host", self._host,
+            "--port", str(free_port(self._host)),
+            "--node-config", " ".join(f"{key}={_quoted(value)}" for key, value in node.config.items()),
+        ]  # fmt: skip
+        if self._security is None:
+            command.append("--insecure")
+        else:
+            command += ["--root-certificates", str(self._security.authority)]
+            command += ["--auth-supernode-private-key", str(node.key)] if node.key is not None else []
+        return self._start(_node_name(number), command)
+
+    def process(self, name: str) -> subprocess.Popen[bytes]:
+        """Return a process: ``"superlink"``, ``"run"``, or ``"node-3"``."""
+        return self._processes[name]
+
+    def stop(self) -> None:
+        """End all processes, and those that they have started."""
+        for wanted in (signal.SIGTERM, signal.SIGKILL):
+            limit = time.monotonic() + _ENDING
+            for process in self._processes.values():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, wanted)
+            while time.monotonic() < limit and any(one.poll() is None for one in self._processes.values()):
+                time.sleep(0.1)
+
+    def _mend(self, events: EventStream) -> None:
+        """Start SuperNodes again that have died."""
+        for number, node in enumerate(self._nodes):
+            name = _node_name(number)
+            if self._processes[name].poll() is not None and self._restarts.get(name, 0) < _RESTARTS:
+                self._restarts[name] = self._restarts.get(name, 0) + 1
+                events.message(f"{node.name} died and is started again")
+                self.start_node(node, number)
+        if self._processes["superlink"].poll() is not None:
+            raise FederationError(
+                f"the SuperLink died ({last_line(self._log('superlink'))}); see {self._log('superlink')}."
+            )
+
+    def _start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        with self._log(name).open("ab") as log:
+            # In a session of its own, so that its children can be ended with it.
+            self._processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment(),
+                start_new_session=True, cwd=self.folder,
+            )  # fmt: skip
+        return self._processes[name]
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **QUIET, "FLWR_HOME": str(self._home), "NO_COLOR": "1"}
+
+    @property
+    def _home(self) -> Path:
+        return self.folder / "flwr"
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+
+def tool(name: str) -> str:
+    """Return the path of one of Flower's commands, of this environment before others.
+
+    Raises:
+        MissingExtraError: When it is not installed.
+    """
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise MissingExtraError(f"the command {name} is not here. Install it with: pip install 'lissome[federate]'")
+    return found
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether somebody listens on a port."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that says something."""
+    if not log.exists():
+        return "it said nothing"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it said nothing"
+
+
+def _node_name(number: int) -> str:
+    return f"node-{number}"
+
+
+def _quoted(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,68 @@
+"""Federated averaging: one round by hand, budgets, and that it is no step of `fit`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from lissome.core.budget import Budget
+from lissome.core.errors import ConfigError
+from lissome.core.registry import method
+from lissome.cost.oracle import SubnetCost
+from lissome.engine.federate.client import Worker
+from lissome.engine.federate.local import LocalLink
+from lissome.engine.federate.method import ClientSite, ServerSite
+from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.rounds import Federation, RoundsConfig
+from lissome.engine.federate.store import ClientStore
+from lissome.engine.federate.training import TASK
+from lissome.methods.federate.fedavg import FedAvg
+from tests.engine.federate.fleet import encoder, lesson
+
+
+def test_one_round_is_the_mean_of_what_clients_trained(tmp_path: Path) -> None:
+    model = encoder()
+    made = FedAvg(FedAvg.Config(lr=0.01, epochs=1, batch=8))
+    made.prepare(model, 0)
+    server = made.server(
+        ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=tmp_path)
+    )
+    before = {name: value.clone() for name, value in server.tensors.items()}
+    assert not any("embeddings" in name for name in before), "frozen by default"
+    assert any(name.startswith(TASK) for name in before)
+    lessons = {"a": lesson(1, 16), "b": lesson(2, 48)}
+    clients = {
+        name: made.client(ClientSite(facts=Profile(name=name, examples=0), model=model, lesson=one, seed=0))
+        for name, one in lessons.items()
+    }
+    workers = {name: partial(Worker, client, ClientStore(tmp_path / name)) for name, client in clients.items()}
+    job = Federation(
+        server, LocalLink(workers), RoundsConfig(rounds=1, evaluate_every=0), folder=tmp_path / "s", identity={}
+    )
+    kept = {}
+
+    class Spy(LocalLink):
+        def receive(self, until: float):  # noqa: ANN202
+            found = super().receive(until)
+            if found is not None and found.parcel is not None and found.parcel.tensors:
+                kept[found.address] = dict(found.parcel.tensors)
+            return found
+
+    job._link = job._exchange._link = Spy(workers)
+    job.run()
+    for name, value in server.tensors.items():
+        mean = (16 * kept["a"][name].double() + 48 * kept["b"][name].double()) / 64
+        assert torch.equal(value, mean.float()), name
+    assert any(not torch.equal(value, before[name]) for name, value in server.tensors.items())
+
+
+def test_it_is_no_step_of_fit() -> None:
+    info = method("fedavg")
+    assert info.family == "federate"
+    with pytest.raises(ConfigError, match="lissome federate"):
+        info.load()(FedAvg.Config()).run(None, None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="lissome federate"):
+        info.load()(FedAvg.Config()).plan(None, Budget())  # type: ignore[arg-type]

@@ -1,0 +1,173 @@
+"""From a recipe to an artifact: reading, planning, running in this process, continuing, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lissome.cli.main import main
+from lissome.core.errors import BudgetUnmetError, ConfigError, OrderError, UnknownNameError
+from lissome.core.manifest import read_manifest
+from lissome.models.load import load_model
+from lissome.pipeline.federating import federate, plan_federation
+from lissome.pipeline.federation import DeviceConfig, FederationJob, FederationRecipe
+from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
+from lissome.testing.toys import toy_model
+
+pytest.importorskip("flwr_datasets", reason="needs flwr-datasets: pip install 'lissome[federate]'")
+
+WORDS = {"animals": ["fox", "dog", "hen"], "colours": ["red", "blue", "pink"], "tools": ["saw", "axe", "drill"]}
+RECIPE = """
+model = "model"
+seed = 3
+[data]
+source = "rows.jsonl"
+length = 16
+[partition]
+clients = 4
+alpha = 0.5
+[federation]
+rounds = 2
+[[device]]
+name = "laptop"
+[[device]]
+name = "phone"
+budget = "block_params<=50%"
+[[step]]
+method = "fedavg"
+lr = 0.01
+epochs = 2
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    model = replace(toy_model("bert", vocab_size=TOY_VOCABULARY, num_hidden_layers=2), tokenizer=toy_tokenizer())
+    model.save(tmp_path / "model")
+    rng = random.Random(0)
+    rows = [
+        {"text": f"{rng.choice(words)} {rng.choice(words)} {index}", "label": label}
+        for label, words in WORDS.items()
+        for index in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_a_recipe_round_trips(place: Path) -> None:
+    recipe = FederationRecipe.read(place / "recipe.toml")
+    assert FederationRecipe.from_toml(recipe.to_toml()) == recipe
+    assert recipe.model == str(place / "model"), "beside the recipe"
+    assert recipe.devices[1] == DeviceConfig(name="phone", budget="block_params<=50%")
+    assert recipe.step.config.lr == 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        (RECIPE.replace("seed", "sede"), ConfigError, "did you mean 'seed'"),
+        (RECIPE.replace('method = "fedavg"', 'method = "fedavgg"'), UnknownNameError, "did you mean 'fedavg'"),
+        (RECIPE.replace('method = "fedavg"\nlr = 0.01\nepochs = 2', 'method = "multipruner"'), OrderError, "across clients"),
+        (RECIPE.replace("rounds = 2", "rounds = 0"), ConfigError, "at least 1"),
+        (RECIPE.replace("epochs", "epoch"), ConfigError, "did you mean 'epochs'"),
+        (RECIPE + "[[step]]\nmethod = 'fedavg'", ConfigError, r"one \[\[step\]\]"),
+        (RECIPE.replace('model = "model"', ""), ConfigError, "model ="),
+        (RECIPE.replace("lr = 0.01", 'up = "delta+int3"'), ConfigError, "int3"),
+        (RECIPE.replace("lr = 0.01", 'down = "delta"'), ConfigError, "down"),
+        (RECIPE.replace("[partition]", "partition = 3\n[x]"), ConfigError, "."),
+    ],
+)  # fmt: skip
+def test_recipes_that_are_refused(text: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        FederationRecipe.from_toml(text)
+
+
+def test_the_plan_is_what_happens(place: Path) -> None:
+    plan = plan_federation(place / "recipe.toml")
+    kinds = {one.name: one.kind for one in plan.clients}
+    assert sorted(kinds.values()) == ["laptop", "laptop", "phone", "phone"]
+    whole = next(one for one in plan.clients if one.kind == "laptop")
+    small = next(one for one in plan.clients if one.kind == "phone")
+    assert small.figures["block_params"] <= 0.5 * whole.figures["block_params"]
+    assert small.subnet
+    assert not whole.subnet
+    assert small.down < whole.down
+    assert small.memory < whole.memory
+    report = federate(place / "recipe.toml", out=place / "out")
+    lines = [line.split(",") for line in (place / "out" / "ledger.csv").read_text().splitlines()[1:]]
+    first = [line for line in lines if line[0] == "1" and line[2] == "train"]
+    assert sum(int(line[4]) for line in first) == plan.payload, "payload to the byte"
+    assert sum(int(line[5]) for line in first) == pytest.approx(plan.message, rel=0.01)
+    assert json.loads(json.dumps(plan.to_json()))["payload"] == plan.payload
+    assert report.subnets == {"55%": 4, "100%": 4} or sum(report.subnets.values()) == 8
+
+
+def test_the_result_is_an_artifact_that_learned_something(place: Path) -> None:
+    report = federate(place / "recipe.toml", out=place / "out")
+    assert report.rounds[-1]["metrics"]["server/accuracy"] > report.rounds[0]["metrics"]["server/accuracy"] + 0.15
+    manifest = read_manifest(place / "out")
+    assert manifest.tags == ("dense", "federated")
+    assert manifest.lineage[0].method == "fedavg"
+    assert manifest.lineage[0].details["rounds"] == 2
+    for name in ("ledger.csv", "audit.jsonl", "partition.json", "recipe.toml", "task.safetensors", "classes.json"):
+        assert (place / "out" / name).exists(), name
+    assert json.loads((place / "out" / "classes.json").read_text()) == sorted(WORDS)
+    model = load_model(place / "out")
+    assert model.anatomy.task == "encoder"
+    again = federate(place / "recipe.toml", out=place / "out")
+    assert again.to_json() == report.to_json()
+    (place / "recipe.toml").write_text(RECIPE.replace("seed = 3", "seed = 4"))
+    with pytest.raises(ConfigError, match="another job"):
+        federate(place / "recipe.toml", out=place / "out")
+
+
+def test_next_tokens_with_adapters_and_owners(place: Path) -> None:
+    model = replace(toy_model("llama", vocab_size=TOY_VOCABULARY, num_hidden_layers=2), tokenizer=toy_tokenizer())
+    model.save(place / "model")
+    lines = [
+        {"text": f"the {animal} of {owner} runs. " * 12, "client": owner}
+        for owner in ("ann", "bob", "cy")
+        for animal in ("fox", "dog", "hen", "cow")
+    ]
+    (place / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (place / "text.toml").write_text(
+        'model = "model"\n[data]\nsource = "text.jsonl"\nlearn = "tokens"\nlength = 24\n[partition]\nscheme = "natural"\n'
+        '[federation]\nrounds = 2\n[[device]]\nbudget = "uplink<=60%"\n'
+        '[[step]]\nmethod = "fedavg"\ntrains = "adapters"\nlr = 0.02\nup = "delta+int8"\nouter = "momentum"\n'
+    )
+    job = FederationJob(FederationRecipe.read(place / "text.toml"))
+    assert job.silos.names == ("ann", "bob", "cy")
+    plan = plan_federation(place / "text.toml")
+    assert all(".adapter." in name for name in job.server(place).tensors)
+    full = sum(value.numel() for value in job.server(place).tensors.values())
+    assert all(one.up < 0.9 * full for one in plan.clients), "a byte per number, and smaller ranks"
+    report = federate(place / "text.toml", out=place / "out")
+    assert report.rounds[-1]["metrics"]["server/loss"] < report.rounds[0]["metrics"]["server/loss"]
+    assert (place / "out" / "adapter").is_dir()
+
+
+def test_a_budget_that_nothing_meets(place: Path) -> None:
+    (place / "recipe.toml").write_text(RECIPE.replace("block_params<=50%", "block_params<=1%"))
+    with pytest.raises(BudgetUnmetError, match="reachable is block_params"):
+        plan_federation(place / "recipe.toml")
+
+
+def test_the_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["federate", str(place / "recipe.toml"), "--dry-run"]) == 0
+    assert "phone" in capsys.readouterr().out
+    assert main(["federate", str(place / "recipe.toml")]) == 2
+    assert "--out DIR" in capsys.readouterr().err
+    assert main(["federate", str(place / "recipe.toml"), "--out", "x", "--backend", "rai"]) == 2
+    assert "did you mean 'ray'" in capsys.readouterr().err
+    assert main(["federate", str(place / "recipe.toml"), "--out", str(place / "out"), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["bytes"]["message_up"] > 0
+    assert main(["federate", str(place / "recipe.toml"), "--out", str(place / "out")]) == 0
+    assert "worst decile" in capsys.readouterr().out
+    assert main(["fit", "zoo-none", "--method", "fedavg"]) == 2
