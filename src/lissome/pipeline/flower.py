@@ -15,9 +15,9 @@ from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError
 from lissome.core.events import EventStream
 from lissome.core.files import write_text
-from lissome.engine.federate.client import Worker
 from lissome.data.labelled import Labelled
 from lissome.data.partition import write_parts
+from lissome.engine.federate.client import Worker
 from lissome.engine.federate.flower.app import client_app, server_app
 from lissome.engine.federate.flower.deployment import Node
 from lissome.engine.federate.link import Link
@@ -107,7 +107,11 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
         return name, _built(recipe, name, str(Path(place) / name))
     name, lesson, digest = own_lesson(Path(str(config["data"])), job.model, job.recipe.data, seed=job.recipe.seed)
     facts = Profile(
-        name=name, examples=len(lesson), budget=str(config.get("budget", "")), kind=str(config.get("kind", "")), data=digest
+        name=name,
+        examples=len(lesson),
+        budget=str(config.get("budget", "")),
+        kind=str(config.get("kind", "")),
+        data=digest,
     )
     federation = str(context.run_config.get("federation", ""))
     return name, job.worker(name, Path(place), lesson, facts, federation=federation)

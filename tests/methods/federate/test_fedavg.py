@@ -27,9 +27,7 @@ def test_one_round_is_the_mean_of_what_clients_trained(tmp_path: Path) -> None:
     model = encoder()
     made = FedAvg(FedAvg.Config(lr=0.01, epochs=1, batch=8))
     made.prepare(model, 0)
-    server = made.server(
-        ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=tmp_path)
-    )
+    server = made.server(ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=tmp_path))
     before = {name: value.clone() for name, value in server.tensors.items()}
     assert not any("embeddings" in name for name in before), "frozen by default"
     assert any(name.startswith(TASK) for name in before)
@@ -45,7 +43,7 @@ def test_one_round_is_the_mean_of_what_clients_trained(tmp_path: Path) -> None:
     kept = {}
 
     class Spy(LocalLink):
-        def receive(self, until: float):  # noqa: ANN202
+        def receive(self, until: float):
             found = super().receive(until)
             if found is not None and found.parcel is not None and found.parcel.tensors:
                 kept[found.address] = dict(found.parcel.tensors)
