@@ -18,6 +18,7 @@ from lissome.core.manifest import read_curve, read_manifest
 from lissome.core.registry import MethodInfo, methods, public_files
 from lissome.cost.counted import Counter
 from lissome.cost.device import Device
+from lissome.cost.measured import asked
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.measured import measure as time_one
 from lissome.cost.peak import peak_memory
@@ -81,10 +82,12 @@ def measure(
         events: Where progress is reported.
 
     Raises:
-        LissomeError: When a model cannot be read.
+        LissomeError: When a model cannot be read, or no one request suits both.
     """
     start, stream = time.monotonic(), quiet(events)
     model = load(target, events=stream)
+    if save_table is not None:
+        model.anatomy.require("causal-lm", "a latency table")
     with peak_memory() as peak:
         if against is None:
             (own,) = counted_figures(model)
@@ -96,10 +99,12 @@ def measure(
             table = rows((base.name, model.name), (theirs | first, own | second))
     if save_table is not None:
         latency_table(model, events=stream).save(Path(save_table))
-    memory = f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded"
-    return TableReport(
-        rows=table, notes=(*sparse_notes(model), memory), versions=versions(), seconds=time.monotonic() - start
+    notes = (
+        *sparse_notes(model),
+        f"latency is of {asked(model)}",
+        f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded",
     )
+    return TableReport(rows=table, notes=notes, versions=versions(), seconds=time.monotonic() - start)
 
 
 def evaluate(
