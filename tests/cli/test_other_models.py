@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from lissome.models.labels import with_labels
+from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_model
 
 KINDS = ("bert", "bert-labels", "vit", "whisper")
@@ -55,3 +58,44 @@ def test_inspect_counts_them_and_plan_says_what_fits(run, toys, kind):
     refused(run("plan", toys[kind]), "multipruner needs a model that is decoder (a language model with attention)")
     refused(run("eval", toys[kind]), "scoring text needs a causal language model")
     refused(run("generate", toys[kind], "--prompt", "a"), "continuing a prompt needs a causal language model")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A BERT with two named classes, and labelled texts."""
+    folder = tmp_path_factory.mktemp("taught")
+    bare = replace(toy_model("bert", vocab_size=TOY_VOCABULARY), tokenizer=toy_tokenizer())
+    (folder / "texts.csv").write_text("text,label\n" + "".join(f"text {k},{'ab'[k % 2]}\n" for k in range(40)))
+    (folder / "bad.csv").write_text("text,label\nfine,a\nodd,c\n")
+    (folder / "bare.csv").write_text("text\nfine\n")
+    bare.save(folder / "bare")
+    return str(with_labels(bare, ("a", "b")).save(folder / "model")), folder
+
+
+def test_eval_of_classes_from_the_command_line(run, taught):
+    model, folder = taught
+    result = run("eval", model, "--data", str(folder / "texts.csv"), "--json")
+    assert result.code == 0, result.err
+    (row,) = json.loads(result.out)["rows"]
+    assert row["accuracy"]["n"] == 40
+    assert row["loss"]["unit"] == "nats"
+    assert "right in 50.0%" in json.loads(result.out)["notes"][0]
+    assert json.loads(run("inspect", model, "--json").out)["labels"] == ["a", "b"]
+    refused(run("eval", model), "give labelled texts with --data")
+    refused(run("eval", model, "--data", str(folder / "bad.csv")), "bad.csv:3: unknown label 'c'")
+    refused(run("eval", model, "--data", str(folder / "bare.csv")), "no columns text and label")
+    refused(run("eval", model, "--data", "x", "--text", "y"), "--text and --data cannot stand together")
+
+
+def test_fit_of_classes_from_the_command_line(run, taught, tmp_path):
+    _, folder = taught
+    words = ("fit", str(folder / "bare"), "--method", "shears", "--out", str(tmp_path / "out"))
+    refused(run(*words), "give them with --data")
+    refused(run(*words, "--data", str(folder / "bare.csv")), "no columns text and label")
+    quick = ("--set", "steps=2", "--set", "windows=2", "--set", "ranks=4,2", "--json")
+    result = run(*words, "--data", str(folder / "texts.csv"), *quick)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["rows"][1]["accuracy"]["n"] == 8
+    assert run(*words, "--data", str(folder / "texts.csv"), *quick).out == result.out, "finished: the stored result"
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "always saying" in page
