@@ -194,7 +194,7 @@ def test_a_part_of_a_model_is_refused() -> None:
 
 
 def test_tags_say_what_a_model_is() -> None:
-    assert toy_model("gpt2").anatomy.tags == {"gpt2", "causal-lm", "decoder", "attention", "mlp"}
+    assert toy_model("gpt2").anatomy.tags == {"gpt2", "causal-lm", "text", "decoder", "attention", "mlp"}
     assert toy_model("bert-tokens").anatomy.tags == {"bert", "encoder", "attention", "mlp"}
     assert toy_model("whisper").anatomy.tags == {"whisper", "seq2seq", "attention", "cross_attention", "mlp"}
     assert "decoder" not in toy_model("vit").anatomy.tags
