@@ -75,8 +75,14 @@ def base(model: Model, kind: str, share: float, seed: int, data: Words | Windows
 
 
 def adapted(given: Model, arm: Arm, seed: int) -> Model:
-    """Return a copy with an arm's adapters, the same first weights for all arms of a rank, and the rest frozen."""
+    """Return a copy with an arm's adapters, the same first weights for all arms of a rank, and the rest frozen.
+
+    Nothing is dropped out, in no arm: the steps are few, and what ranks are drawn is noise enough.
+    """
     model = given.derived(copy.deepcopy(given.module))
+    for part in model.module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
     make: Any = {"masked": Masked, "quantised": partial(Quantised, bits=BITS, columns=COLUMNS)}.get(
         arm.adapter, LowRank
     )

@@ -29,7 +29,7 @@ from lissome.models.precision import fast_dtype, frozen_in
 from lissome.models.space import Subnet
 
 STEPS, WARMUP = 200, 10
-"""Steps of one window of 256 tokens."""
+"""Steps of one window of 128 tokens."""
 ROUNDS, TURN = 5, 5
 """How often each arm has its turn when steps are timed, and steps of a turn."""
 

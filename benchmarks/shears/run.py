@@ -8,7 +8,7 @@ arms again. LoRA cut by SVD, nested and dense adapters stand beside; rates are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -59,6 +59,8 @@ def run(quick: bool, store: Store) -> list[Inequality]:
     for name, compute in _cells(scale, store):
         if store.wants(name):
             cells[name] = compute()
+        if name == f"{DECODER}-speed" and store.pattern is None:
+            print(f"training takes about {training_seconds(scale, cells) / 60:.0f} minutes in all, on one core")
     if store.pattern is not None:
         return []
     found = []
@@ -79,10 +81,20 @@ def missing() -> str:
     return ""
 
 
+def training_seconds(scale: Scale, cells: Mapping[str, Any]) -> float:
+    """Seconds of processor time that all training of the claim takes, by what a step takes of either model."""
+    tried = sum(len(rates) - 1 for rates in RATES.values()) if scale.sweep else 0
+    on_words = len(scale.arms) * len(scale.seeds) + tried
+    on_text = len(scale.text_seeds) * (2 * len(scale.tuned) + 1) + 2 * (len(TEXT_RATES) - 1) if scale.tuned else 0
+    step, text_step = (cells[f"{name}-speed"]["nls"]["step"] for name in (ENCODER, DECODER))
+    return float(on_words * arms.STEPS * step + on_text * language.STEPS * text_step)
+
+
 def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield the name of every cell and how to get it, the most important first."""
     on_words, on_text = _OnWords(store, scale), _OnText(store, scale)
     yield f"{ENCODER}-speed", on_words.speed
+    yield f"{DECODER}-speed", on_text.speed
     for arm in scale.arms:
         for seed in scale.seeds:
             yield f"{ENCODER}-{arm}-{seed}", lambda arm=arm, seed=seed: on_words.arm(arm, seed)
@@ -92,7 +104,6 @@ def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Callable[[], dict[
             for seed in scale.text_seeds if kind == "wanda" else (0,):
                 name = f"{DECODER}-{kind}-{share:g}-{seed}"
                 yield name, lambda kind=kind, share=share, seed=seed: on_text.before(kind, share, seed)
-    yield f"{DECODER}-speed", on_text.speed
     yield f"{DECODER}-bytes", on_text.sizes
     for share in scale.tuned:
         for seed in scale.text_seeds:

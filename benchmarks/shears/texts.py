@@ -34,16 +34,16 @@ LANGUAGES = (
     "slv", "hrv", "fin", "est", "lit", "lav",
 )  # fmt: skip
 """Declarations in Latin letters, by the names of their files."""
-WORDS = 3
+WORDS = 4
 CALIBRATION_TEXTS = 256
 """Runs of words that Wanda looks at."""
 PARTS = ("train", "validation", "test")
 
-LENGTH = 256
-CALIBRATION = 16
+LENGTH = 128
+CALIBRATION = 32
 """Windows of text that Wanda looks at: 4,096 tokens."""
-VALIDATION, TEST = 8, 24
-"""Windows that choose a learning rate, and held-out ones: 6,144 tokens, half web text, half Wikipedia."""
+VALIDATION, TEST = 16, 32
+"""Windows that choose a learning rate, and held-out ones: 4,096 tokens, half web text, half Wikipedia."""
 
 _DECLARATION = ("multilingual/udhr.jsonl.gz", "65e3eefb539141effda676a684951c420bc9c87e089fe0137ad63d4e11c14c90")
 _PASSAGES = {
@@ -158,7 +158,7 @@ def _some(texts: Encoded, chosen: Tensor) -> Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Windows of token ids LongTensor[n, 256] for one model, equally from both sources; parts share no passage.
+    """Windows of token ids LongTensor[n, 128] for one model, equally from both sources; parts share no passage.
 
     Attributes:
         train: What is learnt, and what Wanda looks at.

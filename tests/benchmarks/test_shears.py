@@ -319,3 +319,12 @@ def test_merged_models_of_a_toy_answer_alike() -> None:
         expected = merging.logits_of(one.classifier, data.test.ids, data.test.mask)
     small = arms.cut_out(one, 4, merge=True)
     torch.testing.assert_close(merging.logits_of(small, data.test.ids, data.test.mask), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_expected_time_counts_every_run() -> None:
+    cells = made_up()
+    full, quick = (run.training_seconds(scale, cells) for scale in (run.FULL, run.QUICK))
+    step = cells[f"{names.ENCODER}-speed"]["nls"]["step"]
+    tried, text = 2 * len(names.RATES), 3 * (2 * 4 + 1) + 2 * 2
+    assert full == pytest.approx(step * ((5 * len(names.ARMS) + tried) * arms.STEPS + text * language.STEPS))
+    assert quick == pytest.approx(step * len(run.QUICK.arms) * arms.STEPS)
