@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lissome.core.errors import ConfigError, DataError, unknown_name
 from lissome.core.events import EventStream
+from lissome.cost.peak import give_back
 from lissome.engine.calibrate import hear_inputs
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.stream import Inputs, Stream
@@ -108,6 +109,7 @@ def sparsify(
                 stream.advance(index)
             stage.advance()
     if checkpoint is not None:
+        give_back()  # what the blocks left behind, before there are copies of the weights
         pruned = known_masks(model.module)
         weights = {name: model.module.get_parameter(name).detach() for name in pruned}
         checkpoint.save(len(model.anatomy.blocks), compress(weights, pruned) | _bitmaps(pruned))

@@ -39,7 +39,7 @@ from lissome.core.files import sha256_file
 from lissome.core.method import Context, CurvePoint, LinearShape, Method, ModelCard, Outcome, Plan
 from lissome.cost.counted import Counter
 from lissome.cost.duration import forward_seconds, speeds_here, training_seconds
-from lissome.cost.memory import predict_fit
+from lissome.cost.memory import TRAIN_TOKENS, predict_sparse
 from lissome.cost.peak import give_back
 from lissome.cost.sparsity import SLOW, sparse_bytes
 from lissome.engine.checkpoint import Checkpoint
@@ -140,9 +140,11 @@ class Shears(Method):
         dense, item = card.figures["disk"], round(card.figures["disk"] / card.figures["params"])
         amount, extra = self._amount(budget, card.figures, card.linears, item), self._beside(card.linears)
         figures = {} if amount is None else {"disk": dense - self._saved(card.linears, amount, item) + extra}
-        memory = predict_fit(
-            card, windows=(config.windows, length), recover=self._trains, kept=1.0, rank=config.ranks[0]
-        )
+        memory = predict_sparse(
+            card, windows=(config.windows, length), rank=config.ranks[0] if self._trains else 0,
+            step_tokens=step_tokens(card, config.batch) if "encoder" in card.tags else TRAIN_TOKENS,
+            merged=config.adapter in {"masked", "quantised"}, exact=config.adapter == "quantised",
+        )  # fmt: skip
         speeds = speeds_here()
         seconds = 2 * forward_seconds(card, config.windows * length, speeds.exact, head=False)
         if self._trains:
@@ -205,7 +207,9 @@ class Shears(Method):
         checkpoint = Checkpoint(context.folder / "sparsify", {**key, "data": context.data.fingerprint})
         batches = objective_of(context.data).batches(config.windows)
         sparsify(work, batches, pruning, checkpoint=checkpoint, events=context.events)
-        return spill(work, context.folder / "sparse.safetensors")
+        spilled = spill(work, context.folder / "sparse.safetensors")
+        give_back()  # the checkpoint's copies, and the weights that now lie in the file
+        return spilled
 
     @property
     def _trains(self) -> bool:
