@@ -30,6 +30,8 @@ from lissome.report.page import render
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_model
 
+pytestmark = pytest.mark.long
+
 QUICK = ("windows=4", "ranks=6,4,2", "steps=40", "lr=0.01", "alpha=12", "columns=8")
 WORDS = {"animals": ["fox", "dog", "hen", "cow"], "colours": ["red", "blue", "pink", "grey"]}
 
