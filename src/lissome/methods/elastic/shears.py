@@ -45,7 +45,7 @@ from lissome.cost.sparsity import SLOW, sparse_bytes
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.objective import Objective, objective_of, step_tokens
 from lissome.engine.recover import fingerprint
-from lissome.engine.sparsify import Pruning, prunable, read_masks, sparsify
+from lissome.engine.sparsify import Pruning, check_masks, prunable, read_masks, sparsify
 from lissome.engine.supernet import Found, Paths, Remembered, best_of, candidates, climb, heuristic
 from lissome.engine.train import derive, train
 from lissome.models.adapters import Design, LowRank, Masked, Quantised, add_adapters, merge_lora, rank_space
@@ -62,6 +62,9 @@ from lissome.ops.masks import Amount, Pattern, zeros_of
 
 _MOST = 0.95  # share of zeros beyond which no adapter brings a language model back
 _DEFAULT = 0.5  # the papers' most common share
+_MERGED = frozenset({"masked", "quantised"})
+"""Adapters that are multiplied by the mask of their layer."""
+
 _ENTRY = 110  # bytes of a tensor's name, shape and place in a file's header
 _MARGIN = 0.005  # of the bytes to be saved, for names that are longer
 
@@ -117,6 +120,8 @@ class Shears(Method):
                 Pattern.parse(self.pattern)
             if self.masks is not None and self.by != "given":
                 raise ConfigError(f"masks are for by=given, but by is {self.by}; leave one of them out.")
+            if self.adapter in _MERGED and self.sparsity == 0 and self.pattern is None and self.by != "given":
+                raise ConfigError(f"adapter={self.adapter} keeps zeros, but sparsity=0 makes none; use adapter=plain.")
             if self.adapter == "quantised" and self.dropout:
                 raise ConfigError("dropout must be 0 for quantised adapters: what is rounded is one sum.")
 
@@ -132,10 +137,11 @@ class Shears(Method):
 
         Raises:
             BudgetUnmetError: When the bound on disk asks for more zeros than are set, or than any model bears.
-            ConfigError: When classes are to be learnt, but the settings train nothing.
+            ConfigError: When classes are to be learnt, but the settings train nothing; when a group names no layer, or
+                a given mask does not fit one.
+            DataError: When the masks cannot be read.
         """
-        if "untrained" in card.tags and not self._trains:
-            raise ConfigError("the classes are to be learnt, but adapter=none and steps=0 train nothing; change that.")
+        self._check(card)
         config, length = self.config, card.windows[1]
         dense, item = card.figures["disk"], round(card.figures["disk"] / card.figures["params"])
         amount, extra = self._amount(budget, card.figures, card.linears, item), self._beside(card.linears)
@@ -143,7 +149,7 @@ class Shears(Method):
         memory = predict_sparse(
             card, windows=(config.windows, length), rank=config.ranks[0] if self._trains else 0,
             step_tokens=step_tokens(card, config.batch) if "encoder" in card.tags else TRAIN_TOKENS,
-            merged=config.adapter in {"masked", "quantised"}, exact=config.adapter == "quantised",
+            merged=config.adapter in _MERGED, exact=config.adapter == "quantised",
         )  # fmt: skip
         speeds = speeds_here()
         seconds = 2 * forward_seconds(card, config.windows * length, speeds.exact, head=False)
@@ -152,6 +158,18 @@ class Shears(Method):
         return Plan(
             figures=figures, peak_memory=memory.total, memory_parts=memory.parts, seconds=seconds, notes=(SLOW,)
         )
+
+    def _check(self, card: ModelCard) -> None:
+        """Refuse settings that do not suit the model, before any work."""
+        config = self.config
+        if "untrained" in card.tags and not self._trains:
+            raise ConfigError("the classes are to be learnt, but adapter=none and steps=0 train nothing; change that.")
+        adapted = chosen_shapes(card.linears, self._groups()) if config.adapter != "none" else {}
+        if config.masks is not None:
+            pruned = check_masks(Path(config.masks), {name: one.stored for name, one in card.linears.items()})
+            dense = [name for name in adapted if name not in pruned]
+            if dense and config.adapter in _MERGED:
+                raise ConfigError(f"adapter={config.adapter} needs a mask of {dense[0]}; give one, or set the groups.")
 
     def run(self, model: Model, context: Context) -> Outcome:
         """Prune a copy of the model, train adapters on it, and choose their ranks; continues after a kill.
@@ -344,7 +362,10 @@ class Shears(Method):
             return 0
         ranks = self.config.ranks
         rank = ranks[(len(ranks) - 1) // 2] if self.config.choose == "heuristic" else ranks[0]
-        return sum(4 * rank * (one.inputs + one.outputs) + 2 * _ENTRY for one in chosen_shapes(linears, self._groups()))
+        return sum(
+            4 * rank * (one.inputs + one.outputs) + 2 * _ENTRY
+            for one in chosen_shapes(linears, self._groups()).values()
+        )
 
 
 _AFTERWARDS = frozenset({"choose", "evaluations"})
