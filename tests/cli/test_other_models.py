@@ -87,6 +87,7 @@ def test_eval_of_classes_from_the_command_line(run, taught):
     refused(run("eval", model, "--data", "x", "--text", "y"), "--text and --data cannot stand together")
 
 
+@pytest.mark.long
 def test_fit_of_classes_from_the_command_line(run, taught, tmp_path):
     _, folder = taught
     words = ("fit", str(folder / "bare"), "--method", "shears", "--out", str(tmp_path / "out"))

@@ -69,6 +69,7 @@ def kept_together(folder: Path, model: Model) -> None:
     save_file({**inputs, "expected": outputs(model.module, inputs)}, folder / "check" / "inputs.safetensors")
 
 
+@pytest.mark.long
 def test_stock_transformers_opens_what_a_configuration_can_say(tmp_path: Path) -> None:
     opened = []
     for family, how in product(OTHERS, ("whole", "narrower", "sparse", "shorter")):

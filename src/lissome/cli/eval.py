@@ -1,4 +1,4 @@
-"""Measure how well a model writes or answers, next to a baseline."""
+"""Measure how well a model writes, answers or classifies, next to a baseline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def command(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure how well a model writes or answers, next to a baseline."""
+    """Measure how well a model writes, answers or classifies, next to a baseline."""
     from lissome import pipeline
     from lissome.report import answers
 
