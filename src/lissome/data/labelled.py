@@ -1,11 +1,13 @@
-"""Labelled texts from JSON lines, {"text": …, "label": …}, dealt into parts that share no text."""
+"""Labelled texts from JSON lines, {"text": …, "label": …}, or CSV, dealt into parts that share no text."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,6 +16,8 @@ from typing import Any
 from lissome.core.errors import DataError, unknown_name
 
 _RECORD = '{"text": "…", "label": "…"}'
+_FORMS = f"give JSON lines, {_RECORD}, or a .csv or .tsv file with the columns text and label"
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -78,49 +82,75 @@ class Labelled:
         return Labelled(self.name, texts, labels, self.classes, owners)
 
 
-def read_labelled(path: Path | str, *, classes: tuple[str, ...] | None = None) -> Labelled:
+def read_labelled(path: Path | str, *, classes: Sequence[str] = ()) -> Labelled:
     """Read labelled texts; of repeated ones the first counts.
 
     Args:
-        path: JSON lines, perhaps compressed (``.gz``): objects with ``text`` and ``label`` (text or a whole number),
-            and perhaps ``client``, to whom the text belongs.
-        classes: Names of all classes, when the file is a part that may lack some (default: those that occur).
+        path: JSON lines, objects with ``text`` and ``label`` (text or a whole number); or ``.csv`` or ``.tsv``, with a
+            first line that names the columns, ``text`` and ``label`` among them. Either perhaps compressed (``.gz``), and
+            perhaps with ``client``, to whom a text belongs.
+        classes: The classes that are known, in their order; then one of them alone may be there. Without any, they are
+            what the file says, sorted, and at least two.
 
     Raises:
-        DataError: When the file cannot be read, a line is no such object (names the line), or there is one class only.
+        DataError: When the file cannot be read or holds no texts, a line has no text or no label (names the line), a
+            label is not a known one, or there is one class only.
     """
     file = Path(path)
     try:
         data = file.read_bytes()
-        lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig").split("\n")
+        body = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as labelled text ({error}); give JSON lines, {_RECORD}.") from error
+        raise DataError(f"{file} cannot be read as labelled text ({error}); {_FORMS}.") from error
+    separator = _SEPARATORS.get(Path(file.name.removesuffix(".gz")).suffix.lower())
     found: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            text, label, owner = _record(f"{file}:{number}", line)
-            found.setdefault(text, (label, owner))
-    seen = tuple(sorted({label for label, _ in found.values()}))
-    known = seen if classes is None else classes
-    if len(known) < 2:
+    for where, text, label, owner in _rows(file, body, separator) if separator else _objects(file, body):
+        if classes and label not in classes:
+            raise DataError(f"{where}: {unknown_name('label', label, classes)}")
+        found.setdefault(text, (label, owner))
+    known = tuple(classes) or tuple(sorted({label for label, _ in found.values()}))
+    if not found or len(known) < 2:
         raise DataError(f"{file} has {len(found)} texts of {len(known)} class; at least two classes are needed.")
-    for label in seen:
-        if label not in known:
-            raise DataError(f"{file}: {unknown_name('class', label, known)}")
     place = {name: index for index, name in enumerate(known)}
-    labels, owners = (
-        tuple(place[label] for label, _ in found.values()), tuple(owner for _, owner in found.values())
-    )  # fmt: skip
+    labels, owners = tuple(place[label] for label, _ in found.values()), tuple(owner for _, owner in found.values())
     return Labelled(str(path), tuple(found), labels, known, owners if any(owners) else ())
 
 
-def _record(where: str, line: str) -> tuple[str, str, str]:
+_Row = tuple[str, str, str, str]
+"""Where a row stands, its text, its label, and to whom it belongs."""
+
+
+def _objects(file: Path, body: str) -> Iterator[_Row]:
+    for number, line in enumerate(body.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        try:
+            fields: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON ({str(error).splitlines()[0]}); {_FORMS}.") from error
+        given = fields if isinstance(fields, dict) else {}
+        yield _usable(where, given.get("text"), given.get("label"), given.get("client"))
+
+
+def _rows(file: Path, body: str, separator: str) -> Iterator[_Row]:
+    reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
     try:
-        fields: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({str(error).splitlines()[0]}); each line must be {_RECORD}.") from error
-    match fields:
-        case {"text": str(text), "label": str() | int() as label} if text.strip() and not isinstance(label, bool):
-            owner = fields.get("client", "")
-            return text, str(label), str(owner) if isinstance(owner, str | int) else ""
-    raise DataError(f"{where}: no usable text and label; each line must be {_RECORD}.")
+        names = [name.strip().lower() for name in next(reader, [])]
+        if not {"text", "label"} <= set(names):
+            raise DataError(f"{file}:1: no columns text and label, but {', '.join(map(ascii, names))[:80]}; {_FORMS}.")
+        for row in reader:
+            fields = dict(zip(names, row, strict=False))
+            if any(map(str.strip, row)):
+                label, owner = fields.get("label", "").strip(), fields.get("client", "").strip()
+                yield _usable(f"{file}:{reader.line_num}", fields.get("text"), label, owner)
+    except csv.Error as error:
+        raise DataError(f"{file}:{reader.line_num}: not CSV ({error}); {_FORMS}.") from error
+
+
+def _usable(where: str, text: Any, label: Any, owner: Any) -> _Row:
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: no usable text; {_FORMS}.")
+    if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
+        raise DataError(f"{where}: no usable label; {_FORMS}.")
+    return where, text, str(label), str(owner) if isinstance(owner, str | int) else ""
