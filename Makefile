@@ -51,7 +51,7 @@ $(VENV)/installed-run: $(NEEDS) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed-run
-	$(INSTALL) --no-build-isolation --editable '.[bench,dev,eval,gguf,report,tensorboard]'
+	$(INSTALL) --no-build-isolation --editable '.[bench,dev,eval,federate,federate-ray,gguf,report,tensorboard]'
 	touch $@
 
 # llama.cpp is compiled here (some minutes, without its picture part); Chromium looks at the report page.

@@ -14,6 +14,7 @@ from lissome.cli.main import main
 from lissome.core.errors import BudgetUnmetError, ConfigError, OrderError, UnknownNameError
 from lissome.core.manifest import read_manifest
 from lissome.engine.federate.codec import Codec
+from lissome.models.labels import labels_of
 from lissome.models.load import load_model
 from lissome.pipeline.federating import federate, plan_federation
 from lissome.pipeline.federation import DeviceConfig, FederationJob, FederationRecipe
@@ -116,11 +117,16 @@ def test_the_result_is_an_artifact_that_learned_something(place: Path) -> None:
     assert manifest.tags == ("dense", "federated")
     assert manifest.lineage[0].method == "fedavg"
     assert manifest.lineage[0].details["rounds"] == 2
-    for name in ("ledger.csv", "audit.jsonl", "partition.json", "recipe.toml", "task.safetensors", "classes.json"):
+    for name in ("ledger.csv", "audit.jsonl", "partition.json", "recipe.toml"):
         assert (place / "out" / name).exists(), name
-    assert json.loads((place / "out" / "classes.json").read_text()) == sorted(WORDS)
+    assert not (place / "out" / "task.safetensors").exists(), "the head is the model's own"
     model = load_model(place / "out")
-    assert model.anatomy.task == "encoder"
+    assert labels_of(model) == tuple(sorted(WORDS))
+    job = FederationJob(FederationRecipe.read(place / "recipe.toml"))
+    lesson = job.silos.server(model)
+    count, score = lesson.score(lesson.around(model).eval())
+    assert count == 24
+    assert score["accuracy"] == pytest.approx(report.rounds[-1]["metrics"]["server/accuracy"])
     again = federate(place / "recipe.toml", out=place / "out")
     assert again.to_json() == report.to_json()
     (place / "recipe.toml").write_text(RECIPE.replace("seed = 3", "seed = 4"))

@@ -87,8 +87,8 @@ def read_labelled(path: Path | str, *, classes: Sequence[str] = ()) -> Labelled:
 
     Args:
         path: JSON lines, objects with ``text`` and ``label`` (text or a whole number); or ``.csv`` or ``.tsv``, with a
-            first line that names the columns, ``text`` and ``label`` among them. Either perhaps compressed (``.gz``), and
-            perhaps with ``client``, to whom a text belongs.
+            first line that names the columns, ``text`` and ``label`` among them. Either perhaps compressed (``.gz``),
+            and perhaps with ``client``, to whom a text belongs.
         classes: The classes that are known, in their order; then one of them alone may be there. Without any, they are
             what the file says, sorted, and at least two.
 

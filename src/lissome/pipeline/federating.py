@@ -329,7 +329,7 @@ def _stage(job: FederationJob, federation: Federation, folder: RunFolder, second
     }  # fmt: skip
     if task:
         extras[CLASSIFIER] = safetensors_bytes(task)
-        extras["classes.json"] = json.dumps(list(job.silos.classes)).encode()
+        extras["classes.json"] = json.dumps(list(job.classes)).encode()
     save_model(job.model, folder.staged, manifest=manifest, extras=extras)
     if (folder.state / "clients").is_dir():  # what clients kept is theirs: it is moved, not listed
         shutil.copytree(folder.state / "clients", folder.staged / "clients", dirs_exist_ok=True)

@@ -26,7 +26,9 @@ from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import RoundsConfig
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import Lesson
+from lissome.engine.recover import fingerprint
 from lissome.engine.train import derive
+from lissome.models.labels import labels_of, with_labels
 from lissome.models.model import Model
 from lissome.pipeline.loading import load
 from lissome.pipeline.recipe import RecipeStep
@@ -154,10 +156,18 @@ class FederationJob:
     Args:
         recipe: What is to be done.
         events: Where loading reports its progress.
+        classes: Names of the classes, for a client that does not see all data (default: those of the data).
     """
 
-    def __init__(self, recipe: FederationRecipe, events: EventStream | None = None) -> None:
-        self.recipe, self._events = recipe, events
+    def __init__(
+        self, recipe: FederationRecipe, events: EventStream | None = None, *, classes: tuple[str, ...] = ()
+    ) -> None:
+        self.recipe, self._events, self._classes = recipe, events, classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that are learned; none for text."""
+        return self._classes or (self.silos.classes if self.recipe.data.learn == "classes" else ())
 
     @cached_property
     def method(self) -> FederatedMethod:
@@ -170,9 +180,19 @@ class FederationJob:
     def model(self) -> Model:
         """The whole model, prepared by the method."""
         model = load(self.recipe.model, events=self._events)
+        if self.classes and model.anatomy.task == "encoder" and labels_of(model) != self.classes:
+            model = with_labels(model, self.classes, seed=derive(self.recipe.seed, "head"))
         model.module.requires_grad_(True)
         self.method.prepare(model, self.recipe.seed)
+        facts = repr((fingerprint(model.module), self.classes))
+        self._base = hashlib.sha256(facts.encode()).hexdigest()
         return model
+
+    @property
+    def base(self) -> str:
+        """Fingerprint of the prepared model and the names of the classes: what all must have alike."""
+        _ = self.model
+        return self._base
 
     @cached_property
     def silos(self) -> Silos:
@@ -206,15 +226,16 @@ class FederationJob:
         """What makes this federation itself: the same command continues, another is refused."""
         return {
             "lissome": __version__, "federation": self.name, "recipe": self.recipe.to_json(),
-            "weights": self.model.source.sha256 or self.model.name, "data": self.silos.partition.fingerprint,
+            "base": self.base, "data": self.silos.partition.fingerprint,
         }  # fmt: skip
 
     def profile(self, name: str) -> Profile:
         """Who a simulated client is."""
         kind, places = self.kinds[name], self.silos.partition.parts[name]
         return Profile(
-            name=name, examples=len(places), budget=kind.budget, kind=kind.name, data=self.silos.partition.fingerprint
-        )
+            name=name, examples=len(places), budget=kind.budget, kind=kind.name, base=self.base,
+            data=self.silos.partition.fingerprint,
+        )  # fmt: skip
 
     def server(self, folder: Path) -> Program:
         """Build the server's side."""

@@ -7,6 +7,7 @@ state in.
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ def write_app(job: FederationJob, folder: Path, state: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "federation.py", _APP)
-    config = {"recipe": job.recipe.to_toml(), "federation": job.name, "state": str(state.resolve())}
+    config = {
+        "recipe": job.recipe.to_toml(), "federation": job.name, "state": str(state.resolve()),
+        "classes": json.dumps(job.classes),
+    }  # fmt: skip
     write_text(folder / "pyproject.toml", _PROJECT + to_toml(config))
     return folder
 
@@ -98,7 +102,9 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
         ConfigError: When the node's configuration lacks something.
         DataError: When its rows are not those that were dealt out to it.
     """
-    job, config = _job(recipe), context.node_config
+    config = context.node_config
+    classes = tuple(json.loads(str(context.run_config.get("classes", "[]")))) if "data" in config else ()
+    job = _job(recipe, classes)
     place = str(config.get("state", state))
     if not place:
         raise ConfigError("the node's configuration has no state, the folder that it keeps its private part in.")
@@ -112,15 +118,16 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
         budget=str(config.get("budget", "")),
         kind=str(config.get("kind", "")),
         data=digest,
+        base=job.base,
     )
     federation = str(context.run_config.get("federation", ""))
     return name, job.worker(name, Path(place), lesson, facts, federation=federation)
 
 
 @lru_cache(maxsize=1)
-def _job(recipe: str) -> FederationJob:
+def _job(recipe: str, classes: tuple[str, ...] = ()) -> FederationJob:
     """The job of a recipe; a process serves one federation, and reads its model and data once."""
-    return FederationJob(FederationRecipe.from_toml(recipe))
+    return FederationJob(FederationRecipe.from_toml(recipe), classes=classes)
 
 
 @lru_cache(maxsize=2)

@@ -11,20 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lissome.engine.classify import Classifier, Encoded, classification, correct
+from lissome.engine.classify import Classifier, Encoded, OwnHead, answers, classification
 from lissome.engine.hooks import Task
+from lissome.models.labels import labels_of
 from lissome.models.model import Model
 
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """Texts into classes, through a linear head on the mean hidden state; see `lissome.engine.classify`.
+    """Texts into classes: by the model's own head where it has one, else by a linear one on its mean hidden state.
 
     Attributes:
         data: Texts to learn from.
         held_out: Texts to be judged by; may be empty.
         classes: Number of classes of the whole federation, also of those that this client never saw.
-        seed: Of the head's first weights, the same everywhere.
+        seed: Of the first weights of a head that the model does not have, the same everywhere.
     """
 
     data: Encoded
@@ -38,7 +39,7 @@ class Classes:
 
     def around(self, model: Model) -> nn.Module:
         """Return a classifier around the model."""
-        return Classifier(model, self.classes, seed=self.seed)
+        return OwnHead(model) if labels_of(model) else Classifier(model, self.classes, seed=self.seed)
 
     def task(self, module: Any) -> Task:
         """Return the task of learning the classes."""
@@ -48,13 +49,9 @@ class Classes:
         """Return how many texts are held out, the share put into the right class, and the mean loss."""
         if not len(self.held_out):
             return 0, {}
-        right = correct(module, self.held_out)
-        return len(right), {"accuracy": float(right.float().mean()), "loss": self._loss(module)}
-
-    @torch.no_grad()
-    def _loss(self, module: Any) -> float:
-        logits = [module(one["input_ids"], one["attention_mask"]) for one in self.held_out.batches()]
-        return float(F.cross_entropy(torch.cat(logits).float(), self.held_out.labels))
+        logits, labels = answers(module, self.held_out), self.held_out.labels
+        accuracy = float((logits.argmax(-1) == labels).float().mean())
+        return len(labels), {"accuracy": accuracy, "loss": float(F.cross_entropy(logits, labels))}
 
 
 @dataclass(frozen=True, eq=False)

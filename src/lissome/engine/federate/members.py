@@ -21,10 +21,11 @@ class Members:
     Args:
         audit: Where refusals are written.
         strikes: Rejected answers after which a client is asked no more.
+        base: Fingerprint of the model that all must start from; empty: any.
     """
 
-    def __init__(self, audit: Audit, strikes: int) -> None:
-        self._audit, self._strikes = audit, strikes
+    def __init__(self, audit: Audit, strikes: int, base: str = "") -> None:
+        self._audit, self._strikes, self._base = audit, strikes, base
         self._by_address: dict[str, Profile | None] = {}
         self._reachable: frozenset[str] = frozenset()
         self._weights: dict[str, float] = {}
@@ -43,6 +44,8 @@ class Members:
         """Take a client in, or write down why not: no usable profile, or the name of one that is there."""
         try:
             profile = Profile.from_json(AnswerHead.from_json(parcel.head).notes)
+            if self._base and profile.base and profile.base != self._base:
+                raise FederationError(f"{profile.name} starts from another model or other classes; give it the same")
             twin = next((at for at, one in self._by_address.items() if one and one.name == profile.name), None)
             known = self._tokens.get(profile.name, profile.token)
             if known != profile.token or (twin is not None and twin != address and not profile.token):

@@ -23,6 +23,7 @@ from lissome.engine.federate.program import Phase, Program
 from lissome.engine.federate.training import Lesson, TrainingClient
 from lissome.engine.train import TrainConfig, derive
 from lissome.models.adapters import add_lora
+from lissome.models.labels import head_parameters, labels_of
 from lissome.models.model import Model
 
 
@@ -34,11 +35,11 @@ class FederatedConfig(MethodConfig):
         "all", "what is trained and exchanged: everything, low-rank adapters with the head, or the head alone"
     )
     freeze: tuple[str, ...] = option(
-        ("*embeddings*", "*embed_tokens*", "*pooler*"),
+        ("*embeddings*", "*embed_tokens*"),
         "patterns of names that are never trained: embeddings are half of a small model's bytes, and show which words "
         "a client has",
     )
-    private: tuple[str, ...] = option((), "patterns of names that stay with each client, such as task/*")
+    private: tuple[str, ...] = option((), "patterns of names that stay with each client, such as classifier.*")
     rank: int = option(8, "rank of the adapters", low=1)
     alpha: float = option(16.0, "adapters are scaled by alpha / rank", low=0.0)
     epochs: float = option(1.0, "passes over a client's examples in a round", low=0.0)
@@ -145,8 +146,13 @@ class FederatedMethod(Method):
         config = self.config
         if config.trains == "adapters":
             add_lora(model, rank=config.rank, alpha=config.alpha, seed=derive(seed, "adapters"))
+        elif config.trains == "head":
+            model.module.requires_grad_(False)
+        if config.trains != "all" and labels_of(model):
+            for parameter in head_parameters(model):
+                parameter.requires_grad_(True)
         for name, parameter in model.module.named_parameters():
-            if config.trains == "head" or any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze):
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze):
                 parameter.requires_grad_(False)
 
     def server(self, site: ServerSite) -> Program:

@@ -89,7 +89,8 @@ class Federation:
         link: How clients are reached.
         config: Settings of the loop.
         folder: For checkpoints, the audit log and what waits to be merged; of this federation alone.
-        identity: What makes the federation itself: a checkpoint of another one is refused.
+        identity: What makes the federation itself: a checkpoint of another one is refused. Its ``federation`` is the
+            name that clients are told, its ``base`` the fingerprint of the model that they must start from.
         seed: Of all that is drawn.
         events: Where progress is reported.
     """
@@ -107,7 +108,7 @@ class Federation:
     ) -> None:
         self.program, self.config, self.seed = program, config, seed
         self.ledger, self.audit = Ledger(), Audit(folder / "audit.jsonl")
-        self.members = Members(self.audit, config.strikes)
+        self.members = Members(self.audit, config.strikes, str(identity.get("base", "")))
         self.rounds: list[Round] = []
         self._link, self._folder, self._events = link, folder, events or EventStream()
         self._checkpoint = Checkpoint(folder / "checkpoint", {**identity, "seed": seed, "loop": config.to_mapping()})
