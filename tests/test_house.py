@@ -27,7 +27,20 @@ PUBLIC = {
     "Budget", "Space", "Subnet", "evaluate", "export", "extract", "fit", "list_methods", "load", "masked", "measure",
     "plan",
 }  # fmt: skip
-HEAVY = ("accelerate", "datasets", "flwr", "gguf", "lm_eval", "numpy", "optuna", "peft", "plotly", "ray", "torch", "transformers")
+HEAVY = (
+    "accelerate",
+    "datasets",
+    "flwr",
+    "gguf",
+    "lm_eval",
+    "numpy",
+    "optuna",
+    "peft",
+    "plotly",
+    "ray",
+    "torch",
+    "transformers",
+)
 NO_PICKLES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 

@@ -10,10 +10,18 @@ import typer
 from lissome.cli._session import JsonFlag, answer, working
 from lissome.core.errors import ConfigError, UnknownNameError, unknown_name
 
+_ACTIONS = ("credentials", "join", "server")
+
 
 def command(
     ctx: typer.Context,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file: model, data, devices, method.")],
+    what: Annotated[
+        str, typer.Argument(metavar="RECIPE|ACTION", help="A recipe (TOML), or one of: credentials, server, join.")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="TARGET", help="Of credentials: a folder; server: a recipe; join: HOST:PORT."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes; the same again continues.")
     ] = None,
@@ -23,20 +31,100 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say who gets which sub-network, bytes and memory; train nothing.")
     ] = False,
+    credentials: Annotated[
+        Path | None,
+        typer.Option("--credentials", metavar="DIR", help="Certificates and keys: of the server, or of this client."),
+    ] = None,
+    clients: Annotated[
+        list[str] | None, typer.Option("--client", metavar="NAME", help="A client to make keys for; may be repeated.")
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="HOST", help="Where the server listens, or is reached (may be repeated then)."),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", metavar="N", help="Port of the server; 0 takes a free one.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="PATH", help="Of join: folder or file with this client's rows.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="Of join: folder for what this client keeps.")
+    ] = None,
+    facts: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of join: name, budget, kind or model; may be repeated."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train one model across clients whose data stay where they are and whose devices differ."""
-    from lissome.pipeline.federating import BACKENDS, federate, plan_federation
+    if what == "credentials":
+        _credentials(target, clients, host, as_json)
+    elif what == "join":
+        _join(ctx, target, data=data, state=state, credentials=credentials, facts=facts)
+    elif dry_run:
+        _plan(ctx, Path(what if target is None else target), as_json)
+    else:
+        outside = what == "server"
+        place = {"credentials": credentials, "port": port, "host": (host or ["127.0.0.1"])[0], "alone": not outside}
+        recipe = target if outside else what
+        if recipe is None or (target is not None and not outside):
+            raise ConfigError("write: lissome federate RECIPE, or: lissome federate server RECIPE")
+        _run(ctx, Path(recipe), out, "deployment" if outside else backend, place, as_json)
+
+
+def _run(
+    ctx: typer.Context, recipe: Path, out: Path | None, backend: str, place: dict[str, Any], as_json: bool
+) -> None:
+    from lissome.pipeline.federating import BACKENDS, ServerPlace, federate
     from lissome.report import federated
 
     if backend not in BACKENDS:
         raise UnknownNameError(unknown_name("back end", backend, BACKENDS))
-    if not dry_run and out is None:
+    if out is None:
         raise ConfigError("say where the result goes with --out DIR, or add --dry-run.")
+    if not recipe.is_file():
+        raise ConfigError(unknown_name("recipe or action", str(recipe), _ACTIONS, "Give a TOML file."))
     with working(ctx) as events:
-        if dry_run:
-            report: Any = plan_federation(recipe, events=events)
-        else:
-            assert out is not None
-            report = federate(recipe, out=out, backend=backend, events=events)  # type: ignore[arg-type]
-    answer(report.to_json(), federated.plan if dry_run else federated.result, as_json)
+        report = federate(recipe, out=out, backend=backend, server=ServerPlace(**place), events=events)  # type: ignore[arg-type]
+    answer(report.to_json(), federated.result, as_json)
+
+
+def _plan(ctx: typer.Context, recipe: Path, as_json: bool) -> None:
+    from lissome.pipeline.federating import plan_federation
+    from lissome.report import federated
+
+    with working(ctx) as events:
+        plan = plan_federation(recipe, events=events)
+    answer(plan.to_json(), federated.plan, as_json)
+
+
+def _credentials(folder: str | None, clients: list[str] | None, hosts: list[str] | None, as_json: bool) -> None:
+    from lissome.engine.federate.flower.credentials import make_credentials
+    from lissome.report import federated
+
+    if folder is None:
+        raise ConfigError("write: lissome federate credentials DIR --client NAME --host HOST")
+    made = make_credentials(Path(folder), clients or [], **({"hosts": hosts} if hosts else {}))  # type: ignore[arg-type]
+    fields = {"path": str(made.folder), "clients": {name: str(path.parent) for name, path in made.clients().items()}}
+    answer(fields, federated.credentials, as_json)
+
+
+def _join(
+    ctx: typer.Context,
+    address: str | None,
+    *,
+    data: Path | None,
+    state: Path | None,
+    credentials: Path | None,
+    facts: list[str] | None,
+) -> None:
+    from lissome.core.config import parse_assignments
+    from lissome.pipeline.flower import join_federation
+
+    if address is None or data is None or state is None:
+        raise ConfigError("write: lissome federate join HOST:PORT --data PATH --state DIR")
+    known, given = ("name", "budget", "kind", "model"), parse_assignments(facts or [])
+    for key in given:
+        if key not in known:
+            raise ConfigError(unknown_name("fact", key, known))
+    with working(ctx) as events:
+        join_federation(address, data=data, state=state, credentials=credentials, facts=given, events=events)

@@ -34,8 +34,10 @@ _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 class PartitionConfig(MethodConfig):
     """How data are dealt out."""
 
-    scheme: Literal["iid", "dirichlet", "pathological", "natural"] = option(
-        "dirichlet", "iid; dirichlet: shares of each class drawn; pathological: few classes each; natural: by owner"
+    scheme: Literal["iid", "dirichlet", "pathological", "natural", "own"] = option(
+        "dirichlet",
+        "iid; dirichlet: shares of each class drawn; pathological: few classes each; natural: by owner; own: nothing "
+        "is dealt out, clients bring their data and all that is given here is for judging",
     )
     clients: int = option(10, "number of clients; natural has as many as there are owners", low=1)
     alpha: float = option(0.3, "of dirichlet: small is unequal, 100 nearly equal", low=1e-6)
@@ -98,6 +100,8 @@ def partition(
         MissingExtraError: When flwr-datasets is not installed.
     """
     count = len(classes) or len(owners)
+    if config.scheme == "own":
+        return Partition(data=data, settings={**config.to_mapping(), "seed": seed})
     _check(count, classes, owners, config)
     order = list(range(count))
     Random(seed).shuffle(order)
@@ -197,8 +201,7 @@ def _partitioner(config: PartitionConfig, seed: int) -> Any:
                 num_partitions=config.clients, partition_by="class", num_classes_per_partition=config.classes,
                 class_assignment_mode="first-deterministic", seed=seed,
             )  # fmt: skip
-        case "natural":
-            return library.NaturalIdPartitioner(partition_by="owner")
+    return library.NaturalIdPartitioner(partition_by="owner")
 
 
 def _names(owners: Sequence[str] | int) -> list[str]:

@@ -45,6 +45,23 @@ CLASSIFIER = "task.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerPlace:
+    """Where the server of a deployment listens, and who may join.
+
+    Attributes:
+        credentials: Folder that ``lissome federate credentials`` made; None connects in the clear.
+        host: Address that the server listens at.
+        port: Its port; 0 takes a free one.
+        alone: Whether the clients are processes of this machine, started with the server.
+    """
+
+    credentials: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    alone: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientForecast:
     """What one client would get in the first round.
 
@@ -156,6 +173,7 @@ def federate(
     *,
     out: Path | str,
     backend: Backend = "inprocess",
+    server: ServerPlace | None = None,
     events: EventStream | None = None,
 ) -> FederationReport:
     """Run a federation; the same call again continues one that was interrupted.
@@ -164,6 +182,7 @@ def federate(
         recipe: What is to be done.
         out: Output folder; it becomes an artifact of the global model.
         backend: Where clients run: in this process, in Flower's simulation, or as processes of their own.
+        server: For a deployment: where the server listens, and who may join; None: all of it on this machine.
         events: Where progress is reported.
 
     Raises:
@@ -182,7 +201,7 @@ def federate(
         job.silos.partition.save(folder.state / "partition.json")
         (folder.state / "recipe.toml").write_text(job.recipe.to_toml(), encoding="utf-8")
         with peak_memory() as peak:
-            federation = _run(job, folder, backend, stream)
+            federation = _run(job, folder, backend, server, stream)
         _stage(job, federation, folder, time.monotonic() - start, float(peak.above))
         folder.publish()
     return read_federation(Path(out))
@@ -216,13 +235,17 @@ def _recipe(given: Path | FederationRecipe) -> FederationRecipe:
     return given if isinstance(given, FederationRecipe) else FederationRecipe.read(Path(given))
 
 
-def _run(job: FederationJob, folder: RunFolder, backend: Backend, events: EventStream) -> Federation:
-    server = folder.state / "server"
+def _run(
+    job: FederationJob, folder: RunFolder, backend: Backend, place: ServerPlace | None, events: EventStream
+) -> Federation:
+    server, alone = folder.state / "server", backend != "deployment" or place is None or place.alone
+    if not job.silos.names and alone:
+        raise ConfigError('nothing is dealt out (scheme = "own"), so that clients must join: lissome federate server')
     if backend == "inprocess":
         return serve(job, job.local_link(folder.state / "clients"), server, events)
     if backend == "ray":
         return _simulate(job, folder, server, events)
-    return _deploy(job, folder, server, events)
+    return _deploy(job, folder, server, place or ServerPlace(), events)
 
 
 def _simulate(job: FederationJob, folder: RunFolder, server: Path, events: EventStream) -> Federation:
@@ -238,14 +261,19 @@ def _simulate(job: FederationJob, folder: RunFolder, server: Path, events: Event
     return ended[0]
 
 
-def _deploy(job: FederationJob, folder: RunFolder, server: Path, events: EventStream) -> Federation:
+def _deploy(job: FederationJob, folder: RunFolder, server: Path, place: ServerPlace, events: EventStream) -> Federation:
     """Run server and clients as processes of their own, then read what the server's one left."""
+    from lissome.engine.federate.flower.credentials import Credentials
     from lissome.engine.federate.flower.deployment import Deployment
     from lissome.pipeline.flower import local_nodes, write_app
 
-    nodes = local_nodes(job, folder.state / "parts", folder.state / "clients")
-    app = write_app(job, folder.state / "app", server)
-    Deployment(folder.state / "flower", app, nodes).run(events)
+    known = Credentials(folder=place.credentials) if place.credentials is not None else None
+    nodes = local_nodes(job, folder.state / "parts", folder.state / "clients", known) if place.alone else []
+    Deployment(
+        folder.state / "flower", write_app(job, folder.state / "app", server), nodes,
+        known=known.clients() if known is not None else None, security=known.server if known is not None else None,
+        host=place.host, port=place.port,
+    ).run(events)  # fmt: skip
     federation = _federation(job, job.local_link(folder.state / "clients"), server, events)
     if not (federation.continued() and federation.done):
         raise FederationError(f"the run ended before its last round; see {folder.state / 'flower'}, then continue it.")

@@ -8,6 +8,8 @@ state in.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from lissome.data.labelled import Labelled
 from lissome.data.partition import write_parts
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.flower.app import client_app, server_app
-from lissome.engine.federate.flower.deployment import Node
+from lissome.engine.federate.flower.credentials import Credentials, make_credentials
+from lissome.engine.federate.flower.deployment import Node, join
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.profile import Profile
 from lissome.pipeline.federation import FederationJob, FederationRecipe
@@ -94,8 +97,9 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
 
     Args:
         recipe: Text of the recipe.
-        context: Flower's Context: the node's configuration has ``data`` (a folder of rows; otherwise the node's part
-            of the recipe's data is used), ``state``, and perhaps ``budget`` and ``kind`` of its device.
+        context: Flower's Context: the node's configuration has ``data`` (a folder or a file of rows; otherwise the
+            node's part of the recipe's data is used), ``state``, and perhaps ``name``, ``model`` (where the model lies
+            there), and ``budget`` and ``kind`` of its device.
         state: Folder for the state of nodes whose configuration names none.
 
     Raises:
@@ -104,14 +108,17 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
     """
     config = context.node_config
     classes = tuple(json.loads(str(context.run_config.get("classes", "[]")))) if "data" in config else ()
-    job = _job(recipe, classes)
+    job = _job(recipe, classes, str(config.get("model", "")))
     place = str(config.get("state", state))
     if not place:
         raise ConfigError("the node's configuration has no state, the folder that it keeps its private part in.")
     if "data" not in config:
         name = job.silos.names[int(config["partition-id"])]
         return name, _built(recipe, name, str(Path(place) / name))
-    name, lesson, digest = own_lesson(Path(str(config["data"])), job.model, job.recipe.data, seed=job.recipe.seed)
+    name, lesson, digest = own_lesson(
+        Path(str(config["data"])), str(config.get("name", "")), job.model, job.recipe.data, classes=classes,
+        seed=job.recipe.seed,
+    )  # fmt: skip
     facts = Profile(
         name=name,
         examples=len(lesson),
@@ -125,9 +132,10 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
 
 
 @lru_cache(maxsize=1)
-def _job(recipe: str, classes: tuple[str, ...] = ()) -> FederationJob:
+def _job(recipe: str, classes: tuple[str, ...] = (), model: str = "") -> FederationJob:
     """The job of a recipe; a process serves one federation, and reads its model and data once."""
-    return FederationJob(FederationRecipe.from_toml(recipe), classes=classes)
+    read = FederationRecipe.from_toml(recipe)
+    return FederationJob(replace(read, model=model) if model else read, classes=classes)
 
 
 @lru_cache(maxsize=2)
@@ -135,8 +143,14 @@ def _built(recipe: str, name: str, place: str) -> Worker:
     return _job(recipe).worker(name, Path(place))
 
 
-def local_nodes(job: FederationJob, parts: Path, state: Path) -> list[Node]:
+def local_nodes(job: FederationJob, parts: Path, state: Path, known: Credentials | None = None) -> list[Node]:
     """Give each client a folder with its rows, and return the nodes that read them.
+
+    Args:
+        job: The federation.
+        parts: Where the folders with rows go.
+        state: Where the folders go in which clients keep their private part.
+        known: Keys of clients; those that are not there yet are made.
 
     Raises:
         ConfigError: When the data are not labelled texts, which alone are written out so far.
@@ -145,9 +159,12 @@ def local_nodes(job: FederationJob, parts: Path, state: Path) -> list[Node]:
     if not isinstance(dealt, Labelled):
         raise ConfigError("a deployment learns classes so far; use --backend inprocess or ray for the next token.")
     folders = write_parts(dealt, job.silos.partition, parts)
+    if known is not None:
+        make_credentials(known.folder, list(folders))
     return [
         Node(
-            name=name,
+            name=name, key=known.client(name) / "key" if known is not None else None,
+            public=known.client(name) / "key.pub" if known is not None else None,
             config={
                 "data": str(folder.resolve()), "state": str((state / name).resolve()),
                 "budget": job.kinds[name].budget, "kind": job.kinds[name].name,
@@ -160,3 +177,41 @@ def local_nodes(job: FederationJob, parts: Path, state: Path) -> list[Node]:
 def simulated(job: FederationJob, state: Path) -> Any:
     """Return what makes the workers of a simulation; it travels to Ray's processes."""
     return partial(worker_of, job.recipe.to_toml(), state=str(state.resolve()))
+
+
+def join_federation(
+    address: str,
+    *,
+    data: Path,
+    state: Path,
+    credentials: Path | None = None,
+    facts: Mapping[str, str] | None = None,
+    events: EventStream | None = None,
+) -> None:
+    """Take part in a federation of another machine, until interrupted.
+
+    Args:
+        address: Where the server listens, ``host:port``.
+        data: Folder or file with this client's rows; they are read here and never sent.
+        state: Folder for what this client keeps.
+        credentials: This client's folder of ``lissome federate credentials``; None connects in the clear.
+        facts: What else the node says of itself: ``name``, ``budget``, ``kind``, ``model``.
+        events: Where it is said that the node was started.
+
+    Raises:
+        ConfigError: When data or credentials are not there, or the address has no port.
+        FederationError: When the node ends by itself; names its log.
+        MissingExtraError: When Flower is not installed.
+    """
+    if not data.exists():
+        raise ConfigError(f"{data} does not exist; give the folder or file with this client's rows.")
+    if ":" not in address:
+        raise ConfigError(f"{address!r} is not an address; write HOST:PORT.")
+    key = credentials / "key" if credentials is not None else None
+    if key is not None and not key.exists():
+        raise ConfigError(f"{credentials} holds no key; give the folder that the server's owner made for this client.")
+    config = {"data": str(data.resolve()), "state": str(state.resolve()), **(facts or {})}
+    name = (facts or {}).get("name") or data.stem
+    node = Node(name=name, config=config, key=key)
+    authority = credentials / "ca.crt" if credentials is not None else None
+    join(node, address, authority, state / "flower", events)

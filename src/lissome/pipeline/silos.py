@@ -8,6 +8,7 @@ from random import Random
 from typing import Literal
 
 from lissome.core.config import MethodConfig, option
+from lissome.core.errors import ConfigError
 from lissome.data.labelled import Labelled, read_labelled
 from lissome.data.partition import Partition, PartitionConfig, deal, partition, read_part
 from lissome.data.sources import Corpus, read_corpus
@@ -74,12 +75,18 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
         DataError: When it cannot be read, or is too small.
         MissingExtraError: When flwr-datasets is not installed.
     """
+    own = dealing.scheme == "own"
     if config.learn == "classes":
         data = read_labelled(Path(config.source))
+        if own:
+            return Silos(config, deal(data, dealing, seed=seed), data.classes, (data.some([]), data), seed)
         parts = data.parts({"clients": 1 - config.test, "server": config.test}, seed=derive(seed, "test"))
         dealt = deal(parts["clients"], dealing, seed=derive(seed, "deal") % 2**32)
         return Silos(config, dealt, data.classes, (parts["clients"], parts["server"]), seed)
     corpus = read_corpus(config.source or None)
+    if own:
+        empty = Corpus(corpus.name, ())
+        return Silos(config, partition([], [], dealing, data=corpus.sha256, seed=seed), (), (empty, corpus), seed)
     documents = list(corpus.documents)
     Random(derive(seed, "test")).shuffle(documents)
     kept = max(1, round(config.test * len(documents)))
@@ -91,15 +98,31 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
     return Silos(config, dealt, (), (rest, Corpus(corpus.name, tuple(documents[:kept]))), seed)
 
 
-def own_lesson(folder: Path, model: Model, config: DataConfig, *, seed: int) -> tuple[str, Lesson, str]:
-    """Read what lies in a client's own folder: its name, what it learns, and the fingerprint of its rows.
+def own_lesson(
+    place: Path, name: str, model: Model, config: DataConfig, *, classes: tuple[str, ...], seed: int
+) -> tuple[str, Lesson, str]:
+    """Read a client's own data: its name, what it learns, and the fingerprint of its rows.
+
+    Args:
+        place: A folder that was dealt out, which says whose it is, or a file of the client's own.
+        name: Of the client, for a file.
+        model: Its tokenizer reads the texts.
+        config: What is learned, and what is held out.
+        classes: Names of all classes; none for text.
+        seed: Of the federation.
 
     Raises:
-        DataError: When the rows are not those that were dealt out.
+        DataError: When the rows are not those that were dealt out, or cannot be read.
+        ConfigError: When a file is given without a name.
     """
-    rows, facts = read_part(folder)
-    learned = lesson(rows, model, config, rows.classes, seed=derive(seed, "held out", str(facts["client"])))
-    return str(facts["client"]), learned, str(facts["sha256"])
+    if place.is_dir():
+        rows, facts = read_part(place)
+        learned = lesson(rows, model, config, rows.classes, seed=derive(seed, "held out", str(facts["client"])))
+        return str(facts["client"]), learned, str(facts["sha256"])
+    if not name:
+        raise ConfigError(f"{place} does not say whose data it holds; give the client a name.")
+    own = read_labelled(place, classes=classes) if config.learn == "classes" else read_corpus(place)
+    return name, lesson(own, model, config, classes, seed=derive(seed, "held out", name)), own.sha256
 
 
 def lesson(

@@ -62,6 +62,15 @@ def result(fields: Fields) -> Sequence[RenderableType]:
     return [*parts, pairs(facts)]
 
 
+def credentials(fields: Fields) -> Sequence[RenderableType]:
+    """Where certificates and keys are, and what to do with them."""
+    table = sheet("client", "give it this folder")
+    for name, folder in fields["clients"].items():
+        table.add_row(name, folder)
+    kept = {"keep for the server": fields["path"], "secret": "ca.key, server.key, and the key in each client's folder"}
+    return [table, pairs(kept)]
+
+
 def spread(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """Mean and worst decile over the clients of each number that they gave."""
     found: dict[str, list[float]] = {}

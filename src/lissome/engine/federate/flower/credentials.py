@@ -43,6 +43,10 @@ class Credentials:
         """Folder of a client: ``key``, ``key.pub`` and ``ca.crt``."""
         return self.folder / "clients" / name
 
+    def clients(self) -> dict[str, Path]:
+        """Public keys of all clients, by name."""
+        return {path.parent.name: path for path in sorted((self.folder / "clients").glob("*/key.pub"))}
+
 
 def make_credentials(
     folder: Path, clients: Sequence[str], *, hosts: Sequence[str] = ("127.0.0.1", "localhost"), days: int = 365

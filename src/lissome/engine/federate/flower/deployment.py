@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lissome.core.config import to_toml
-from lissome.core.errors import FederationError, MissingExtraError
+from lissome.core.errors import ConfigError, FederationError, MissingExtraError
 from lissome.core.events import EventStream
 from lissome.core.files import write_text
 from lissome.engine.federate.flower.simulation import QUIET
@@ -27,6 +27,7 @@ from lissome.engine.federate.flower.simulation import QUIET
 NAME = "lissome"
 """Name of the connection in Flower's configuration."""
 
+_HERE = "127.0.0.1"
 _STARTING = 120.0  # seconds that a SuperLink may take to listen: Python on a busy machine is slow to import
 _ENDING = 10.0  # seconds that a process may take to end when it is asked to
 _RESTARTS = 20  # of one SuperNode
@@ -56,7 +57,7 @@ class Node:
         name: Of the client.
         config: Its configuration, which the ClientApp reads.
         key: Private key by which it is known; None without node authentication.
-        public: The public key that belongs to it.
+        public: The public key that belongs to it, which the server must know.
     """
 
     name: str
@@ -71,7 +72,8 @@ class Deployment:
     Args:
         folder: For logs, Flower's state and its configuration.
         app: The app folder that is run.
-        nodes: The clients.
+        nodes: The clients that run on this machine.
+        known: Public keys of those on other machines, by name.
         security: TLS and node authentication; None connects in the clear, which is for one machine alone.
         host: Where the SuperLink listens.
         port: Its port; 0 takes a free one.
@@ -83,12 +85,16 @@ class Deployment:
         app: Path,
         nodes: Sequence[Node],
         *,
+        known: Mapping[str, Path] | None = None,
         security: Security | None = None,
-        host: str = "127.0.0.1",
+        host: str = _HERE,
         port: int = 0,
     ) -> None:
         self.folder, self._app, self._nodes = folder.resolve(), app.resolve(), tuple(nodes)
+        self._known = {**(known or {}), **{one.name: one.public for one in nodes if one.public is not None}}
         self._security, self._host = security, host
+        if security is None and host != _HERE:
+            raise ConfigError(f"a server at {host} is reached by others; give it credentials (TLS and keys of nodes).")
         self.port = port or free_port(host)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._restarts: dict[str, int] = {}
@@ -122,8 +128,9 @@ class Deployment:
         try:
             self.start_superlink()
             self.configure()
+            for name, key in self._known.items():
+                self.register(name, key)
             for number, node in enumerate(self._nodes):
-                self.register(node)
                 self.start_node(node, number)
             yield
         finally:
@@ -164,35 +171,26 @@ class Deployment:
             connection["root-certificates"] = str(self._security.authority)
         write_text(self._home / "config.toml", to_toml({"superlink": {"default": NAME, NAME: connection}}))
 
-    def register(self, node: Node) -> None:
-        """Make a node's public key known to the SuperLink, where nodes are known by keys.
+    def register(self, name: str, key: Path) -> None:
+        """Make a client's public key known to the SuperLink, where nodes are known by keys.
 
         Raises:
             FederationError: When the SuperLink refuses.
         """
-        if self._security is None or node.public is None:
+        if self._security is None:
             return
         done = subprocess.run(
-            [tool("flwr"), "supernode", "register", str(node.public), NAME, "--name", node.name],
-            env=self._environment(), capture_output=True, text=True, check=False,
+            [tool("flwr"), "supernode", "register", str(key.resolve()), NAME, "--name", name],
+            env=environment(self._home), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode and "already" not in done.stdout + done.stderr:
             reason = (done.stderr or done.stdout).strip().splitlines()[-1:]
-            raise FederationError(f"{node.name} could not be registered: {' '.join(reason)}")
+            raise FederationError(f"{name} could not be registered: {' '.join(reason)}")
 
     def start_node(self, node: Node, number: int) -> subprocess.Popen[bytes]:
         """Start the SuperNode of a client."""
-        command = [
-            tool("flower-supernode"), "--superlink", self.address, "--host", self._host,
-            "--port", str(free_port(self._host)),
-            "--node-config", " ".join(f"{key}={_quoted(value)}" for key, value in node.config.items()),
-        ]  # fmt: skip
-        if self._security is None:
-            command.append("--insecure")
-        else:
-            command += ["--root-certificates", str(self._security.authority)]
-            command += ["--auth-supernode-private-key", str(node.key)] if node.key is not None else []
-        return self._start(_node_name(number), command)
+        authority = self._security.authority if self._security is not None else None
+        return self._start(_node_name(number), node_command(node, self.address, authority))
 
     def process(self, name: str) -> subprocess.Popen[bytes]:
         """Return a process: ``"superlink"``, ``"run"``, or ``"node-3"``."""
@@ -225,13 +223,10 @@ class Deployment:
         with self._log(name).open("ab") as log:
             # In a session of its own, so that its children can be ended with it.
             self._processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment(),
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment(self._home),
                 start_new_session=True, cwd=self.folder,
             )  # fmt: skip
         return self._processes[name]
-
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, **QUIET, "FLWR_HOME": str(self._home), "NO_COLOR": "1"}
 
     @property
     def _home(self) -> Path:
@@ -239,6 +234,29 @@ class Deployment:
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
+
+
+def node_command(node: Node, address: str, authority: Path | None) -> list[str]:
+    """Return the command that starts the SuperNode of a client.
+
+    Args:
+        node: The client.
+        address: Where its SuperLink listens, ``host:port``.
+        authority: Certificate to check that against; None connects in the clear.
+    """
+    command = [
+        tool("flower-supernode"), "--superlink", address, "--host", _HERE, "--port", str(free_port(_HERE)),
+        "--node-config", " ".join(f"{key}={_quoted(value)}" for key, value in node.config.items()),
+    ]  # fmt: skip
+    if authority is None:
+        return [*command, "--insecure"]
+    command += ["--root-certificates", str(authority.resolve())]
+    return [*command, "--auth-supernode-private-key", str(node.key.resolve())] if node.key is not None else command
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of Flower's processes, whose own files go to `home`."""
+    return {**os.environ, **QUIET, "FLWR_HOME": str(home.resolve()), "NO_COLOR": "1"}
 
 
 def tool(name: str) -> str:
@@ -254,7 +272,7 @@ def tool(name: str) -> str:
     return found
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port(host: str = _HERE) -> int:
     """Return a port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
@@ -285,3 +303,37 @@ def _quoted(value: str | float | bool) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def join(node: Node, address: str, authority: Path | None, folder: Path, events: EventStream | None = None) -> None:
+    """Take part in a federation of another machine until interrupted; what dies is started again.
+
+    Args:
+        node: Who we are.
+        address: Where the server's SuperLink listens, ``host:port``.
+        authority: Certificate to check that against; None connects in the clear.
+        folder: For logs and Flower's own files.
+        events: Where it is said that the node was started.
+
+    Raises:
+        FederationError: When the SuperNode ends again and again; names the log.
+        MissingExtraError: When Flower is not installed.
+    """
+    stream, log = events or EventStream(), folder / "node.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(_RESTARTS):
+        stream.message(f"{node.name} joins {address}" if not start else f"{node.name} is started again")
+        begun = time.monotonic()
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                node_command(node, address, authority), stdout=output, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, env=environment(folder / "flwr"), start_new_session=True,
+            )  # fmt: skip
+        try:
+            process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGTERM)
+        if time.monotonic() - begun < _ENDING:
+            break  # what ends at once will end again: a key that is not known, a certificate that is another's
+    raise FederationError(f"the node ended ({last_line(log)}); see {log}.")
