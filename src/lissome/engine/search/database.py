@@ -13,14 +13,14 @@ import contextlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.distributions import distribution_to_json
+from optuna.distributions import distribution_to_json as _json
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import StudyDirection
@@ -124,10 +124,11 @@ class Database:
                 )
             )
 
-    def claim(self) -> Trial | None:
+    def claim(self, *, rescue: bool = True) -> Trial | None:
         """Take the first trial that waits, also one that a dead process left behind; None when there is none."""
         with self._guarded():
-            self._rescue()
+            if rescue:
+                self._rescue()
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             for frozen in sorted(waiting, key=_first_number):
                 known = self._storage.get_trial_id_from_study_id_trial_number(self._id, frozen.number)
@@ -155,28 +156,29 @@ class Database:
 
     def finish(self, trial: Trial, figures: Mapping[str, float], seconds: float) -> None:
         """Write down the figures of a claimed trial; when another process has it now, nothing."""
-        with self._ending(trial) as open_trial:
-            for name, value in {**figures, f"{_OURS}:seconds": seconds}.items():
-                open_trial.set_user_attr(name, value)
-            written = self._storage.get_trial(self._ids[trial.number]).constraints
+
+        def end(stored: FrozenTrial, open_trial: optuna.Trial) -> None:
             for name, excess in self._goal.excesses(figures).items():
-                if name not in written:
+                if name not in stored.constraints:
                     open_trial.set_constraint(name, excess)
-            values = self._goal.values(figures)
             signs = [1 if one.better == "lower" else -1 for one in self._goal.objectives]
-            self._study.tell(open_trial, [sign * value for sign, value in zip(signs, values, strict=True)])
+            values = zip(signs, self._goal.values(figures), strict=True)
+            self._study.tell(open_trial, [sign * value for sign, value in values])
+
+        self._end(trial, end, {**figures, f"{_OURS}:seconds": seconds})
 
     def fail(self, trial: Trial, error: str) -> None:
         """Write down that a claimed trial has no figures, and why."""
-        with self._ending(trial) as open_trial:
-            open_trial.set_user_attr(f"{_OURS}:error", error)
-            self._study.tell(open_trial, state=TrialState.FAIL)
+        self._end(trial, lambda _, open_trial: self._fail(open_trial), {f"{_OURS}:error": error})
 
     def give_back(self, trial: Trial) -> None:
         """Let a claimed trial wait again."""
-        with self._ending(trial) as open_trial:
-            self._study.tell(open_trial, state=TrialState.FAIL)
-            self._repeat(self._storage.get_trial(self._ids[trial.number]))
+
+        def end(stored: FrozenTrial, open_trial: optuna.Trial) -> None:
+            self._fail(open_trial)
+            self._repeat(stored)
+
+        self._end(trial, end, {})
 
     def note(self, name: str, value: Any) -> None:
         """Keep a JSON-able value beside the trials."""
@@ -266,42 +268,50 @@ class Database:
                 self._backend.record_heartbeat(known)
         self._backend.remove_session()
 
-    def _write_parameters(self, known: int, trial: Trial) -> None:
-        """Write all parameters of a trial in one statement.
+    def _fail(self, open_trial: optuna.Trial) -> None:
+        self._study.tell(open_trial, state=TrialState.FAIL)
 
-        Raises:
-            UpdateFinishedTrialError: When another process has ended the trial.
+    def _end(self, trial: Trial, end: Callable[[FrozenTrial, optuna.Trial], None], facts: Mapping[str, Any]) -> None:
+        """End a claimed trial; quietly do nothing when another process has it now.
+
+        Args:
+            trial: The trial.
+            end: Tells Optuna how it ended, given what was stored of the trial before.
+            facts: User attributes to write.
         """
-        stored = self._storage.get_trial(known)
-        self._storage.check_trial_is_updatable(known, stored.state)
-        if stored.params:
-            return
-        table = sqlalchemy.table(
-            "trial_params", *map(sqlalchemy.column, ("trial_id", "param_name", "param_value", "distribution_json"))
-        )
-        rows = [
-            {
-                "trial_id": known,
-                "param_name": name,
-                "param_value": each.to_internal_repr(trial.subnet[name]),
-                "distribution_json": distribution_to_json(each),
-            }
-            for name, each in self._distributions.items()
-        ]
-        with self._backend.engine.begin() as connection:
-            connection.execute(sqlalchemy.insert(table), rows)
-
-    @contextlib.contextmanager
-    def _ending(self, trial: Trial) -> Iterator[optuna.Trial]:
-        """Open a claimed trial to be ended, its parameters written; quietly nothing when another process has it now."""
         known = self._ids[trial.number]
         with self._guarded(), self._alone_if_file():
+            stored = self._storage.get_trial(known)
+            if stored.state != TrialState.RUNNING:
+                return
             try:
-                self._write_parameters(known, trial)
-                yield optuna.Trial(self._study, known)
+                self._write(known, trial, stored, facts)
+                end(stored, optuna.Trial(self._study, known))
             except (UpdateFinishedTrialError, IntegrityError, ValueError):
                 if self._storage.get_trial(known).state == TrialState.RUNNING:
                     raise
+
+    def _write(self, known: int, trial: Trial, stored: FrozenTrial, facts: Mapping[str, Any]) -> None:
+        """Write parameters and attributes of a trial in one transaction, as far as they are not there."""
+        parameters = [
+            {
+                "param_name": name,
+                "param_value": each.to_internal_repr(trial.subnet[name]),
+                "distribution_json": _json(each),
+            }
+            for name, each in self._distributions.items()
+            if name not in stored.params
+        ]
+        attributes = [
+            {"key": name, "value_json": json.dumps(value)}
+            for name, value in facts.items()
+            if name not in stored.user_attrs
+        ]
+        with self._backend.engine.begin() as connection:
+            for name, rows in (("trial_params", parameters), ("trial_user_attributes", attributes)):
+                if rows:
+                    table = sqlalchemy.table(name, *map(sqlalchemy.column, ("trial_id", *rows[0])))
+                    connection.execute(sqlalchemy.insert(table), [{"trial_id": known, **row} for row in rows])
 
     @contextlib.contextmanager
     def _alone_if_file(self) -> Iterator[None]:

@@ -49,8 +49,12 @@ class Ledger(Protocol):
     def add(self, subnet: Subnet, by: str, notes: Mapping[str, Any]) -> None:
         """Write down a trial that waits."""
 
-    def claim(self) -> Trial | None:
-        """Take the first trial that waits, also one that a dead process left behind; None when there is none."""
+    def claim(self, *, rescue: bool = True) -> Trial | None:
+        """Take the first trial that waits; None when there is none.
+
+        Args:
+            rescue: Look for trials that a dead process left behind first.
+        """
 
     def working(self, trial: Trial) -> AbstractContextManager[Any]:
         """Return a context in which others are told that the trial's process is alive."""
@@ -92,7 +96,7 @@ class Memory:
         self._waiting.append(len(self._trials))
         self._trials.append(Trial(number=len(self._trials), subnet=subnet, by=by, notes=notes))
 
-    def claim(self) -> Trial | None:
+    def claim(self, *, rescue: bool = True) -> Trial | None:
         """Take the first trial that waits."""
         if not self._waiting:
             return None

@@ -107,8 +107,9 @@ def polls(space: Space, subnet: Subnet, rng: Random) -> Iterator[Subnet]:
         rng.shuffle(moves)
         for axis, way in moves:
             moved = _at(axis, axis.choices.index(subnet[axis.name]) + way)
-            if moved != subnet[axis.name]:
-                yield space.repaired({**subnet, axis.name: moved}, rng)
+            made = space.repaired({**subnet, axis.name: moved}, rng)
+            if made != subnet:
+                yield made
         step //= 2
 
 

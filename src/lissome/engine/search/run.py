@@ -177,17 +177,18 @@ class _Process:
         self._over = self._spent() >= self._config.trials
         if self._over:
             return None
-        claimed = self._ledger.claim()
+        under_way = any(trial.state in {"waiting", "running"} for trial in self._trials)
+        claimed = self._ledger.claim() if under_way else None
         if claimed is not None or len(self._trials) >= self._config.trials:
             return claimed
         proposal = self._propose()
         if proposal is None:
-            self._over = not any(trial.state in {"waiting", "running"} for trial in self._trials)
+            self._over = not under_way
             if self._over:
                 self._events.message(f"all {len(self._trials)} Subnets of the Space were evaluated")
             return None
         self._ledger.add(proposal.subnet, proposal.by, proposal.notes)
-        return self._ledger.claim()
+        return self._ledger.claim(rescue=False)
 
     def _propose(self) -> Proposal | None:
         """Return a Subnet that was not tried; None when there is none left in a small Space."""

@@ -28,9 +28,11 @@ class Climber:
 
     def propose(self, history: History, rng: Random) -> Proposal:
         """Return a neighbour that was not tried; a draw when there is none."""
+        if len(history.seen) < max(1, self._drawn):
+            return Proposal(draw(history.space, rng), "random")
         weights, scale = draw_weights(len(history.goal.objectives), rng), history.scale()
-        best = min(history.best, key=lambda one: scale.merit(one, weights), default=None)
-        for _ in range(_TRIES if best and len(history.seen) >= self._drawn else 0):
+        best = min(history.best, key=lambda one: scale.merit(one, weights))
+        for _ in range(_TRIES):
             subnet = history.space.neighbour(best.subnet, rng)
             if subnet not in history.tried:
                 return Proposal(subnet, "climb")

@@ -5,10 +5,11 @@ curve of its gains over its last uses, so that a late gain counts more than an e
 in play: credit + C · sqrt(2 · log2(uses of all) / uses of this one). A gain is a Subnet better than all before it.
 
 Differs from OpenTuner: a gain counts by its size, relative to the largest of the window (in a Space of a hundred axes
-a technique that changes one of them gains every other time, and gets nowhere); with several objectives, each proposal is made, and its gain judged, for a mixture of them that
-is drawn anew, because nearly every step along a front adds a point to it; a technique draws on the results of all
-others (there each keeps its own); crossing stands in the place of the simplex, which means little for a hundred axes
-of a few choices; and bounds act by constrained domination instead of a penalty in the objective.
+a technique that changes one of them gains every other time, and gets nowhere); with several objectives, each proposal
+is made, and its gain judged, for a mixture of them that is drawn anew, because nearly every step along a front adds a
+point to it; a technique draws on the results of all others (there each keeps its own); crossing stands in the place of
+the simplex, which means little for a hundred axes of a few choices; and bounds act by constrained domination instead of
+a penalty in the objective.
 """
 
 from __future__ import annotations
