@@ -47,6 +47,9 @@ TIMED_SUBNETS = 24
 """Sub-networks that a regression is fitted to: two for each of its features."""
 
 
+_JOIN = f"import sys; from {__name__} import join; join(sys.argv[1])"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What a user asks of a search, JSON-able, so that further processes can be given the same.
@@ -282,7 +285,7 @@ def _checked(asked: Asked, model: Model, cost: CostOracle, events: EventStream) 
 @contextlib.contextmanager
 def _others(asked: Asked, count: int, events: EventStream) -> Iterator[None]:
     """Let further processes work on the search; what they say goes to files in its folder."""
-    command = [sys.executable, "-m", __name__, json.dumps(as_json(replace(asked, check=0)))]
+    command = [sys.executable, "-c", _JOIN, json.dumps(as_json(replace(asked, check=0)))]
     logs = [Path(asked.out) / f"worker-{number}.log" for number in range(1, count + 1)]
     processes = []
     for log in logs:
@@ -325,7 +328,3 @@ def _report(asked: Asked, prepared: _Prepared, found: Found, seconds: float) -> 
         notes=prepared.notes,
         seconds=seconds,
     )
-
-
-if __name__ == "__main__":
-    join(sys.argv[1])

@@ -174,7 +174,8 @@ def test_optuna_and_its_dashboard_read_the_study(tmp_path: Path) -> None:
     assert len(trials) == len(found.points)
     for trial, point in zip(trials, found.points, strict=True):
         assert trial.values == [point.figures["loss"], point.figures["macs"]]
-        assert trial.constraints == {"macs<=0.5": pytest.approx(point.figures["macs"] / 0.5 - 1)}
+        excess = pytest.approx(point.figures["macs"] / 0.5 - 1)
+        assert trial.constraints == {"macs<=0.5": excess, "0": excess}, "by name, and as the dashboard reads them"
         assert {name: trial.user_attrs[name] for name in point.figures} == point.figures
         assert tuple(trial.params[axis.name] for axis in plain.space.axes) == point.choices
         assert trial.user_attrs["lissome:by"] == point.by

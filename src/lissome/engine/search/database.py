@@ -38,7 +38,7 @@ NAME = "search"
 """Name of the study in a file, which holds one."""
 
 _OURS = "lissome"  # before the names of attributes that are not figures
-_FIXED, _FIRST, _AGAIN = "fixed_params", "failed_trial", "retry_history"  # Optuna's names for these
+_FIXED, _FIRST, _AGAIN, _CONSTRAINTS = "fixed_params", "failed_trial", "retry_history", "constraints"  # Optuna's names
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
@@ -158,9 +158,12 @@ class Database:
         """Write down the figures of a claimed trial; when another process has it now, nothing."""
 
         def end(stored: FrozenTrial, open_trial: optuna.Trial) -> None:
-            for name, excess in self._goal.excesses(figures).items():
+            excesses = self._goal.excesses(figures)
+            for name, excess in excesses.items():
                 if name not in stored.constraints:
                     open_trial.set_constraint(name, excess)
+            if excesses:  # the list without names is what the dashboard judges by
+                self._storage.set_trial_system_attr(self._ids[trial.number], _CONSTRAINTS, list(excesses.values()))
             signs = [1 if one.better == "lower" else -1 for one in self._goal.objectives]
             values = zip(signs, self._goal.values(figures), strict=True)
             self._study.tell(open_trial, [sign * value for sign, value in values])
@@ -229,7 +232,7 @@ class Database:
         notes = {
             name: value
             for name, value in frozen.system_attrs.items()
-            if name not in {_FIXED, _FIRST, _AGAIN} and not name.startswith("constraints:")
+            if name not in {_FIXED, _FIRST, _AGAIN} and not name.startswith(_CONSTRAINTS)
         }
         error = mine.get(f"{_OURS}:error", "")
         state = _STATES[frozen.state]
