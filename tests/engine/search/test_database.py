@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 
 from lissome.core.errors import ArtifactError, ConfigError, MissingExtraError
 from lissome.engine.search import Found, Goal, Problem, SearchConfig, search
-from lissome.engine.search.database import Database, file_of
+from lissome.engine.search._connection import file_of
+from lissome.engine.search.database import Database
 from lissome.engine.search.samplers import names
 from lissome.models.space import Axis, Space, Subnet
 from tests.engine.search.landscapes import layers, problem

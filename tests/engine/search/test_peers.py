@@ -59,11 +59,16 @@ def test_the_dashboard_shows_the_study(tmp_path: Path) -> None:
         assert trial["constraints"] == [pytest.approx(point.figures["macs"] / 0.5 - 1)]
 
 
+def program(name: str) -> str:
+    """A program of the server; Debian keeps them off the path."""
+    found = shutil.which(name) or next(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), None)
+    return found or pytest.skip("PostgreSQL is not installed")
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
-        pytest.skip("PostgreSQL is not installed")
+    initdb, pg_ctl = program("initdb"), program("pg_ctl")
     user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
     folder = Path(
         subprocess.run(["mktemp", "-d", "/tmp/pgXXXXXX"], capture_output=True, text=True, check=True).stdout.strip()
@@ -86,12 +91,12 @@ def server(tmp_path: Path) -> Iterator[str]:
         )
 
     data, options = str(folder / "data"), f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-    run("initdb", "-D", data, "-A", "trust", "-U", "me")
-    run("pg_ctl", "-D", data, "-w", "-o", options, "-l", str(folder / "log"), "start")
+    run(initdb, "-D", data, "-A", "trust", "-U", "me")
+    run(pg_ctl, "-D", data, "-w", "-o", options, "-l", str(folder / "log"), "start")
     try:
         yield f"postgresql+psycopg://me:secret@127.0.0.1:{port}/postgres"
     finally:
-        run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+        run(pg_ctl, "-D", data, "-w", "-m", "immediate", "stop")
         shutil.rmtree(folder)
 
 

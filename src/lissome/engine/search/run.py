@@ -106,7 +106,8 @@ def _opened(problem: Problem, config: SearchConfig, seed: int, study: Path | str
     if study is None:
         yield Memory()
         return
-    from lissome.engine.search.database import NAME, Database, file_of
+    from lissome.engine.search._connection import file_of
+    from lissome.engine.search.database import NAME, Database
 
     key = {**problem.identity(), "seed": seed, "sampler": config.sampler, "population": config.population}
     where = file_of(study)
