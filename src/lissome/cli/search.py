@@ -10,25 +10,28 @@ import typer
 from lissome.cli._session import DataOption, JsonFlag, SeedOption, SetOption, answer, derived_folder, working
 from lissome.core.errors import BudgetUnmetError
 
+SubjectArgument = Annotated[
+    str, typer.Argument(metavar="S", help="What to search: an asset, a folder, a GGUF file or a hub id.")
+]
+BoundOption = Annotated[
+    list[str] | None,
+    typer.Option("--budget", metavar="EXPR", help="A bound such as params<=80%; may be repeated (default: none)."),
+]
+ObjectiveOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--objective",
+        metavar="NAME",
+        help="What to make better, the most important first; may be repeated (default: ppl and what is bounded).",
+    ),
+]
+
 
 def command(
     ctx: typer.Context,
-    target: Annotated[
-        str,
-        typer.Argument(metavar="S", help="What to search: an asset, a folder, a GGUF file or a hub id."),
-    ],
-    budget: Annotated[
-        list[str] | None,
-        typer.Option("--budget", metavar="EXPR", help="A bound such as params<=80%; may be repeated (default: none)."),
-    ] = None,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--objective",
-            metavar="NAME",
-            help="What to make better, the most important first; may be repeated (default: ppl and what is bounded).",
-        ),
-    ] = None,
+    target: SubjectArgument,
+    budget: BoundOption = None,
+    objective: ObjectiveOption = None,
     trials: Annotated[int, typer.Option("--trials", metavar="N", min=1, help="Subnets to evaluate.")] = 100,
     sampler: Annotated[
         str, typer.Option("--sampler", metavar="NAME", help="nsga2, tpe, random, climb or ensemble.")
