@@ -129,38 +129,27 @@ def test_two_processes_divide_the_trials(tmp_path: Path) -> None:
     assert choices(Found.load(tmp_path / "a.json")) == choices(Found.load(tmp_path / "b.json"))
 
 
-def test_whoever_took_a_trial_over_ends_it_and_the_late_one_is_left_alone(tmp_path: Path) -> None:
+def test_a_dead_process_is_succeeded_and_a_living_one_is_not_robbed(tmp_path: Path) -> None:
+    """Whoever took a trial over ends it; the late one, who was thought dead, changes nothing any more."""
     plain = problem(4)
-    with closing(Database(tmp_path / "study.db", plain.space, plain.goal, {}, heartbeat=1)) as late:
+    figures, others = {"loss": 1.0, "macs": 2.0}, {"loss": 9.0, "macs": 9.0}
+    late, other = (Database(tmp_path / "study.db", plain.space, plain.goal, {}, heartbeat=1) for _ in range(2))
+    with closing(late), closing(other):
         late.add(plain.space.full, "start", {"note": 3})
-        trial = late.claim()
-        assert trial is not None and trial.notes == {"note": 3}
+        late.add(plain.space.smallest, "start", {})
+        silent, alive = late.claim(), late.claim()
+        assert silent is not None and alive is not None and silent.notes == {"note": 3}
         assert late.claim() is None
-        time.sleep(5.5)  # five signs of life are missed
-        with closing(Database(tmp_path / "study.db", plain.space, plain.goal, {}, heartbeat=1)) as other:
+        with late.working(alive):
+            time.sleep(5.5)  # five signs of life of the first are missed
             again = other.claim()
-            assert again is not None and (again.number, again.subnet, again.notes) == (0, trial.subnet, trial.notes)
-            late.finish(trial, {"loss": 9.0, "macs": 9.0}, 1.0)
-            late.fail(trial, "too late")
-            other.finish(again, {"loss": 1.0, "macs": 2.0}, 1.0)
-            late.finish(trial, {"loss": 9.0, "macs": 9.0}, 1.0)
-        (ended,) = late.trials()
-        assert (ended.state, ended.figures) == ("done", {"loss": 1.0, "macs": 2.0})
-
-
-def test_a_living_process_is_not_robbed(tmp_path: Path) -> None:
-    plain = problem(4)
-    with closing(Database(tmp_path / "study.db", plain.space, plain.goal, {}, heartbeat=1)) as database:
-        database.add(plain.space.full, "start", {})
-        trial = database.claim()
-        assert trial is not None
-        with (
-            database.working(trial),
-            closing(Database(tmp_path / "study.db", plain.space, plain.goal, {}, heartbeat=1)) as other,
-        ):
-            time.sleep(5.5)
+            assert again is not None and (again.number, again.subnet, again.notes) == (0, silent.subnet, silent.notes)
             assert other.claim() is None
-            assert [each.state for each in other.trials()] == ["running"]
+        late.finish(silent, others, 1.0)
+        late.fail(silent, "too late")
+        other.finish(again, figures, 1.0)
+        late.finish(silent, others, 1.0)
+        assert [(trial.state, trial.figures) for trial in late.trials()] == [("done", figures), ("running", {})]
 
 
 def test_optuna_and_its_dashboard_read_the_study(tmp_path: Path) -> None:

@@ -234,8 +234,8 @@ class _Process:
         more = self._spent() - stage.step
         if more > 0:
             figures = self._known.get(trial.subnet, {}) if trial is not None else {}
-            shown = {name: figures[name] for name in self._problem.goal.names if name in figures}
-            stage.advance(more, message="", front=len(self._history.best), **shown)
+            metrics = {name: figures[name] for name in self._problem.goal.names if name in figures}
+            stage.advance(more, message="", **{**metrics, "front": float(len(self._history.best))})
 
 
 def _found(problem: Problem, config: SearchConfig, seed: int, trials: Sequence[Trial]) -> Found:
