@@ -152,6 +152,23 @@ def test_a_dead_process_is_succeeded_and_a_living_one_is_not_robbed(tmp_path: Pa
         assert [(trial.state, trial.figures) for trial in late.trials()] == [("done", figures), ("running", {})]
 
 
+def test_a_subnet_that_was_written_down_twice_counts_once(tmp_path: Path) -> None:
+    """As two processes may do that begin at one moment on a server."""
+    plain, calls = problem(4), Counter[Subnet]()
+    key = {**plain.identity(), "seed": 0, "sampler": "nsga2", "population": 0}
+    with closing(Database(tmp_path / "study.db", plain.space, plain.goal, key)) as database:
+        for subnet in (plain.space.full, plain.space.smallest) * 2:
+            database.add(subnet, "start", {})
+
+    def evaluate(subnet: Subnet) -> dict[str, float]:
+        calls[subnet] += 1
+        return dict(plain.evaluate(subnet))
+
+    found = search(replace(plain, evaluate=evaluate), CONFIG, study=tmp_path / "study.db")
+    assert len(found.points) == len(set(choices(found))) == 14
+    assert set(calls.values()) == {1}
+
+
 def test_optuna_and_its_dashboard_read_the_study(tmp_path: Path) -> None:
     """Values, constraints, parameters and attributes by Optuna's own functions, as its dashboard reads them."""
     plain = problem(4, bound=0.5)

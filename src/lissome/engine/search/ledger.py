@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -35,6 +35,18 @@ class Trial:
     figures: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
+
+
+def distinct(trials: Iterable[Trial]) -> list[Trial]:
+    """Return one trial of each Subnet, a done one before others.
+
+    On a server, two processes that begin at one moment may both write down what to start from.
+    """
+    found: dict[Subnet, Trial] = {}
+    for trial in trials:
+        if trial.subnet not in found or (trial.state == "done" != found[trial.subnet].state):
+            found[trial.subnet] = trial
+    return list(found.values())
 
 
 class Ledger(Protocol):

@@ -25,7 +25,7 @@ from lissome.core.events import EventStream, Stage
 from lissome.engine.search import samplers
 from lissome.engine.search.found import Found, Point
 from lissome.engine.search.history import History, Seen
-from lissome.engine.search.ledger import Ledger, Memory, Trial
+from lissome.engine.search.ledger import Ledger, Memory, Trial, distinct
 from lissome.engine.search.moves import every
 from lissome.engine.search.problem import Evaluate, Problem
 from lissome.engine.search.samplers import Options, Proposal
@@ -81,7 +81,7 @@ def search(
     config, events = config or SearchConfig(), events or EventStream()
     with _opened(problem, config, seed, study) as ledger:
         _Process(problem, config, seed, ledger, events).run()
-        found = _found(problem, config, seed, ledger.trials())
+        found = _found(problem, config, seed, distinct(ledger.trials()))
         return _compare(problem, config, found, ledger, events)
 
 
@@ -157,7 +157,7 @@ class _Process:
 
     def _look(self) -> None:
         """Take over what the ledger holds by now."""
-        self._trials = self._ledger.trials()
+        self._trials = distinct(self._ledger.trials())
         for trial in self._trials:
             self._history.tried.add(trial.subnet)
             if trial.state == "done" and trial.subnet not in self._known:
