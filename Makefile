@@ -22,8 +22,8 @@ test-all: $(VENV)/installed-peers ## also real models, llama.cpp, a browser, fau
 	$(PYTEST) -n 2 -m "not slow and not peer and not gpu"
 	$(PYTEST) -m "(slow or peer) and not gpu"
 
-check: $(VENV)/installed-test style ## the quick inner loop
-	$(PYTEST) -n 2 -q
+check: $(VENV)/installed-test style ## the quick inner loop: no whole jobs
+	$(PYTEST) -n 2 -q -m "not long and not slow and not peer and not gpu and not network"
 
 docs: $(VENV)/installed-test ## the pages, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -17,6 +17,8 @@ from lissome.models.model import Model
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_module
 
+pytestmark = pytest.mark.long
+
 LINE = "the quick brown fox jumps over a lazy dog while five wizards box quietly at night"
 ENOUGH = 800  # kilobytes for the toy job and its result
 JOB = ("--budget", "block_params=75%", "--set", "width_step=8")

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 FROZEN = {
     "assets": {"ACTION", "NAME", "--json"},
     "bench": {"TARGET", "--against", "--save-table", "--json"},
-    "eval": {"TARGET", "--against", "--text", "--tasks", "--limit", "--json"},
+    "eval": {"TARGET", "--against", "--data", "--text", "--tasks", "--limit", "--json"},
     "explain": {"ARTIFACT", "--step", "--extract", "--out", "--json"},
     "export": {"TARGET", "--to", "--type", "--pad", "--out", "--json"},
     "fit": {

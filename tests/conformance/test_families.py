@@ -22,6 +22,8 @@ from lissome.models.model import Model
 from lissome.testing import conformance
 from lissome.testing.toys import DECODERS, FAMILIES, LANGUAGE, STATES, toy_ids, toy_inputs, toy_model
 
+pytestmark = pytest.mark.long
+
 _UNITS = ("width", "groups", "queries", "channels", "heads")
 _PROPERTY = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -31,6 +31,7 @@ def toy(family: str) -> tuple[Model, SubnetCost]:
     return _MODELS[family], _COSTS[family]
 
 
+@pytest.mark.long
 @given(
     family=st.sampled_from(FAMILIES),
     finest=st.booleans(),

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lissome.core.errors import ArtifactError, ConfigError, NumericsError
+from lissome.core.errors import ArtifactError, ConfigError, NumericsError, UnsupportedModelError
 from lissome.core.events import Event, EventStream
 from lissome.cost import peak as peaks
 from lissome.cost.clock import Clock, fixed_threads
-from lissome.cost.measured import Lap, Request, Timing, compare, measure, race
+from lissome.cost.measured import Lap, Request, Timing, asked, compare, measure, race
 from lissome.cost.peak import bytes_on_disk, peak_memory
 from lissome.testing.toys import toy_model
 
@@ -20,11 +20,11 @@ SHORT = Request(prompt=6, new=4)
 def test_a_request_is_its_prefill_and_steps_of_the_median() -> None:
     laps = [Lap(1.0, (0.1, 0.1, 5.0)), Lap(2.0, (0.2, 0.2, 0.2)), Lap(3.0, (0.3, 0.3, 0.3))]
     timing = Timing.of(laps, Request(prompt=10, new=4, batch=2))
-    assert timing.latency.value == pytest.approx(2.6)
-    assert timing.prefill.value == pytest.approx(2 * 10 / 2.0)
-    assert timing.decode.value == pytest.approx(2 / 0.2)
-    assert timing.latency.low is not None
-    assert timing.latency.low <= 2.6 <= (timing.latency.high or 0)
+    assert timing.metric("latency").value == pytest.approx(2.6)
+    assert timing.metric("prefill").value == pytest.approx(2 * 10 / 2.0)
+    assert timing.metric("decode").value == pytest.approx(2 / 0.2)
+    assert timing.metric("latency").low is not None
+    assert timing.metric("latency").low <= 2.6 <= (timing.metric("latency").high or 0)
     assert timing.spread["decode"][0] < 10 < timing.spread["decode"][1]
     assert timing.figures() == {metric.name: metric.value for metric in timing.metrics}
 
@@ -63,7 +63,7 @@ def test_a_model_with_half_the_blocks_takes_less_time() -> None:
         assert metric.low is not None
         assert metric.high is not None
         assert metric.low <= metric.value <= metric.high
-    assert found.other.latency.value < found.base.latency.value
+    assert found.other.metric("latency").value < found.base.metric("latency").value
 
 
 def test_measuring_leaves_threads_and_reports_progress() -> None:
@@ -71,8 +71,54 @@ def test_measuring_leaves_threads_and_reports_progress() -> None:
     threads = torch.get_num_threads()
     timing = measure(toy_model("gemma3"), SHORT, rounds=2, threads=1, events=EventStream(seen.append))
     assert torch.get_num_threads() == threads
-    assert timing.latency.n == 2
+    assert timing.metric("latency").n == 2
     assert [event.kind for event in seen] == ["start", "advance", "advance", "finish"]
+
+
+FORWARDS = {
+    "bert": (("input_ids", (1, 6)),),
+    "bert-labels": (("input_ids", (1, 6)),),
+    "vit": (("pixel_values", (1, 3, 12, 12)),),
+    "whisper": (("input_features", (1, 10, 16)), ("decoder_input_ids", (1, 6))),
+}
+
+
+@pytest.mark.parametrize("family", FORWARDS)
+def test_what_writes_nothing_is_timed_by_one_forward(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = toy_model(family), []
+    forward = model.module.forward
+
+    def spy(**given: torch.Tensor) -> object:
+        calls.append(tuple((name, tuple(value.shape)) for name, value in given.items()))
+        return forward(**given)
+
+    monkeypatch.setattr(model.module, "forward", spy)
+    timing = measure(model, SHORT, rounds=3)
+    assert set(calls) == {FORWARDS[family]}
+    assert [metric.name for metric in timing.metrics] == ["latency"]
+    assert timing.metric("latency").n == 3
+    assert timing.metric("latency").unit == "s"
+    assert all(str(size) in asked(model, SHORT) for size in FORWARDS[family][0][1][2:])
+
+
+def test_a_smaller_encoder_takes_less_time_and_only_like_is_compared_with_like() -> None:
+    base, other = toy_model("bert", num_hidden_layers=16), toy_model("bert", num_hidden_layers=4)
+    found = compare(base, other, SHORT, rounds=5, threads=1)
+    assert set(found.ratios) == {"latency"}
+    assert found.ratios["latency"].value < 0.7  # 0.3 expected
+    seen: list[Event] = []
+    with pytest.raises(UnsupportedModelError, match="an encoder of text and an encoder-decoder"):
+        compare(base, toy_model("whisper"), SHORT, events=EventStream(seen.append))
+    with pytest.raises(UnsupportedModelError, match="a causal language model and a model of images"):
+        compare(toy_model("vit"), toy_model("llama"), SHORT, events=EventStream(seen.append))
+    assert not seen, "before any stage begins"
+
+
+def test_nan_is_refused_in_a_forward_too() -> None:
+    model = toy_model("vit")
+    model.module.layernorm.weight.data.fill_(float("nan"))
+    with pytest.raises(NumericsError, match="NaN"):
+        measure(model, SHORT, rounds=1)
 
 
 def test_nan_is_refused() -> None:

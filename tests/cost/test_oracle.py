@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,8 +12,9 @@ from lissome.core.errors import BudgetUnmetError, MemoryLimitError
 from lissome.core.method import ModelCard
 from lissome.core.protocols import CostOracle
 from lissome.cost.counted import COUNTED, Counter
-from lissome.cost.memory import Sizes, predict_fit, predict_inference, require_memory
+from lissome.cost.memory import Sizes, predict_fit, predict_inference, predict_sparse, require_memory
 from lissome.cost.oracle import SubnetCost
+from lissome.models.adapters.elastic import linear_shapes
 from lissome.models.model import Model
 from lissome.testing.toys import toy_model
 
@@ -101,3 +103,24 @@ def test_what_will_not_fit_is_refused_before_the_work() -> None:
     require_memory(2e9, 1e9)
     with pytest.raises(MemoryLimitError, match=r"about 3000 MB, but may take 1000 MB; .*--max-memory"):
         require_memory(1e9, 3e9)
+
+
+def test_sparse_adapters_cost_what_they_hold_while_they_are_trained() -> None:
+    model = toy_model("llama", vocab_size=500)
+    facts = replace(card(model, SubnetCost(model)), tags=frozenset({"causal-lm"}), linears=linear_shapes(model))
+    alone, plain = predict_sparse(facts, windows=(4, 64)), predict_sparse(facts, windows=(4, 64), rank=8)
+    masked = predict_sparse(facts, windows=(4, 64), rank=8, merged=True)
+    rounded = predict_sparse(facts, windows=(4, 64), rank=8, merged=True, exact=True)
+    assert "training" not in alone.stages
+    assert {name: stage for name, stage in plain.stages.items() if name != "training"} == alone.stages
+    inside = sum(one.outputs * one.inputs for one in facts.linears.values())
+    assert inside
+    assert masked.stages["training"]["products"] >= 5 * inside
+    assert rounded.stages["training"]["weights"] >= masked.stages["training"]["weights"]
+    assert "fast copies of frozen weights" not in rounded.stages["training"]  # what is rounded needs them exactly
+    wide = predict_sparse(facts, windows=(4, 64), rank=8, step_tokens=2048).stages["training"]
+    name = "activations for the backward pass"
+    assert wide[name] == pytest.approx(8 * plain.stages["training"][name])
+    encoder = predict_sparse(replace(facts, tags=frozenset({"encoder"})), rank=8)
+    assert not [name for stage in encoder.stages.values() for name in stage if name == "logits"]
+    assert plain.stages["training"]["logits"] > 0

@@ -25,6 +25,8 @@ from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.testing.toys import toy_model
 
+pytestmark = pytest.mark.long
+
 REQUEST = Request(prompt=6, new=9)
 _OUTSIDE, _BESIDE = 3.0, {"attention+mlp": 0.5, "attention": 0.3, "mlp": 0.25}
 

@@ -19,6 +19,8 @@ from lissome.core.files import cache_dir
 from lissome.data import assets
 from lissome.data.assets import Asset, Piece, fetch, is_fetched
 
+pytestmark = pytest.mark.long
+
 CONTENT = bytes(range(256)) * 40
 TERMS = b"You may."
 

@@ -24,6 +24,8 @@ from lissome.models.model import Model
 from lissome.ops.losses import compare, rows_nll
 from lissome.testing.toys import DECODERS, toy_model
 
+pytestmark = pytest.mark.long
+
 
 def windows(count: int = 12, length: int = 16) -> Tensor:
     """Text with a rule that is quick to learn: each token is the one before plus 3."""

@@ -25,6 +25,8 @@ from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.hooks import Batch, Hooks, Task
 from lissome.engine.train import TrainConfig, derive, train
 
+pytestmark = pytest.mark.long
+
 
 def toy(seed: int = 0, *, dropout: float = 0.0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):

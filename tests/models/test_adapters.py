@@ -48,6 +48,8 @@ from lissome.ops.quant import codes, codes_ref, values
 from lissome.testing import conformance
 from lissome.testing.toys import TRANSFORMERS, toy_inputs, toy_model
 
+pytestmark = pytest.mark.long
+
 IDS = torch.arange(3, 25).view(2, 11)
 FAMILIES = (*TRANSFORMERS, "bert", "bert-labels", "vit", "bamba")
 FORMS = {"plain": LowRank, "masked": Masked, "quantised": partial(Quantised, bits=4, columns=8), "core": Core}

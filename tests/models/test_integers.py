@@ -55,6 +55,7 @@ def test_many_are_packed_in_pieces() -> None:
     assert torch.equal(unpack(pack(integers, 3), 3, len(integers)), integers)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("bits", "dtype", "zeros"), [(4, torch.float32, True), (3, torch.bfloat16, False)])
 def test_a_saved_model_reads_back_bit_for_bit(

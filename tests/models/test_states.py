@@ -205,8 +205,8 @@ def test_a_hybrid_keeps_an_attention_and_a_pure_model_a_mixer(family: str) -> No
 
 def test_tags_and_dims() -> None:
     pure, hybrid = toy_model("mamba").anatomy, toy_model("bamba").anatomy
-    assert pure.tags == {"ssm", "causal-lm", "mixer"}
-    assert hybrid.tags == {"hybrid", "causal-lm", "decoder", "mixer", "attention", "mlp"}
+    assert pure.tags == {"ssm", "causal-lm", "text", "mixer"}
+    assert hybrid.tags == {"hybrid", "causal-lm", "text", "decoder", "mixer", "attention", "mlp"}
     assert hybrid.layers()[1] == {"attention": {"groups": 2, "queries": 2}, "mlp": {"width": 40}}
     assert pure.space(steps={"channels": 20}).by_name["layers.0.mixer.channels"].choices == (8, 28, 48)
     assert pure.space().by_name["layers.0.mixer.ssm"].choices == (0, 1)

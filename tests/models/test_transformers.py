@@ -15,7 +15,7 @@ from torch import nn
 
 from lissome.core.errors import ArtifactError, OrderError, SubnetError, UnsupportedModelError
 from lissome.cost.counted import Counter
-from lissome.cost.measured import measure
+from lissome.cost.table import latency_table
 from lissome.engine.evaluate import evaluate
 from lissome.engine.walk import Walk
 from lissome.models.anatomy import Cut, Dim, anatomy_of, span
@@ -194,8 +194,8 @@ def test_a_part_of_a_model_is_refused() -> None:
 
 
 def test_tags_say_what_a_model_is() -> None:
-    assert toy_model("gpt2").anatomy.tags == {"gpt2", "causal-lm", "decoder", "attention", "mlp"}
-    assert toy_model("bert-tokens").anatomy.tags == {"bert", "encoder", "attention", "mlp"}
+    assert toy_model("gpt2").anatomy.tags == {"gpt2", "causal-lm", "text", "decoder", "attention", "mlp"}
+    assert toy_model("bert-tokens").anatomy.tags == {"bert", "encoder", "text", "attention", "mlp"}
     assert toy_model("whisper").anatomy.tags == {"whisper", "seq2seq", "attention", "cross_attention", "mlp"}
     assert "decoder" not in toy_model("vit").anatomy.tags
 
@@ -223,7 +223,7 @@ def test_a_model_without_its_head_opens_too(tmp_path: Path) -> None:
     [
         ("a walk", lambda model: Walk(model, torch.ones(1, 4, dtype=torch.long))),
         ("scoring text", lambda model: evaluate(model, text=torch.ones(1, 4, dtype=torch.long))),
-        ("a request", lambda model: measure(model, rounds=1)),
+        ("a latency table", latency_table),
         ("continuing a prompt", lambda model: generate(model, "Once")),
     ],
 )

@@ -32,6 +32,8 @@ from lissome.pipeline.reports import FitReport
 from lissome.testing.tokenizers import toy_tokenizer
 from lissome.testing.toys import toy_module
 
+pytestmark = pytest.mark.long
+
 SETTINGS = ("width_step=8", "recover_steps=0")
 
 

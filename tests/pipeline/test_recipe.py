@@ -62,7 +62,9 @@ def test_order_and_bounds_are_checked() -> None:
     assert "pruned" in recipe.check(_DENSE, _BUDGET)
     with pytest.raises(OrderError, match="multipruner needs a model that is decoder"):
         recipe.check(frozenset({"dense", "vit"}), _BUDGET)
-    with pytest.raises(OrderError, match=r"with attention.*but this one is causal-lm, dense, mixer, ssm;") as caught:
+    with pytest.raises(
+        OrderError, match=r"with attention.*but this one is causal-lm, dense, mixer, ssm, text;"
+    ) as caught:
         Recipe.of("multipruner", ["heads=both", "split=0:0:1"]).check(tags_of(toy_model("mamba2")), _BUDGET)
     assert "\n" not in str(caught.value)
     with pytest.raises(BudgetError, match="risk cannot be bounded here"):

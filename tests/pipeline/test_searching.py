@@ -33,6 +33,7 @@ from lissome.pipeline import searching
 from lissome.pipeline.reports import SearchReport
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

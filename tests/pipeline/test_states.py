@@ -22,6 +22,8 @@ from lissome.testing.conformance import difference, logits
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import STATES, toy_model
 
+pytestmark = pytest.mark.long
+
 QUICK = ("recover_steps=2", "order_windows=4", "cliff=none")
 
 

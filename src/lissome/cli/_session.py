@@ -54,7 +54,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="X",
-        help="Text to calibrate on: a text file, JSON lines, or a datasets id (default: shipped text).",
+        help="Text to calibrate on: a text file, JSON lines, or a datasets id (default: shipped text). For an encoder: "
+        "labelled texts, CSV or JSON lines with text and label.",
     ),
 ]
 SetOption = Annotated[

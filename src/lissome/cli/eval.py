@@ -1,4 +1,4 @@
-"""Measure how well a model writes or answers, next to a baseline."""
+"""Measure how well a model writes, answers or classifies, next to a baseline."""
 
 from __future__ import annotations
 
@@ -21,17 +21,27 @@ def command(
         list[str] | None,
         typer.Option("--tasks", metavar="NAME", help="Choice tasks such as piqa; may be repeated or joined by commas."),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Labelled texts (CSV or JSON lines), for a model that puts texts into classes.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", min=1, help="At most N questions of each task.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure how well a model writes or answers, next to a baseline."""
+    """Measure how well a model writes, answers or classifies, next to a baseline."""
     from lissome import pipeline
     from lissome.report import answers
 
-    exclusive(text=text, tasks=tasks)
+    exclusive(text=text, tasks=tasks, data=data)
     names = tuple(name.strip() for group in tasks or () for name in group.split(",") if name.strip())
     with working(ctx) as events:
-        report = pipeline.evaluate(target, against=against, text=text, tasks=names, limit=limit, events=events)
+        report = pipeline.evaluate(
+            target, against=against, text=text, tasks=names, data=data, limit=limit, events=events
+        )
     answer(report.to_json(), answers.table, as_json)

@@ -44,7 +44,7 @@ TERMS: dict[str, TermKind] = {
         TermKind("disk", "bytes", "lower", "size of the saved weights"),
         TermKind("memory", "bytes", "lower", "peak resident memory of a run"),
         TermKind("macs", "count", "lower", "multiply-accumulates of one forward at the stated shape"),
-        TermKind("latency", "s", "lower", "one request: 128 prompt tokens, 64 new ones, batch 1"),
+        TermKind("latency", "s", "lower", "one request: 128 prompt tokens, 64 new ones, batch 1; else one forward"),
         TermKind("prefill", "tokens/s", "higher", "prompt tokens per second"),
         TermKind("decode", "tokens/s", "higher", "new tokens per second"),
         TermKind("energy", "J", "lower", "joules of one request, measured or simulated"),

@@ -33,11 +33,18 @@ class LinearShape:
         outputs: Rows of its weight.
         inputs: Columns of its weight.
         group: Label of the group that an elastic adapter on it belongs to by default; None where there is none.
+        transposed: Whether its weight is stored as [inputs, outputs].
     """
 
     outputs: int
     inputs: int
     group: str | None = None
+    transposed: bool = False
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Shape of its weight."""
+        return (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

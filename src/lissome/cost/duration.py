@@ -73,6 +73,6 @@ def training_seconds(card: ModelCard, speeds: Speeds, *, tokens: int, kept: floa
 def measuring_seconds(card: ModelCard, speeds: Speeds, *, tokens: int, kept: float) -> float:
     """Seconds of timing original and result in turns and scoring both on so many held-out tokens, in float32."""
     request = Request()
-    step = card.figures["disk"] / (speeds.exact.bandwidth * _READ)
+    step = card.figures["disk"] / (speeds.exact.bandwidth * _READ) if "causal-lm" in card.tags else 0.0
     timed = (ROUNDS + 1) * (forward_seconds(card, request.prompt, speeds.exact) + request.steps * step)
     return (1 + kept) * (timed + forward_seconds(card, tokens, speeds.exact))

@@ -1,10 +1,14 @@
-"""How long a request takes: prefill and decode, of one model or of two in turns.
+"""How long a request takes, of one model or of two in turns: prefill and decode, or one forward.
+
+A causal language model reads a prompt and writes tokens. A request to any other model (an encoder, a model of images,
+an encoder-decoder) is one forward of a made-up input (`lissome.models.example`), without a prefill or decode figure.
 
 Two models are compared in lockstep inside one process: prefill A, prefill B, one token of A, one of B …, with the
 order swapped every time. Whatever else the machine does then falls on both. A request's decode time is its number
 of steps times the *median* step, so that a time slice taken by another job is not counted as the model's; over
 rounds the median is taken again, and the interval of a ratio resamples rounds, in which both models were timed
-together. The spread of all steps (p10, p90) is reported beside it, so that a noisy machine shows.
+together. The spread of all steps (p10, p90) is reported beside it, so that a noisy machine shows. Of a model that
+only runs forward, a round takes the median of several passes.
 
 In turns, models share the caches of the machine: one that would fit into the last-level cache when alone is timed as
 if it did not.
@@ -16,17 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lissome.core.budget import TERMS
 from lissome.core.config import MethodConfig, option
-from lissome.core.errors import NumericsError
+from lissome.core.errors import NumericsError, UnsupportedModelError
 from lissome.core.events import EventStream
 from lissome.core.metrics import Metric
 from lissome.cost.clock import Clock, fixed_threads
+from lissome.models.anatomy import TASKS
+from lissome.models.example import described, example
 from lissome.models.model import Model
 from lissome.models.parts import CACHES
 from lissome.ops.stats import ratio_of_medians
@@ -34,6 +41,7 @@ from lissome.ops.stats import ratio_of_medians
 ROUNDS = 7
 """Default rounds; each holds `Request.new` decode steps of every model, so that 7 rounds are 441 steps."""
 
+_ROUND, _MOST = 0.5, 9  # s and forwards of a round, of models that only run forward
 _WARM_STEPS = 5  # enough for allocators, thread pools and kernels' first-call choices to settle
 
 
@@ -56,8 +64,8 @@ class Lap:
     """One request of one model.
 
     Attributes:
-        prefill: Seconds until the first new token.
-        steps: Seconds of every further token.
+        prefill: Seconds until the first new token, or of the forward.
+        steps: Seconds of every further token; empty for a forward.
     """
 
     prefill: float
@@ -71,7 +79,7 @@ class Lap:
     @property
     def latency(self) -> float:
         """Seconds of the request when every decode step is the median one."""
-        return self.prefill + len(self.steps) * self.step
+        return self.prefill + (len(self.steps) * self.step if self.steps else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +87,23 @@ class Timing:
     """What one model took.
 
     Attributes:
-        latency: Median seconds of a request.
-        prefill: Prompt tokens per second.
-        decode: New tokens per second.
+        metrics: ``latency``, median seconds of a request, and where tokens are written ``prefill``, prompt tokens per
+            second, and ``decode``, new tokens per second.
         spread: 10th and 90th percentile by metric name, in the metric's unit; of single steps for ``decode``.
         laps: The measurements themselves.
     """
 
-    latency: Metric
-    prefill: Metric
-    decode: Metric
+    metrics: tuple[Metric, ...]
     spread: Mapping[str, tuple[float, float]]
     laps: tuple[Lap, ...]
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The three metrics."""
-        return (self.latency, self.prefill, self.decode)
+    def metric(self, name: str) -> Metric:
+        """Return a metric by name.
+
+        Raises:
+            KeyError: When the model has none of that name.
+        """
+        return {metric.name: metric for metric in self.metrics}[name]
 
     def figures(self) -> dict[str, float]:
         """Return the values by budget term."""
@@ -104,17 +112,13 @@ class Timing:
     @classmethod
     def of(cls, laps: Sequence[Lap], request: Request) -> Timing:
         """Sum up the laps of one model."""
-        prefills = [request.batch * request.prompt / lap.prefill for lap in laps]
-        decodes = [request.batch / lap.step for lap in laps]
-        latencies = [lap.latency for lap in laps]
-        steps = [request.batch / step for lap in laps for step in lap.steps]
-        return cls(
-            latency=_median("latency", latencies, "s", "lower"),
-            prefill=_median("prefill", prefills, "tokens/s", "higher"),
-            decode=_median("decode", decodes, "tokens/s", "higher"),
-            spread={"latency": _tails(latencies), "prefill": _tails(prefills), "decode": _tails(steps)},
-            laps=tuple(laps),
-        )
+        samples = _samples(laps, request)
+        spread = {name: _tails(values) for name, values in samples.items()}
+        if "decode" in samples:
+            spread["decode"] = _tails([request.batch / step for lap in laps for step in lap.steps])
+        kinds = {name: TERMS[name] for name in samples}
+        metrics = tuple(_median(name, samples[name], kind.unit, kind.better) for name, kind in kinds.items())
+        return cls(metrics=metrics, spread=spread, laps=tuple(laps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,16 +174,21 @@ def compare(
     """Time two models in turns; arguments and errors as in `measure`."""
     request = request or Request()
     first, second = race([base, other], request, rounds=rounds, threads=threads, events=events)
-    times = {
-        "latency": ([lap.latency for lap in second], [lap.latency for lap in first]),
-        "prefill": ([1 / lap.prefill for lap in second], [1 / lap.prefill for lap in first]),
-        "decode": ([1 / lap.step for lap in second], [1 / lap.step for lap in first]),
-    }
+    ours, theirs = _samples(first, request), _samples(second, request)
     return Comparison(
         base=Timing.of(first, request),
         other=Timing.of(second, request),
-        ratios={name: _ratio(name, *pair) for name, pair in times.items()},
+        ratios={name: _ratio(name, theirs[name], ours[name]) for name in ours},
     )
+
+
+def _samples(laps: Sequence[Lap], request: Request) -> dict[str, list[float]]:
+    """Figures of every lap by budget term."""
+    found = {"latency": [lap.latency for lap in laps]}
+    if all(lap.steps for lap in laps):
+        found["prefill"] = [request.batch * request.prompt / lap.prefill for lap in laps]
+        found["decode"] = [request.batch / lap.step for lap in laps]
+    return found
 
 
 def race(
@@ -190,30 +199,107 @@ def race(
     threads: int | None = None,
     events: EventStream | None = None,
 ) -> list[list[Lap]]:
-    """Time any number of models in lockstep; returns the laps of each, `rounds` long."""
-    events = events or EventStream()
+    """Time any number of models in lockstep; returns the laps of each, `rounds` long.
+
+    Raises:
+        NumericsError: When what a model gives is NaN.
+        UnsupportedModelError: When the models compute different things, so that no request suits all.
+    """
+    events, forward = events or EventStream(), _only_forward(targets)
     with fixed_threads(threads), torch.inference_mode(), events.stage("time", rounds) as stage:
-        runners = [Runner(_module(target), request) for target in targets]
-        _lockstep(runners, min(_WARM_STEPS, request.steps), 0)
+        runners = [Forward(target, request) if forward else Runner(_module(target), request) for target in targets]
+        warm = _lockstep(runners, 0 if forward else min(_WARM_STEPS, request.steps), 0)
+        passes = _passes(warm) if forward else 1
         laps: list[list[Lap]] = [[] for _ in runners]
         for turn in range(rounds):
-            for index, lap in enumerate(_lockstep(runners, request.steps, turn)):
-                laps[index].append(lap)
+            again = [_lockstep(runners, 0 if forward else request.steps, turn + each) for each in range(passes)]
+            for own, found in zip(laps, zip(*again, strict=True), strict=True):
+                own.append(_middle(found))
             stage.advance()
     return laps
 
 
-def _lockstep(runners: list[Runner], steps: int, turn: int) -> list[Lap]:
+def asked(target: Model, request: Request | None = None) -> str:
+    """Word what is timed of a model."""
+    request = request or Request()
+    if _writes(target):
+        return f"{request.prompt} prompt tokens and {request.new} new ones, batch {request.batch}"
+    return f"one forward of {described(example(target, tokens=request.prompt, batch=request.batch))}"
+
+
+def _writes(target: Model | nn.Module) -> bool:
+    return not isinstance(target, Model) or target.anatomy.task == "causal-lm"
+
+
+def _only_forward(targets: Sequence[Model | nn.Module]) -> bool:
+    """Whether a request is one forward; models are compared by the same request only."""
+    tasks = {target.anatomy.task if isinstance(target, Model) else "causal-lm" for target in targets}
+    if len(tasks) > 1:
+        what = " and ".join(sorted(TASKS[task] for task in tasks))
+        raise UnsupportedModelError(f"no one request suits {what}; compare models of one kind, or time each alone.")
+    return not all(map(_writes, targets))
+
+
+def _passes(warm: Sequence[Lap]) -> int:
+    """How many forwards a round takes: what fits into `_ROUND` seconds, at most `_MOST`."""
+    return int(min(_MOST, max(1, _ROUND / sum(lap.prefill for lap in warm))))
+
+
+def _middle(laps: Sequence[Lap]) -> Lap:
+    """One lap that stands for several forwards of a model; a lap alone is itself."""
+    return laps[0] if len(laps) == 1 else Lap(float(np.median([lap.prefill for lap in laps])), ())
+
+
+def _lockstep(runners: Sequence[Timed], steps: int, turn: int) -> list[Lap]:
     """Run one request of every model, a piece of each at a time, the order turned round after every piece."""
     orders = (runners, runners[::-1])
     prefills = {runner: runner.prefill() for runner in orders[turn % 2]}
-    times: dict[Runner, list[float]] = {runner: [] for runner in runners}
+    times: dict[Timed, list[float]] = {runner: [] for runner in runners}
     for step in range(steps):
         for runner in orders[(turn + step + 1) % 2]:
             times[runner].append(runner.step())
     for runner in runners:
         runner.close()
     return [Lap(prefills[runner], tuple(times[runner])) for runner in runners]
+
+
+class Timed(Protocol):
+    """What is timed: a request in pieces."""
+
+    def prefill(self) -> float:
+        """Begin the request; seconds."""
+
+    def step(self) -> float:
+        """Go on by one token; seconds."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Forward:
+    """One model that reads the same made-up input again and again; it writes nothing."""
+
+    def __init__(self, target: Model | nn.Module, request: Request) -> None:
+        model = target if isinstance(target, Model) else Model(target)
+        self._module, self._clock = model.module, Clock.of(model.module)
+        self._inputs = example(model, tokens=request.prompt, batch=request.batch)
+
+    def prefill(self) -> float:
+        """Run forward once; seconds."""
+        self._clock.settle()
+        start = self._clock.mark()
+        output = self._module(**self._inputs)
+        end = self._clock.mark()
+        self._clock.settle()
+        _check(output[0])
+        return self._clock.seconds(start, end)
+
+    def step(self) -> float:
+        """Nothing follows a forward."""
+        return 0.0
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Runner:
@@ -248,9 +334,13 @@ class Runner:
         end = self._clock.mark()
         self._clock.settle()
         self._cache = {name: output[name] for name in CACHES if name in output}
-        if torch.isnan(output.logits[0, -1, 0]):
-            raise NumericsError("the model's logits are NaN; check its weights before timing it.")
+        _check(output.logits)
         return self._clock.seconds(start, end)
+
+
+def _check(output: Tensor) -> None:
+    if torch.isnan(output.flatten()[-1]):
+        raise NumericsError("what the model gives is NaN; check its weights before timing it.")
 
 
 def vocabulary(module: nn.Module) -> int:

@@ -68,9 +68,9 @@ class Bound:
     def shares(self, timing: Timing, request: Request) -> dict[str, float]:
         """Share of the machine's best that was reached, 0..1, by budget term."""
         return {
-            "latency": self.latency(request) / timing.latency.value,
-            "prefill": self.prefill * timing.prefill.value / (request.batch * request.prompt),
-            "decode": self.step * timing.decode.value / request.batch,
+            "latency": self.latency(request) / timing.metric("latency").value,
+            "prefill": self.prefill * timing.metric("prefill").value / (request.batch * request.prompt),
+            "decode": self.step * timing.metric("decode").value / request.batch,
         }
 
 

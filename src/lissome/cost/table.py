@@ -221,7 +221,11 @@ def latency_table(
         seconds: Time to take; more makes it steadier on a busy machine.
         seed: Seed of the shapes that are tried.
         events: Where progress is reported.
+
+    Raises:
+        UnsupportedModelError: When the model is not a causal language model.
     """
+    model.anatomy.require("causal-lm", "a latency table")
     space, request = space or model.space(), request or Request()
     probes = choose_probes(model, space, _PROBES, Random(seed))
     samples = collect(model, probes, space, request, seconds=seconds, threads=threads, events=events)

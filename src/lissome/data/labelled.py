@@ -1,19 +1,23 @@
-"""Labelled texts from JSON lines, {"text": …, "label": …}, dealt into parts that share no text."""
+"""Labelled texts from JSON lines, {"text": …, "label": …}, or CSV, dealt into parts that share no text."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from lissome.core.errors import DataError
+from lissome.core.errors import DataError, unknown_name
 
 _RECORD = '{"text": "…", "label": "…"}'
+_FORMS = f"give JSON lines, {_RECORD}, or a .csv or .tsv file with the columns text and label"
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -74,39 +78,68 @@ class Labelled:
         return Labelled(self.name, texts, labels, self.classes)
 
 
-def read_labelled(path: Path | str) -> Labelled:
+def read_labelled(path: Path | str, *, classes: Sequence[str] = ()) -> Labelled:
     """Read labelled texts; of repeated ones the first counts.
 
     Args:
-        path: JSON lines, perhaps compressed (``.gz``): objects with ``text`` and ``label`` (text or a whole number).
+        path: JSON lines, objects with ``text`` and ``label`` (text or a whole number); or ``.csv`` or ``.tsv``, with a
+            first line that names the columns, ``text`` and ``label`` among them. Either perhaps compressed (``.gz``).
+        classes: The classes that are known, in their order; then one of them alone may be there. Without any, they are
+            what the file says, sorted, and at least two.
 
     Raises:
-        DataError: When the file cannot be read, a line is no such object (names the line), or there is one class only.
+        DataError: When the file cannot be read or holds no texts, a line has no text or no label (names the line), a
+            label is not a known one, or there is one class only.
     """
     file = Path(path)
     try:
         data = file.read_bytes()
-        lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig").split("\n")
+        body = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as labelled text ({error}); give JSON lines, {_RECORD}.") from error
+        raise DataError(f"{file} cannot be read as labelled text ({error}); {_FORMS}.") from error
+    separator = _SEPARATORS.get(Path(file.name.removesuffix(".gz")).suffix.lower())
     found: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            text, label = _record(f"{file}:{number}", line)
-            found.setdefault(text, label)
-    classes = tuple(sorted(set(found.values())))
-    if len(classes) < 2:
-        raise DataError(f"{file} has {len(found)} texts of {len(classes)} class; at least two classes are needed.")
-    place = {name: index for index, name in enumerate(classes)}
-    return Labelled(str(path), tuple(found), tuple(place[label] for label in found.values()), classes)
+    for where, text, label in _rows(file, body, separator) if separator else _objects(file, body):
+        if classes and label not in classes:
+            raise DataError(f"{where}: {unknown_name('label', label, classes)}")
+        found.setdefault(text, label)
+    known = tuple(classes) or tuple(sorted(set(found.values())))
+    if not found or len(known) < 2:
+        raise DataError(f"{file} has {len(found)} texts of {len(known)} class; at least two classes are needed.")
+    place = {name: index for index, name in enumerate(known)}
+    return Labelled(str(path), tuple(found), tuple(place[label] for label in found.values()), known)
 
 
-def _record(where: str, line: str) -> tuple[str, str]:
+def _objects(file: Path, body: str) -> Iterator[tuple[str, str, str]]:
+    for number, line in enumerate(body.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        try:
+            fields: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON ({str(error).splitlines()[0]}); {_FORMS}.") from error
+        given = fields if isinstance(fields, dict) else {}
+        yield _usable(where, given.get("text"), given.get("label"))
+
+
+def _rows(file: Path, body: str, separator: str) -> Iterator[tuple[str, str, str]]:
+    reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
     try:
-        fields: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({str(error).splitlines()[0]}); each line must be {_RECORD}.") from error
-    match fields:
-        case {"text": str(text), "label": str() | int() as label} if text.strip() and not isinstance(label, bool):
-            return text, str(label)
-    raise DataError(f"{where}: no usable text and label; each line must be {_RECORD}.")
+        names = [name.strip().lower() for name in next(reader, [])]
+        if not {"text", "label"} <= set(names):
+            raise DataError(f"{file}:1: no columns text and label, but {', '.join(map(ascii, names))[:80]}; {_FORMS}.")
+        for row in reader:
+            fields = dict(zip(names, row, strict=False))
+            if any(map(str.strip, row)):
+                yield _usable(f"{file}:{reader.line_num}", fields.get("text"), fields.get("label", "").strip())
+    except csv.Error as error:
+        raise DataError(f"{file}:{reader.line_num}: not CSV ({error}); {_FORMS}.") from error
+
+
+def _usable(where: str, text: Any, label: Any) -> tuple[str, str, str]:
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: no usable text; {_FORMS}.")
+    if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
+        raise DataError(f"{where}: no usable label; {_FORMS}.")
+    return where, text, str(label)

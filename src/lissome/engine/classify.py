@@ -1,4 +1,4 @@
-"""Texts into classes: a linear head on a model's mean hidden state, as a task for the training loop, and its accuracy.
+"""Texts into classes, as a task for the training loop: by a model's own head, or by a linear one on its mean state.
 
 The head and whatever else of the model requires a gradient (adapters, say) are trained together.
 """
@@ -7,7 +7,7 @@ The head and whatever else of the model requires a gradient (adapters, say) are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lissome.core.errors import DataError, UnsupportedModelError
+from lissome.core.errors import DataError, NumericsError, UnsupportedModelError
 from lissome.data.labelled import Labelled
 from lissome.engine.hooks import Batch, Task
+from lissome.models.labels import labels_of
 from lissome.models.model import Model
 
 _BATCH_TOKENS = 4096  # of an evaluation: full matrix speed, little memory
@@ -44,6 +45,15 @@ class Encoded:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return ids, mask and class of one text."""
         return self.ids[index], self.mask[index], self.labels[index]
+
+    def numel(self) -> int:
+        """Return the number of tokens, padding among them."""
+        return self.ids.numel()
+
+    def some(self, indices: Sequence[int]) -> Encoded:
+        """Return the texts at the given positions."""
+        chosen = torch.tensor(list(indices), dtype=torch.long)
+        return Encoded(self.ids[chosen], self.mask[chosen], self.labels[chosen])
 
     def batches(self, tokens: int = _BATCH_TOKENS) -> Iterator[dict[str, Tensor]]:
         """Yield the texts as a model reads them, about `tokens` tokens at a time."""
@@ -78,6 +88,24 @@ def trimmed(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids[:, :longest], "attention_mask": mask[:, :longest]}
 
 
+class OwnHead(nn.Module):
+    """A model that has a head for classes, called like a `Classifier`; its module is shared, not copied.
+
+    Raises:
+        UnsupportedModelError: When the model has no named classes.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        if not labels_of(model):
+            raise UnsupportedModelError(f"{model.name} has no named classes; fit it on labelled texts first.")
+        self.module: Any = model.module
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits [B, K] of texts [B, T]."""
+        return self.module(**trimmed(ids, mask)).logits  # type: ignore[no-any-return]
+
+
 class Classifier(nn.Module):
     """A model without its own head, and a linear layer on the mean of its last hidden states.
 
@@ -108,8 +136,13 @@ class Classifier(nn.Module):
         return self.head((states * weights).sum(1) / weights.sum(1))  # type: ignore[no-any-return]
 
 
-def classification(classifier: Classifier, data: Encoded) -> Task:
-    """Return the task of learning the classes of texts: cross entropy, one number per text."""
+def classification(classifier: nn.Module, data: Encoded) -> Task:
+    """Return the task of learning the classes of texts: cross entropy, one number per text.
+
+    Args:
+        classifier: Called with ids and mask [B, T], gives logits [B, K].
+        data: The texts.
+    """
 
     def loss(module: Any, batch: Batch) -> Tensor:
         ids, mask, labels = batch.examples
@@ -119,12 +152,24 @@ def classification(classifier: Classifier, data: Encoded) -> Task:
 
 
 @torch.no_grad()
-def correct(classifier: Classifier, data: Encoded) -> Tensor:
+def answers(classifier: nn.Module, data: Encoded) -> Tensor:
+    """Return the logits of every text, float32[N, K].
+
+    Raises:
+        NumericsError: When one is NaN or infinite.
+    """
+    device = next(classifier.parameters()).device
+    found = torch.cat(
+        [
+            classifier(batch["input_ids"].to(device), batch["attention_mask"].to(device)).float().cpu()
+            for batch in data.batches()
+        ]
+    )
+    if not torch.isfinite(found).all():
+        raise NumericsError("a class has a score that is NaN or infinite; check the weights, or use float32.")
+    return found
+
+
+def correct(classifier: nn.Module, data: Encoded) -> Tensor:
     """Say for every text whether its likeliest class is right, Bool[N]; their mean is the accuracy."""
-    device, found, start = classifier.head.weight.device, [], 0
-    for batch in data.batches():
-        logits = classifier(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-        stop = start + len(logits)
-        found.append(logits.argmax(-1).cpu() == data.labels[start:stop])
-        start = stop
-    return torch.cat(found)
+    return answers(classifier, data).argmax(-1) == data.labels

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from lissome.core.errors import DataError
 from lissome.core.events import EventStream
@@ -27,8 +28,10 @@ from lissome.core.typed import as_json
 from lissome.data.choice import Question, find_task, prompts_sha256
 from lissome.data.sources import SHIPPED, Corpus, read_corpus
 from lissome.data.text import Encoder, TextSplits, all_windows, text_splits, windows_sha256
+from lissome.engine.classify import Encoded, OwnHead, answers
 from lissome.engine.scoring import TextScores, bounded_exp, perplexity, score_text
 from lissome.engine.tasks import Answers, answer
+from lissome.models.labels import labels_of
 from lissome.models.model import Model
 from lissome.ops.stats import Interval, mcnemar_exact, mean_se, paired_bootstrap
 
@@ -139,6 +142,65 @@ def evaluate(  # noqa: PLR0913  all by name, all with a default
         answers=parts.answers,
         provenance=parts.provenance | {"seed": seed, "threads": torch.get_num_threads(), "versions": versions()},
     )
+
+
+def evaluate_labels(
+    model: Model,
+    data: Encoded,
+    *,
+    baseline: Model | None = None,
+    seed: int = 0,
+    events: EventStream | None = None,
+) -> Report:
+    """Score how well a model puts texts into its classes, beside a baseline on the same texts.
+
+    Args:
+        model: A model with named classes.
+        data: Texts, tokenised for it; their labels are places among those classes.
+        baseline: Another model of the same classes and the same tokenizer.
+        seed: Of the bootstrap.
+        events: Where progress goes: a stage ``evaluate`` counted in texts of either model.
+
+    Raises:
+        NumericsError: When a score is NaN or infinite.
+        UnsupportedModelError: When a model has no named classes.
+    """
+    models = {"model": model} if baseline is None else {"model": model, "baseline": baseline}
+    scores = {}
+    with (events or EventStream()).stage("evaluate", len(models) * len(data)) as stage:
+        for who, one in models.items():
+            scores[who] = answers(OwnHead(one), data)
+            stage.advance(len(data))
+    right = {who: (found.argmax(-1) == data.labels).int().tolist() for who, found in scores.items()}
+    metrics = {who: _of_classes(scores[who], right[who], data.labels, seed) for who in models}
+    differences = []
+    if baseline is not None:
+        change = paired_bootstrap([a - b for a, b in zip(right["model"], right["baseline"], strict=True)], seed=seed)
+        differences.append(_metric("accuracy", change, better="higher"))
+    facts = {"texts": len(data), "labels": list(labels_of(model)), "most_frequent": _most_frequent(data.labels)}
+    return Report(
+        name=model.name,
+        metrics=metrics["model"],
+        baseline_name=None if baseline is None else baseline.name,
+        baseline=metrics.get("baseline", ()),
+        differences=tuple(differences),
+        answers={"labels": right},
+        provenance={"data": facts, "seed": seed, "threads": torch.get_num_threads(), "versions": versions()},
+    )
+
+
+def _of_classes(scores: Tensor, right: Sequence[int], labels: Tensor, seed: int) -> tuple[Metric, ...]:
+    losses = cross_entropy(scores, labels, reduction="none").double().numpy()
+    return (
+        _metric("accuracy", paired_bootstrap(right, seed=seed), better="higher"),
+        _metric("loss", paired_bootstrap(losses, seed=seed), unit="nats"),
+    )
+
+
+def _most_frequent(labels: Tensor) -> tuple[int, float]:
+    """The label that most texts have, and their share: what guessing reaches."""
+    counts = labels.bincount()
+    return int(counts.argmax()), float(counts.max()) / len(labels)
 
 
 def versions() -> dict[str, str]:

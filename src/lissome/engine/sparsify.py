@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lissome.core.errors import ConfigError, DataError, unknown_name
 from lissome.core.events import EventStream
+from lissome.cost.peak import give_back
 from lissome.engine.calibrate import hear_inputs
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.stream import Inputs, Stream
@@ -108,6 +109,7 @@ def sparsify(
                 stream.advance(index)
             stage.advance()
     if checkpoint is not None:
+        give_back()  # what the blocks left behind, before there are copies of the weights
         pruned = known_masks(model.module)
         weights = {name: model.module.get_parameter(name).detach() for name in pruned}
         checkpoint.save(len(model.anatomy.blocks), compress(weights, pruned) | _bitmaps(pruned))
@@ -123,6 +125,41 @@ def read_masks(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"the masks in {path} cannot be read ({str(error).splitlines()[0]}).") from error
+
+
+def check_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Compare a file of masks with the weights that they are for, before any of them is read.
+
+    Args:
+        path: As in `read_masks`.
+        shapes: Shape of the weight of every layer that can be pruned, by the layer's name.
+
+    Returns:
+        The layers that have a mask.
+
+    Raises:
+        ConfigError: When a mask is of an unknown layer or has another shape.
+        DataError: When the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  no mapping
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"the masks in {path} cannot be read ({str(error).splitlines()[0]}).") from error
+    return tuple(_layer_of(key, shape, shapes) for key, shape in found.items())
+
+
+def _layer_of(key: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The layer that a mask is for, which its shape must fit."""
+    name = key.removesuffix(".weight")
+    if name not in shapes:
+        raise ConfigError(unknown_name("layer to prune", name, shapes))
+    if shape != shapes[name]:
+        raise ConfigError(
+            f"the mask of {name} has shape {list(shape)}, but its weight has {list(shapes[name])}; "
+            "give one Bool per weight, True where it is kept."
+        )
+    return name
 
 
 def _bitmaps(pruned: Mapping[str, Mask]) -> dict[str, Tensor]:
@@ -147,19 +184,8 @@ def _checked(model: Model, masks: Mapping[str, Tensor] | None) -> dict[str, Tens
     if masks is None:
         own = {name: _weight(model.module.get_submodule(name)).detach() != 0 for name in names}
         return {name: kept for name, kept in own.items() if not kept.all()}
-    found = {}
-    for key, mask in masks.items():
-        name = key.removesuffix(".weight")
-        if name not in names:
-            raise ConfigError(unknown_name("layer to prune", name, names))
-        shape = _weight(model.module.get_submodule(name)).shape
-        if mask.shape != shape:
-            raise ConfigError(
-                f"the mask of {name} has shape {list(mask.shape)}, but its weight has {list(shape)}; "
-                "give one Bool per weight, True where it is kept."
-            )
-        found[name] = mask.bool()
-    return found
+    shapes = {name: tuple(_weight(model.module.get_submodule(name)).shape) for name in names}
+    return {_layer_of(key, tuple(mask.shape), shapes): mask.bool() for key, mask in masks.items()}
 
 
 class _Watch:

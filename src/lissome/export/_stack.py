@@ -174,7 +174,8 @@ def read_stack(model: Model) -> Stack:
     """
     architecture, module = model.anatomy.architecture, model.module
     if architecture not in COMPANIONS:
-        raise ExportError(f"models of type {architecture!r} cannot be exported; known: {', '.join(COMPANIONS)}.")
+        known = ", ".join(COMPANIONS)
+        raise ExportError(f"GGUF files are written for {known}, not for {architecture}; write a folder with --to hf.")
     inner: Any = module.model
     head: Tensor = module.lm_head.weight  # type: ignore[assignment,union-attr]
     embedding: Tensor = inner.embed_tokens.weight

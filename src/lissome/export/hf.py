@@ -1,13 +1,15 @@
 """Hugging Face folder: safetensors and a stock configuration, opened by transformers without lissome.
 
-A stock configuration states one MLP width and one number of heads for all blocks. Uneven blocks are grown to one shape
-with zeros when `pad` is given; `lissome.load` and a lissome artifact need neither.
+A stock configuration states one MLP width and one number of heads for all blocks. Uneven blocks of Llama-like decoders
+are grown to one shape with zeros when `pad` is given; those of other families are refused. `lissome.load` and a lissome
+artifact need neither.
 """
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,15 @@ from lissome.core.files import atomic_folder
 from lissome.export._padding import Sizes, padded, paddings_of, uniform_sizes
 from lissome.export._report import ExportReport
 from lissome.export._stack import Layer, Piece, Stack, read_stack, stacked, whole
-from lissome.models.artifact import MODEL_TYPE, config_of
+from lissome.models.anatomy import anatomy_of
+from lissome.models.artifact import config_text, describes, own_tensors, skeleton, stock_config
 from lissome.models.families.decoder import COMPANIONS
 from lissome.models.model import Model
+from lissome.models.paging import stored_tensors
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SHARD = "5GB"
+_PREPROCESSOR = "preprocessor_config.json"
 _NAMES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -70,9 +75,10 @@ def export(
     """
     if type is not None and type not in _TYPES:
         raise ConfigError(unknown_name("number type", type, _TYPES))
+    config = stock_config(model)
+    if model.anatomy.architecture not in COMPANIONS:
+        return _as_it_is(model, target, config, _TYPES[type] if type is not None else None)
     stack = read_stack(model)
-    config = config_of(model)
-    config = dict(config["base"] if config["model_type"] == MODEL_TYPE else config)
     stack, sizes = _stock(stack, config, pad=pad)
     kind = _TYPES[type] if type is not None else stack.embedding.dtype
     config |= _fields(stack, sizes) | {"dtype": str(kind).removeprefix("torch.")}
@@ -88,15 +94,54 @@ def export(
                 added[part] = added.get(part, 0) + piece.added * kind.itemsize
             stage.advance()
     _save(model, target, config, state)
+    return replace(
+        _report(target, config, state, len(stack.layers)),
+        padded=paddings_of(stack, added),
+        notes=(stack.merging,) if stack.merging else (),
+    )
+
+
+def _as_it_is(model: Model, target: Path, config: dict[str, Any], kind: torch.dtype | None) -> ExportReport:
+    """Write a model of any family, when a stock configuration gives the sizes of all its parts."""
+    if not describes(config, model.module):
+        raise ExportError(
+            f"a stock configuration cannot say this {model.anatomy.architecture} ({_difference(model, config)}), and "
+            "--pad fills up Llama-like models alone; open the artifact with lissome.load."
+        )
+    state = {
+        name: tensor.to(kind or tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in own_tensors(stored_tensors(model.module)).items()
+    }
+    config |= {"dtype": str(kind).removeprefix("torch.")} if kind is not None else {}
+    _save(model, target, config, state)
+    return _report(target, config, state, len(model.anatomy.blocks))
+
+
+def _difference(model: Model, config: Mapping[str, Any]) -> str:
+    """The first block that is not as the configuration says."""
+    stock = anatomy_of(skeleton(config)).layers()
+    for index, (ours, theirs) in enumerate(zip(model.anatomy.layers(), stock, strict=False)):
+        for part, sizes in theirs.items():
+            if part not in ours:
+                return f"block {index} has no {part}"
+            for dim, size in sizes.items():
+                if ours[part].get(dim) != size:
+                    return f"block {index}: {part} {dim} is {ours[part].get(dim)}, but it says {size}"
+    return "its tensors have other names or shapes"
+
+
+def _report(target: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], blocks: int) -> ExportReport:
+    types: dict[str, int] = {}
+    for tensor in state.values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        types[name] = types.get(name, 0) + tensor.nbytes
     return ExportReport(
         format="hf",
         path=target,
         bytes=sum(file.stat().st_size for file in target.iterdir()),
         architecture=str(config["architectures"][0]),
-        types={str(kind).removeprefix("torch."): sum(tensor.nbytes for tensor in state.values())},
-        blocks=len(stack.layers),
-        padded=paddings_of(stack, added),
-        notes=(stack.merging,) if stack.merging else (),
+        types=types,
+        blocks=blocks,
     )
 
 
@@ -180,9 +225,12 @@ def _save(model: Model, target: Path, config: Mapping[str, Any], state: dict[str
 
     with atomic_folder(target) as part:
         save_torch_state_dict(state, part, max_shard_size=_SHARD)
-        (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (part / "config.json").write_text(config_text(config), encoding="utf-8")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:
             generation.save_pretrained(part)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(part)
+        source = model.source.path
+        if source is not None and (source / _PREPROCESSOR).is_file():  # of images or sounds
+            shutil.copyfile(source / _PREPROCESSOR, part / _PREPROCESSOR)

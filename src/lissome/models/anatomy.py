@@ -202,11 +202,13 @@ class Anatomy:
     def tags(self) -> frozenset[str]:
         """What it is, in the words of methods' `needs`: family, task, kinds of branches.
 
-        A causal language model with attention is a ``"decoder"``, whatever its family.
+        A causal language model with attention is a ``"decoder"``, whatever its family; it and an encoder read
+        ``"text"``.
         """
         kinds = {branch.kind for branch in self.branches}
-        decoder = {"decoder"} if self.task == "causal-lm" and "attention" in kinds else set()
-        return frozenset({self.family.name, self.task, *kinds, *decoder})
+        more = {"decoder"} if self.task == "causal-lm" and "attention" in kinds else set()
+        more |= {"text"} if self.task in {"causal-lm", "encoder"} else set()
+        return frozenset({self.family.name, self.task, *kinds, *more})
 
     def require(self, task: str, purpose: str) -> None:
         """Refuse a purpose that needs another task.

@@ -55,9 +55,9 @@ def save_model(
     from safetensors.torch import save_file
 
     with atomic_folder(folder) as part:
-        integers, others = take(_own_tensors(stored_tensors(model.module)), model.module)
+        integers, others = take(own_tensors(stored_tensors(model.module)), model.module)
         save_file(integers | compress(others, masks(model.module)), part / WEIGHTS, metadata={"format": "pt"})
-        (part / "config.json").write_text(json.dumps(_tagged(config_of(model)), indent=2, sort_keys=True) + "\n")
+        (part / "config.json").write_text(config_text(config_of(model)), encoding="utf-8")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:
             generation.save_pretrained(part)
@@ -78,14 +78,9 @@ def save_model(
 
 def config_of(model: Model) -> dict[str, Any]:
     """Return what ``config.json`` says of a model: stock when that gives the sizes of all its parts, ours otherwise."""
-    module = model.module
-    base: dict[str, Any] = module.config.to_dict()  # type: ignore[union-attr,operator]
-    for name in _RUNTIME_FIELDS:
-        base.pop(name, None)
-    base["dtype"] = str(next(module.parameters()).dtype).removeprefix("torch.")
-    base["architectures"] = [type(module).__name__]
+    module, base = model.module, stock_config(model)
     storage = INTEGERS if grids(module) else STORAGE if masks(module) else None
-    if storage is None and _describes(base, module):
+    if storage is None and describes(base, module):
         return base
     return {
         "model_type": MODEL_TYPE,
@@ -96,6 +91,22 @@ def config_of(model: Model) -> dict[str, Any]:
         "dtype": base["dtype"],
         **{key: base[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size") if key in base},
     }
+
+
+def stock_config(model: Model) -> dict[str, Any]:
+    """Return a model's configuration in transformers' own words; see `describes` for whether it says everything."""
+    module = model.module
+    base: dict[str, Any] = module.config.to_dict()  # type: ignore[union-attr,operator]
+    for name in _RUNTIME_FIELDS:
+        base.pop(name, None)
+    base["dtype"] = str(next(module.parameters()).dtype).removeprefix("torch.")
+    base["architectures"] = [type(module).__name__]
+    return base
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return a configuration as the text of ``config.json``."""
+    return json.dumps(_tagged(config), indent=2, sort_keys=True) + "\n"
 
 
 def _tagged(value: Any) -> Any:
@@ -117,15 +128,15 @@ def _untagged(value: Any) -> Any:
     return [_untagged(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _describes(config: Mapping[str, Any], module: nn.Module) -> bool:
+def describes(config: Mapping[str, Any], module: nn.Module) -> bool:
     """Whether a stock configuration alone builds a module of these parts and shapes."""
     stock = skeleton(config)
     return {name: value.shape for name, value in stock.state_dict().items()} == {
-        name: value.shape for name, value in _own_tensors(module.state_dict()).items()
+        name: value.shape for name, value in own_tensors(module.state_dict()).items()
     }
 
 
-def _own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the model itself, without what stands beside its weights."""
     return {
         name: value for name, value in tensors.items() if not is_adapter_tensor(name) and not is_prompt_tensor(name)

@@ -125,19 +125,24 @@ def compress(tensors: Mapping[str, Tensor], found: Mapping[str, Mask]) -> dict[s
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         mask = found.get(name)
-        kept = mask.unpacked() if mask is not None and mask.pays(tensor.element_size()) else None
-        if mask is None or kept is None or tuple(tensor.shape) != mask.shape or _lost(tensor, kept):
+        values = None if mask is None or not mask.pays(tensor.element_size()) else _kept(tensor, mask)
+        if mask is None or values is None:
             stored[name] = tensor
         else:
             stored[name + BITMAP] = mask.bits.clone()
-            stored[name + _VALUES] = tensor.detach().cpu()[kept]
+            stored[name + _VALUES] = values
     return stored
 
 
-def _lost(tensor: Tensor, kept: Tensor) -> bool:
-    """Whether anything but +0 stands where nothing is kept (−0 has other bits): then the mask is not of this tensor."""
-    bits = tensor.detach().cpu().contiguous().view(_BITS[tensor.element_size()])
-    return bool(bits[~kept].any())
+def _kept(tensor: Tensor, mask: Mask) -> Tensor | None:
+    """The kept numbers in order; None where anything but +0 stands beside them: then the mask is not of this tensor."""
+    if tuple(tensor.shape) != mask.shape:
+        return None
+    bits = tensor.detach().cpu().contiguous().view(_BITS[tensor.element_size()]).numpy()  # −0 has other bits than +0
+    kept = mask.unpacked().numpy()
+    if bits[~kept].any():
+        return None
+    return torch.from_numpy(bits[kept]).view(tensor.dtype)
 
 
 def expand(stored: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> tuple[dict[str, Tensor], dict[str, Mask]]:

@@ -9,7 +9,7 @@ from lissome.core.budget import TERMS, figure
 from lissome.core.events import EventStream
 from lissome.core.metrics import Metric, Provenance
 from lissome.cost.counted import Counter
-from lissome.cost.measured import Comparison, Timing
+from lissome.cost.measured import Comparison, Timing, asked
 from lissome.cost.sparsity import integer_note, sparse_note
 from lissome.engine.evaluate import Report
 from lissome.models.integers import grids
@@ -50,6 +50,20 @@ def sparse_notes(model: Model) -> tuple[str, ...]:
     if placed:
         notes.append(integer_note(len(placed), sorted({grid.bits for grid in placed.values()})))
     return tuple(notes)
+
+
+def timing_notes(model: Model) -> tuple[str, ...]:
+    """Say what was timed of a model that writes no tokens; of others everybody knows."""
+    return () if model.anatomy.task == "causal-lm" else (f"latency is of {asked(model)}",)
+
+
+def class_notes(report: Report) -> tuple[str, ...]:
+    """Say how many texts an accuracy is of, and what guessing reaches; nothing of a report on text."""
+    facts = report.provenance.get("data")
+    if facts is None:
+        return ()
+    place, share = facts["most_frequent"]
+    return (f"accuracy on {facts['texts']} texts; always saying {facts['labels'][place]!r} is right in {share:.1%}",)
 
 
 def against(figures: Mapping[str, Figure], base: Mapping[str, Figure]) -> dict[str, Figure]:

@@ -19,19 +19,22 @@ from lissome.core.method import Context, Outcome
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
 from lissome.cost.peak import give_back, peak_memory
-from lissome.engine.evaluate import evaluate, versions
+from lissome.engine.evaluate import Report, evaluate, evaluate_labels, versions
+from lissome.engine.objective import LabelSplits
 from lissome.export.gguf import source_type
 from lissome.models.artifact import WEIGHTS, save_model
 from lissome.models.model import Model
 from lissome.models.paging import park, spill
 from lissome.pipeline.compare import (
     against,
+    class_notes,
     counted_figures,
     paired_scores,
     paired_timings,
     quiet,
     rows,
     sparse_notes,
+    timing_notes,
     values,
 )
 from lissome.pipeline.elsewhere import llama_cpp_rows
@@ -175,7 +178,7 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
     ended = [str(step.details["ended"]) for step in result.steps if "ended" in step.details]
     timed = time_pair(job.model, small, events=events)
     _release(job.model, small)
-    scored = evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events, release=_release)
+    scored = _score(job, small, events)
     times, scores = paired_timings(timed), paired_scores(scored)
     counted = counted_figures(job.model, small)
     base = counted[0] | times[0] | scores[0]
@@ -185,10 +188,18 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
     return TableReport(
         rows=(*rows((job.model.name, "result"), (base, other)), *extra),
         verdicts=job.budget.check(_held(job, base, other), values(base)),
-        notes=(*sparse_notes(small), *ended, *notes),
+        notes=(*sparse_notes(small), *class_notes(scored), *timing_notes(small), *ended, *notes),
         versions=versions(),
         seconds=time.monotonic() - start,
     )
+
+
+def _score(job: Job, small: Model, events: EventStream) -> Report:
+    """Score original and result on held-out text or texts; a head that has learnt nothing has no score."""
+    if isinstance(job.data, LabelSplits):
+        base = None if job.untrained else job.model
+        return evaluate_labels(small, job.data.test, baseline=base, seed=job.seed, events=events)
+    return evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events, release=_release)
 
 
 def _release(*models: Model) -> None:

@@ -10,15 +10,19 @@ from typing import Any
 
 from lissome import __version__
 from lissome.core.budget import Budget
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ConfigError, DataError
 from lissome.core.events import EventStream
 from lissome.core.method import ModelCard, Plan
 from lissome.cost.duration import measuring_seconds, speeds_here
 from lissome.cost.memory import kept_weights
 from lissome.cost.oracle import SubnetCost
 from lissome.cost.table import LatencyTable, cached_table
+from lissome.data.labelled import read_labelled
 from lissome.data.text import TextSplits, WindowPlan, text_splits
+from lissome.engine.objective import LabelSplits, label_splits
+from lissome.engine.train import derive
 from lissome.models.adapters.elastic import linear_shapes
+from lissome.models.labels import labels_of, with_labels
 from lissome.models.model import Model
 from lissome.pipeline.loading import load
 from lissome.pipeline.recipe import Recipe
@@ -40,17 +44,19 @@ class Job:
         model: The original.
         recipe: Methods in order.
         budget: The bounds.
-        data: The text, all splits.
+        data: The text, or the labelled texts, all splits.
         seed: The one source of randomness.
         table: Latency table of this (or the given) device; None when the budget needs none.
+        untrained: Whether the model has a new head, which has learnt nothing yet.
     """
 
     model: Model
     recipe: Recipe
     budget: Budget
-    data: TextSplits
+    data: TextSplits | LabelSplits
     seed: int
     table: LatencyTable | None
+    untrained: bool = False
 
     @cached_property
     def cost(self) -> SubnetCost:
@@ -65,7 +71,7 @@ class Job:
     @cached_property
     def tags(self) -> frozenset[str]:
         """State of the original, which the `needs` of methods speak of."""
-        return tags_of(self.model)
+        return tags_of(self.model) | ({"untrained"} if self.untrained else set())
 
     @cached_property
     def card(self) -> ModelCard:
@@ -157,10 +163,38 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     bounds = Budget.parse(given) if given else Budget()
     loaded = load(DEFAULT_MODEL if model is None else model, events=events)
     steps.check(tags_of(loaded), bounds)
-    splits = text_splits(loaded, data, WINDOWS, seed=seed)
+    ready, splits = data_for(loaded, data, seed=seed)
     table = None
     if device is not None:
         table = LatencyTable.load(Path(device))
     elif bounds.names & MEASURED:
-        table = cached_table(loaded, events=events)
-    return Job(model=loaded, recipe=steps, budget=bounds, data=splits, seed=seed, table=table)
+        table = cached_table(ready, events=events)
+    return Job(
+        model=ready, recipe=steps, budget=bounds, data=splits, seed=seed, table=table, untrained=ready is not loaded
+    )
+
+
+def data_for(model: Model, source: str | Path | None, *, seed: int) -> tuple[Model, TextSplits | LabelSplits]:
+    """Read the data of a job: text for what has a perplexity, labelled texts for an encoder.
+
+    Args:
+        model: The model.
+        source: A file or a `datasets` id; None is the text that ships, which says nothing of classes.
+        seed: Of the windows, and of a new head.
+
+    Returns:
+        The model, with a new head where the classes of the texts are new to it; and the data.
+
+    Raises:
+        DataError: When the data cannot be used, or an encoder is given none.
+    """
+    if model.anatomy.task != "encoder":
+        return model, text_splits(model, source, WINDOWS, seed=seed)
+    if source is None:
+        raise DataError(f"{model.name} is an encoder: what it is to learn are labelled texts; give them with --data.")
+    known = labels_of(model)
+    found = read_labelled(source, classes=known)
+    if len(set(found.labels)) < 2:
+        raise DataError(f"{found.name} has texts of one class alone; at least two classes are needed.")
+    ready = model if known else with_labels(model, found.classes, seed=derive(seed, "head"))
+    return ready, label_splits(ready, found)

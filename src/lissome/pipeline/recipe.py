@@ -15,7 +15,11 @@ from lissome.core.registry import method as find_method
 from lissome.core.registry import methods
 
 DEFAULT_METHOD = "multipruner"
-_MEANINGS = {"decoder": "a language model with attention", "mixer": "a language model with Mamba mixers"}
+_MEANINGS = {
+    "decoder": "a language model with attention",
+    "mixer": "a language model with Mamba mixers",
+    "text": "a language model, or an encoder of text",
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from lissome.core.errors import ArtifactError, DataError, SubnetError, UnknownNameError, unknown_name
+from lissome.core.errors import ArtifactError, ConfigError, DataError, SubnetError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.manifest import read_curve, read_manifest
 from lissome.core.registry import MethodInfo, methods, public_files
@@ -22,17 +22,21 @@ from lissome.cost.measured import compare as time_pair
 from lissome.cost.measured import measure as time_one
 from lissome.cost.peak import peak_memory
 from lissome.cost.table import latency_table
+from lissome.data.labelled import read_labelled
+from lissome.engine.evaluate import Report, evaluate_labels, versions
 from lissome.engine.evaluate import evaluate as score
-from lissome.engine.evaluate import versions
+from lissome.engine.objective import tokens_of
 from lissome.models.adapters import load_adapters, merged_copy, rank_space, remove_lora
 from lissome.models.adapters.folder import SUPER
 from lissome.models.artifact import save_model
 from lissome.models.binding import extract, reorder
 from lissome.models.integers import grids
+from lissome.models.labels import labels_of
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.models.sparse import sparsity
 from lissome.pipeline.compare import (
+    class_notes,
     counted_figures,
     paired_scores,
     paired_timings,
@@ -40,6 +44,7 @@ from lissome.pipeline.compare import (
     rows,
     sparse_notes,
     timing_figures,
+    timing_notes,
 )
 from lissome.pipeline.fitting import ORDERS
 from lissome.pipeline.job import prepare
@@ -81,10 +86,12 @@ def measure(
         events: Where progress is reported.
 
     Raises:
-        LissomeError: When a model cannot be read.
+        LissomeError: When a model cannot be read, or no one request suits both.
     """
     start, stream = time.monotonic(), quiet(events)
     model = load(target, events=stream)
+    if save_table is not None:
+        model.anatomy.require("causal-lm", "a latency table")
     with peak_memory() as peak:
         if against is None:
             (own,) = counted_figures(model)
@@ -96,29 +103,33 @@ def measure(
             table = rows((base.name, model.name), (theirs | first, own | second))
     if save_table is not None:
         latency_table(model, events=stream).save(Path(save_table))
-    memory = f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded"
-    return TableReport(
-        rows=table, notes=(*sparse_notes(model), memory), versions=versions(), seconds=time.monotonic() - start
+    notes = (
+        *sparse_notes(model),
+        *timing_notes(model),
+        f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded",
     )
+    return TableReport(rows=table, notes=notes, versions=versions(), seconds=time.monotonic() - start)
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  the options of the command line, all by name
     target: Any,
     against: Any = None,
     *,
     text: str | Path | None = None,
     tasks: Sequence[str] = (),
+    data: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
     events: EventStream | None = None,
 ) -> TableReport:
-    """Score a model on held-out text and choice tasks, paired with another one when it is given.
+    """Score a model on held-out text, choice tasks or labelled texts, paired with another one when it is given.
 
     Args:
         target: Anything `load` reads.
         against: The original to compare with.
         text: A file or a `datasets` id (default: the test part of the shipped text, unless tasks are named).
         tasks: Names of choice tasks, e.g. ``("piqa",)``.
+        data: Labelled texts, for a model that puts texts into classes; see `lissome.data.labelled.read_labelled`.
         limit: Questions per task.
         seed: Seed of the draw of questions.
         events: Where progress is reported.
@@ -129,11 +140,29 @@ def evaluate(
     start, stream = time.monotonic(), quiet(events)
     model = load(target, events=stream)
     base = None if against is None else load(against, events=stream)
-    chosen = text if text is not None else None if tasks else "shipped"
-    report = score(model, baseline=base, text=chosen, tasks=tuple(tasks), limit=limit, seed=seed, events=stream)
+    if data is not None or labels_of(model):
+        report = _score_labels(model, base, data, seed=seed, events=stream)
+    else:
+        chosen = text if text is not None else None if tasks else "shipped"
+        report = score(model, baseline=base, text=chosen, tasks=tuple(tasks), limit=limit, seed=seed, events=stream)
     first, second = paired_scores(report)
     table = rows((model.name,), (second,)) if base is None else rows((base.name, model.name), (first, second))
-    return TableReport(rows=table, versions=versions(), seconds=time.monotonic() - start)
+    return TableReport(rows=table, notes=class_notes(report), versions=versions(), seconds=time.monotonic() - start)
+
+
+def _score_labels(
+    model: Model, base: Model | None, data: str | Path | None, *, seed: int, events: EventStream
+) -> Report:
+    known = labels_of(model)
+    if not known:
+        raise ConfigError(f"{model.name} has no named classes to compare labels with; fit it on labelled texts first.")
+    if data is None:
+        raise ConfigError(f"{model.name} puts texts into classes; give labelled texts with --data.")
+    if base is not None and labels_of(base) != known:
+        theirs = ", ".join(labels_of(base)) or "none"
+        raise ConfigError(f"{base.name} has other classes ({theirs}) than {model.name} ({', '.join(known)}).")
+    texts = tokens_of(model, read_labelled(data, classes=known))
+    return evaluate_labels(model, texts, baseline=base, seed=seed, events=events)
 
 
 def generate(
@@ -244,6 +273,7 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
             "layers": model.anatomy.layers(),
             "tags": list(model.manifest.tags) if model.manifest else ["dense"],
             **{f"zeros of {of}": f"{share:.1%}" for of, share in sparsity(model.module).items()},
+            **({"labels": list(labels_of(model))} if labels_of(model) else {}),
             **({"integer layers": len(grids(model.module))} if grids(model.module) else {}),
         },
         figures=counts.figures(),

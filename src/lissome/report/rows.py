@@ -28,6 +28,8 @@ LABELS = {
     "prefill": "prefill",
     "decode": "decode",
     "ppl": "perplexity",
+    "accuracy": "accuracy",
+    "loss": "cross entropy of the classes",
     "kl": "KL from the original",
     "agreement": "top-1 agreement",
 }

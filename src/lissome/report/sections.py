@@ -13,7 +13,7 @@ from lissome.report.facts import PageData, unit_of
 from lissome.report.rows import LABELS, Grid, Row, cell, change, grids, plain
 from lissome.report.units import duration, number, quantity
 
-_HEADLINES = ("disk", "latency", "decode", "ppl", "block_params")
+_HEADLINES = ("disk", "latency", "decode", "ppl", "accuracy", "block_params")
 _CARDS = 4
 
 

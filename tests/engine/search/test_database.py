@@ -50,6 +50,7 @@ def stopping(plain: Problem, after: int) -> Problem:
     return replace(plain, evaluate=evaluate)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", [name for name in names() if name != "random"])
 def test_interrupted_and_continued_finds_what_an_undisturbed_search_finds(sampler: str, tmp_path: Path) -> None:
     plain, config = problem(4), replace(CONFIG, sampler=sampler, population=4, trials=18)
@@ -97,6 +98,7 @@ def wait_for(condition: object, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_two_processes_share_a_study_and_one_that_is_killed_loses_no_trial(tmp_path: Path) -> None:
     """The first begins a trial that it will not end; the other one ends all of them, this one too."""
     doomed = worker(tmp_path, 3600.0, "doomed")
@@ -119,6 +121,7 @@ def test_two_processes_share_a_study_and_one_that_is_killed_loses_no_trial(tmp_p
     assert {",".join(map(str, point.choices)) for point in found.points} == set(evaluated)
 
 
+@pytest.mark.long
 def test_two_processes_divide_the_trials(tmp_path: Path) -> None:
     both = [worker(tmp_path, 0.3, name) for name in ("a", "b")]
     assert [process.wait(timeout=120) for process in both] == [0, 0]

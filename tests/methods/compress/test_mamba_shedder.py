@@ -22,6 +22,8 @@ from lissome.testing.conformance import TOLERANCE, difference, logits, stepwise
 from lissome.testing.jobs import RandomText, toy_context
 from lissome.testing.toys import STATES, toy_model
 
+pytestmark = pytest.mark.long
+
 PURE = ("mamba", "mamba2")
 
 

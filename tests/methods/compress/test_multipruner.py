@@ -23,6 +23,8 @@ from lissome.testing.conformance import difference, logits
 from lissome.testing.jobs import RandomText, toy_context
 from lissome.testing.toys import TRANSFORMERS, toy_model
 
+pytestmark = pytest.mark.long
+
 
 def _run(model: Model, folder: Path, budget: str = "block_params=70%", confirm: Any = None, **options: Any) -> Outcome:
     context = toy_context(model, folder, budget, confirm=confirm)

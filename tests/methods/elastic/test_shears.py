@@ -35,6 +35,8 @@ from lissome.testing.conformance import outputs
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import LANGUAGE, toy_ids, toy_model, toy_module
 
+pytestmark = pytest.mark.long
+
 SLOW = "scattered zeros do not make it faster"
 QUICK = ("windows=4", "ranks=6,4,2", "steps=6", "lr=0.01", "columns=8")
 IDS = torch.arange(4, 20).unsqueeze(0)

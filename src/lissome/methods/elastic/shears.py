@@ -27,12 +27,10 @@ import copy
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
-
-from torch import Tensor
 
 from lissome.core.budget import Budget, figure
 from lissome.core.config import MethodConfig, option
@@ -41,18 +39,15 @@ from lissome.core.files import sha256_file
 from lissome.core.method import Context, CurvePoint, LinearShape, Method, ModelCard, Outcome, Plan
 from lissome.cost.counted import Counter
 from lissome.cost.duration import forward_seconds, speeds_here, training_seconds
-from lissome.cost.memory import predict_fit
+from lissome.cost.memory import TRAIN_TOKENS, predict_sparse
 from lissome.cost.peak import give_back
 from lissome.cost.sparsity import SLOW, sparse_bytes
-from lissome.data.text import spread
 from lissome.engine.checkpoint import Checkpoint
-from lissome.engine.hooks import Task
-from lissome.engine.recover import RecoverConfig, fingerprint, shorter, token_loss
-from lissome.engine.sparsify import Pruning, prunable, read_masks, sparsify
-from lissome.engine.stream import windows_of
+from lissome.engine.objective import Objective, objective_of, step_tokens
+from lissome.engine.recover import fingerprint
+from lissome.engine.sparsify import Pruning, check_masks, prunable, read_masks, sparsify
 from lissome.engine.supernet import Found, Paths, Remembered, best_of, candidates, climb, heuristic
 from lissome.engine.train import derive, train
-from lissome.engine.walk import Walk
 from lissome.models.adapters import Design, LowRank, Masked, Quantised, add_adapters, merge_lora, rank_space
 from lissome.models.adapters.elastic import check_ranks, chosen_shapes, grouped, linear_shapes
 from lissome.models.adapters.folder import adapter_files
@@ -67,6 +62,9 @@ from lissome.ops.masks import Amount, Pattern, zeros_of
 
 _MOST = 0.95  # share of zeros beyond which no adapter brings a language model back
 _DEFAULT = 0.5  # the papers' most common share
+_MERGED = frozenset({"masked", "quantised"})
+"""Adapters that are multiplied by the mask of their layer."""
+
 _ENTRY = 110  # bytes of a tensor's name, shape and place in a file's header
 _MARGIN = 0.005  # of the bytes to be saved, for names that are longer
 
@@ -74,9 +72,9 @@ _MARGIN = 0.005  # of the bytes to be saved, for names that are longer
 class Shears(Method):
     """Unstructured sparsity with neural low-rank adapter search."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"causal-lm", "dense"})
+    needs: ClassVar[frozenset[str]] = frozenset({"text", "dense"})
     leaves: ClassVar[frozenset[str]] = frozenset({"sparse"})
-    removes: ClassVar[frozenset[str]] = frozenset({"dense"})
+    removes: ClassVar[frozenset[str]] = frozenset({"dense", "untrained"})
     budget_terms: ClassVar[frozenset[str]] = frozenset({"disk"})
 
     @dataclass(frozen=True, kw_only=True)
@@ -92,7 +90,7 @@ class Shears(Method):
         )
         per: Literal["row", "layer"] = option("row", "within what magnitude compares weights")
         masks: str | None = option(None, "a safetensors file of masks, Bool by name of the layer; for by=given")
-        windows: int = option(32, "windows of text whose inputs are looked at", low=1)
+        windows: int = option(32, "windows of text, or labelled texts, whose inputs are looked at", low=1)
         adapter: Literal["plain", "masked", "quantised", "none"] = option(
             "plain", "plain: beside the weights; masked: merged, zeros kept; quantised: merged into few bits; none"
         )
@@ -106,7 +104,9 @@ class Shears(Method):
         columns: int = option(32, "inputs that share a scale and a zero point, for quantised ones", low=1)
         steps: int = option(200, "training steps of all ranks together; 0 trains nothing", low=0)
         lr: float = option(2e-3, "peak learning rate; cosine to 0 after a warm-up of 5 %", low=0.0)
-        batch: int = option(4, "windows of up to 256 tokens per step; longer ones are cut", low=1)
+        batch: int | None = option(
+            None, "examples per step; default 4 windows of up to 256 tokens (longer ones are cut), or 16 texts", low=1
+        )
         max_seconds: float | None = option(None, "shorten `steps` to what fits, measured before step 1", low=0.0)
         choose: Literal["heuristic", "climb", "log"] = option(
             "heuristic", "the middle rank everywhere; hill climbing; or the best of 7 candidates of the training's log"
@@ -120,6 +120,8 @@ class Shears(Method):
                 Pattern.parse(self.pattern)
             if self.masks is not None and self.by != "given":
                 raise ConfigError(f"masks are for by=given, but by is {self.by}; leave one of them out.")
+            if self.adapter in _MERGED and self.sparsity == 0 and self.pattern is None and self.by != "given":
+                raise ConfigError(f"adapter={self.adapter} keeps zeros, but sparsity=0 makes none; use adapter=plain.")
             if self.adapter == "quantised" and self.dropout:
                 raise ConfigError("dropout must be 0 for quantised adapters: what is rounded is one sum.")
 
@@ -135,21 +137,39 @@ class Shears(Method):
 
         Raises:
             BudgetUnmetError: When the bound on disk asks for more zeros than are set, or than any model bears.
+            ConfigError: When classes are to be learnt, but the settings train nothing; when a group names no layer, or
+                a given mask does not fit one.
+            DataError: When the masks cannot be read.
         """
+        self._check(card)
         config, length = self.config, card.windows[1]
         dense, item = card.figures["disk"], round(card.figures["disk"] / card.figures["params"])
         amount, extra = self._amount(budget, card.figures, card.linears, item), self._beside(card.linears)
         figures = {} if amount is None else {"disk": dense - self._saved(card.linears, amount, item) + extra}
-        memory = predict_fit(
-            card, windows=(config.windows, length), recover=self._trains, kept=1.0, rank=config.ranks[0]
-        )
+        memory = predict_sparse(
+            card, windows=(config.windows, length), rank=config.ranks[0] if self._trains else 0,
+            step_tokens=step_tokens(card, config.batch) if "encoder" in card.tags else TRAIN_TOKENS,
+            merged=config.adapter in _MERGED, exact=config.adapter == "quantised",
+        )  # fmt: skip
         speeds = speeds_here()
         seconds = 2 * forward_seconds(card, config.windows * length, speeds.exact, head=False)
         if self._trains:
-            seconds += training_seconds(card, speeds, tokens=config.steps * config.batch * min(length, 256), kept=1.0)
+            seconds += training_seconds(card, speeds, tokens=config.steps * step_tokens(card, config.batch), kept=1.0)
         return Plan(
             figures=figures, peak_memory=memory.total, memory_parts=memory.parts, seconds=seconds, notes=(SLOW,)
         )
+
+    def _check(self, card: ModelCard) -> None:
+        """Refuse settings that do not suit the model, before any work."""
+        config = self.config
+        if "untrained" in card.tags and not self._trains:
+            raise ConfigError("the classes are to be learnt, but adapter=none and steps=0 train nothing; change that.")
+        adapted = chosen_shapes(card.linears, self._groups()) if config.adapter != "none" else {}
+        if config.masks is not None:
+            pruned = check_masks(Path(config.masks), {name: one.stored for name, one in card.linears.items()})
+            dense = [name for name in adapted if name not in pruned]
+            if dense and config.adapter in _MERGED:
+                raise ConfigError(f"adapter={config.adapter} needs a mask of {dense[0]}; give one, or set the groups.")
 
     def run(self, model: Model, context: Context) -> Outcome:
         """Prune a copy of the model, train adapters on it, and choose their ranks; continues after a kill.
@@ -203,9 +223,11 @@ class Shears(Method):
         key = {"amount": str(amount), "by": config.by, "per": config.per, "windows": config.windows}
         key |= {"masks": sha256_file(Path(config.masks))} if config.masks else {}
         checkpoint = Checkpoint(context.folder / "sparsify", {**key, "data": context.data.fingerprint})
-        batches = windows_of(spread(context.data.recovery, config.windows))
+        batches = objective_of(context.data).batches(config.windows)
         sparsify(work, batches, pruning, checkpoint=checkpoint, events=context.events)
-        return spill(work, context.folder / "sparse.safetensors")
+        spilled = spill(work, context.folder / "sparse.safetensors")
+        give_back()  # the checkpoint's copies, and the weights that now lie in the file
+        return spilled
 
     @property
     def _trains(self) -> bool:
@@ -213,31 +235,32 @@ class Shears(Method):
 
     def _train(self, work: Model, context: Context, origin: str) -> Paths:
         """Steps 2 and 3: one path of ranks per micro-batch; only the adapters learn."""
-        config, ids = self.config, shorter(context.data.recovery)
-        settings = RecoverConfig(steps=max(1, config.steps), lr=config.lr, batch=config.batch, rank=config.ranks[0],
-                                 max_seconds=config.max_seconds).training(ids.shape[1])  # fmt: skip
+        config, objective = self.config, objective_of(context.data)
+        settings = objective.training(
+            steps=max(1, config.steps), lr=config.lr, batch=config.batch, max_seconds=config.max_seconds
+        )
         paths = Paths(work, rank_space(work), accumulation=settings.accumulation)
         if config.steps:
             facts = {name: value for name, value in config.to_mapping().items() if name not in _AFTERWARDS}
             key = {"config": facts, "seed": context.seed, "data": context.data.fingerprint, "model": origin}
-            task = Task(module=work.module, loss=paths.noted(token_loss(work)), data=ids)
+            task = objective.task(work)
             train(
-                task, settings, seed=context.seed, hooks=paths, checkpoint=Checkpoint(context.folder / "train", key),
-                events=context.events,
+                replace(task, loss=paths.noted(task.loss)), settings, seed=context.seed, hooks=paths,
+                checkpoint=Checkpoint(context.folder / "train", key), events=context.events,
             )  # fmt: skip
             give_back()
         return paths
 
     def _choose(self, work: Model, paths: Paths, context: Context) -> tuple[list[Found], Found]:
         """Step 4: the sub-adapter, and everything that was evaluated on the way."""
-        config, space, windows = self.config, rank_space(work), context.data.selection
-        if not len(windows) and config.choose != "heuristic":
+        config, space, objective = self.config, rank_space(work), objective_of(context.data)
+        if not objective.selects and config.choose != "heuristic":
             raise ConfigError(f"choose={config.choose} needs text to choose by, but there is none; give more text.")
         middle = heuristic(space)
-        if not len(windows):
+        if not objective.selects:
             return [], Found("heuristic", middle, math.nan)
         evaluate = Remembered(
-            self._loss(work, space, windows), context.folder / "chosen.json", fingerprint(work.module)
+            self._loss(work, space, objective), context.folder / "chosen.json", fingerprint(work.module)
         )
         if config.choose == "climb":
             rng = random.Random(derive(context.seed, "climb"))
@@ -255,12 +278,12 @@ class Shears(Method):
         return found, found[1]
 
     @staticmethod
-    def _loss(work: Model, space: Space, windows: Tensor) -> Callable[[Subnet], float]:
-        """Mean next-token loss of a path on windows."""
+    def _loss(work: Model, space: Space, objective: Objective) -> Callable[[Subnet], float]:
+        """Mean loss of a path on what there is to choose by."""
 
         def loss(path: Subnet) -> float:
             with masked(work, path, space=space):
-                return float(Walk(work, windows).plain().mean())
+                return objective.loss(work)
 
         return loss
 
@@ -275,7 +298,7 @@ class Shears(Method):
         curve = tuple(
             CurvePoint(
                 step=index, change=one.name, subnet=one.path.to_json(), figures=merged or counter.figures(one.path),
-                quality={"ppl": math.exp(min(one.value, 700.0))},
+                quality=objective_of(context.data).quality(one.value),
             )
             for index, one in enumerate(found)
         )  # fmt: skip
@@ -339,7 +362,10 @@ class Shears(Method):
             return 0
         ranks = self.config.ranks
         rank = ranks[(len(ranks) - 1) // 2] if self.config.choose == "heuristic" else ranks[0]
-        return sum(4 * rank * (one.inputs + one.outputs) + 2 * _ENTRY for one in chosen_shapes(linears, self._groups()))
+        return sum(
+            4 * rank * (one.inputs + one.outputs) + 2 * _ENTRY
+            for one in chosen_shapes(linears, self._groups()).values()
+        )
 
 
 _AFTERWARDS = frozenset({"choose", "evaluations"})

@@ -16,7 +16,7 @@ from lissome.core.method import LinearShape
 from lissome.models.adapters.layers import NAME, Core, LowRank, adapters
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
 from lissome.models.model import Model
-from lissome.models.parts import inputs, outputs
+from lissome.models.parts import inputs, is_conv1d, outputs
 from lissome.models.space import Space
 
 Groups = Sequence[Sequence[str]] | Mapping[str, str]
@@ -38,11 +38,26 @@ def adaptable(model: Model, kinds: Sequence[str] | None = None) -> tuple[str, ..
         ConfigError: When a kind names no layer of the model.
     """
     names = [name for branch in model.anatomy.branches for name in branch.linears if name not in branch.direct]
-    for kind in kinds or ():
+    return tuple(names) if kinds is None else _of_kinds(names, kinds)
+
+
+def _of_kinds(names: Sequence[str], kinds: Sequence[str]) -> tuple[str, ...]:
+    for kind in kinds:
         if not any(_ends(name, kind) for name in names):
             known = {name.rpartition(".")[2] for name in names}
             raise ConfigError(unknown_name("kind of linear layer", kind, known))
-    return tuple(name for name in names if kinds is None or any(_ends(name, kind) for kind in kinds))
+    return tuple(name for name in names if any(_ends(name, kind) for kind in kinds))
+
+
+def _in_groups(names: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Label of the group of each layer that is in one."""
+    found: dict[str, str] = {}
+    for group in groups:
+        for name in _of_kinds(names, group):
+            if name in found:
+                raise ConfigError(f"{name} is in the groups {found[name]} and {'+'.join(group)}; keep it in one.")
+            found[name] = "+".join(group)
+    return found
 
 
 def grouped(model: Model, groups: Groups | None = None) -> dict[str, str]:
@@ -60,13 +75,7 @@ def grouped(model: Model, groups: Groups | None = None) -> dict[str, str]:
         return {name: label for branch in model.anatomy.branches for name, label in _usual(branch).items()}
     if isinstance(groups, Mapping):
         return dict(groups)
-    found: dict[str, str] = {}
-    for group in groups:
-        for name in adaptable(model, group):
-            if name in found:
-                raise ConfigError(f"{name} is in the groups {found[name]} and {'+'.join(group)}; keep it in one.")
-            found[name] = "+".join(group)
-    return found
+    return _in_groups(adaptable(model), groups)
 
 
 def labels(model: Model) -> dict[str, str]:
@@ -79,16 +88,19 @@ def linear_shapes(model: Model) -> dict[str, LinearShape]:
     groups, found = grouped(model), {}
     for name in adaptable(model):
         layer = model.module.get_submodule(name)
-        found[name] = LinearShape(outputs(layer), inputs(layer), groups.get(name))
+        found[name] = LinearShape(outputs(layer), inputs(layer), groups.get(name), is_conv1d(layer))
     return found
 
 
-def chosen_shapes(linears: Mapping[str, LinearShape], groups: Sequence[Sequence[str]] | None) -> list[LinearShape]:
-    """Return the layers that `grouped` gives adapters, judged by their names alone."""
+def chosen_shapes(linears: Mapping[str, LinearShape], groups: Sequence[Sequence[str]] | None) -> dict[str, LinearShape]:
+    """Return the layers that `grouped` gives adapters, judged by their names alone.
+
+    Raises:
+        ConfigError: When a kind names no layer, or two groups name the same one.
+    """
     if groups is None:
-        return [shape for shape in linears.values() if shape.group is not None]
-    kinds = [kind for group in groups for kind in group]
-    return [shape for name, shape in linears.items() if any(_ends(name, kind) for kind in kinds)]
+        return {name: shape for name, shape in linears.items() if shape.group is not None}
+    return {name: linears[name] for name in _in_groups(tuple(linears), groups)}
 
 
 def rank_space(model: Model) -> Space:

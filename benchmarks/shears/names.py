@@ -1,0 +1,80 @@
+"""What the arms, rates and shares of the claim are; the tables need nothing else of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+RANKS = (16, 8, 4)
+MIDDLE = RANKS[(len(RANKS) - 1) // 2]
+"""What the heuristic takes everywhere."""
+SCALE = 2.0
+"""alpha over the largest rank, that of the papers; an adapter of one smaller rank has the same."""
+
+ENCODER, DECODER = "minilm", "smollm2-135m"
+
+SHARE = 0.5
+SHARES = (0.4, 0.5, 0.6, 0.7)
+"""Shares of zeros of the sweep on text; most of the claim is at `SHARE`."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to get a tuned model.
+
+    Attributes:
+        label: How tables call it.
+        base: What the weights are under the adapters.
+        adapter: What is trained beside the head.
+        ranks: Ranks it is built with, the largest first; an elastic one is trained at all of them.
+        draws: Which ranks a step trains: always the largest, one per group, or one for all groups.
+        rate: The arm whose learning rates were tried; this one uses the best of those.
+    """
+
+    label: str
+    base: Literal["wanda", "magnitude", "dense"] = "wanda"
+    adapter: Literal["plain", "masked", "quantised", "none"] = "plain"
+    ranks: tuple[int, ...] = RANKS
+    draws: Literal["largest", "each", "together"] = "largest"
+    rate: str = "lora"
+
+
+ARMS = {
+    "nls": Arm("**NLS**, one run for all ranks", draws="each", rate="nls"),
+    "lora": Arm(f"LoRA of rank {RANKS[0]}"),
+    **{f"lora-{rank}": Arm(f"LoRA of rank {rank}", ranks=(rank,)) for rank in RANKS[1:]},
+    "masked": Arm("**NLS, masked** (SparsePEFT), merged", adapter="masked", draws="each", rate="masked"),
+    "quantised": Arm("**NLS, 4 bits** (QA-SparsePEFT), merged", adapter="quantised", draws="each", rate="quantised"),
+    "together": Arm("DyLoRA: one rank per step for all groups", draws="together", rate="nls"),
+    "dense": Arm(f"LoRA of rank {RANKS[0]} on the dense model", base="dense", ranks=RANKS[:1]),
+    "magnitude": Arm("NLS on a base pruned by magnitude", base="magnitude", draws="each", rate="nls"),
+    "head": Arm("sparse model, head alone", adapter="none", ranks=(), rate="head"),
+    "head-magnitude": Arm("pruned by magnitude, head alone", base="magnitude", adapter="none", ranks=(), rate="head"),
+}
+"""Arms on classes of texts; the base is pruned by Wanda where none is named."""
+
+
+def used(name: str) -> str:
+    """The cut with which an arm is used: the middle rank where it has learnt all, else the only one that it has."""
+    arm = ARMS[name]
+    return str(MIDDLE) if arm.draws != "largest" else "".join(map(str, arm.ranks[:1]))
+
+
+RATES = {
+    "nls": (1e-3, 2e-3, 3e-3),
+    "lora": (1e-3, 2e-3, 3e-3),
+    "masked": (1e-3, 2e-3, 3e-3),
+    "quantised": (1e-3, 2e-3, 3e-3),
+    "head": (3e-3, 1e-2, 3e-2),
+}
+"""Learning rates that were tried, as many for each; the best on validation texts with seed 0 is used with all seeds."""
+
+TEXT_ARMS = {name: ARMS[name] for name in ("nls", "lora", "dense")}
+"""Arms on text that are trained; `CUTS` of the second are free."""
+TEXT_RATES = (1e-3, 2e-3, 4e-3)
+
+CUTS = {
+    "naive": f"LoRA of rank {RANKS[0]} cut to its leading ranks",
+    "svd": f"LoRA of rank {RANKS[0]} cut by SVD",
+}
+"""What becomes of a trained adapter of the largest rank when a smaller one is wanted."""

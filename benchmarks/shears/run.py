@@ -1,0 +1,213 @@
+"""Claim: one run that trains all ranks at once on a sparse model does for what takes a run per rank, and merges.
+
+On classes of short texts (an encoder): NLS is within a point of LoRA of the largest rank and of a run of its own at
+every rank, beats LoRA cut to its leading ranks, and costs at most a tenth more per step; masked and quantised adapters
+merge exactly, plain ones fill the zeros. On text (a causal language model): Wanda before magnitude, and the decisive
+arms again. LoRA cut by SVD, nested and dense adapters stand beside; rates are tried with equal effort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from benchmarks._frame import Inequality, Store
+from benchmarks.shears import arms, language
+from benchmarks.shears.judging import judge_text, judge_words
+from benchmarks.shears.names import ARMS, DECODER, ENCODER, RATES, SHARE, SHARES, TEXT_ARMS, TEXT_RATES, used
+from benchmarks.shears.texts import Windows, Words, windows, words
+from lissome.core.errors import AssetError
+from lissome.models.model import Model
+from lissome.models.precision import fast_dtype
+from lissome.pipeline import load
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What ``--quick`` makes smaller.
+
+    Attributes:
+        seeds: Of classes of texts.
+        arms: Those that are trained there.
+        text_seeds: Of text.
+        shares: Shares of zeros on text, before anything is trained.
+        tuned: Those at which text is trained on.
+        sweep: Whether learning rates are tried; otherwise the middle ones are used.
+    """
+
+    seeds: tuple[int, ...]
+    arms: tuple[str, ...]
+    text_seeds: tuple[int, ...]
+    shares: tuple[float, ...]
+    tuned: tuple[float, ...]
+    sweep: bool
+
+
+FULL = Scale((0, 1, 2, 3, 4), tuple(ARMS), (0, 1, 2), SHARES, (SHARE, 0.6, 0.4, 0.7), sweep=True)
+QUICK = Scale((0,), ("nls", "lora", "lora-8", "lora-4", "masked", "quantised"), (0,), (0.5, 0.6), (), sweep=False)
+
+
+def run(quick: bool, store: Store) -> list[Inequality]:
+    """Measure what is not stored yet, publish the results of both models and judge them."""
+    why = missing()
+    if why:
+        print(f"shears is skipped: {why}")
+        return []
+    scale, cells = QUICK if quick else FULL, dict[str, dict[str, Any]]()
+    for name, compute in _cells(scale, store):
+        if store.wants(name):
+            cells[name] = compute()
+        if name == f"{DECODER}-speed" and store.pattern is None:
+            print(f"training takes about {training_seconds(scale, cells) / 60:.0f} minutes in all, on one core")
+    if store.pattern is not None:
+        return []
+    found = []
+    for name, judge, facts in ((ENCODER, judge_words, _words().facts()), (DECODER, judge_text, _windows().facts())):
+        result, inequalities = judge(cells, scale.seeds if name == ENCODER else scale.text_seeds, scale.tuned)
+        shown = {"model": name, "data": facts, **result, "inequalities": [vars(one) for one in inequalities]}
+        store.publish(name, shown)
+        found += inequalities
+    return found
+
+
+def missing() -> str:
+    """Return why nothing can be measured here; empty when all is there."""
+    try:
+        _words(), _windows()
+    except AssetError as error:
+        return str(error)
+    return ""
+
+
+def training_seconds(scale: Scale, cells: Mapping[str, Any]) -> float:
+    """Seconds of processor time that all training of the claim takes, by what a step takes of either model."""
+    tried = sum(len(rates) - 1 for rates in RATES.values()) if scale.sweep else 0
+    on_words = len(scale.arms) * len(scale.seeds) + tried
+    on_text = len(scale.text_seeds) * (2 * len(scale.tuned) + 1) + 2 * (len(TEXT_RATES) - 1) if scale.tuned else 0
+    step, text_step = (cells[f"{name}-speed"]["nls"]["step"] for name in (ENCODER, DECODER))
+    return float(on_words * arms.STEPS * step + on_text * language.STEPS * text_step)
+
+
+def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield the name of every cell and how to get it, the most important first."""
+    on_words, on_text = _OnWords(store, scale), _OnText(store, scale)
+    yield f"{ENCODER}-speed", on_words.speed
+    yield f"{DECODER}-speed", on_text.speed
+    for arm in scale.arms:
+        for seed in scale.seeds:
+            yield f"{ENCODER}-{arm}-{seed}", lambda arm=arm, seed=seed: on_words.arm(arm, seed)
+    yield f"{DECODER}-dense", lambda: on_text.before("dense", 0.0, 0)
+    for share in scale.shares:
+        for kind in ("wanda", "magnitude"):
+            for seed in scale.text_seeds if kind == "wanda" else (0,):
+                name = f"{DECODER}-{kind}-{share:g}-{seed}"
+                yield name, lambda kind=kind, share=share, seed=seed: on_text.before(kind, share, seed)
+    yield f"{DECODER}-bytes", on_text.sizes
+    for share in scale.tuned:
+        for seed in scale.text_seeds:
+            for arm in TEXT_ARMS:
+                if arm != "dense" or share == SHARE:
+                    name = f"{DECODER}-{arm}-{share:g}-{seed}"
+                    yield name, lambda arm=arm, share=share, seed=seed: on_text.arm(arm, share, seed)
+
+
+class _OnWords:
+    """Cells of the encoder."""
+
+    def __init__(self, store: Store, scale: Scale) -> None:
+        self._store, self._scale = store, scale
+
+    def arm(self, name: str, seed: int) -> dict[str, Any]:
+        """An arm at the best of its rates."""
+        rate, tried = self._rate(ARMS[name].rate)
+        return {**self._trained(name, rate, seed), "rate": rate, "tried": tried}
+
+    def _rate(self, name: str) -> tuple[float, dict[str, float]]:
+        """The rate of highest validation accuracy with seed 0, and that of all that were tried."""
+        if not self._scale.sweep:
+            return RATES[name][1], {}
+        cells = {rate: self._trained(name, rate, 0) for rate in RATES[name]}
+        tried = {rate: cell["validation"][used(name)] for rate, cell in cells.items()}
+        return max(tried, key=tried.__getitem__), {f"{rate:g}": value for rate, value in tried.items()}
+
+    def _trained(self, name: str, rate: float, seed: int) -> dict[str, Any]:
+        facts = {"arm": asdict(ARMS[name]), "training": arms.settings(rate).to_mapping()}
+        facts["arm"].pop("label")
+        return self._cell(
+            f"{name}-{rate:g}-{seed}", lambda: arms.measured(name, rate, seed, _model(ENCODER), _words()), seed, **facts
+        )
+
+    def speed(self) -> dict[str, Any]:
+        """Times of steps."""
+        turns = {"arms": arms.TIMED, "rounds": arms.ROUNDS, "turn": arms.TURN}
+        return self._cell("speed", lambda: arms.timing(_model(ENCODER), _words()), 0, **turns)
+
+    def _cell(self, name: str, compute: Callable[[], dict[str, Any]], seed: int, **more: Any) -> dict[str, Any]:
+        return self._store.cell(f"{ENCODER}-{name}", _settings(ENCODER, _words(), seed, **more), compute)
+
+
+class _OnText:
+    """Cells of the causal language model."""
+
+    def __init__(self, store: Store, scale: Scale) -> None:
+        self._store, self._scale = store, scale
+
+    def before(self, kind: str, share: float, seed: int) -> dict[str, Any]:
+        """Loss of a base."""
+        return self._cell(
+            f"{kind}-{share:g}-{seed}", lambda: language.before(kind, share, seed, _model(DECODER), _windows()), seed,
+            kind=kind, share=share,
+        )  # fmt: skip
+
+    def arm(self, name: str, share: float, seed: int) -> dict[str, Any]:
+        """An arm at the best of its rates, which are tried at the usual share."""
+        cells = {rate: self._trained(TEXT_ARMS[name].rate, SHARE, rate, 0) for rate in TEXT_RATES}
+        tried = {rate: cell["validation"] for rate, cell in cells.items()}
+        best = min(tried, key=tried.__getitem__)
+        shown = {f"{rate:g}": value for rate, value in tried.items()}
+        return {**self._trained(name, share, best, seed), "rate": best, "tried": shown}
+
+    def _trained(self, name: str, share: float, rate: float, seed: int) -> dict[str, Any]:
+        facts = {"arm": name, "share": share, "training": language.settings(rate).to_mapping()}
+        return self._cell(
+            f"{name}-{share:g}-{rate:g}-{seed}",
+            lambda: language.measured(name, share, rate, seed, _model(DECODER), _windows()), seed, **facts,
+        )  # fmt: skip
+
+    def speed(self) -> dict[str, Any]:
+        """Times of steps."""
+        turns = {"rounds": language.ROUNDS, "turn": language.TURN}
+        return self._cell("speed", lambda: language.timing(_model(DECODER), _windows()), 0, **turns)
+
+    def sizes(self) -> dict[str, Any]:
+        """Bytes of files."""
+        folder = self._store.scratch(f"{DECODER}-bytes", {})
+        return self._cell("bytes", lambda: language.sizes(_model(DECODER), _windows(), folder), 0)
+
+    def _cell(self, name: str, compute: Callable[[], dict[str, Any]], seed: int, **more: Any) -> dict[str, Any]:
+        return self._store.cell(f"{DECODER}-{name}", _settings(DECODER, _windows(), seed, **more), compute)
+
+
+def _settings(name: str, data: Words | Windows, seed: int, **more: Any) -> dict[str, Any]:
+    facts = {"model": _model(name).source.sha256, "data": data.facts(), "seed": seed}
+    return {**facts, "dtype": str(fast_dtype()).removeprefix("torch."), **more}
+
+
+@cache
+def _model(name: str) -> Model:
+    """The original, frozen and never changed."""
+    model = load(name)
+    model.module.requires_grad_(False)
+    return model
+
+
+@cache
+def _words() -> Words:
+    return words(_model(ENCODER))
+
+
+@cache
+def _windows() -> Windows:
+    return windows(_model(DECODER))

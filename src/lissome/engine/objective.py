@@ -1,0 +1,204 @@
+"""What a model is to be good at: the next token of text, or the classes of labelled texts.
+
+A method that trains asks its objective for the inputs to calibrate on, the task of the training loop and what to choose
+by; so one method serves causal language models and encoders alike.
+"""
+
+# N examples, B texts, T tokens
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lissome.core.method import ModelCard
+from lissome.core.protocols import Splits
+from lissome.data.labelled import Labelled
+from lissome.data.text import spread
+from lissome.engine.classify import Encoded, OwnHead, answers, classification, encode
+from lissome.engine.hooks import Task
+from lissome.engine.recover import RecoverConfig, shorter, token_loss
+from lissome.engine.scoring import bounded_exp
+from lissome.engine.stream import Inputs, windows_of
+from lissome.engine.train import TrainConfig
+from lissome.engine.walk import Walk
+from lissome.models.labels import head_parameters
+from lissome.models.model import Model
+
+_SHARES = {"recovery": 0.7, "selection": 0.1, "test": 0.2}
+_LENGTH = 128  # tokens of a text beyond which it is cut; most sentences and short reviews have fewer
+_BATCH = 16  # texts of a step
+_WARMUP = 0.05
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelSplits:
+    """Labelled texts for every purpose; satisfies `lissome.core.protocols.Splits`, its windows being texts.
+
+    Attributes:
+        recovery: Texts for training; calibration takes its inputs from them too.
+        selection: Texts for choosing between results.
+        test: Held-out texts; empty in what a method sees.
+        classes: Names of the classes.
+        source: What the file was called.
+        fingerprint: Hash of texts, labels, tokens and split.
+    """
+
+    recovery: Encoded
+    selection: Encoded
+    test: Encoded
+    classes: tuple[str, ...]
+    source: str
+    fingerprint: str
+
+    @property
+    def calibration(self) -> Tensor:
+        """Ids of the texts that calibration may look at, LongTensor[N, T]."""
+        return self.recovery.ids
+
+    def for_methods(self) -> LabelSplits:
+        """Return the splits without the test texts: what is not there cannot leak."""
+        return replace(self, test=self.test.some(()))
+
+    def describe(self) -> dict[str, Any]:
+        """Return JSON-able facts for a manifest or report."""
+        counts = {name: len(getattr(self, name)) for name in _SHARES}
+        facts = {"source": self.source, "texts": counts, "classes": list(self.classes)}
+        return {**facts, "fingerprint": self.fingerprint}
+
+
+def tokens_of(model: Model, data: Labelled) -> Encoded:
+    """Tokenise labelled texts for a model, cut to 128 tokens or to what it has positions for.
+
+    Raises:
+        DataError: When the model has no tokenizer, or one that cannot pad.
+    """
+    most = int(getattr(model.module.config, "max_position_embeddings", _LENGTH))
+    return encode(model, data, length=min(_LENGTH, most))
+
+
+def label_splits(model: Model, data: Labelled) -> LabelSplits:
+    """Deal labelled texts out and tokenise them for a model; the split does not depend on a job's seed.
+
+    Raises:
+        DataError: When there are too few texts for every part, or the model's tokenizer cannot pad.
+    """
+    parts = {name: tokens_of(model, part) for name, part in data.parts(_SHARES, seed=0).items()}
+    digest = hashlib.sha256(json.dumps([data.sha256, _SHARES]).encode())
+    for part in parts.values():
+        digest.update(part.ids.numpy().tobytes())
+    return LabelSplits(**parts, classes=data.classes, source=data.name, fingerprint=digest.hexdigest())
+
+
+class Objective(Protocol):
+    """What training, calibration and choice go by."""
+
+    def batches(self, count: int) -> Sequence[Inputs]:
+        """Inputs of `count` examples for calibration."""
+
+    def task(self, model: Model) -> Task:
+        """Return the task of the training loop; thaws what must be trained beside adapters."""
+
+    def training(self, *, steps: int, lr: float, batch: int | None, max_seconds: float | None) -> TrainConfig:
+        """Settings of the training loop; `batch` None is the objective's own choice."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether there are examples to choose by."""
+
+    def loss(self, model: Model) -> float:
+        """Mean loss on the examples to choose by."""
+
+    def quality(self, loss: float) -> Mapping[str, float]:
+        """What a curve says of such a loss."""
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Windows of text, and the mean loss of their next tokens."""
+
+    data: Splits
+
+    def batches(self, count: int) -> Sequence[Inputs]:
+        """Inputs of `count` examples for calibration."""
+        return windows_of(spread(self.data.recovery, count))
+
+    def task(self, model: Model) -> Task:
+        """Return the task of the training loop."""
+        return Task(module=model.module, loss=token_loss(model), data=shorter(self.data.recovery))
+
+    def training(self, *, steps: int, lr: float, batch: int | None, max_seconds: float | None) -> TrainConfig:
+        """Settings of the training loop; `batch` counts windows of up to 256 tokens."""
+        given = {} if batch is None else {"batch": batch}
+        config = RecoverConfig(steps=steps, lr=lr, max_seconds=max_seconds, **given)
+        return config.training(shorter(self.data.recovery).shape[1])
+
+    @property
+    def selects(self) -> bool:
+        """Whether there are windows to choose by."""
+        return len(self.data.selection) > 0
+
+    def loss(self, model: Model) -> float:
+        """Mean next-token loss on the windows to choose by."""
+        return float(Walk(model, self.data.selection).plain().mean())
+
+    def quality(self, loss: float) -> Mapping[str, float]:
+        """Perplexity."""
+        return {"ppl": bounded_exp(loss)}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Labelled texts, and the cross entropy of their classes under the model's own head, which is trained too."""
+
+    data: LabelSplits
+
+    def batches(self, count: int) -> Sequence[Inputs]:
+        """Inputs of `count` examples for calibration."""
+        size = len(self.data.recovery)
+        chosen = range(size) if count >= size else [index * size // count for index in range(count)]
+        return list(self.data.recovery.some(chosen).batches())
+
+    def task(self, model: Model) -> Task:
+        """Return the task of the training loop; the head learns with the adapters."""
+        for parameter in head_parameters(model):
+            parameter.requires_grad_(True)
+        return classification(OwnHead(model), self.data.recovery)
+
+    def training(self, *, steps: int, lr: float, batch: int | None, max_seconds: float | None) -> TrainConfig:
+        """Settings of the training loop; `batch` counts texts."""
+        size = min(_BATCH if batch is None else batch, len(self.data.recovery))
+        return TrainConfig(steps=steps, lr=lr, batch=size, warmup=round(_WARMUP * steps), max_seconds=max_seconds)
+
+    @property
+    def selects(self) -> bool:
+        """Whether there are texts to choose by."""
+        return len(self.data.selection) > 0
+
+    def loss(self, model: Model) -> float:
+        """Mean cross entropy on the texts to choose by."""
+        texts = self.data.selection
+        return float(F.cross_entropy(answers(OwnHead(model), texts), texts.labels))
+
+    def quality(self, loss: float) -> Mapping[str, float]:
+        """The loss itself."""
+        return {"loss": loss}
+
+
+def objective_of(data: Splits) -> Objective:
+    """Return the objective that data is for."""
+    return Classes(data) if isinstance(data, LabelSplits) else NextToken(data)
+
+
+def step_tokens(card: ModelCard, batch: int | None) -> int:
+    """Tokens of a training step of so many examples (None: the objective's own choice), for a plan without the data."""
+    length = card.windows[1]
+    if "encoder" in card.tags:
+        return (batch or _BATCH) * length
+    return (batch or RecoverConfig().batch) * min(length, 256)

@@ -1,0 +1,87 @@
+"""Encoders that put texts into named classes: transformers' own class with a head, the names in its configuration.
+
+What comes out opens with ``AutoModelForSequenceClassification``: a pooler over the first token, and a linear layer.
+"""
+
+# D residual width, K classes
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lissome.core.errors import ConfigError
+from lissome.models.model import Model
+
+_UNNAMED = re.compile(r"LABEL_\d+")  # what transformers writes where nobody gave names
+
+
+def labels_of(model: Model) -> tuple[str, ...]:
+    """Return the names of the classes that a model puts texts into, in the order of its outputs; none without names."""
+    if type(model.module).__name__ not in _classes().values():
+        return ()
+    named: dict[int, str] = model.module.config.id2label  # type: ignore[union-attr,assignment]
+    names = tuple(str(name) for _, name in sorted(named.items()))
+    return () if all(map(_UNNAMED.fullmatch, names)) else names
+
+
+def with_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> Model:
+    """Return an encoder with a new head for named classes; its blocks and embeddings are shared, not copied.
+
+    The encoder's own pooler stays where it has one. Another head that it had (of another task) is left out.
+
+    Args:
+        model: An encoder of text.
+        labels: Names of the classes.
+        seed: Of the head's first weights: normal, as wide as the model's configuration says; biases are zero.
+
+    Raises:
+        UnsupportedModelError: When the model is no encoder of text.
+        ConfigError: When transformers has no such class for it.
+    """
+    from accelerate import init_empty_weights
+
+    model.anatomy.require("encoder", "putting texts into classes")
+    kind, old = model.anatomy.architecture, model.module
+    if kind not in _classes():
+        raise ConfigError(f"transformers has no class that puts texts into classes for {kind}; use another encoder.")
+    import transformers
+
+    config: Any = copy.deepcopy(old.config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+    config.problem_type, config.architectures = "single_label_classification", [_classes()[kind]]
+    with init_empty_weights(include_buffers=False):
+        module: Any = getattr(transformers, _classes()[kind])._from_config(config)
+    base = getattr(module, module.base_model_prefix)
+    for name, part in old.base_model.named_children():  # type: ignore[union-attr]
+        setattr(base, name, part)
+    like = next(old.parameters())
+    for name, empty in [(name, value) for name, value in module.named_parameters() if value.is_meta]:
+        owner, _, last = name.rpartition(".")
+        fresh = torch.zeros(empty.shape, dtype=like.dtype, device=like.device)
+        if fresh.dim() > 1:
+            drawn = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(seed))
+            fresh.copy_(drawn * config.initializer_range)
+        setattr(module.get_submodule(owner), last, nn.Parameter(fresh))
+    return model.derived(module.eval())
+
+
+def head_parameters(model: Model) -> Iterator[nn.Parameter]:
+    """Yield the parameters of a head with classes: those outside of embeddings and blocks, the pooler's among them."""
+    prefix = f"{model.module.base_model_prefix}."
+    for name, parameter in model.module.named_parameters():
+        if not name.startswith(prefix) or name.startswith(f"{prefix}pooler."):
+            yield parameter
+
+
+def _classes() -> dict[str, str]:
+    """Class of transformers that puts texts into classes, by model type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES
+
+    return dict(NAMES)
