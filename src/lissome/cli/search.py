@@ -26,6 +26,13 @@ ObjectiveOption = Annotated[
     ),
 ]
 
+CheckOption = Annotated[
+    int, typer.Option("--check", metavar="N", min=0, help="Time N sub-networks to see how latency is predicted.")
+]
+LatencyOption = Annotated[
+    str, typer.Option("--latency", metavar="WAY", help="Where latency comes from: table, regression or measured.")
+]
+
 
 def command(
     ctx: typer.Context,
@@ -37,17 +44,12 @@ def command(
         str, typer.Option("--sampler", metavar="NAME", help="nsga2, tpe, random, climb or ensemble.")
     ] = "nsga2",
     data: DataOption = None,
-    latency: Annotated[
-        str,
-        typer.Option("--latency", metavar="WAY", help="Where latency comes from: table, regression or measured."),
-    ] = "table",
+    latency: LatencyOption = "table",
     device: Annotated[
         Path | None,
         typer.Option("--device", metavar="FILE", help="Search for the machine that wrote FILE (lissome bench)."),
     ] = None,
-    check: Annotated[
-        int, typer.Option("--check", metavar="N", min=0, help="Time N sub-networks to see how latency is predicted.")
-    ] = 0,
+    check: CheckOption = 0,
     workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Processes that share the trials.")] = 1,
     study: Annotated[
         str | None,
