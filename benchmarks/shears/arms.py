@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.shears.hooks import FasterHead
 from benchmarks.shears.merging import logits_of, merging
-from benchmarks.shears.names import ARMS, MIDDLE, RANKS, SCALE, SHARE, Arm
+from benchmarks.shears.names import ARMS, MIDDLE, RANKS, SCALE, SHARE, Arm, used
 from benchmarks.shears.speed import Timed, timed
 from benchmarks.shears.texts import Windows, Words
 from lissome.engine.classify import Classifier, Encoded, classification, correct
@@ -115,9 +115,9 @@ def measured(name: str, rate: float, seed: int, model: Model, texts: Words) -> d
     """Train one arm.
 
     Returns:
-        By cut (a rank, perhaps with how it was cut): the ``validation`` accuracy, and which ``test`` texts are right,
-        as packed bits. Mean loss of the first and last fiftieth of the steps; seconds; what `merging` says, for arms
-        on sparse weights.
+        By cut (a rank, perhaps with how it was cut): which ``test`` texts are right, as packed bits. The ``validation``
+        accuracy of the cut that the arm is used with; mean loss of the first and last fiftieth of the steps; seconds;
+        what `merging` says, for arms on sparse weights.
     """
     arm = ARMS[name]
     one = tuned(base(model, arm.base, SHARE, seed, texts), arm, seed, int(texts.train.labels.max()) + 1)
@@ -125,11 +125,12 @@ def measured(name: str, rate: float, seed: int, model: Model, texts: Words) -> d
     part = max(1, len(done.losses) // 50)
     found: dict[str, Any] = {
         "loss": [sum(losses) / part for losses in (done.losses[:part], done.losses[-part:])],
-        "seconds": done.seconds, "steps": done.steps, "validation": {}, "test": {},
+        "seconds": done.seconds, "steps": done.steps, "test": {},
     }  # fmt: skip
     for cut, classifier in _cuts(one):
-        found["validation"][cut] = float(correct(classifier.eval(), texts.validation).float().mean())
         found["test"][cut] = packed(correct(classifier.eval(), texts.test))
+        if cut == used(name):
+            found["validation"] = float(correct(classifier.eval(), texts.validation).float().mean())
     if arm.adapter != "none" and arm.base != "dense":
         found["merging"] = merged(one, texts.test)
     return found

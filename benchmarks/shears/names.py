@@ -43,13 +43,12 @@ ARMS = {
     "nls": Arm("**NLS**, one run for all ranks", draws="each", rate="nls"),
     "lora": Arm(f"LoRA of rank {RANKS[0]}"),
     **{f"lora-{rank}": Arm(f"LoRA of rank {rank}", ranks=(rank,)) for rank in RANKS[1:]},
-    "masked": Arm("**NLS, masked** (SparsePEFT), merged", adapter="masked", draws="each", rate="masked"),
-    "quantised": Arm("**NLS, 4 bits** (QA-SparsePEFT), merged", adapter="quantised", draws="each", rate="quantised"),
+    "masked": Arm("**NLS, masked** (SparsePEFT), merged", adapter="masked", draws="each", rate="nls"),
+    "quantised": Arm("**NLS, 4 bits** (QA-SparsePEFT), merged", adapter="quantised", draws="each", rate="nls"),
     "together": Arm("DyLoRA: one rank per step for all groups", draws="together", rate="nls"),
     "dense": Arm(f"LoRA of rank {RANKS[0]} on the dense model", base="dense", ranks=RANKS[:1]),
     "magnitude": Arm("NLS on a base pruned by magnitude", base="magnitude", draws="each", rate="nls"),
     "head": Arm("sparse model, head alone", adapter="none", ranks=(), rate="head"),
-    "head-magnitude": Arm("pruned by magnitude, head alone", base="magnitude", adapter="none", ranks=(), rate="head"),
 }
 """Arms on classes of texts; the base is pruned by Wanda where none is named."""
 
@@ -63,9 +62,7 @@ def used(name: str) -> str:
 RATES = {
     "nls": (1e-3, 2e-3, 3e-3),
     "lora": (1e-3, 2e-3, 3e-3),
-    "masked": (1e-3, 2e-3, 3e-3),
-    "quantised": (1e-3, 2e-3, 3e-3),
-    "head": (3e-3, 1e-2, 3e-2),
+    "head": (1e-3, 3e-3, 1e-2),
 }
 """Learning rates that were tried, as many for each; the best on validation texts with seed 0 is used with all seeds."""
 

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks._frame import Inequality, Store
 from benchmarks.shears import arms, language
 from benchmarks.shears.judging import judge_text, judge_words
-from benchmarks.shears.names import ARMS, DECODER, ENCODER, RATES, SHARE, SHARES, TEXT_ARMS, TEXT_RATES, used
+from benchmarks.shears.names import ARMS, DECODER, ENCODER, RATES, SHARE, SHARES, TEXT_ARMS, TEXT_RATES
 from benchmarks.shears.texts import Windows, Words, windows, words
 from lissome.core.errors import AssetError
 from lissome.models.model import Model
@@ -129,7 +129,7 @@ class _OnWords:
         if not self._scale.sweep:
             return RATES[name][1], {}
         cells = {rate: self._trained(name, rate, 0) for rate in RATES[name]}
-        tried = {rate: cell["validation"][used(name)] for rate, cell in cells.items()}
+        tried = {rate: cell["validation"] for rate, cell in cells.items()}
         return max(tried, key=tried.__getitem__), {f"{rate:g}": value for rate, value in tried.items()}
 
     def _trained(self, name: str, rate: float, seed: int) -> dict[str, Any]:

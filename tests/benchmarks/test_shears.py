@@ -91,7 +91,7 @@ def test_every_arm_is_trained_and_cut(name: str) -> None:
     found = json.loads(json.dumps(arms.measured(name, 1e-3, 0, model, data)))
     expected = {str(rank) for rank in arm.ranks} or {""}
     expected |= {f"svd {rank}" for rank in names.RANKS[1:]} if name == "lora" else set()
-    assert set(found["test"]) == set(found["validation"]) == expected
+    assert set(found["test"]) == expected and 0 <= found["validation"] <= 1
     assert names.used(name) in expected
     assert all(len(arms.unpacked(one)) == 24 for one in found["test"].values())
     assert ("merging" in found) == (arm.adapter != "none" and arm.base != "dense")

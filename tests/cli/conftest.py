@@ -15,7 +15,16 @@ from lissome.cli import main as cli
 from lissome.core.budget import Term, Verdict
 from lissome.core.metrics import Metric
 from lissome.export._report import ExportReport, Padding
-from lissome.pipeline.reports import Figure, FitReport, GenerateReport, InspectReport, PlanReport, Row, TableReport
+from lissome.pipeline.reports import (
+    Figure,
+    FitReport,
+    GenerateReport,
+    InspectReport,
+    PlanReport,
+    Row,
+    SearchReport,
+    TableReport,
+)
 from tests.report import samples
 
 
@@ -58,6 +67,12 @@ DEVICE = {
 }  # fmt: skip
 
 
+POINT = {
+    "number": 7, "figures": {"ppl": 31.0, "params": 75e6}, "selection": {"ppl": 32.5}, "test": {"ppl": 33.5},
+    "by": "nsga2", "subnet": {"layers.0.mlp": 0},
+}  # fmt: skip
+
+
 def _inspected() -> InspectReport:
     layer = {"attention": {"groups": 3, "queries": 3}, "mlp": {"width": 96}}
     facts = {
@@ -95,6 +110,13 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
         "extract_step": Path("step"),
         "inspect": _inspected(),
         "inspect_device": InspectReport(name="here", kind="device", facts=DEVICE, figures={}),
+        "search": SearchReport(
+            out=Path("out"), study="out/study.db", model="m", objectives=("min ppl", "min params"),
+            bounds=("params<=80M",), provenance={"params": "counted", "ppl": "measured"},
+            evaluated=9, failed={"the loss is NaN.": 1}, front=(POINT,), chosen=POINT,
+            original={"ppl": 29.0, "params": 100e6}, hypervolume=2.5,
+            splits={"search": "4 windows of 256 tokens"}, notes=("a note",), seconds=3.0,
+        ),
         "plan": PlanReport(
             model="base", recipe=[{"method": "multipruner", "split": "auto"}], budget="latency<=85%",
             original={"latency": 1.3, "disk": 5e8}, predicted={"latency": 1.1}, reachable={"latency": 0.3},

@@ -42,6 +42,7 @@ def artifact(tmp_path):
         (("inspect", "x"), "inspect"),
         (("methods",), "methods"),
         (("assets",), "assets"),
+        (("search", "x"), "search"),
     ],
 )
 def test_json_has_the_documented_keys_and_nothing_else_on_stdout(run, calls, words, section):
@@ -102,6 +103,9 @@ def test_people_see_the_settings_of_a_method(run):
         (("inspect", "x"), "1–2      groups 3, queries 3   width 96"),
         (("inspect", "--device"), "40.0 GB/s"),
         (("assets",), "smollm2-135m"),
+        (("search", "x"), "31 (106.9 %)   75.0 M (75.0 %)   perplexity 32.5   ← chosen"),
+        (("search", "x"), "on the test split, which had no part in it: perplexity 33.5"),
+        (("search", "x"), "1 Subnets gave no figures: the loss is NaN."),
     ],
 )
 def test_people_see_an_answer_and_progress_stays_off_stdout(run, calls, words, expected):
@@ -161,6 +165,37 @@ def test_a_budget_that_was_missed_is_shown_and_fails(run, calls):
     assert result.code == 3
     assert json.loads(result.out)["ok"] is False
     assert "latency<=85% NOT met" in result.err
+
+
+def test_json_of_a_point_has_the_documented_keys(run, calls):
+    answer = json.loads(run("search", "x", "--json").out)
+    assert set(answer["front"][0]) == set(answer["chosen"]) == _documented("search", "key of a point")
+
+
+def test_search_asks_for_what_was_given_and_names_its_folder(run, calls):
+    run(
+        "search", "a/m", "--budget", "params<=80%", "--objective", "ppl", "--objective", "macs", "--trials", "9",
+        "--sampler", "tpe", "--set", "compared=3", "--workers", "2", "--check", "4", "--latency", "regression",
+    )  # fmt: skip
+    args, options = calls.seen["search"]
+    assert args == ("a/m",)
+    assert options["out"].name.startswith("m-search-params-80-")
+    assert options["objectives"] == ("ppl", "macs")
+    assert (options["trials"], options["workers"], options["check"]) == (9, 2, 4)
+    assert (options["sampler"], options["latency"], options["settings"]) == ("tpe", "regression", ("compared=3",))
+    run("search", "a/m")
+    first = calls.seen["search"][1]["out"]
+    run("search", "a/m", "--trials", "300", "--workers", "2")
+    assert calls.seen["search"][1]["out"] == first, "more trials go on in the same folder"
+
+
+def test_a_search_in_which_nothing_holds_is_shown_and_fails(run, calls):
+    report = calls.answers["search"]
+    calls.answers["search"] = type(report)(**{**vars(report), "front": (), "chosen": None})
+    result = run("search", "x", "--budget", "params<=80M")
+    assert result.code == 3
+    assert "no point is chosen: none holds the bounds" in result.out
+    assert "none of the 9 Subnets that were evaluated holds params<=80M" in result.err
 
 
 def test_tasks_may_be_repeated_or_joined(run, calls):
@@ -224,7 +259,7 @@ def test_the_pipeline_takes_what_the_commands_give(run, calls, artifact, monkeyp
     for words in (
         ("fit",), ("plan",), ("eval", "x"), ("bench", "x"), ("generate", "x", "--prompt", "y"),
         ("export", "x", "--to", "hf"), ("inspect", "x"), ("inspect", "--device"),
-        ("explain", str(artifact), "--extract", "1", "--out", "o"),
+        ("explain", str(artifact), "--extract", "1", "--out", "o"), ("search", "x"),
     ):  # fmt: skip
         assert run(*words).code == 0
     monkeypatch.undo()

@@ -36,6 +36,10 @@ FROZEN = {
         "MODEL", "--method", "--recipe", "--budget", "--data", "--set", "--seed", "--max-memory", "--device", "--json",
     },
     "report": {"ARTIFACT", "--out", "--json"},
+    "search": {
+        "S", "--budget", "--objective", "--trials", "--sampler", "--data", "--latency", "--device", "--check",
+        "--workers", "--study", "--set", "--seed", "--out", "--json",
+    },
 }  # fmt: skip
 """Methods add settings (``--set``), never flags: whoever changes this changes what every script relies on."""
 

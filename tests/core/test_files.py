@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lissome.core import files
 from lissome.core.errors import ArtifactError, NumericsError
-from lissome.core.files import atomic_file, atomic_folder, inside, read_json, write_json, write_text
+from lissome.core.files import atomic_file, atomic_folder, inside, locked, read_json, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -253,3 +253,13 @@ def test_a_lock_makes_others_wait(tmp_path: Path) -> None:
             os.set_blocking(second.stdout.fileno(), True)
             assert second.stdout.readline() == b"in\n"
             second.communicate()
+
+
+def test_a_lock_that_is_held_is_waited_for_as_long_as_was_said(tmp_path):
+    path = tmp_path / "a.lock"
+    with locked(path), pytest.raises(ArtifactError, match="locked by another process"), locked(path, patience=0.1):
+        pass
+    with locked(path, patience=0.1), pytest.raises(ArtifactError), locked(path, patience=0.0):
+        pass
+    with locked(path):
+        pass

@@ -142,3 +142,18 @@ def test_refusals(tmp_path: Path) -> None:
         encode(toy_model("bert"), data)
     with pytest.raises(UnsupportedModelError, match="does not read text"):
         Classifier(toy_model("vit"), 2)
+
+
+@pytest.mark.parametrize(("precision", "tokens", "fused"), [("bf16", 9, False), ("fp32", 9, True), ("bf16", 129, True)])
+def test_short_texts_in_half_precision_train_without_the_fused_attention(
+    precision: str, tokens: int, fused: bool
+) -> None:
+    model, seen = toy_model("bert", max_position_embeddings=160), []
+    classifier = Classifier(model, 2)
+    classifier.base.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.flash_sdp_enabled()))
+    ids = torch.randint(5, 61, (4, tokens), generator=torch.Generator().manual_seed(0))
+    data = Encoded(ids, torch.ones_like(ids), torch.tensor([0, 1, 0, 1]))
+    config = TrainConfig.from_mapping({"steps": 2, "batch": 2, "precision": precision})
+    train(classification(classifier, data), config, seed=0)
+    assert seen == [fused, fused]
+    assert torch.backends.cuda.flash_sdp_enabled(), "only inside the pass"

@@ -189,3 +189,26 @@ def test_a_subnet_is_a_value() -> None:
 def test_the_next_smaller_choice() -> None:
     axis = SPACE.by_name["layers.0.mlp.width"]
     assert [axis.below(value) for value in (96, 64, 32)] == [64, 32, None]
+
+
+@given(spaces(), st.integers(0, 99))
+def test_a_neighbour_is_allowed_and_a_choice_or_so_away(space: Space, seed: int) -> None:
+    rng = Random(seed)
+    subnet = space.sample(rng)
+    other = space.neighbour(subnet, rng)
+    assert space.check(other) == other
+    movable = space.movable(subnet)
+    for axis in movable:
+        changed = space.canonical(subnet.replace({axis.name: axis.beside(subnet[axis.name])[0]}))
+        assert changed != subnet, "only axes that make another Subnet can move"
+    if not movable:
+        assert other == subnet
+
+
+@given(spaces(), st.data())
+def test_a_repaired_choice_is_allowed_and_one_that_was_stays(space: Space, data: st.DataObject) -> None:
+    values = {axis.name: data.draw(st.sampled_from(axis.choices)) for axis in space.axes}
+    repaired = space.repaired(values, Random(0))
+    assert space.check(repaired) == repaired
+    if space.allows(space.canonical(Subnet(values))):
+        assert repaired == space.canonical(Subnet(values))

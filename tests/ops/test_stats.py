@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, kendalltau, spearmanr
 
-from lissome.ops.stats import mcnemar_exact, mean_se, paired_bootstrap, ratio_of_medians
+from lissome.ops.stats import kendall, mcnemar_exact, mean_se, paired_bootstrap, ratio_of_medians, spearman
 
 VALUES = st.lists(st.floats(-100, 100), min_size=1, max_size=30)
 TIMES = st.lists(st.floats(0.1, 100), min_size=1, max_size=20)
@@ -85,3 +85,19 @@ def test_no_sample_is_refused() -> None:
 
 def test_one_sample_has_no_standard_error() -> None:
     assert math.isnan(mean_se([3.0])[1])
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=25))
+def test_rank_correlations_agree_with_scipy(pairs: list[tuple[int, int]]) -> None:
+    first, second = zip(*pairs, strict=True)
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert math.isnan(spearman(first, second)) and math.isnan(kendall(first, second))
+        return
+    assert spearman(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
+    assert kendall(first, second) == pytest.approx(kendalltau(first, second).statistic, abs=1e-12)
+
+
+def test_rank_correlations_need_pairs() -> None:
+    assert spearman([1, 2, 9], [2, 3, 4]) == kendall([1, 2, 9], [2, 3, 4]) == 1.0
+    with pytest.raises(ValueError, match="equal lengths"):
+        kendall([1.0], [1.0, 2.0])

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lissome.core.errors import ArtifactError, NumericsError
 
 JSON_LIMIT = 64 << 20  # bytes; the largest file we write is far below, a larger one is not ours
 _RANDOM = re.compile(r"[0-9a-f]{12}")
+_PAUSE = 0.02  # seconds between two looks at a lock
 _OURS = ("manifest.json", "config.json")
 
 
@@ -290,9 +292,30 @@ def known_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` (made when missing) against other processes; waits for it."""
+def locked(path: Path, *, patience: float | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path` (made when missing) against other processes; waits for it.
+
+    Args:
+        path: The file; what it holds does not matter.
+        patience: Seconds to wait at most (default: for as long as it takes).
+
+    Raises:
+        ArtifactError: When another process still holds it then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    with _lock(path):
+    deadline = time.monotonic() + patience if patience is not None else None
+    with contextlib.ExitStack() as stack:
+        while deadline is not None:
+            try:
+                stack.enter_context(_lock(path, wait=False))
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ArtifactError(
+                        f"{path} is locked by another process; let that end, then give the same command again."
+                    ) from None
+                time.sleep(_PAUSE)
+        else:
+            stack.enter_context(_lock(path))
         yield

@@ -49,14 +49,14 @@ class BlockSum:
     """
 
     def __init__(self, model: Model, evaluate: Evaluate, width: int) -> None:
+        self.width = width
         self._evaluate, self._zero = evaluate, (0.0,) * width
         shared: dict[object, dict[tuple[int, ...], Vector]] = {}
-        kept: dict[str, object] = {name: mask.kept for name, mask in masks(model.module).items()}
-        kept |= {name: (kept.get(name), grid.bits, grid.scale.shape) for name, grid in grids(model.module).items()}
+        shapes = branch_shapes(model)
         self._slots = []
         for index in range(len(model.anatomy.blocks)):
             branches = model.anatomy.of_block(index)
-            shape = tuple(_shape(model, branch, kept) for branch in branches)
+            shape = tuple(shapes[branch.name] for branch in branches)
             self._slots.append(_Slot(branches, tuple(_axes(branches)), shared.setdefault(shape, {})))
 
     def total(self, subnet: Mapping[str, int]) -> list[float]:
@@ -94,10 +94,18 @@ def _axes(branches: tuple[Branch, ...]) -> list[tuple[str, int]]:
     return axes
 
 
+def branch_shapes(model: Model) -> dict[str, object]:
+    """What decides about the cost of each branch, by its name: equal for branches that cost the same."""
+    kept: dict[str, object] = {name: mask.kept for name, mask in masks(model.module).items()}
+    kept |= {name: (kept.get(name), grid.bits, grid.scale.shape) for name, grid in grids(model.module).items()}
+    return {branch.name: _shape(model, branch, kept) for branch in model.anatomy.branches}
+
+
 def _shape(model: Model, branch: Branch, kept: Mapping[str, object]) -> object:
     """What decides about the cost of a branch, equal for branches of one shape."""
     shapes = tuple(model.binding.shapes[name] for name in branch.parameters)
     dims = tuple((dim.name, dim.size) for dim in branch.dims)
     positions = tuple(branch.positions.get(name) for name in branch.linears)
     zeros = tuple(kept.get(name) for name in branch.parameters)
-    return branch.kind, shapes, dims, branch.mixing, positions, zeros
+    names = tuple(len(name) for name in branch.parameters)  # a file's header holds them
+    return branch.kind, shapes, dims, branch.mixing, positions, zeros, names

@@ -17,10 +17,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from lissome.cost.blocks import BlockSum, Part, Vector, sizes_of
@@ -33,6 +36,8 @@ from lissome.models.sparse import masks
 
 COUNTED = ("params", "block_params", "disk", "macs")
 """Budget terms that are counted."""
+
+Number = TypeVar("Number", int, NDArray[np.int64])
 
 _ADAPTER = f".{ADAPTER}."
 _FILE_START = 8 + len('{"__metadata__":{"format":"pt"}}')  # bytes before the first tensor's entry in a safetensors file
@@ -128,20 +133,34 @@ class Counter:
         columns = zip(*(self._part(part) for part in parts), strict=True)
         return tuple(float(sum(column)) for column in columns)
 
-    def counts_of(self, total: list[float]) -> Counts:
+    def counts_of(self, total: Sequence[float]) -> Counts:
         """Complete the sum of all blocks (see `block`) by what stands outside of them."""
-        params, disk, dense, linear, mixing, cache = (int(value) for value in total)
-        fixed = self._fixed
-        around = _FILE_START + sum(row.disk for row in fixed.values())
-        return Counts(
-            params=params + sum(row.params for row in fixed.values()),
-            block_params=params + fixed["norms"].params,
-            embedding_params=fixed["embeddings"].params + fixed["head"].params,
-            disk=_padded(around + disk),
-            dense_disk=_padded(around + dense),
-            macs=linear + mixing + sum(row.macs for row in fixed.values()),
-            cache_bytes=cache,
-        )
+        embeddings = self._fixed["embeddings"].params + self._fixed["head"].params
+        return Counts(embedding_params=embeddings, **self._complete([int(value) for value in total]))
+
+    def columns_of(self, totals: NDArray[np.float64]) -> dict[str, NDArray[np.int64]]:
+        """Complete the sums of all blocks of n Subnets at once.
+
+        Args:
+            totals: float64[n, WIDTH], whole numbers; see `block`.
+
+        Returns:
+            int64[n] by field of `Counts`, all but ``embedding_params``, which no Subnet changes.
+        """
+        return self._complete(list(totals.astype(np.int64).T))
+
+    def _complete(self, totals: list[Number]) -> dict[str, Number]:
+        params, disk, dense, linear, mixing, cache = totals
+        rows = self._fixed.values()
+        around = _FILE_START + sum(row.disk for row in rows)
+        return {
+            "params": params + sum(row.params for row in rows),
+            "block_params": params + self._fixed["norms"].params,
+            "disk": -(-(around + disk) // 8) * 8,  # a safetensors header is padded
+            "dense_disk": -(-(around + dense) // 8) * 8,
+            "macs": linear + mixing + sum(row.macs for row in rows),
+            "cache_bytes": cache,
+        }
 
     def table(self, subnet: Mapping[str, int] | None = None) -> list[Row]:
         """Return one row per kept branch, then the parts that always stay."""
@@ -266,7 +285,3 @@ def _weight(module: nn.Module, getter: str) -> nn.Parameter | None:
     """Weight of the input embedding or of the head; None for a model without one, or with one that reads no tokens."""
     layer = getattr(module, getter)()
     return getattr(layer, "weight", None) if isinstance(layer, nn.Embedding | nn.Linear) else None
-
-
-def _padded(size: int) -> int:
-    return -(-size // 8) * 8

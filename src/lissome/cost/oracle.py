@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lissome.core.metrics import Provenance
+from lissome.cost.batch import BatchSum
 from lissome.cost.blocks import BlockSum, Part, Vector
-from lissome.cost.counted import COUNTED, Counter, Counts
+from lissome.cost.counted import COUNTED, Counter
 from lissome.cost.memory import CACHE_COPIES, SLACK, Sizes, predict_inference
 from lissome.cost.table import LatencyTable
+from lissome.models.anatomy import Branch
+from lissome.models.codes import Rows
 from lissome.models.model import Model
 from lissome.models.space import Space
 
@@ -37,16 +44,36 @@ class SubnetCost:
             hidden=model.anatomy.hidden, layers=len(model.anatomy.blocks), vocabulary=model.anatomy.vocabulary,
         )  # fmt: skip
         run = predict_inference(sizes, whole.cache_bytes).total
-        self._fixed_memory = run - _varying(whole)  # of a run: what does not depend on the Subnet
+        self._fixed_memory = run - _varying(whole.disk, whole.cache_bytes)  # what does not depend on the Subnet
+        self._model = model
+        self._batch: BatchSum | None = None
         self._sum = BlockSum(model, self._block, Counter.WIDTH + (LatencyTable.WIDTH if table else 0))
 
     def figures(self, subnet: Mapping[str, int]) -> dict[str, float]:
         """Return figures by budget term, in the terms' units; axes that `subnet` does not name are full."""
         total = self._sum.total(subnet)
         counts = self._counter.counts_of(total[: Counter.WIDTH])
-        figures = counts.figures() | {"memory": self._fixed_memory + _varying(counts)}
+        figures = counts.figures() | {"memory": self._fixed_memory + _varying(counts.disk, counts.cache_bytes)}
         if self._table is not None:
             figures |= self._table.figures_of(total[Counter.WIDTH :])
+        return figures
+
+    def columns(self, space: Space, rows: Rows) -> dict[str, NDArray[np.float64]]:
+        """Return the figures of many Subnets at once: each budget term as float64[n], equal to those of `figures`.
+
+        Args:
+            space: Their Space.
+            rows: Which ones: int64[n, axes] of `lissome.models.codes.Codes`; choices under a removed branch are
+                ignored.
+        """
+        if self._batch is None or self._batch.space != space:
+            self._batch = BatchSum(self._model, space, self._part, self._beside, self._sum.width)
+        totals = self._batch.totals(rows)
+        counts = self._counter.columns_of(totals[:, : Counter.WIDTH])
+        figures = {name: counts[name].astype(np.float64) for name in COUNTED}
+        figures["memory"] = self._fixed_memory + _varying(counts["disk"], counts["cache_bytes"])
+        if self._table is not None:
+            figures |= self._table.figures_of(list(totals[:, Counter.WIDTH :].T))
         return figures
 
     def provenance(self, term: str) -> Provenance:
@@ -61,7 +88,15 @@ class SubnetCost:
         counted = self._counter.block(parts)
         return counted + self._table.block(parts) if self._table is not None else counted
 
+    def _part(self, part: Part) -> Vector:
+        counted = self._counter.block((part,))
+        return counted + self._table.part(part) if self._table is not None else counted
 
-def _varying(counts: Counts) -> float:
-    """Resident bytes of a run that follow the Subnet."""
-    return (1 + SLACK) * (counts.disk + CACHE_COPIES * counts.cache_bytes)
+    def _beside(self, branches: Sequence[Branch]) -> Vector:
+        counted = (0.0,) * Counter.WIDTH
+        return counted + self._table.beside(branches) if self._table is not None else counted
+
+
+def _varying(disk: Any, cache: Any) -> Any:
+    """Resident bytes of a run that follow the Subnet; of one, or of many as arrays."""
+    return (1 + SLACK) * (disk + CACHE_COPIES * cache)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,13 @@ from lissome.cost.device import Device
 from lissome.cost.measured import Request
 from lissome.cost.peak import give_back
 from lissome.cost.probe import Samples, block_kind, choose_probes, collect
+from lissome.models.anatomy import Branch
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 
 SCHEMA = 1
+Seconds = TypeVar("Seconds", float, NDArray[np.float64])
+
 _PROBES = 4  # with 30 blocks each size is then seen in about twenty blocks
 _KNOTS = 3  # of a size that is one of several: few, since every combination is seen less often
 _DOUBTFUL = 0.1  # of a ratio; on an idle machine the probes come out within 0.02
@@ -80,13 +84,13 @@ class PhaseTable:
     branches: Mapping[str, Curve]
     scale: float = 1.0
 
-    def block(self, parts: Sequence[Part]) -> float:
-        """Return the seconds of a block that has the given parts."""
-        kind = block_kind([part.branch for part in parts])
-        beside = self.blocks.get(kind, max(self.blocks.values()))
-        return self.scale * (
-            beside + sum(self.branches[part.branch.kind].at(amounts(part.branch.kind, part.sizes)) for part in parts)
-        )
+    def beside(self, branches: Sequence[Branch]) -> float:
+        """Return the seconds that a block takes beside the branches that it keeps."""
+        return self.scale * self.blocks.get(block_kind(branches), max(self.blocks.values()))
+
+    def part(self, part: Part) -> float:
+        """Return the seconds of a branch."""
+        return self.scale * self.branches[part.branch.kind].at(amounts(part.branch.kind, part.sizes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +139,20 @@ class LatencyTable:
 
     def block(self, parts: tuple[Part, ...]) -> Vector:
         """Return the seconds of one block: in a prefill and in a decode step."""
-        return self.prefill.block(parts), self.decode.block(parts)
+        columns = zip(self.beside([part.branch for part in parts]), *map(self.part, parts), strict=True)
+        prefill, decode = (sum(column) for column in columns)
+        return prefill, decode
 
-    def figures_of(self, total: Sequence[float]) -> dict[str, float]:
-        """Turn the sum of all blocks (see `block`) into budget terms: latency, prefill, decode."""
+    def beside(self, branches: Sequence[Branch]) -> Vector:
+        """Return what a block takes beside the branches that it keeps."""
+        return self.prefill.beside(branches), self.decode.beside(branches)
+
+    def part(self, part: Part) -> Vector:
+        """Return what a branch takes."""
+        return self.prefill.part(part), self.decode.part(part)
+
+    def figures_of(self, total: Sequence[Seconds]) -> dict[str, Seconds]:
+        """Turn the sum of all blocks (see `block`), or of many Subnets at once, into latency, prefill, decode."""
         prefill = total[0] + self.prefill.scale * self.prefill.outside
         step = total[1] + self.decode.scale * self.decode.outside
         request = self.request

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lissome.core.errors import DataError, NumericsError, UnsupportedModelError
 from lissome.data.labelled import Labelled
+from lissome.engine.forward import quick_attention
 from lissome.engine.hooks import Batch, Task
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
@@ -146,7 +147,9 @@ def classification(classifier: nn.Module, data: Encoded) -> Task:
 
     def loss(module: Any, batch: Batch) -> Tensor:
         ids, mask, labels = batch.examples
-        return F.cross_entropy(module(ids, mask).float(), labels, reduction="none")
+        with quick_attention(ids.shape[1], ids.device):
+            logits = module(ids, mask)
+        return F.cross_entropy(logits.float(), labels, reduction="none")
 
     return Task(module=classifier, loss=loss, data=data)
 

@@ -21,7 +21,7 @@ from lissome.core.files import read_json, write_json
 from lissome.engine.hooks import Batch, Hooks, Loss
 from lissome.models.binding import masked
 from lissome.models.model import Model
-from lissome.models.space import Axis, Space, Subnet
+from lissome.models.space import Space, Subnet
 
 LOWEST = 5
 """Paths of lowest mean loss that become candidates."""
@@ -179,7 +179,7 @@ def climb(
     accepted, tried = [Found("start", best, value)], {best}
     misses = 0
     while len(tried) < budget and misses < 20 * budget:  # a small Space is exhausted before the budget
-        changed = _moved(space, best, rng)
+        changed = space.neighbour(best, rng)
         if changed in tried:
             misses += 1
             continue
@@ -189,18 +189,6 @@ def climb(
             best, value = changed, got
             accepted.append(Found(f"step {len(accepted)}", best, value))
     return accepted
-
-
-def _moved(space: Space, path: Subnet, rng: random.Random) -> Subnet:
-    """Move one axis in ten, at least one, by one choice up or down."""
-    movable = [axis for axis in space.axes if len(axis.choices) > 1]
-    chosen = rng.sample(movable, rng.randint(1, max(1, len(movable) // 10))) if movable else []
-    return path.replace({axis.name: _neighbour(axis, path[axis.name], rng) for axis in chosen})
-
-
-def _neighbour(axis: Axis, value: int, rng: random.Random) -> int:
-    place = axis.choices.index(value)
-    return rng.choice([axis.choices[other] for other in (place - 1, place + 1) if 0 <= other < len(axis.choices)])
 
 
 class Remembered:

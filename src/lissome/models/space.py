@@ -39,6 +39,11 @@ class Axis:
         """The original's value."""
         return self.choices[-1]
 
+    def beside(self, value: int) -> list[int]:
+        """Return the next smaller and the next larger choice, as far as there are any."""
+        place = self.choices.index(value)
+        return [self.choices[other] for other in (place - 1, place + 1) if 0 <= other < len(self.choices)]
+
     def below(self, value: int) -> int | None:
         """Return the next smaller choice, or None."""
         index = self.choices.index(value)
@@ -152,10 +157,30 @@ class Space:
             axis.name: int(rng.random() < keep) if axis.choices == (0, 1) else rng.choice(axis.choices)
             for axis in self.axes
         }
+        return self.repaired(values, rng)
+
+    def repaired(self, values: Mapping[str, int], rng: Random) -> Subnet:
+        """Return the Subnet of these choices, in which a member of every broken quorum is kept after all."""
+        kept = dict(values)
         for names in self.quorums:
-            if not self._met(names, values):
-                self._keep(rng.choice(names), values)
-        return self.canonical(Subnet(values))
+            if not self._met(names, kept):
+                self._keep(rng.choice(names), kept)
+        return self.canonical(Subnet(kept))
+
+    def movable(self, subnet: Mapping[str, int]) -> list[Axis]:
+        """Axes that have another choice and are not switched off in `subnet`: those that make another Subnet of it."""
+        return [
+            axis
+            for axis in self.axes
+            if len(axis.choices) > 1 and all(subnet[name] for name in self._switch_names[axis.name])
+        ]
+
+    def neighbour(self, subnet: Mapping[str, int], rng: Random) -> Subnet:
+        """Move one axis in ten of those that can, at least one, by one choice up or down."""
+        movable = self.movable(subnet)
+        chosen = rng.sample(movable, rng.randint(1, max(1, len(movable) // 10))) if movable else []
+        moved = {axis.name: rng.choice(axis.beside(subnet[axis.name])) for axis in chosen}
+        return self.repaired({**subnet, **moved}, rng)
 
     def canonical(self, subnet: Subnet) -> Subnet:
         """Return the equal Subnet in which axes of removed branches stand at their full value."""
@@ -219,7 +244,11 @@ class Space:
 
     @cached_property
     def _switched(self) -> tuple[tuple[Axis, tuple[str, ...]], ...]:
-        return tuple((axis, self._switches(axis)) for axis in self.axes if axis.switch is not None)
+        return tuple((axis, self._switch_names[axis.name]) for axis in self.axes if axis.switch is not None)
+
+    @cached_property
+    def _switch_names(self) -> dict[str, tuple[str, ...]]:
+        return {axis.name: self._switches(axis) for axis in self.axes}
 
     def _switches(self, axis: Axis) -> tuple[str, ...]:
         """Names of the axes that must be kept for this one to matter, the nearest first."""

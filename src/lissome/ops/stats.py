@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals, ratios of medians, McNemar's exact test.
+"""How sure a number is: bootstrap intervals, ratios of medians, McNemar's exact test, rank correlations.
 
 Compression changes a model a little, while windows and questions differ a lot; so two models are always compared on
 the *same* windows or questions, and what is resampled are the pairs (Efron & Tibshirani 1993, chapters 13 and 16).
@@ -110,6 +110,43 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     # Python's integers make this exact for any count; the sum passes 1/2 when the counts are (nearly) equal.
     tail = sum(math.comb(total, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / (1 << total))
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
+    """Return Spearman's rank correlation, equal values sharing their mean rank; NaN when a series is constant.
+
+    Raises:
+        ValueError: When the series are empty or differ in length.
+    """
+    a, b = (_mean_ranks(one) for one in _pairs(first, second))
+    a, b = a - a.mean(), b - b.mean()
+    spread = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / spread if spread else math.nan
+
+
+def kendall(first: ArrayLike, second: ArrayLike) -> float:
+    """Return Kendall's tau-b: pairs in the same order minus pairs in another, ties left out; NaN as in `spearman`.
+
+    Raises:
+        ValueError: When the series are empty or differ in length.
+    """
+    a, b = (np.sign(one[:, None] - one[None, :]) for one in _pairs(first, second))
+    spread = math.sqrt(float(np.abs(a).sum()) * float(np.abs(b).sum()))
+    return float((a * b).sum()) / spread if spread else math.nan
+
+
+def _pairs(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b = _samples(first), _samples(second)
+    if len(a) != len(b):
+        raise ValueError(f"paired series must have equal lengths, got {len(a)} and {len(b)}.")
+    return a, b
+
+
+def _mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    means: NDArray[np.float64] = last - (counts - 1) / 2
+    return means[places.reshape(-1)]
 
 
 def _samples(values: ArrayLike) -> NDArray[np.float64]:

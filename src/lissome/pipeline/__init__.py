@@ -5,6 +5,7 @@
 
 from lissome.pipeline.fitting import fit as fit
 from lissome.pipeline.loading import load as load
+from lissome.pipeline.searching import search as search
 from lissome.pipeline.verbs import evaluate as evaluate
 from lissome.pipeline.verbs import export as export
 from lissome.pipeline.verbs import extract_step as extract_step

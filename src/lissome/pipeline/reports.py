@@ -197,3 +197,47 @@ class InspectReport:
     def to_json(self) -> dict[str, Any]:
         """Return the facts as JSON-able fields."""
         return {"name": self.name, "kind": self.kind, **self.facts, "figures": dict(self.figures)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """What a search found, in short; the whole of it lies in the folder.
+
+    Attributes:
+        out: The search's folder.
+        study: Where the trials are: a file or a URL, for Optuna and its dashboard.
+        model: Name of what was searched.
+        objectives: Figures that were made better, the most important first.
+        bounds: Bounds in the figures' units.
+        evaluated: How many Subnets.
+        failed: How many gave no figures, by the reason.
+        front: Points that hold every bound and that nothing beats: number, figures, selection, test, by, subnet.
+        chosen: The point that is chosen; None when nothing holds the bounds, or there is no bound to choose by.
+        original: Figures of the original.
+        hypervolume: What the front leaves behind it, up to its own worst figures and a tenth further.
+        provenance: How each figure came about.
+        splits: What the splits are.
+        notes: Lines for a person.
+        seconds: How long it took.
+    """
+
+    out: Path
+    study: str
+    model: str
+    objectives: tuple[str, ...]
+    bounds: tuple[str, ...]
+    evaluated: int
+    failed: Mapping[str, int]
+    front: tuple[Mapping[str, Any], ...]
+    chosen: Mapping[str, Any] | None
+    original: Mapping[str, float]
+    hypervolume: float
+    provenance: Mapping[str, str]
+    splits: Mapping[str, str]
+    notes: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-able fields."""
+        lists = {name: list(getattr(self, name)) for name in ("objectives", "bounds", "front", "notes")}
+        return {**vars(self), "out": str(self.out), **lists}

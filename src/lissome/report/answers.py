@@ -265,6 +265,51 @@ def assets(fields: Fields) -> Parts:
     return [table]
 
 
+def search(fields: Fields) -> Parts:
+    """The front of a search, the original above it, and the choice."""
+    names = [objective.partition(" ")[2] for objective in fields["objectives"]]
+    table = sheet("point", *(LABELS.get(name, plain(name)) for name in names), "held out", "", title=_asked(fields))
+    table.add_row("original", *(_figure_of(name, fields["original"], {}) for name in names), "", "")
+    chosen = fields["chosen"] and fields["chosen"]["number"]
+    for point in _spread(fields["front"]):
+        shown = [_figure_of(name, point["figures"], fields["original"]) for name in names]
+        held = ", ".join(
+            f"{LABELS.get(name, plain(name))} {number(value)}" for name, value in point["selection"].items()
+        )
+        table.add_row(str(point["number"]), *shown, held, "← chosen" if point["number"] == chosen else "")
+    return [table, *_found(fields)]
+
+
+def _asked(fields: Fields) -> str:
+    return plain(": ".join(part for part in (fields["model"], ", ".join(fields["bounds"])) if part))
+
+
+def _figure_of(name: str, figures: Mapping[str, float], original: Mapping[str, float]) -> str:
+    """A figure, and its share of the original's."""
+    if name not in figures:
+        return "–"
+    value = quantity(figures[name], unit_of(name))
+    return f"{value} ({_share(figures[name], original[name])})" if original.get(name) else value
+
+
+def _found(fields: Fields) -> list[RenderableType]:
+    """What a search says below its table."""
+    chosen = fields["chosen"]
+    lines = []
+    if chosen and chosen["test"]:
+        told = ", ".join(f"{LABELS.get(name, plain(name))} {number(value)}" for name, value in chosen["test"].items())
+        lines.append(f"chosen: point {chosen['number']}; on the test split, which had no part in it: {told}")
+    elif not chosen:
+        lines.append("no point is chosen: " + ("none holds the bounds" if fields["bounds"] else "give a --budget"))
+    ways: dict[str, list[str]] = {}
+    for name, way in fields["provenance"].items():
+        ways.setdefault(way, []).append(name)
+    lines.append("; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items()))
+    lines += [f"{count} Subnets gave no figures: {reason}" for reason, count in fields["failed"].items()]
+    about = f"{fields['evaluated']} Subnets, {len(fields['front'])} on the front ({duration(fields['seconds'])})"
+    return [*(_text(line, "dim") for line in lines), *_notes(fields), _text(f"{about}; {fields['out']}", "bold")]
+
+
 def path(fields: Fields) -> Parts:
     """Where something was written."""
     return [_text(str(fields["path"]))]

@@ -1,0 +1,330 @@
+"""`search`: the trade-off of a super-network, or of any language model as it is, between quality and cost."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from lissome import __version__
+from lissome.core.budget import Budget
+from lissome.core.errors import ArtifactError, ConfigError, unknown_name
+from lissome.core.events import EventStream
+from lissome.core.protocols import CostOracle
+from lissome.core.typed import as_json, from_json
+from lissome.cost.oracle import SubnetCost
+from lissome.cost.predicted import Agreement, Regression, Timed, held_out, time_subnets, totals
+from lissome.cost.table import LatencyTable, cached_table
+from lissome.data.text import TextSplits, text_splits
+from lissome.engine.search import Found, Goal, Problem, SearchConfig, samplers, work
+from lissome.engine.search import search as search_problem
+from lissome.engine.search.found import Split
+from lissome.engine.search.moves import draw
+from lissome.engine.search.subject import MaskedText, problem_of
+from lissome.models.model import Model
+from lissome.models.space import Subnet
+from lissome.pipeline.compare import quiet
+from lissome.pipeline.job import MEASURED, WINDOWS
+from lissome.pipeline.loading import load
+from lissome.pipeline.reports import SearchReport
+
+STUDY, FOUND, TIMED = "study.db", "found.json", "timed.json"
+"""Files of a search's folder: every trial as it was made, the result, and sub-networks that were timed."""
+
+Latency = Literal["table", "regression", "measured"]
+
+TIMED_SUBNETS = 24
+"""Sub-networks that a regression is fitted to: two for each of its features."""
+
+
+_JOIN = f"import sys; from {__name__} import join; join(sys.argv[1])"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a user asks of a search, JSON-able, so that further processes can be given the same.
+
+    Attributes:
+        target: An elastic artifact, or anything else that `load` reads.
+        out: Folder of the search.
+        budget: Bounds.
+        objectives: Figures to make better, the most important first; none: perplexity, then what the budget bounds.
+        settings: ``key=value`` of `SearchConfig`.
+        trials: Subnets to evaluate.
+        sampler: Who proposes.
+        data: Text, as in `fit`.
+        device: A latency table, or timed sub-networks, of the device to search for.
+        latency: How latency comes about: from a table, from a regression on a few timed ones, or measured each time.
+        check: Sub-networks to time, to see how well a predicted latency ranks them.
+        study: Where trials are written down (default: a file in `out`).
+        seed: The one source of randomness.
+    """
+
+    target: str
+    out: str
+    budget: tuple[str, ...] = ()
+    objectives: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    trials: int = 100
+    sampler: str = "nsga2"
+    data: str | None = None
+    device: str | None = None
+    latency: str = "table"
+    check: int = 0
+    study: str | None = None
+    seed: int = 0
+
+    @property
+    def config(self) -> SearchConfig:
+        """How the search goes about it."""
+        return SearchConfig.from_assignments(self.settings, {"trials": self.trials, "sampler": self.sampler})
+
+    @property
+    def place(self) -> Path | str:
+        """Where trials are written down."""
+        return self.study or Path(self.out) / STUDY
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    model: Model
+    problem: Problem
+    config: SearchConfig
+    notes: tuple[str, ...] = field(default=())
+
+
+def search(
+    target: Any, *, out: Path | str, workers: int = 1, events: EventStream | None = None, **asked: Any
+) -> SearchReport:
+    """Search a super-network, or a language model as it is, for Subnets that are good and cost little.
+
+    The same call again continues. Trials are an Optuna study in the folder; ``found.json`` there holds every Subnet
+    that was evaluated, the front and the choice.
+
+    Args:
+        target: An elastic artifact, or anything else that `load` reads.
+        out: Folder of the search.
+        workers: Processes that share the trials.
+        events: Where progress is reported.
+        asked: The other fields of `Asked`.
+
+    Raises:
+        LissomeError: When something asked for is not known, cannot be reached, or cannot be used.
+    """
+    start, stream = time.monotonic(), quiet(events)
+    if workers > 1 and not isinstance(target, str | Path):
+        raise ConfigError("several processes each load the model by its name; give a name or a folder, or one worker.")
+    given = Asked(target=str(target), out=str(out), **{key: value for key, value in asked.items() if value is not None})
+    _check(given)
+    prepared = _prepare(given, target, stream)
+    with _others(given, workers - 1, stream):
+        found = search_problem(prepared.problem, prepared.config, seed=given.seed, study=given.place, events=stream)
+    found.save(Path(out) / FOUND)
+    return _report(given, prepared, found, time.monotonic() - start)
+
+
+def join(text: str) -> None:
+    """Work on a search as one more process.
+
+    Args:
+        text: What was asked, as JSON of `Asked`.
+    """
+    asked = from_json(Asked, json.loads(text), "search")
+    prepared = _prepare(asked, asked.target, EventStream())
+    work(prepared.problem, prepared.config, study=asked.place, seed=asked.seed)
+
+
+def _check(asked: Asked) -> None:
+    """Refuse what can be refused before a model is loaded."""
+    samplers.check(asked.config.sampler)
+    ways = get_args(Latency)
+    if asked.latency not in ways:
+        raise ConfigError(unknown_name("way to latency", asked.latency, ways))
+    if Path(asked.out).exists() and not Path(asked.out).is_dir():
+        raise ArtifactError(f"{asked.out} exists and is not a folder; name another place for the search.")
+    Goal.of(_objectives(asked))
+
+
+def _objectives(asked: Asked) -> tuple[str, ...]:
+    """What is asked for, else perplexity and what the budget bounds, else perplexity and parameters."""
+    bounds = Budget.parse(asked.budget) if asked.budget else Budget()
+    return asked.objectives or tuple(dict.fromkeys(["ppl", *(term.name for term in bounds.terms)])) + (
+        () if bounds else ("params",)
+    )
+
+
+def _prepare(asked: Asked, target: Any, events: EventStream) -> _Prepared:
+    """Load what is searched, and make what gives its figures."""
+    model = load(target, events=events)
+    budget = Budget.parse(asked.budget) if asked.budget else Budget()
+    names = {*Goal.of(_objectives(asked)).names, *budget.names}
+    splits = text_splits(model, asked.data, WINDOWS, seed=asked.seed) if "ppl" in names else None
+    latency = _latency(asked, model, names, events)
+    original = {**latency.cost.figures(model.space().full), **latency.original}
+    subject = MaskedText(
+        model,
+        _windows(splits),
+        latency.cost,
+        identity={
+            "lissome": __version__,
+            "model": model.source.sha256 or model.name,
+            "data": splits.fingerprint if splits else "none",
+            "latency": latency.identity,
+        },
+        measured=latency.measured,
+    )
+    goal = Goal.of(_objectives(asked), budget, original=original)
+    problem = problem_of(subject, goal, original=original)
+    return _Prepared(model=model, problem=problem, config=asked.config, notes=latency.notes)
+
+
+def _windows(splits: TextSplits | None) -> dict[Split, Tensor]:
+    if splits is None:
+        return {}
+    return {"search": splits.calibration, "selection": splits.selection, "test": splits.test}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Latency:
+    """How latency comes about.
+
+    Attributes:
+        cost: Counts, and predicts latency when it is predicted.
+        identity: What its predictions depend on.
+        measured: Takes the latency of a Subnet, when it is measured each time.
+        original: Latency of the original, when the cost does not know it.
+        notes: Lines for a person.
+    """
+
+    cost: CostOracle
+    identity: str = "none"
+    measured: Any = None
+    original: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _latency(asked: Asked, model: Model, names: set[str], events: EventStream) -> _Latency:
+    if not names & MEASURED:
+        return _Latency(cost=SubnetCost(model))
+    if asked.latency == "measured":
+        return _measured(model, events)
+    if asked.latency == "regression":
+        found = _regression(asked, model, events)
+    else:
+        table = LatencyTable.load(Path(asked.device)) if asked.device else cached_table(model, events=events)
+        found = _Latency(cost=SubnetCost(model, table=table), identity=f"table {table.fingerprint}")
+    return replace(found, notes=(*found.notes, *_checked(asked, model, found.cost, events)))
+
+
+def _measured(model: Model, events: EventStream) -> _Latency:
+    """Time each Subnet when it is evaluated, in turns with the original."""
+    whole = time_subnets(model, model.space(), [model.space().full], events=events).original
+
+    def take(subnet: Subnet) -> dict[str, float]:
+        timed = time_subnets(model, model.space(), [subnet])
+        return {"latency": timed.seconds[0] / timed.original * whole}
+
+    return _Latency(cost=SubnetCost(model), identity="measured", measured=take, original={"latency": whole})
+
+
+class _WithRegression:
+    """Counted figures, and a latency from a regression."""
+
+    def __init__(self, counted: SubnetCost, regression: Regression) -> None:
+        self._counted, self._regression = counted, regression
+
+    def figures(self, subnet: Mapping[str, int]) -> dict[str, float]:
+        """Return figures by budget term."""
+        return {**self._counted.figures(subnet), "latency": float(self._regression([subnet])[0])}
+
+    def provenance(self, term: str) -> str:
+        """Say how a term comes about."""
+        return self._counted.provenance(term)
+
+
+def _regression(asked: Asked, model: Model, events: EventStream) -> _Latency:
+    """Fit a regression to timed sub-networks: another device's, this search's own, or those that are timed now."""
+    space, file = model.space(), Path(asked.device) if asked.device else Path(asked.out) / TIMED
+    if asked.device or file.exists():
+        timed = Timed.load(file)
+        if timed.space != space:
+            raise ArtifactError(f"the sub-networks of {file} are of another model; time this model's own.")
+    else:
+        rng = Random(f"{asked.seed}/timed")
+        timed = time_subnets(model, space, [draw(space, rng) for _ in range(TIMED_SUBNETS)], events=events)
+        timed.save(file)
+    features, subnets = totals(model), timed.subnets
+    note = f"latency by a regression, {held_out(features, subnets, timed.seconds)}"
+    fitted = Regression(features, subnets, timed.seconds)
+    digest = hashlib.sha256(json.dumps(timed.seconds).encode()).hexdigest()[:16]
+    identity = f"regression {timed.device.fingerprint} {digest}"
+    return _Latency(cost=_WithRegression(SubnetCost(model), fitted), identity=identity, notes=(note,))
+
+
+def _checked(asked: Asked, model: Model, cost: CostOracle, events: EventStream) -> list[str]:
+    """Say how well the predicted latency ranks sub-networks that are timed now."""
+    if not asked.check:
+        return []
+    space, rng = model.space(), Random(f"{asked.seed}/check")
+    subnets = [draw(space, rng) for _ in range(asked.check)]
+    timed = time_subnets(model, space, subnets, events=events)
+    predicted = [cost.figures(subnet)["latency"] for subnet in subnets]
+    return [f"latency by a {asked.latency}, {Agreement.of(predicted, timed.seconds)}"]
+
+
+@contextlib.contextmanager
+def _others(asked: Asked, count: int, events: EventStream) -> Iterator[None]:
+    """Let further processes work on the search; what they say goes to files in its folder."""
+    command = [sys.executable, "-c", _JOIN, json.dumps(as_json(replace(asked, check=0)))]
+    logs = [Path(asked.out) / f"worker-{number}.log" for number in range(1, count + 1)]
+    processes = []
+    for log in logs:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            processes.append(subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL))
+    try:
+        yield
+    finally:
+        for log, process in zip(logs, processes, strict=True):
+            if process.poll():
+                events.message(f"a worker ended with code {process.returncode}; {log} says why")
+            process.terminate()  # the trials are spent, or this process was stopped; a trial of theirs is not lost
+            process.wait()
+
+
+def _report(asked: Asked, prepared: _Prepared, found: Found, seconds: float) -> SearchReport:
+    def point(place: int) -> dict[str, Any]:
+        one = found.points[place]
+        return {
+            "number": one.number, "figures": one.figures, "selection": one.selection, "test": one.test, "by": one.by,
+            "subnet": found.subnet(place).to_json(),
+        }  # fmt: skip
+
+    whole = [place for place in range(len(found.points)) if found.subnet(place) == found.space.full]
+    return SearchReport(
+        out=Path(asked.out),
+        study=str(asked.place),
+        model=prepared.model.name,
+        objectives=tuple(map(str, found.goal.objectives)),
+        bounds=tuple(map(str, found.goal.bounds)),
+        evaluated=len(found.points),
+        failed=found.failed,
+        front=tuple(point(place) for place in found.front),
+        chosen=None if found.chosen is None else point(found.chosen),
+        original={**found.original, **(found.points[whole[0]].judged if whole else {})},
+        hypervolume=found.hypervolume(),
+        provenance=found.provenance,
+        splits=found.splits,
+        notes=prepared.notes,
+        seconds=seconds,
+    )
