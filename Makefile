@@ -51,14 +51,15 @@ $(VENV)/installed-run: $(NEEDS) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed-run
-	$(INSTALL) --no-build-isolation --editable '.[bench,dev,eval,federate,federate-ray,gguf,report,tensorboard]'
+	$(INSTALL) --no-build-isolation --editable '.[bench,dev,eval,federate,gguf,report,tensorboard]'
 	touch $@
 
 # llama.cpp is compiled here (some minutes, without its picture part); Chromium looks at the report page; PostgreSQL and
-# optuna-dashboard open the trials of a search.
+# optuna-dashboard open the trials of a search; Ray runs Flower's simulation.
 $(VENV)/installed-peers: $(VENV)/installed-test
 	which chromium cmake g++ > /dev/null || { apt-get update -qq && apt-get install -qq -y chromium cmake g++; }
 	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y postgresql; }
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) llama-cpp-python
 	$(INSTALL) optuna-dashboard 'psycopg[binary]'
+	$(INSTALL) --no-build-isolation --editable '.[federate-ray]'
 	touch $@

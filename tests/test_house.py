@@ -28,19 +28,9 @@ PUBLIC = {
     "plan",
 }  # fmt: skip
 HEAVY = (
-    "accelerate",
-    "datasets",
-    "flwr",
-    "gguf",
-    "lm_eval",
-    "numpy",
-    "optuna",
-    "peft",
-    "plotly",
-    "ray",
-    "torch",
+    "accelerate", "datasets", "flwr", "gguf", "lm_eval", "numpy", "optuna", "peft", "plotly", "ray", "torch",
     "transformers",
-)
+)  # fmt: skip
 NO_PICKLES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 

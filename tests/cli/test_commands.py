@@ -18,7 +18,7 @@ from tests.report import samples
 PAGE = (Path(__file__).parents[2] / "docs/reference/json.md").read_text(encoding="utf-8")
 
 
-def _documented(section: str, head: str = "key") -> set[str]:
+def documented(section: str, head: str = "key") -> set[str]:
     """Keys that a section of the page lists in its table with the given head."""
     text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
     table = text.split(f"| {head} |")[1].split("\n\n")[0]
@@ -48,34 +48,34 @@ def artifact(tmp_path):
 def test_json_has_the_documented_keys_and_nothing_else_on_stdout(run, calls, words, section):
     result = run(*words, "--json")
     assert result.code == 0
-    assert set(json.loads(result.out)) == _documented(section)
+    assert set(json.loads(result.out)) == documented(section)
 
 
 def test_json_of_an_artifact_has_the_documented_keys(run, artifact):
     answer = json.loads(run("explain", str(artifact), "--json").out)
-    assert set(answer) == _documented("explain")
-    assert set(answer["curve"][0]) == _documented("explain", "key of a step")
+    assert set(answer) == documented("explain")
+    assert set(answer["curve"][0]) == documented("explain", "key of a step")
     assert json.loads(run("explain", str(artifact), "--step", "3", "--json").out) == answer["curve"][3]
-    assert set(json.loads(run("report", str(artifact), "--json").out)) == _documented("report")
+    assert set(json.loads(run("report", str(artifact), "--json").out)) == documented("report")
 
 
 def test_json_of_a_figure_has_the_documented_keys(run, calls):
     rows = json.loads(run("eval", "x", "--json").out)["rows"]
     assert rows[1]["ppl"]["ratio_high"] == 1.09
     extra = {"ratio", "ratio_low", "ratio_high"}
-    assert set(Metric.__dataclass_fields__) | extra == _documented("Figure")
-    assert set(rows[1]["ppl"]) <= _documented("Figure")
+    assert set(Metric.__dataclass_fields__) | extra == documented("Figure")
+    assert set(rows[1]["ppl"]) <= documented("Figure")
 
 
 def test_json_of_a_method_has_the_documented_keys(run):
     answer = json.loads(run("methods", "multipruner", "--json").out)
-    assert set(answer) == _documented("methods", "key of a method")
+    assert set(answer) == documented("methods", "key of a method")
     split = next(one for one in answer["settings"] if one["name"] == "split")
     assert split["default"] == "auto"
 
 
 def test_json_of_a_device_has_the_documented_keys(run, calls):
-    assert set(json.loads(run("inspect", "--device", "--json").out)) == _documented("inspect", "key of a device")
+    assert set(json.loads(run("inspect", "--device", "--json").out)) == documented("inspect", "key of a device")
 
 
 def test_json_has_no_nan(run, calls):
@@ -169,7 +169,7 @@ def test_a_budget_that_was_missed_is_shown_and_fails(run, calls):
 
 def test_json_of_a_point_has_the_documented_keys(run, calls):
     answer = json.loads(run("search", "x", "--json").out)
-    assert set(answer["front"][0]) == set(answer["chosen"]) == _documented("search", "key of a point")
+    assert set(answer["front"][0]) == set(answer["chosen"]) == documented("search", "key of a point")
 
 
 def test_search_asks_for_what_was_given_and_names_its_folder(run, calls):

@@ -118,5 +118,5 @@ def test_owners_are_read_from_rows(tmp_path: Path) -> None:
     assert data.owners == ("a", "b") * 3
     assert data.some([0, 3]).owners == ("a", "b")
     assert read_labelled(tmp_path / "a.jsonl", classes=("0", "1", "2")).classes == ("0", "1", "2")
-    with pytest.raises(DataError, match="unknown class '1'"):
+    with pytest.raises(DataError, match="unknown label '1'"):
         read_labelled(tmp_path / "a.jsonl", classes=("0", "x"))

@@ -15,9 +15,7 @@ _ACTIONS = ("credentials", "join", "server")
 
 def command(
     ctx: typer.Context,
-    what: Annotated[
-        str, typer.Argument(metavar="RECIPE|ACTION", help="A recipe (TOML), or one of: credentials, server, join.")
-    ],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A recipe (TOML), or one of: credentials, server, join.")],
     target: Annotated[
         str | None,
         typer.Argument(metavar="TARGET", help="Of credentials: a folder; server: a recipe; join: HOST:PORT."),
@@ -103,7 +101,7 @@ def _credentials(folder: str | None, clients: list[str] | None, hosts: list[str]
 
     if folder is None:
         raise ConfigError("write: lissome federate credentials DIR --client NAME --host HOST")
-    made = make_credentials(Path(folder), clients or [], **({"hosts": hosts} if hosts else {}))  # type: ignore[arg-type]
+    made = make_credentials(Path(folder), clients or [], hosts=hosts or [])
     fields = {"path": str(made.folder), "clients": {name: str(path.parent) for name, path in made.clients().items()}}
     answer(fields, federated.credentials, as_json)
 

@@ -216,7 +216,7 @@ def serve(job: FederationJob, link: Link, folder: Path, events: EventStream) -> 
 
 def _federation(job: FederationJob, link: Link, folder: Path, events: EventStream) -> Federation:
     return Federation(
-        job.server(folder), link, job.recipe.rounds, folder=folder, identity=job.identity(), seed=job.recipe.seed,
+        job.server(folder), link, job.rounds, folder=folder, identity=job.identity(), seed=job.recipe.seed,
         events=events,
     )  # fmt: skip
 
@@ -359,8 +359,10 @@ def _stage(job: FederationJob, federation: Federation, folder: RunFolder, second
         extras[CLASSIFIER] = safetensors_bytes(task)
         extras["classes.json"] = json.dumps(list(job.classes)).encode()
     save_model(job.model, folder.staged, manifest=manifest, extras=extras)
-    if (folder.state / "clients").is_dir():  # what clients kept is theirs: it is moved, not listed
-        shutil.copytree(folder.state / "clients", folder.staged / "clients", dirs_exist_ok=True)
+    if (folder.state / "clients").is_dir():
+        # What clients kept is no part of the artifact, hence not listed; what they are known by goes nowhere.
+        ignored = shutil.ignore_patterns("token")
+        shutil.copytree(folder.state / "clients", folder.staged / "clients", dirs_exist_ok=True, ignore=ignored)
 
 
 def _report(federation: Federation, seconds: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -216,6 +216,12 @@ class FederationJob:
             for index, name in enumerate(names)
         }
 
+    @property
+    def rounds(self) -> RoundsConfig:
+        """Settings of the loop; it starts when all are there that have a part of the data."""
+        given = self.recipe.rounds
+        return given if given.clients else replace(given, clients=max(1, len(self.silos.names)))
+
     @cached_property
     def name(self) -> str:
         """Name of the federation: clients of another one are refused."""
@@ -280,21 +286,9 @@ class FederationJob:
                 workers[name] = self.worker(name, folder / name)
             return workers[name]
 
-        clients = {name: _Maker(make, name) for name in self.silos.names}
+        clients = {name: partial(make, name) for name in self.silos.names}
         devices = {name: kind.behaviour() for name, kind in self.kinds.items()}
         return LocalLink(clients, devices, seed=self.recipe.seed)
-
-
-@dataclass(frozen=True)
-class _Maker:
-    """Makes the worker of one client when it is called."""
-
-    make: Any
-    name: str
-
-    def __call__(self) -> Worker:
-        worker: Worker = self.make(self.name)
-        return worker
 
 
 def _table(fields: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def trimmed() -> Program:
     return Program(zeros(), phases=(replace(TRAIN, merger=Trimmed),))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [momentum, trimmed])
 def test_killed_at_every_order(make: Callable[[], Program], tmp_path: Path) -> None:
     """Private client state, the outer optimizer, and what a codec left out are all part of it."""
@@ -96,6 +97,7 @@ def test_killed_at_every_order(make: Callable[[], Program], tmp_path: Path) -> N
         assert [one.metrics for one in job.rounds] == [one.metrics for one in clean.rounds]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fatal", [7, 12])
 def test_killed_while_clients_train(fatal: int, tmp_path: Path) -> None:
     budgets = {"b": "block_params<=50%", "c": "block_params<=30%"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lissome.engine.federate.program import TRAIN, Phase, Program
 from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.training import global_tensors
 from tests.engine.federate.fleet import (
+    QUICK,
     adders,
     digest,
     encoder,
@@ -27,14 +29,14 @@ from tests.engine.federate.fleet import (
     lesson,
     subnet_program,
     training_clients,
-)
+)  # fmt: skip
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
 from lissome.engine.federate.flower.app import client_app
-from lissome.engine.federate.flower.grid import LocalGrid
 from lissome.engine.federate.flower.link import FlowerLink
 from lissome.engine.federate.flower.records import from_records, to_records
+from lissome.testing.grid import LocalGrid
 
 Clients = Mapping[str, Callable[[], Worker]]
 
@@ -127,19 +129,13 @@ def test_one_round_of_training_is_that_of_flower(tmp_path: Path) -> None:
     """One round: a stock order names no seed, so clients draw other examples in the end, but not with whole batches."""
     model = encoder()
     initial = global_tensors(model, lesson(0))
-    config = {"config": __import__("dataclasses").replace(training_config(), batch=24, steps=1)}
+    config = {"config": replace(QUICK, batch=24, steps=1)}
     ours = training_clients(model, ["a", "b"], tmp_path / "ours", **config)
     program = subnet_program(model, phases=(Phase(merger=Mean),))
     over_flower(program, ours, tmp_path / "ours" / "s", rounds=1).run()
     theirs = stock(initial, training_clients(model, ["a", "b"], tmp_path / "theirs", **config), 1)
     for name, value in program.tensors.items():
         assert torch.allclose(value, theirs[name], rtol=1e-5, atol=1e-6), name
-
-
-def training_config() -> Any:
-    from tests.engine.federate.fleet import QUICK
-
-    return QUICK
 
 
 def test_a_node_that_fails_is_written_down(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +15,18 @@ from torch import Tensor
 
 from lissome.core.errors import FederationError
 from lissome.engine.federate.audit import Audit
-from lissome.engine.federate.client import Worker
+from lissome.engine.federate.client import Answer, Work, Worker
 from lissome.engine.federate.codec import Codec
-from lissome.engine.federate.guard import largest_weights
-from lissome.engine.federate.link import Incoming, Outgoing
+from lissome.engine.federate.link import Incoming
 from lissome.engine.federate.local import LocalLink
+from lissome.engine.federate.members import Members
 from lissome.engine.federate.orders import AnswerHead, OrderHead
-from lissome.engine.federate.parcel import WEIGHT, Parcel
+from lissome.engine.federate.parcel import Parcel
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import TRAIN, Program
 from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.store import ClientStore
-from tests.engine.federate.fleet import adders, digest, federation
+from tests.engine.federate.fleet import Adder, adders, digest, federation
 
 Spoil = Callable[[Parcel], Parcel]
 
@@ -105,7 +106,7 @@ def test_who_breaks_the_rules_is_left_out(case: str, tmp_path: Path) -> None:
     assert (rounds[1].answered, rounds[1].ok) == (3, True)
     lines = [json.loads(line) for line in (tmp_path / "with" / "server" / "audit.jsonl").read_text().splitlines()]
     assert [(line["event"], line["client"], line["round"]) for line in lines] == [(event, "a1", 1)]
-    assert __import__("re").search(reason, lines[0]["reason"])
+    assert re.search(reason, lines[0]["reason"])
     assert len(lines[0]["reason"]) <= 200
     assert lines[0]["reason"].isprintable()
 
@@ -200,9 +201,41 @@ def test_two_of_one_name_and_who_says_nothing_usable(tmp_path: Path) -> None:
 
 def test_nobody_may_claim_to_have_almost_all_examples() -> None:
     crowd = [Profile(name=f"c{k}", examples=100) for k in range(9)] + [Profile(name="x", examples=10**9)]
-    weights = largest_weights(crowd)
-    assert weights["c3"] == 100
-    assert weights["x"] == 1000
+    members = Members(Audit(), strikes=3)
+    for profile in crowd:
+        head = AnswerHead(ticket=profile.name, tick=0, notes=profile.to_json())
+        members.join(profile.name, Parcel(kind="query", head=head.to_json()), 0)
+    assert members.heaviest() == 1000
+
+
+@pytest.mark.parametrize("count", [100, 100_000])
+def test_who_honestly_has_most_examples_counts_as_ten_others(count: int, tmp_path: Path) -> None:
+    clients: dict[str, Any] = adders(zeros(), 3, tmp_path)  # of 10, 20 and 30 examples, who add 1, 2 and 3
+    big = Adder("big", 10.0, count, shapes=zeros())
+    clients["big"] = lambda: Worker(big, ClientStore(tmp_path / "big"))
+    program = Program(zeros())
+    job = federation(program, clients, tmp_path / "server", rounds=1)
+    job.run()
+    weight = min(count, 10 * 25)
+    assert not job.audit.lines, "to have many is no lie"
+    assert program.tensors["b"][0] == pytest.approx((10 * 1 + 20 * 2 + 30 * 3 + weight * 10) / (60 + weight))
+
+
+def test_who_has_nothing_to_be_judged_by_breaks_no_rule(tmp_path: Path) -> None:
+    class Blind(Adder):
+        def act(self, work: Work) -> Answer:
+            return Answer(weight=0) if work.head.action == "evaluate" else super().act(work)
+
+    clients: dict[str, Any] = adders(zeros(), 2, tmp_path)
+    blind = Blind("blind", shapes=zeros())
+    clients["blind"] = lambda: Worker(blind, ClientStore(tmp_path / "blind"))
+    job = federation(Program(zeros()), clients, tmp_path / "server", rounds=5, evaluate_every=1)
+    rounds = job.run()
+    assert not job.audit.lines
+    assert {len(one.clients) for one in rounds[1:]} == {3}
+    assert rounds[-1].scores["blind"] == {}
+    alone = federation(Program(zeros()), {"blind": clients["blind"]}, tmp_path / "alone", rounds=1, evaluate_every=1)
+    assert alone.run()[1].ok
 
 
 def test_clients_cap_what_they_accept(tmp_path: Path) -> None:
@@ -231,5 +264,3 @@ def test_the_audit_log_survives_odd_text(tmp_path: Path) -> None:
     audit.note("rejected", round=1, client="x\n{}", action="train", reason="a\tb\x00c\u202e" + "y" * 1000)
     (line,) = (tmp_path / "audit.jsonl").read_text().splitlines()
     assert len(json.loads(line)["reason"]) == 200
-    assert Outgoing(address="a", ticket="t", parcel=Parcel(kind="query", head={})).parcel.bytes == 2
-    assert WEIGHT == "num-examples"

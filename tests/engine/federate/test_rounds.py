@@ -16,7 +16,6 @@ from lissome.core.events import Event, EventStream
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.link import Incoming
 from lissome.engine.federate.local import Device, LocalLink
-from lissome.engine.federate.merge import Overlap
 from lissome.engine.federate.outer import Momentum
 from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.rounds import Federation, RoundsConfig
@@ -54,7 +53,7 @@ def test_bytes_are_all_counted(tmp_path: Path) -> None:
     assert total.message > total.payload + 128 * 2 * 9
     text = (tmp_path / "server" / "ledger.csv").read_text().splitlines()
     assert len(text) == 1 + 6 + 2 * 2 * 3 + 2 * 3
-    assert text[1] == "0,a0,profile,down,0,98,1" or text[1].startswith("0,a0,profile,down,0,")
+    assert text[1].startswith("0,a0,profile,down,0,")
 
 
 def test_results_do_not_depend_on_speed(tmp_path: Path) -> None:
@@ -219,8 +218,6 @@ def test_the_virtual_clock(tmp_path: Path) -> None:
     assert link.receive(until=float("inf")) is None
     link.pause(1.5)
     assert link.now() == 6.5
-    assert Incoming(address="x", ticket="t").parcel is None
-    assert Overlap({}).result() == {}
 
 
 class Shaky:

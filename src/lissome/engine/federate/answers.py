@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lissome.core.errors import FederationError
-from lissome.engine.federate.guard import check_finite, check_numbers, check_size
+from lissome.engine.federate.guard import check_finite, check_numbers, check_size, check_weight
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.merge import Piece
 from lissome.engine.federate.orders import AnswerHead, OrderHead
@@ -66,7 +66,7 @@ def read_head(order: OpenOrder, parcel: Parcel) -> AnswerHead:
 
 
 def read_answer(
-    order: OpenOrder, parcel: Parcel, head: AnswerHead, program: Program, *, most: float, staleness: int = 0
+    order: OpenOrder, parcel: Parcel, head: AnswerHead, program: Program, *, heaviest: float, staleness: int = 0
 ) -> tuple[Piece, Report]:
     """Check and decode an answer.
 
@@ -75,7 +75,7 @@ def read_answer(
         parcel: What came.
         head: Its head.
         program: The server's side of the method.
-        most: Largest weight that the client may have.
+        heaviest: Weight above which an answer counts no more.
         staleness: Rounds since the order.
 
     Raises:
@@ -85,12 +85,14 @@ def read_answer(
     layout = program.returns(phase, order.client, order.subnet) if phase.merger is not None else Layout({})
     templates = layout.templates(program.tensors)
     check_size(parcel, phase.up.payload(templates) + phase.extra, len(templates))
-    weight, metrics = check_numbers(parcel.numbers, most)
+    weight, metrics = check_numbers(parcel.numbers)
+    if phase.merger is not None:
+        check_weight(weight, max(1, order.client.examples))
     tensors = phase.up.decode(parcel.tensors, templates, carried(program, phase, layout) if phase.up.delta else None)
     check_finite(tensors)
     report = Report(
-        client=order.client.name, weight=weight, metrics=metrics, subnet=order.subnet, staleness=staleness,
-        notes=dict(head.notes),
+        client=order.client.name, weight=min(weight, heaviest), metrics=metrics, subnet=order.subnet,
+        staleness=staleness, notes=dict(head.notes),
     )  # fmt: skip
     counted = program.weigh(phase, report) / (1 + staleness) ** 0.5
     return Piece(client=order.client.name, weight=counted, layout=layout, tensors=tensors), report

@@ -82,14 +82,16 @@ class Exchange:
         Args:
             round: Number of the round.
             wait: Most seconds to wait for `wanted` clients.
-            wanted: How many clients to wait for; 0 does not wait, and who answers later takes part later.
+            wanted: How many clients to wait for; 0 does not wait, and who answers later takes part later. When there
+                are enough, others that were asked have the patience of the link to answer.
         """
         limit = self._link.now() + wait
         while True:
             new = self._members.see(self._link.addresses())
             self._link.send([self._profile_order(address, round) for address in new])
             while wanted and self._profiles:
-                incoming = self._link.receive(limit)
+                enough = len(self._members.present()) >= wanted
+                incoming = self._link.receive(min(limit, self._link.now() + self._link.patience) if enough else limit)
                 if incoming is None:
                     break
                 self._take(incoming, round)
@@ -251,8 +253,8 @@ class Exchange:
             self._count_up(incoming, order.head.round, name, order.phase.action, used=False)
             self._note("late", order, "after its phase")
             return
-        most = self._members.largest_weight(name)
-        piece, report = read_answer(order, parcel, head, self._program, most=most, staleness=staleness)
+        heaviest = self._members.heaviest()
+        piece, report = read_answer(order, parcel, head, self._program, heaviest=heaviest, staleness=staleness)
         self._count_up(incoming, order.head.round, name, order.phase.action, used=True)
         assert now is not None
         if staleness:

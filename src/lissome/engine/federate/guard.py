@@ -7,19 +7,16 @@ breaks a rule is written down and left out; nothing that a client sends can end 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from statistics import median
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from lissome.core.errors import FederationError
 from lissome.engine.federate.parcel import WEIGHT, Parcel
-from lissome.engine.federate.profile import Profile
 
 _SLACK = 16 << 10  # bytes of an answer beyond its tensors: head, names, metrics
 _METRICS = 64
-_OUTLIER = 10.0  # times the median: what a client may claim to have of examples
 
 
 def check_size(parcel: Parcel, expected: int, names: int) -> None:
@@ -38,15 +35,14 @@ def check_size(parcel: Parcel, expected: int, names: int) -> None:
         raise FederationError(f"the answer has {parcel.bytes} bytes, at most {limit} were agreed")
 
 
-def check_numbers(numbers: Mapping[str, float], most: float) -> tuple[float, dict[str, float]]:
+def check_numbers(numbers: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     """Return the weight and the metrics of an answer.
 
     Args:
         numbers: What came.
-        most: Largest weight that this client may have.
 
     Raises:
-        FederationError: When a number is missing, not finite, or out of range.
+        FederationError: When there are too many, or one is not finite, or the weight is negative.
     """
     if len(numbers) > _METRICS:
         raise FederationError(f"{len(numbers)} metrics came, at most {_METRICS} are read")
@@ -54,9 +50,19 @@ def check_numbers(numbers: Mapping[str, float], most: float) -> tuple[float, dic
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise FederationError(f"the number {name[:80]!r} is not finite")
     weight = float(numbers.get(WEIGHT, 0.0))
-    if not 0 < weight <= most:
-        raise FederationError(f"{WEIGHT} is {weight:g}, it must be above 0 and at most {most:g}")
+    if weight < 0:
+        raise FederationError(f"{WEIGHT} is {weight:g}, it must be at least 0")
     return weight, {name: float(value) for name, value in numbers.items() if name != WEIGHT}
+
+
+def check_weight(weight: float, claimed: float) -> None:
+    """Refuse to merge an answer that weighs nothing, or more than the client said when it joined.
+
+    Raises:
+        FederationError: Says what it may weigh.
+    """
+    if not 0 < weight <= claimed:
+        raise FederationError(f"{WEIGHT} is {weight:g}, it must be above 0 and at most {claimed:g}")
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -68,15 +74,3 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise FederationError(f"the tensor {name!r} holds NaN or infinity")
-
-
-def largest_weights(profiles: Iterable[Profile]) -> dict[str, float]:
-    """Return how much each client may weigh: what it said when it joined, at most ten times the median.
-
-    A client that claims to have a million examples where others have a hundred would otherwise decide alone.
-    """
-    known = list(profiles)
-    if not known:
-        return {}
-    limit = _OUTLIER * median(max(1, one.examples) for one in known)
-    return {one.name: min(float(max(1, one.examples)), limit) for one in known}

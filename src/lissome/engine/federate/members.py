@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from random import Random
-from typing import Any
+from statistics import median
 
 from lissome.core.errors import FederationError
 from lissome.engine.federate.audit import Audit
-from lissome.engine.federate.guard import largest_weights
 from lissome.engine.federate.orders import AnswerHead
 from lissome.engine.federate.parcel import Parcel
 from lissome.engine.federate.profile import Profile
+
+_OUTLIER = 10.0  # times the median of all examples: the most that one client weighs
 
 
 class Members:
@@ -28,7 +29,6 @@ class Members:
         self._audit, self._strikes, self._base = audit, strikes, base
         self._by_address: dict[str, Profile | None] = {}
         self._reachable: frozenset[str] = frozenset()
-        self._weights: dict[str, float] = {}
         self._tokens: dict[str, str] = {}
 
     def see(self, addresses: Sequence[str]) -> list[str]:
@@ -56,7 +56,6 @@ class Members:
             self._by_address[address] = profile
         except FederationError as error:
             self._audit.note("refused", round=round, client=address, action="profile", reason=str(error))
-        self._weights = largest_weights(one for one in self._by_address.values() if one)
 
     def present(self) -> list[Profile]:
         """Profiles of those that can be reached and are still asked, by name."""
@@ -74,13 +73,13 @@ class Members:
         profile = self._by_address.get(address)
         return profile.name if profile else address
 
-    def largest_weight(self, name: str) -> float:
-        """Return how much a client's answer may weigh."""
-        return self._weights.get(name, 1.0)
+    def heaviest(self) -> float:
+        """Return the most that one client's answer counts: ten times the median of what all of them have.
 
-    def facts(self) -> dict[str, Any]:
-        """Return the profiles, by name, as JSON-able fields, without what only the clients know."""
-        return {one.name: replace(one, token="").to_json() for one in self._by_address.values() if one}
+        A client that claims to have a million examples where others have a hundred would otherwise decide alone.
+        """
+        known = [max(1, one.examples) for one in self._by_address.values() if one]
+        return _OUTLIER * median(known) if known else math.inf
 
 
 def sampled(clients: Sequence[Profile], count: int, rng: Random) -> list[Profile]:

@@ -196,7 +196,6 @@ class Bounded:
         if not norm > 0:
             raise ConfigError(f"the largest norm of an update must be above 0, got {norm}.")
         self.base, self.norm, self._inner = base, norm, inner(base)
-        self.shortened: list[str] = []
 
     @property
     def keeps(self) -> bool:
@@ -207,7 +206,6 @@ class Bounded:
         """Take a piece in, shortened when its update is too long."""
         factor = self.norm / max(self.norm, update_norm(piece, self.base))
         if factor < 1:
-            self.shortened.append(piece.client)
             piece = replace(piece, tensors=dict(self._shorter(piece, factor)))
         self._inner.add(piece)
 

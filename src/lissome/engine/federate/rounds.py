@@ -33,7 +33,9 @@ class RoundsConfig(MethodConfig):
     """Settings of the loop."""
 
     rounds: int = option(10, "rounds", low=1)
-    clients: int = option(1, "clients to wait for before the first round", low=1)
+    clients: int | None = option(
+        None, "clients to wait for before the first round; none: all that the data are dealt out to, else one", low=1
+    )
     join: float = option(300.0, "seconds to wait for them, and for one whose order was lost", low=0.0)
     sample: float = option(1.0, "share of the clients that takes part in a round", low=0.0, high=1.0)
     least: int = option(1, "fewest clients that take part in a round", low=1)
@@ -129,7 +131,7 @@ class Federation:
             self._record(Round(number=0, metrics=_named("server", self.program.evaluate(0))))
         done = self.rounds[-1].number
         if done < self.config.rounds:
-            self._exchange.roll_call(done, wait=self.config.join, wanted=self.config.clients)
+            self._exchange.roll_call(done, wait=self.config.join, wanted=self._wanted)
             self._require_members()
         with self._events.stage("federate", self.config.rounds, done=done) as stage:
             for number in range(done + 1, self.config.rounds + 1):
@@ -200,12 +202,17 @@ class Federation:
         metrics |= _named(phase.action, mean_metrics(reports))
         return {one.client: one.metrics for one in reports}
 
+    @property
+    def _wanted(self) -> int:
+        """Clients without which there is no first round."""
+        return self.config.clients or 1
+
     def _require_members(self) -> None:
         there = len(self.members.present())
-        if there < self.config.clients:
+        if there < self._wanted:
             refused = self.audit.count("refused")
             raise FederationError(
-                f"{there} of {self.config.clients} clients joined within {self.config.join:g} s"
+                f"{there} of {self._wanted} clients joined within {self.config.join:g} s"
                 f"{f' ({refused} refused, see audit.jsonl)' if refused else ''}; start the others, or lower `clients`."
             )
 
@@ -252,13 +259,13 @@ class Federation:
 
 
 def mean_metrics(reports: Sequence[Any]) -> dict[str, float]:
-    """Means over the clients that gave a number, each weighted by its examples."""
+    """Means over the clients that gave a number, each weighted by its examples; without any there is no mean."""
     sums: dict[str, tuple[float, float]] = {}
     for report in reports:
         for name, value in report.metrics.items():
             total, weight = sums.get(name, (0.0, 0.0))
             sums[name] = (total + report.weight * value, weight + report.weight)
-    return {name: total / weight for name, (total, weight) in sums.items()}
+    return {name: total / weight for name, (total, weight) in sums.items() if weight}
 
 
 def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -84,10 +84,6 @@ class ClientStore:
             file.chmod(0o600)
         return file.read_text(encoding="utf-8").strip()
 
-    def clear(self) -> None:
-        """Forget everything, for a user who asks for it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def static(self, tag: str) -> dict[str, Tensor] | None:
         """Return the tensors that were stored under a tag, or None."""
         file = self.folder / "static" / f"{tag}.safetensors"

@@ -19,6 +19,7 @@ from lissome.core.optional import optional_import
 from lissome.engine.federate.flower.deployment import Security
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_OWN = ("127.0.0.1", "localhost")  # the server's own commands reach it so
 _SKEW = datetime.timedelta(hours=1)  # clocks of machines differ
 
 
@@ -49,30 +50,29 @@ class Credentials:
 
 
 def make_credentials(
-    folder: Path, clients: Sequence[str], *, hosts: Sequence[str] = ("127.0.0.1", "localhost"), days: int = 365
+    folder: Path, clients: Sequence[str], *, hosts: Sequence[str] = (), days: int = 365
 ) -> Credentials:
     """Make what is not there yet: the authority, the server's certificate, and the keys of clients.
 
     Args:
         folder: Where they go.
         clients: Names of the clients.
-        hosts: Names and addresses by which clients reach the server; of a certificate that is there they stay.
+        hosts: Names and addresses by which clients reach the server, besides this machine's own; of a certificate that
+            is there they stay.
         days: How long certificates hold.
 
     Raises:
-        ConfigError: When a name cannot be a folder's, or there is no host.
+        ConfigError: When a name cannot be a folder's.
         MissingExtraError: When the library `cryptography` is not installed.
     """
     for name in clients:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is not a name of a client; use letters, digits, '.', '_' and '-'.")
-    if not hosts:
-        raise ConfigError("the server's certificate needs a host: the name or address by which clients reach it.")
     made = Credentials(folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     authority = _authority(made, days)
     if not made.server.certificate.exists():
-        _serve(made, authority, hosts, days)
+        _serve(made, authority, list(dict.fromkeys([*hosts, *_OWN])), days)
     for name in clients:
         _admit(made, name)
     return made
@@ -82,7 +82,7 @@ def _authority(made: Credentials, days: int) -> tuple[Any, Any]:
     """Certificate and key of the authority, made when they are not there."""
     x509, serialization = _library("x509"), _library("hazmat.primitives.serialization")
     file = made.folder / "ca.key"
-    if file.exists():
+    if made.server.authority.exists():
         key = serialization.load_pem_private_key(file.read_bytes(), None)
         return x509.load_pem_x509_certificate(made.server.authority.read_bytes()), key
     key, name = _new_key(), _named("lissome federation authority")
@@ -121,7 +121,7 @@ def _admit(made: Credentials, name: str) -> None:
     """Make the key pair of a client, in the format that Flower reads."""
     serialization = _library("hazmat.primitives.serialization")
     folder = made.client(name)
-    if (folder / "key").exists():
+    if (folder / "ca.crt").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     key = _new_key()
@@ -182,6 +182,10 @@ def _pem_certificate(certificate: Any) -> bytes:
 
 
 def _secret(file: Path, content: bytes) -> None:
-    """Write what only its owner may read; it is never readable by others, not even for a moment."""
+    """Write what only its owner may read; it is never readable by others, not even for a moment.
+
+    Certificates are written after their keys, so that a key without one is of a command that was cut short.
+    """
+    file.unlink(missing_ok=True)
     file.touch(mode=0o600, exist_ok=False)
     file.write_bytes(content)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -22,14 +21,16 @@ from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError, FederationError, MissingExtraError
 from lissome.core.events import EventStream
 from lissome.core.files import write_text
+from lissome.engine.federate.flower.processes import Processes
 from lissome.engine.federate.flower.simulation import QUIET
 
 NAME = "lissome"
 """Name of the connection in Flower's configuration."""
 
 _HERE = "127.0.0.1"
+_EVERYWHERE = "0.0.0.0"  # noqa: S104  compared with, not bound to
 _STARTING = 120.0  # seconds that a SuperLink may take to listen: Python on a busy machine is slow to import
-_ENDING = 10.0  # seconds that a process may take to end when it is asked to
+_ENDING_AT_ONCE = 10.0  # seconds of life below which a node is not started again
 _RESTARTS = 20  # of one SuperNode
 _POLL = 0.5
 
@@ -96,13 +97,13 @@ class Deployment:
         if security is None and host != _HERE:
             raise ConfigError(f"a server at {host} is reached by others; give it credentials (TLS and keys of nodes).")
         self.port = port or free_port(host)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes = Processes(self.folder, environment(self._home))
         self._restarts: dict[str, int] = {}
 
     @property
     def address(self) -> str:
-        """Where the SuperLink listens."""
-        return f"{self._host}:{self.port}"
+        """Where the SuperLink is reached from this machine."""
+        return f"{_HERE if self._host == _EVERYWHERE else self._host}:{self.port}"
 
     def run(self, events: EventStream | None = None) -> None:
         """Start everything, wait until the run has ended, and end everything.
@@ -114,17 +115,17 @@ class Deployment:
         stream = events or EventStream()
         with self.started(stream):
             command = [tool("flwr"), "run", str(self._app), NAME, "--stream"]
-            process = self._start("run", command)
+            process = self._processes.start("run", command)
             while process.poll() is None:
                 self._mend(stream)
                 time.sleep(_POLL)
             if process.returncode:
-                raise FederationError(f"the run failed ({last_line(self._log('run'))}); see {self._log('run')}.")
+                raise FederationError(f"the run failed: {self._processes.said('run')}.")
 
     @contextlib.contextmanager
     def started(self, events: EventStream | None = None) -> Iterator[None]:
         """Keep the SuperLink and all SuperNodes running inside the block."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._processes.stop_former()
         try:
             self.start_superlink()
             self.configure()
@@ -139,9 +140,14 @@ class Deployment:
     def start_superlink(self) -> None:
         """Start the SuperLink and wait until it listens.
 
+        It starts from nothing: what a federation needs is in our own checkpoints, and a SuperLink that finds the run of
+        a former one in its database would start that again.
+
         Raises:
             FederationError: When it ends, or does not listen in time.
         """
+        for file in self.folder.glob("superlink.db*"):
+            file.unlink()
         command = [
             tool("flower-superlink"), "--host", self._host, "--port", str(self.port),
             "--database", str(self.folder / "superlink.db"), "--disable-runtime-dependency-installation",
@@ -153,13 +159,11 @@ class Deployment:
                 "--ssl-ca-certfile", str(self._security.authority), "--ssl-certfile", str(self._security.certificate),
                 "--ssl-keyfile", str(self._security.key), "--enable-supernode-auth",
             ]  # fmt: skip
-        process = self._start("superlink", command)
+        process = self._processes.start("superlink", command)
         limit = time.monotonic() + _STARTING
         while not listens(self._host, self.port):
             if process.poll() is not None or time.monotonic() > limit:
-                raise FederationError(
-                    f"the SuperLink did not start ({last_line(self._log('superlink'))}); see {self._log('superlink')}."
-                )
+                raise FederationError(f"the SuperLink did not start: {self._processes.said('superlink')}.")
             time.sleep(_POLL)
 
     def configure(self) -> None:
@@ -190,7 +194,7 @@ class Deployment:
     def start_node(self, node: Node, number: int) -> subprocess.Popen[bytes]:
         """Start the SuperNode of a client."""
         authority = self._security.authority if self._security is not None else None
-        return self._start(_node_name(number), node_command(node, self.address, authority))
+        return self._processes.start(_node_name(number), node_command(node, self.address, authority))
 
     def process(self, name: str) -> subprocess.Popen[bytes]:
         """Return a process: ``"superlink"``, ``"run"``, or ``"node-3"``."""
@@ -198,13 +202,7 @@ class Deployment:
 
     def stop(self) -> None:
         """End all processes, and those that they have started."""
-        for wanted in (signal.SIGTERM, signal.SIGKILL):
-            limit = time.monotonic() + _ENDING
-            for process in self._processes.values():
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, wanted)
-            while time.monotonic() < limit and any(one.poll() is None for one in self._processes.values()):
-                time.sleep(0.1)
+        self._processes.stop()
 
     def _mend(self, events: EventStream) -> None:
         """Start SuperNodes again that have died."""
@@ -215,25 +213,11 @@ class Deployment:
                 events.message(f"{node.name} died and is started again")
                 self.start_node(node, number)
         if self._processes["superlink"].poll() is not None:
-            raise FederationError(
-                f"the SuperLink died ({last_line(self._log('superlink'))}); see {self._log('superlink')}."
-            )
-
-    def _start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        with self._log(name).open("ab") as log:
-            # In a session of its own, so that its children can be ended with it.
-            self._processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment(self._home),
-                start_new_session=True, cwd=self.folder,
-            )  # fmt: skip
-        return self._processes[name]
+            raise FederationError(f"the SuperLink died: {self._processes.said('superlink')}; the same again continues.")
 
     @property
     def _home(self) -> Path:
         return self.folder / "flwr"
-
-    def _log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
 
 
 def node_command(node: Node, address: str, authority: Path | None) -> list[str]:
@@ -287,14 +271,6 @@ def listens(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def last_line(log: Path) -> str:
-    """Return the last line of a log that says something."""
-    if not log.exists():
-        return "it said nothing"
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it said nothing"
-
-
 def _node_name(number: int) -> str:
     return f"node-{number}"
 
@@ -319,21 +295,15 @@ def join(node: Node, address: str, authority: Path | None, folder: Path, events:
         FederationError: When the SuperNode ends again and again; names the log.
         MissingExtraError: When Flower is not installed.
     """
-    stream, log = events or EventStream(), folder / "node.log"
-    folder.mkdir(parents=True, exist_ok=True)
-    for start in range(_RESTARTS):
-        stream.message(f"{node.name} joins {address}" if not start else f"{node.name} is started again")
-        begun = time.monotonic()
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                node_command(node, address, authority), stdout=output, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, env=environment(folder / "flwr"), start_new_session=True,
-            )  # fmt: skip
-        try:
-            process.wait()
-        finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGTERM)
-        if time.monotonic() - begun < _ENDING:
-            break  # what ends at once will end again: a key that is not known, a certificate that is another's
-    raise FederationError(f"the node ended ({last_line(log)}); see {log}.")
+    stream, processes = events or EventStream(), Processes(folder, environment(folder / "flwr"))
+    processes.stop_former()
+    try:
+        for start in range(_RESTARTS):
+            stream.message(f"{node.name} joins {address}" if not start else f"{node.name} is started again")
+            begun = time.monotonic()
+            processes.start("node", node_command(node, address, authority)).wait()
+            if time.monotonic() - begun < _ENDING_AT_ONCE:
+                break  # it will end again: a key that is not known, a certificate that is another's
+    finally:
+        processes.stop()
+    raise FederationError(f"the node ended: {processes.said('node')}.")

@@ -1,0 +1,110 @@
+"""Processes of one folder: each logs to a file there, and ends with us, or when the folder is next used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from lissome.core.errors import ArtifactError
+from lissome.core.files import read_json, write_json
+
+_ENDING = 10.0  # seconds that a process may take to end when it is asked to
+_SAME = 0.01  # seconds by which two readings of the time a process was started at may differ
+
+
+class Processes:
+    """The processes of one folder, by name.
+
+    Each leads a session of its own, so that what it has started ends with it. Which ones were started is written down:
+    when we are killed ourselves they live on, and the next one to use the folder ends them before it starts others.
+
+    Args:
+        folder: For logs and for the record of what runs.
+        environment: Of all of them.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._folder, self._environment = folder, dict(environment)
+        self._record = folder / "processes.json"
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __getitem__(self, name: str) -> subprocess.Popen[bytes]:
+        """Return a process that was started."""
+        return self._running[name]
+
+    def log(self, name: str) -> Path:
+        """File that a process writes to."""
+        return self._folder / f"{name}.log"
+
+    def said(self, name: str) -> str:
+        """Return the last line that a process wrote, and where the others are."""
+        return f"{_last_line(self.log(name))}; see {self.log(name)}"
+
+    def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a process."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self.log(name).open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment,
+                start_new_session=True, cwd=self._folder,
+            )  # fmt: skip
+        started = {name: _identity(one.pid) for name, one in self._running.items()}
+        write_json(self._record, {"owner": _identity(os.getpid()), "started": started})
+        return self._running[name]
+
+    def stop(self) -> None:
+        """End all of them."""
+        for wanted in (signal.SIGTERM, signal.SIGKILL):
+            limit = time.monotonic() + _ENDING
+            for process in self._running.values():
+                _signal(process.pid, wanted)
+            while time.monotonic() < limit and any(one.poll() is None for one in self._running.values()):
+                time.sleep(0.1)
+        self._record.unlink(missing_ok=True)
+
+    def stop_former(self) -> None:
+        """End those of a former user of the folder that was killed; those of one that still runs are left alone."""
+        try:
+            former = read_json(self._record)
+        except ArtifactError:
+            return
+        if _same(former["owner"]):
+            return
+        for pid, started in former["started"].values():
+            if _same((pid, started)) or not psutil.pid_exists(pid):  # a leader that is gone may have left others
+                _signal(pid, signal.SIGKILL)
+        self._record.unlink(missing_ok=True)
+
+
+def _identity(pid: int) -> tuple[int, float]:
+    """Number of a process and the time of its start, 0 when it is gone: numbers are used again, the pair is not."""
+    try:
+        return pid, psutil.Process(pid).create_time()
+    except psutil.Error:
+        return pid, 0.0
+
+
+def _same(identity: Sequence[float]) -> bool:
+    """Whether a process that was written down still runs."""
+    pid, started = int(identity[0]), identity[1]
+    return abs(_identity(pid)[1] - started) < _SAME
+
+
+def _signal(pid: int, wanted: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, wanted)
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log that says something."""
+    if not log.exists():
+        return "it said nothing"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it said nothing"

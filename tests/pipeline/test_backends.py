@@ -1,0 +1,151 @@
+"""The three back ends: the same tensors bit for bit, killed or not, and nobody in a deployment who does not belong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lissome.core.errors import FederationError
+from lissome.core.files import read_json, sha256_file
+from lissome.engine.federate.flower.credentials import Credentials, make_credentials
+from lissome.pipeline.federating import federate
+from tests.pipeline.federated import RECIPE, WORDS, make_place
+
+pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
+
+from lissome.engine.federate.flower.deployment import Deployment, Node, join
+
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_place(tmp_path_factory.mktemp("backends"))
+    text = RECIPE.replace("clients = 4", "clients = 2").replace("rounds = 2", f"rounds = {ROUNDS}")
+    (folder / "recipe.toml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(place: Path) -> str:
+    """Hash of the weights of the undisturbed run in this process."""
+    federate(place / "recipe.toml", out=place / "inprocess")
+    return weights(place / "inprocess")
+
+
+def weights(out: Path) -> str:
+    return sha256_file(out / "model.safetensors")
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 300.0) -> None:
+    limit = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.05)
+
+
+def started(place: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lissome", "federate", str(place / "recipe.toml"), "--out", str(out), *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_flowers_simulation_gives_the_same_tensors(place: Path, expected: str) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'lissome[federate-ray]'")
+    process = started(place, place / "ray", "--backend", "ray")  # Ray leaves files open, so not in this process
+    assert process.wait() == 0
+    assert weights(place / "ray") == expected
+
+
+def running(out: Path) -> dict[str, int]:
+    """Numbers of the processes of a deployment, by name."""
+    record = out / ".run" / "flower" / "processes.json"
+    return {name: one[0] for name, one in read_json(record)["started"].items()} if record.exists() else {}
+
+
+@pytest.mark.slow
+def test_a_deployment_gives_the_same_tensors_though_server_and_client_are_killed(place: Path, expected: str) -> None:
+    """With TLS and known nodes; the command is killed after a round, and a client in the middle of the second run."""
+    out = place / "deployment"
+    checkpoints = out / ".run" / "server" / "checkpoint"
+    secure = ("--backend", "deployment", "--credentials", str(place / "keys"))
+    process = started(place, out, *secure)
+    eventually((checkpoints / "00000001").is_dir)
+    orphans = list(running(out).values())
+    process.kill()
+    process.wait()
+    assert any(psutil.pid_exists(pid) for pid in orphans), "what it had started lives on"
+    process = started(place, out, *secure)
+    eventually(lambda: {"node-0", "run"} <= running(out).keys() and not set(orphans) & set(running(out).values()))
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in orphans)
+    os.killpg(running(out)["node-0"], signal.SIGKILL)
+    logs = keep_logs(out, process)
+    assert process.returncode == 0
+    assert weights(out) == expected
+    for secret in secrets_of(place):
+        assert secret not in logs
+        for file in out.rglob("*"):
+            if file.is_file() and "clients" not in file.relative_to(out).parts:
+                assert secret not in file.read_bytes(), file
+
+
+def keep_logs(out: Path, process: subprocess.Popen[bytes]) -> bytes:
+    """What was in the logs before the state of the run was removed."""
+    logs: dict[Path, bytes] = {}
+    while process.poll() is None:
+        for file in (out / ".run" / "flower").glob("*.log"):
+            try:
+                logs[file] = file.read_bytes()
+            except FileNotFoundError:
+                break
+        time.sleep(0.5)
+    assert logs
+    return b"".join(logs.values())
+
+
+def secrets_of(place: Path) -> list[bytes]:
+    """Private keys, line by line, and texts of the rows."""
+    lines = [line for file in (place / "keys").rglob("*key") for line in file.read_bytes().splitlines()]
+    keys = [line for line in lines if line and not line.startswith(b"-----")]
+    assert len(keys) >= 4 * 3
+    return [*keys, *(f'"{word} {word}'.encode() for words in WORDS.values() for word in words)]
+
+
+@pytest.mark.slow
+def test_who_does_not_belong_is_refused(tmp_path: Path) -> None:
+    """A node with a key that the server does not know, and a server whose certificate another authority signed."""
+    known = make_credentials(tmp_path / "keys", ["alice"])
+    strangers = make_credentials(tmp_path / "others", ["mallory"])
+    app = tmp_path / "app"
+    app.mkdir()
+    alice = Node(name="alice", key=known.client("alice") / "key", public=known.client("alice") / "key.pub")
+    server = Deployment(tmp_path / "server", app, [alice], security=known.server)
+    with server.started():
+        for name, credentials, authority in (
+            ("mallory", strangers, known.server.authority), ("alice", known, strangers.server.authority),
+        ):  # fmt: skip
+            node = Node(name=name, key=credentials.client(name) / "key")
+            with pytest.raises(FederationError, match="the node ended"):
+                join(node, server.address, authority, tmp_path / name)
+        assert server.process("node-0").poll() is None, "who belongs stays"
+
+
+def test_credentials_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    made = make_credentials(tmp_path, ["alice"], hosts=["fed.example.org"])
+    secret = [made.folder / "ca.key", made.server.key, made.client("alice") / "key"]
+    assert [file.stat().st_mode & 0o777 for file in secret] == [0o600] * 3
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    make_credentials(tmp_path, ["alice", "bob"])
+    assert {file: file.read_bytes() for file in before} == before, "nobody is locked out"
+    assert list(Credentials(folder=tmp_path).clients()) == ["alice", "bob"]
+    (made.client("bob") / "ca.crt").unlink()  # as a command that was cut short leaves it
+    make_credentials(tmp_path, ["bob"])
+    assert (made.client("bob") / "ca.crt").read_bytes() == made.server.authority.read_bytes()
