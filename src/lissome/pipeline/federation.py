@@ -89,7 +89,7 @@ class FederationRecipe:
 
         It looks like this::
 
-            model = "minilm-l6"
+            model = "minilm"
             data = "reviews.jsonl"         # or a table [data] with source, test, held_out, length
             [partition]                    # optional
             scheme = "dirichlet"

@@ -125,17 +125,19 @@ def test_the_plain_mean_is_that_of_flower(tmp_path: Path) -> None:
         assert torch.allclose(value, theirs[name], rtol=1e-6, atol=1e-6)
 
 
-def test_one_round_of_training_is_that_of_flower(tmp_path: Path) -> None:
-    """One round: a stock order names no seed, so clients draw other examples in the end, but not with whole batches."""
+def test_training_under_the_plain_mean_is_that_of_flower(tmp_path: Path) -> None:
+    """Clients draw what they do at seed 0, which is what an order of Flower's own strategies stands for."""
     model = encoder()
     initial = global_tensors(model, lesson(0))
-    config = {"config": replace(QUICK, batch=24, steps=1)}
+    # Adam's first steps are signs of gradients: a last bit would become a whole step where a gradient is nearly zero.
+    config = {"config": replace(QUICK, optimizer="sgd", lr=0.05)}
     ours = training_clients(model, ["a", "b"], tmp_path / "ours", **config)
     program = subnet_program(model, phases=(Phase(merger=Mean),))
-    over_flower(program, ours, tmp_path / "ours" / "s", rounds=1).run()
-    theirs = stock(initial, training_clients(model, ["a", "b"], tmp_path / "theirs", **config), 1)
+    over_flower(program, ours, tmp_path / "ours" / "s", rounds=3).run()
+    theirs = stock(initial, training_clients(model, ["a", "b"], tmp_path / "theirs", **config), 3)
     for name, value in program.tensors.items():
-        assert torch.allclose(value, theirs[name], rtol=1e-5, atol=1e-6), name
+        assert (value - theirs[name]).abs().max() <= 1e-6, name
+    assert max(float((value - initial[name]).abs().max()) for name, value in program.tensors.items()) > 1e-2
 
 
 def test_a_node_that_fails_is_written_down(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +17,8 @@ from lissome.core.errors import ArtifactError
 from lissome.core.files import read_json, write_json
 
 _ENDING = 10.0  # seconds that a process may take to end when it is asked to
+_LONGEST = 240  # characters of a log in a message
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SAME = 0.01  # seconds by which two readings of the time a process was started at may differ
 
 
@@ -44,8 +47,8 @@ class Processes:
         return self._folder / f"{name}.log"
 
     def said(self, name: str) -> str:
-        """Return the last line that a process wrote, and where the others are."""
-        return f"{_last_line(self.log(name))}; see {self.log(name)}"
+        """Return what went wrong by the log of a process, and where that is."""
+        return f"{_essence(self.log(name))}; see {self.log(name)}"
 
     def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a process."""
@@ -102,9 +105,10 @@ def _signal(pid: int, wanted: signal.Signals) -> None:
         os.killpg(pid, wanted)
 
 
-def _last_line(log: Path) -> str:
-    """Return the last line of a log that says something."""
-    if not log.exists():
-        return "it said nothing"
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it said nothing"
+def _essence(log: Path) -> str:
+    """Return the last error of a log with the two lines that explain it, else its last line."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = [line for line in (_COLOUR.sub("", line).strip() for line in text.splitlines()) if line]
+    errors = [place for place, line in enumerate(lines) if line.startswith("ERROR")]
+    said = lines[errors[-1] : errors[-1] + 3] if errors else lines[-1:]
+    return " ".join(" ".join(said).split())[:_LONGEST] or "it said nothing"
