@@ -1,0 +1,59 @@
+// The Python module.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "base/stream.h"
+#include "bind/arrays.h"
+#include "bind/weight.h"
+#include "linear/kernels.h"
+#include "pool/pool.h"
+
+namespace lissome::bind {
+namespace {
+
+std::vector<std::tuple<std::string, bool, std::string>> level_list() {
+  std::vector<std::tuple<std::string, bool, std::string>> found;
+  for (const Level& level : levels()) found.emplace_back(level.name, level.usable, level.why);
+  return found;
+}
+
+std::string in_use() {
+  for (const Level& level : levels()) {
+    if (level.isa == kernels().isa) return level.name;
+  }
+  return "";
+}
+
+void use_named(const std::string& name) {
+  for (const Level& level : levels()) {
+    if (level.name == name) return use(level.isa);
+  }
+  throw std::invalid_argument("no instruction set is called " + name);
+}
+
+std::uint64_t read_all(const In& array, int count) {
+  const auto* data = static_cast<const std::byte*>(array.data());
+  const auto bytes = static_cast<std::int64_t>(array.nbytes());
+  const nb::gil_scoped_release released;
+  return checksum(data, bytes, count > 0 ? count : threads());
+}
+
+}  // namespace
+}  // namespace lissome::bind
+
+NB_MODULE(_native, module) {
+  using namespace lissome;
+  using namespace nanobind::literals;
+  module.doc() = "Compiled kernels; lissome.ops.kernels is the way in.";
+  module.def("levels", &bind::level_list, "(name, usable, why) of every instruction set, the slowest first.");
+  module.def("isa", &bind::in_use, "The instruction set in use.");
+  module.def("use", &bind::use_named, "name"_a, "Uses another one. ValueError when it is not usable here.");
+  module.def("processors", &processors);
+  module.def("threads", &threads);
+  module.def("set_threads", &set_threads, "count"_a);
+  module.def("checksum", &bind::read_all, "array"_a, "threads"_a = 0,
+             "Reads all bytes of a contiguous array once, as fast as memory gives them.");
+  bind::add_weight(module);
+}
