@@ -20,6 +20,8 @@ inline constexpr std::int64_t kTileSteps = 16;
 inline constexpr std::int64_t kRowBytes = 64;
 inline constexpr std::int64_t kStepBytes = 2 * kRowBytes;
 
+inline constexpr std::int64_t kReadBlock = 512;  // bytes that the bandwidth probe reads at a time
+
 constexpr std::int64_t group_of(Format format) { return format == Format::bf16 ? 2 : 4; }
 constexpr std::int64_t item_of(Format format) { return format == Format::bf16 ? 2 : 1; }
 

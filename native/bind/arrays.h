@@ -43,9 +43,9 @@ Source source_of(const In& matrix);
 
 // A numpy array that owns a buffer.
 template <class T>
-nb::ndarray<nb::numpy, T, nb::ndim<1>> owning(Buffer<T> buffer, std::int64_t count) {
+nb::ndarray<nb::numpy, T, nb::ndim<1>> owning(Block<T> buffer, std::int64_t count) {
   T* data = buffer.release();
-  const nb::capsule owner(data, [](void* memory) noexcept { Free()(memory); });
+  const nb::capsule owner(data, [](void* memory) noexcept { FreeBlock()(memory); });
   return nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {static_cast<std::size_t>(count)}, owner);
 }
 

@@ -4,7 +4,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include "base/stream.h"
+#include <atomic>
+
 #include "bind/arrays.h"
 #include "bind/weight.h"
 #include "linear/kernels.h"
@@ -35,9 +36,13 @@ void use_named(const std::string& name) {
 
 std::uint64_t read_all(const In& array, int count) {
   const auto* data = static_cast<const std::byte*>(array.data());
-  const auto bytes = static_cast<std::int64_t>(array.nbytes());
+  const std::int64_t blocks = static_cast<std::int64_t>(array.nbytes()) / kReadBlock;
   const nb::gil_scoped_release released;
-  return checksum(data, bytes, count > 0 ? count : threads());
+  std::atomic<std::uint64_t> total{0};
+  parallel_ranges(blocks, count > 0 ? count : threads(), [&](std::int64_t first, std::int64_t last) {
+    total.fetch_add(kernels().read_blocks(data + first * kReadBlock, last - first), std::memory_order_relaxed);
+  });
+  return total.load();
 }
 
 }  // namespace
@@ -54,6 +59,6 @@ NB_MODULE(_native, module) {
   module.def("threads", &threads);
   module.def("set_threads", &set_threads, "count"_a);
   module.def("checksum", &bind::read_all, "array"_a, "threads"_a = 0,
-             "Reads all bytes of a contiguous array once, as fast as memory gives them.");
+             "Sum of the 64-bit words of a contiguous array (whole 512 bytes): reads it once, as fast as memory gives it.");
   bind::add_weight(module);
 }

@@ -94,8 +94,8 @@ using Arrays = std::tuple<Bytes, std::optional<Words>, std::optional<Words>, std
                           std::optional<Integers>>;
 
 template <class To, class From>
-Buffer<To> as(Buffer<From>& buffer) {
-  return Buffer<To>(reinterpret_cast<To*>(buffer.release()));
+Block<To> as(Block<From>& buffer) {
+  return Block<To>(reinterpret_cast<To*>(buffer.release()));
 }
 
 Arrays pack_arrays(const In& matrix, const std::string& format, bool sparse, int threads) {

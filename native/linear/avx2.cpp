@@ -1,5 +1,6 @@
 #include "base/target.h"
 #define LISSOME_TARGET LISSOME_AVX2
+#include "base/read.h"
 #include "linear/kernels.h"
 
 #if LISSOME_X86
@@ -14,6 +15,7 @@ const Kernels* avx2_kernels() {
     made.isa = Isa::avx2;
     made.bf16_f32 = {encode_floats, run_panels<Bf16Fma>, sizeof(float)};
     made.int8 = {encode_integers<std::int16_t, 0>, run_panels<Int8>, sizeof(std::int16_t)};
+    made.read_blocks = read_blocks;
     return made;
   }();
   return &table;

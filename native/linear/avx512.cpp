@@ -1,5 +1,6 @@
 #include "base/target.h"
 #define LISSOME_TARGET LISSOME_AVX512
+#include "base/read.h"
 #include "linear/kernels.h"
 
 #if LISSOME_X86
@@ -16,6 +17,7 @@ const Kernels* avx512_kernels() {
       .bf16_bf16 = {},
       .int8 = {encode_integers<std::uint8_t, 128>, run_panels<Int8>, sizeof(std::uint8_t)},
       .pack_panel = pack_panel<Bits16, Bits8>,
+      .read_blocks = read_blocks,
       .unpack_panel = unpack_panel<Bits16, Bits8>,
   };
   return &table;

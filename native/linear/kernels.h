@@ -25,6 +25,8 @@ struct Kernels {
   // Packs one panel; see weight/pack.h.
   std::int64_t (*pack_panel)(const Source& source, const Scales* scales, std::int64_t panel, std::uint64_t* bitmap,
                              std::byte* values) = nullptr;
+  // Sum of 64-bit words of `blocks` times kReadBlock bytes: memory's speed.
+  std::uint64_t (*read_blocks)(const std::byte* data, std::int64_t blocks) = nullptr;
   // Writes the rows of one panel out as a dense matrix.
   void (*unpack_panel)(const Weight& weight, std::int64_t panel, std::byte* out) = nullptr;
 };

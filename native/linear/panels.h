@@ -43,13 +43,14 @@ LISSOME_TARGET void few_rows(const Job& job, std::int64_t panel, Rows64 rows) {
 }
 
 // All row blocks against `steps` steps of dense weights.
-template <class P>
+template <class P, bool Far>
 LISSOME_TARGET void blocks(const Job& job, std::int64_t row, std::int64_t count, const std::byte* weights,
                            std::int64_t first_step, std::int64_t steps, typename P::Sum* sums) {
   const auto* x = reinterpret_cast<const typename P::X*>(job.x) + first_step * group_of(P::kFormat);
-  for (std::int64_t done = 0; done < count; done += P::kRows) {
-    strip_of<P>(std::min<std::int64_t>(P::kRows, count - done), DenseRows<P>{weights},
-                x + (row + done) * job.x_stride, job.x_stride, steps, sums + done * kSums);
+  const std::int64_t each = ceil_div(count, ceil_div(count, P::kRows));  // 8 rows as 4 and 4, not as 6 and 2
+  for (std::int64_t done = 0; done < count; done += each) {
+    strip_of<P>(std::min(each, count - done), DenseRows<P, Far>{weights}, x + (row + done) * job.x_stride, job.x_stride,
+                steps, sums + done * kSums);
   }
 }
 
@@ -64,8 +65,12 @@ LISSOME_TARGET void many_rows(const Job& job, std::int64_t panel, std::byte* chu
     const std::byte* dense = dense_rows<P>(weight, panel).at;
     for (std::int64_t step = 0; step < weight.steps(); step += kChunk) {
       const std::int64_t steps = std::min(kChunk, weight.steps() - step);
-      if (weight.sparse) expand_steps(sparse, steps, chunk);
-      blocks<P>(job, row, count, weight.sparse ? chunk : dense + step * kStepBytes, step, steps, sums);
+      if (weight.sparse) {
+        expand_steps(sparse, steps, chunk);
+        blocks<P, false>(job, row, count, chunk, step, steps, sums);
+      } else {
+        blocks<P, true>(job, row, count, dense + step * kStepBytes, step, steps, sums);
+      }
     }
     finish_rows<P>(job, row, count, panel, sums);
   }
@@ -77,8 +82,10 @@ LISSOME_TARGET void run_panels(const Job& job, std::int64_t first, std::int64_t 
     for (std::int64_t panel = first; panel < last; ++panel) {
       if (job.weight->sparse) {
         few_rows<P>(job, panel, sparse_rows<P>(*job.weight, panel));
-      } else {
+      } else if (job.rows == 1) {
         few_rows<P>(job, panel, dense_rows<P>(*job.weight, panel));
+      } else {
+        few_rows<P>(job, panel, DenseRows<P, true>{dense_rows<P>(*job.weight, panel).at});
       }
     }
     return;

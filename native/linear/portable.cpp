@@ -1,4 +1,5 @@
 #define LISSOME_TARGET
+#include "base/read.h"
 #include "linear/kernels.h"
 #include "linear/panels.h"
 #include "linear/portable_ops.h"
@@ -13,6 +14,7 @@ const Kernels* portable_kernels() {
       .bf16_bf16 = {},
       .int8 = {encode_integers<std::int8_t, 0>, run_panels<portable::Int8>, sizeof(std::int8_t)},
       .pack_panel = pack_panel<portable::Bits16, portable::Bits8>,
+      .read_blocks = read_blocks,
       .unpack_panel = unpack_panel<portable::Bits16, portable::Bits8>,
   };
   return &table;

@@ -50,8 +50,8 @@ void pack_sparse(const Source& source, const Scales* scales, Packed& packed, int
   const std::int64_t panels = packed.view.panels(), words = packed.view.words();
   const std::int64_t item = item_of(packed.view.format);
   const auto pack_panel = kernels().pack_panel;
-  packed.bitmap = allocate<std::uint64_t>(panels * words);
-  packed.starts = allocate<std::int64_t>(panels + 1);
+  packed.bitmap = allocate_block<std::uint64_t>(panels * words);
+  packed.starts = allocate_block<std::int64_t>(panels + 1);
   std::int64_t* starts = packed.starts.get();
   parallel_ranges(panels, threads, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t panel = first; panel < last; ++panel) {
@@ -62,7 +62,7 @@ void pack_sparse(const Source& source, const Scales* scales, Packed& packed, int
   for (std::int64_t panel = 0; panel < panels; ++panel) starts[panel + 1] += starts[panel];
 
   packed.value_bytes = starts[panels] * item + kSlack;
-  packed.values = allocate<std::byte>(packed.value_bytes);
+  packed.values = allocate_block<std::byte>(packed.value_bytes);
   const Scales again{.inverse = scales ? scales->inverse : nullptr, .sums = nullptr};
   parallel_ranges(panels, threads, [&](std::int64_t first, std::int64_t last) {
     auto bits = allocate<std::uint64_t>(words);
@@ -79,7 +79,7 @@ void pack_sparse(const Source& source, const Scales* scales, Packed& packed, int
 void pack_dense(const Source& source, const Scales* scales, Packed& packed, int threads) {
   const std::int64_t panels = packed.view.panels(), bytes = packed.view.steps() * kStepBytes;
   packed.value_bytes = panels * bytes;
-  packed.values = allocate<std::byte>(packed.value_bytes);
+  packed.values = allocate_block<std::byte>(packed.value_bytes);
   parallel_ranges(panels, threads, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t panel = first; panel < last; ++panel) {
       kernels().pack_panel(source, scales, panel, nullptr, packed.values.get() + panel * bytes);
@@ -99,8 +99,8 @@ Packed pack(const Source& source, Format format, bool sparse, int threads) {
   Scales scales;
   if (format == Format::int8) {
     inverse = allocate<float>(padded);
-    packed.scales = allocate<float>(padded);
-    packed.sums = allocate<std::int32_t>(padded);
+    packed.scales = allocate_block<float>(padded);
+    packed.sums = allocate_block<std::int32_t>(padded);
     std::fill_n(inverse.get(), padded, 0.0f);
     std::fill_n(packed.scales.get(), padded, 0.0f);
     std::fill_n(packed.sums.get(), padded, 0);

@@ -27,12 +27,12 @@ struct Scales {
 // allocated once, to the byte. What is not zero is kept; -0 is a zero.
 struct Packed {
   Weight view;
-  Buffer<std::byte> values;
+  Block<std::byte> values;
   std::int64_t value_bytes = 0;  // with kSlack
-  Buffer<std::uint64_t> bitmap;
-  Buffer<std::int64_t> starts;
-  Buffer<float> scales;
-  Buffer<std::int32_t> sums;
+  Block<std::uint64_t> bitmap;
+  Block<std::int64_t> starts;
+  Block<float> scales;
+  Block<std::int32_t> sums;
 };
 
 // Throws std::invalid_argument for sizes that cannot be, and for int8 when an output has NaN or infinity.

@@ -12,19 +12,24 @@
 
 namespace lissome {
 
-inline constexpr std::int64_t kValuesAhead = 8192, kBitmapAhead = 2048;
+inline constexpr std::int64_t kValuesAhead = 8192, kBitmapAhead = 4096;
 
 LISSOME_INLINE void prefetch(const void* p, std::int64_t ahead) {
   __builtin_prefetch(static_cast<const char*>(p) + ahead, 0, 3);
 }
 
-template <class E>
+// `Far`: ask for rows to come. With one row of activations, hardware keeps ahead by itself; with several, it does not.
+template <class E, bool Far = false>
 struct DenseRows {
   const std::byte* at;
 
   LISSOME_TARGET LISSOME_INLINE void ahead() {}
 
   LISSOME_TARGET LISSOME_INLINE void next(typename E::Row& low, typename E::Row& high) {
+    if constexpr (Far) {
+      prefetch(at, kValuesAhead);
+      prefetch(at, kValuesAhead + kRowBytes);
+    }
     low = E::dense(at);
     high = E::dense(at + kRowBytes);
     at += kStepBytes;
@@ -47,7 +52,7 @@ struct SparseRows {
       const std::uint64_t both = opaque(*bitmap++);
       const auto first = static_cast<std::uint32_t>(both);
       low = E::expand16(first, at);
-      high = E::expand16(static_cast<std::uint32_t>(both >> 32), at + 2 * __builtin_popcountll(first));
+      high = E::expand16(opaque(static_cast<std::uint32_t>(both >> 32)), at + 2 * __builtin_popcountll(first));
       at += 2 * __builtin_popcountll(both);
     } else {
       const std::uint64_t first = opaque(*bitmap++), second = opaque(*bitmap++);
@@ -59,8 +64,10 @@ struct SparseRows {
   }
 
  private:
-  // One load of the bits for both the mask and the count: loads are what these loops run out of first.
-  LISSOME_TARGET static LISSOME_INLINE std::uint64_t opaque(std::uint64_t bits) {
+  // Keeps the bits in a general register, from where they go to the mask and to the count: loads are what these loops
+  // run out of first, and shifts of mask registers are slow.
+  template <class Bits>
+  LISSOME_TARGET static LISSOME_INLINE Bits opaque(Bits bits) {
     __asm__("" : "+r"(bits));
     return bits;
   }
