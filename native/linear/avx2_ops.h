@@ -86,7 +86,7 @@ struct Bits8 : Ymm {
 inline constexpr int kYmmRows = 2;
 
 struct Bf16Fma : Bits16 {
-  static constexpr int kRows = kYmmRows;
+  static constexpr int kRows = kYmmRows, kUnroll = 4;
   static constexpr std::uint32_t kOffset = 0;
   using X = float;
   using Sum = float;
@@ -120,7 +120,7 @@ struct Bf16Fma : Bits16 {
 // vpmaddubsw would saturate; bytes become 16-bit numbers instead, whose products vpmaddwd adds in pairs exactly. An
 // output then has two sums side by side: acc[0] holds those of outputs 0-7, acc[1] those of outputs 8-15.
 struct Int8 : Bits8 {
-  static constexpr int kRows = kYmmRows;
+  static constexpr int kRows = kYmmRows, kUnroll = 4;
   static constexpr std::uint32_t kOffset = 0;
   using X = std::int16_t;
   using Sum = std::int32_t;

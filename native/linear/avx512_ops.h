@@ -56,7 +56,7 @@ struct Bits8 : Zmm {
 };
 
 struct FloatSums {
-  static constexpr int kRows = 6;  // 24 registers of sums; 8 are left for weights and activations
+  static constexpr int kRows = 6, kUnroll = 8;  // 24 registers of sums; 8 are left for weights and activations
   static constexpr std::uint32_t kOffset = 0;
   using Sum = float;
   using Acc = __m512;
@@ -85,7 +85,7 @@ struct Bf16Fma : Bits16, FloatSums {
 // vpdpbusd multiplies unsigned by signed: activations get 128 added, and 128 times the sum of the weights is subtracted
 // at the end. It does not saturate, so that this is exact.
 struct Int8 : Bits8 {
-  static constexpr int kRows = 6;
+  static constexpr int kRows = 6, kUnroll = 8;
   static constexpr std::uint32_t kOffset = 128;
   using X = std::uint8_t;
   using Sum = std::int32_t;

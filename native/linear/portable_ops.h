@@ -79,7 +79,7 @@ struct Bits8 {
 
 template <class T>
 struct Sums {
-  static constexpr int kRows = 1;
+  static constexpr int kRows = 1, kUnroll = 2;
   static constexpr std::uint32_t kOffset = 0;
   using Sum = T;
   using Acc = std::array<T, kLanes>;

@@ -3,6 +3,7 @@
 // Included once per instruction set, after LISSOME_TARGET was defined. A policy P says what one step is there:
 //   X, Row, Step, Acc   types of an encoded activation, of 64 bytes of weights, of a step's activations, of 16 sums
 //   kFormat, kRows      format of the weights; rows of activations whose sums fit the registers
+//   kUnroll             steps per turn of the loop, even, at most 8
 //   Sum                 float or int32_t
 //   broadcast(x)        a step's activations, in every lane
 //   dense(p)            a row of weights as it lies in memory
@@ -25,7 +26,7 @@ template <class P, int M, class Rows64>
 LISSOME_TARGET void strip(Rows64 rows, const typename P::X* x, std::int64_t stride, std::int64_t steps,
                           typename P::Sum* sums) {
   constexpr std::int64_t kGroup = group_of(P::kFormat);
-  constexpr int kUnroll = 8;
+  constexpr int kUnroll = P::kUnroll;
   typename P::Acc acc[M][2][2];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {

@@ -24,7 +24,7 @@ Codes = NDArray[np.int16] | NDArray[np.int8]
 def codes_ref(weight: Tensor, form: str) -> tuple[Codes, NDArray[np.float32] | None]:
     """Numbers that are stored: bits of bfloat16 as int16[N, K], or int8[N, K] with a scale per output; −0 becomes 0."""
     if form == "bf16":
-        bits = weight.detach().to(torch.bfloat16).contiguous().view(torch.int16).numpy()
+        bits = weight.detach().float().to(torch.bfloat16).contiguous().view(torch.int16).numpy()
         return np.where(bits == np.int16(-0x8000), np.int16(0), bits), None
     integers, scales = quantised_ref(weight)
     return integers, scales
