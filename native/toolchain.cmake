@@ -6,6 +6,9 @@ if(NOT "$ENV{LISSOME_NO_NATIVE}" STREQUAL "" AND NOT "$ENV{LISSOME_NO_NATIVE}" S
   return()
 endif()
 
+if(DEFINED CMAKE_CXX_COMPILER AND NOT CMAKE_CXX_COMPILER)
+  unset(CMAKE_CXX_COMPILER CACHE) # there was none the last time; there may be one now
+endif()
 include(CheckLanguage)
 check_language(CXX)
 if(NOT CMAKE_CXX_COMPILER)

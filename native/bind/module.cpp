@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
+#include <cstring>
 
 #include "bind/arrays.h"
 #include "bind/weight.h"
@@ -45,6 +46,13 @@ std::uint64_t read_all(const In& array, int count) {
   return total.load();
 }
 
+nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> block(std::int64_t bytes) {
+  if (bytes < 1 || bytes > kMostWeights) throw std::invalid_argument("a block has 1 to 2^40 bytes");
+  Block<std::uint8_t> memory = allocate_block<std::uint8_t>(bytes);
+  std::memset(memory.get(), 1, static_cast<std::size_t>(bytes));  // pages that were never written read as one
+  return owning<std::uint8_t>(std::move(memory), bytes);
+}
+
 }  // namespace
 }  // namespace lissome::bind
 
@@ -60,5 +68,6 @@ NB_MODULE(_native, module) {
   module.def("set_threads", &set_threads, "count"_a);
   module.def("checksum", &bind::read_all, "array"_a, "threads"_a = 0,
              "Sum of the 64-bit words of a contiguous array (whole 512 bytes): reads it once, as fast as memory gives it.");
+  module.def("block", &bind::block, "bytes"_a, "Ones in the kind of memory that packed weights lie in.");
   bind::add_weight(module);
 }

@@ -107,7 +107,7 @@ def test_the_head_of_a_cnn() -> None:
 
 
 def test_a_single_layer_is_no_model() -> None:
-    with pytest.raises(ConfigError, match="SparseLinear.of"):
+    with pytest.raises(ConfigError, match=r"SparseLinear\.of"):
         pack_linears(nn.Linear(3, 3))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -55,9 +56,9 @@ def test_levels_say_what_is_missing() -> None:
 @compiled
 def test_another_one_can_be_used_for_a_while() -> None:
     before = native.choice().name
-    with pytest.raises(ValueError, match="inside"), native.using("portable"):
+    with contextlib.suppress(ValueError), native.using("portable"):
         assert native.choice().name == "portable"
-        raise ValueError("inside")
+        raise ValueError
     assert native.choice().name == before
 
 

@@ -111,7 +111,7 @@ def test_integers_are_exact(level: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_lie_within_the_bound(form: Any, dtype: torch.dtype, level: str) -> None:
-    """bf16 weights: K · 2⁻²³ of the sum of absolute products (a rounding each for product and sum); int8: bit for bit."""
+    """bf16 weights: K · 2⁻²³ of the sum of absolute products (two roundings a term); int8: bit for bit."""
     for case, (m, n, k) in enumerate([(1, 40, 70), (3, 96, 512), (7, 33, 1000), (16, 64, 64), (45, 50, 130)]):
         weight, x = drawn(case, n, k), drawn(case + 50, m, k, 0.1).to(dtype)
         bias = torch.randn(n, generator=torch.Generator().manual_seed(case))

@@ -78,7 +78,7 @@ class SparseLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # A model is cast to another type as a whole; scales and bias stay fp32 here, whatever it is.
         floats = {name: getattr(self, name) for name in ("scales", "bias") if getattr(self, name) is not None}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in floats.items():
             setattr(self, name, before.to(getattr(self, name).device))
         self._packed = None

@@ -12,13 +12,13 @@ can, int8 weights take activations quantised per token. A row's result depends n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack  # a capsule of ours takes 0.2 µs, the protocol's method 5
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # 0.2 µs; the protocol's own method takes 5
 
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.ops.kernels import native
@@ -58,6 +58,8 @@ class PackedWeight:
     scales: Tensor | None = None
     sums: Tensor | None = None
 
+    _handle: Any = field(init=False, repr=False)  # the compiled module's view of it, or None
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "_handle", self._checked())
 
@@ -79,10 +81,12 @@ class PackedWeight:
         if compiled is None:
             return _packed_ref(cls, weight, form, sparse=sparse)
         try:
-            arrays = compiled.pack(to_dlpack(weight), form, sparse, torch.get_num_threads())
+            arrays: Any = compiled.pack(to_dlpack(weight), form, sparse, torch.get_num_threads())
         except ValueError as error:
             raise ConfigError(f"this weight cannot be packed as {form}: {error}.") from error
-        return cls(form, shape, *(None if array is None else torch.from_numpy(array) for array in arrays))
+        values, *others = (None if array is None else torch.from_numpy(array) for array in arrays)
+        assert values is not None
+        return cls(form, shape, values, *others)
 
     @property
     def sparse(self) -> bool:
@@ -106,10 +110,10 @@ class PackedWeight:
 
     def codes(self) -> Tensor:
         """Return what is stored of W: bits of bfloat16 as int16[N, K], or int8[N, K]."""
-        if self._compiled is None:
+        if self._handle is None:
             return torch.from_numpy(np.ascontiguousarray(self._codes_ref()))
         out = torch.empty(self.shape, dtype=_CODE[self.form])
-        self._compiled.unpack(to_dlpack(out), torch.get_num_threads())
+        self._handle.unpack(to_dlpack(out), torch.get_num_threads())
         return out
 
     def unpack(self) -> Tensor:
@@ -133,16 +137,21 @@ class PackedWeight:
         Raises:
             ConfigError: When x does not have K columns, or is not in the CPU's memory.
         """
-        if x.shape[-1] != self.shape[1] or x.device.type != "cpu" or not x.is_floating_point():
+        outputs, inputs = self.shape
+        if not x.is_cpu or not x.is_floating_point() or x.shape[-1] != inputs:
             raise ConfigError(
-                f"x must be floats of shape [..., {self.shape[1]}] in the CPU's memory, "
+                f"x must be floats of shape [..., {inputs}] in the CPU's memory, "
                 f"got {list(x.shape)} of {x.dtype} on {x.device}."
             )
-        rows = x.detach().reshape(-1, self.shape[1])
+        rows = x.detach() if x.requires_grad else x
         if x.dtype not in _KEPT:
             rows = rows.float()
-        y = self._linear_ref(rows, bias) if self._compiled is None else self._linear(rows, bias, threads)
-        return y.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+        if x.dim() != 2:
+            rows = rows.reshape(-1, inputs)
+        y = self._linear_ref(rows, bias) if self._handle is None else self._linear(rows, bias, threads)
+        if x.dtype not in _KEPT:
+            y = y.to(x.dtype)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
 
     def integers(self, x: Tensor, *, threads: int | None = None) -> Tensor:
         """Multiply integers exactly: int8[M, K] → int32[M, N].
@@ -152,20 +161,16 @@ class PackedWeight:
         """
         if self.form != "int8":
             raise ConfigError("integers are multiplied by int8 weights; these are bf16.")
-        if self._compiled is None:
+        if self._handle is None:
             return torch.from_numpy(ref.integers_ref(x.numpy(), self._codes_ref().astype(np.int8)))
         return self._linear(x, None, threads, torch.int32)
 
-    @property
-    def _compiled(self) -> Any:
-        return self.__dict__["_handle"]
-
     def _linear(self, x: Tensor, bias: Tensor | None, threads: int | None, dtype: torch.dtype | None = None) -> Tensor:
-        if x.shape[1] > 1 and x.stride(1) != 1:
+        if x.stride(1) != 1:
             x = x.contiguous()
-        y = torch.empty(len(x), self.shape[0], dtype=dtype or x.dtype)
+        y = torch.empty((x.shape[0], self.shape[0]), dtype=dtype or x.dtype)
         given = None if bias is None else to_dlpack(bias)
-        self._compiled.linear(to_dlpack(x), to_dlpack(y), given, threads or torch.get_num_threads())
+        self._handle.linear(to_dlpack(x), to_dlpack(y), given, threads or torch.get_num_threads())
         return y
 
     def _linear_ref(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -174,13 +179,11 @@ class PackedWeight:
         return ref.linear_int8_ref(x, self.codes().numpy(), self.scales[: self.shape[0]].numpy(), bias)
 
     def _codes_ref(self) -> ref.Codes:
-        values, panels = self.values.numpy(), -(-self.shape[0] // ref.PANEL)
-        if self.bitmap is not None:
-            codes = values[:-_SLACK].view(np.int16 if self.form == "bf16" else np.int8)
-            ordered = ref.expanded_ref(codes, self.bitmap.numpy(), panels)
-        else:
-            ordered = values.view(np.int16 if self.form == "bf16" else np.int8).reshape(panels, -1)
-        return ref.unordered_ref(ordered, self.shape, self.form)
+        stored = self.values if self.bitmap is None else self.values[:-_SLACK]
+        codes: ref.Codes = stored.view(_CODE[self.form]).numpy()
+        panels = -(-self.shape[0] // ref.PANEL)
+        dense = codes if self.bitmap is None else ref.expanded_ref(codes, self.bitmap.numpy(), panels)
+        return ref.unordered_ref(dense.reshape(panels, -1), self.shape, self.form)
 
     def _checked(self) -> Any:
         """Let the compiled module look at everything once, so that no damaged file makes it read outside of it."""
@@ -193,7 +196,8 @@ class PackedWeight:
             raise ArtifactError(f"a packed weight of shape {list(self.shape)} is damaged: {error}.") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
-        return replace(self, **{name: tensor.clone() for name, tensor in self.tensors().items()})
+        parts: dict[str, Any] = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        return replace(self, **parts)
 
     def __reduce__(self) -> Any:
         return PackedWeight, (self.form, self.shape, self.values, self.bitmap, self.starts, self.scales, self.sums)

@@ -31,7 +31,7 @@ def codes_ref(weight: Tensor, form: str) -> tuple[Codes, NDArray[np.float32] | N
 
 
 def quantised_ref(rows: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 per row: round(r · 127 / max|r|), to nearest even, and max|r| / 127; NaN where it is not finite."""
+    """Symmetric int8 per row: round(r · 127 / max|r|), ties to even, and max|r| / 127; NaN where it is not finite."""
     values = rows.detach().float().numpy()
     largest = np.abs(values).max(1, initial=0)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
