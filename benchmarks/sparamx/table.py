@@ -17,7 +17,7 @@ def summary(results: Results) -> str:
     for result in results:
         intro = (
             f"{result['layers']} linear layers of {result['size']} × {result['size']} with zeros, out of cache, one "
-            f"row of inputs, one thread, on {result['kernels']} kernels: how many times as fast as our own dense kernel, "
+            f"row of inputs, one thread, on {result['kernels']} kernels: times as fast as our own dense kernel, "
             f"and what share of this machine's {_gbs(result)}, measured in the same rounds, is reached."
         )
         names = [*DENSE.values()][:2] + [sparse(kind, share) for kind in ("bf16", "int8") for share in _SHOWN]

@@ -1,7 +1,7 @@
 // Memory that starts at a cache line.
 //
-// Weights lie in blocks of huge pages that many share: whoever reads gigabytes in order would otherwise stop every 4 KiB
-// for the next address translation, and weights of small layers do not fill a huge page of their own.
+// Weights lie in blocks of huge pages that many share: whoever reads gigabytes in order would otherwise stop at every
+// 4 KiB for the next address translation, and weights of small layers do not fill a huge page of their own.
 #pragma once
 
 #include <cstddef>

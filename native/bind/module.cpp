@@ -67,7 +67,7 @@ NB_MODULE(_native, module) {
   module.def("threads", &threads);
   module.def("set_threads", &set_threads, "count"_a);
   module.def("checksum", &bind::read_all, "array"_a, "threads"_a = 0,
-             "Sum of the 64-bit words of a contiguous array (whole 512 bytes): reads it once, as fast as memory gives it.");
+             "Sum of the 64-bit words of a contiguous array (whole 512 bytes): reads it once, and does nothing else.");
   module.def("block", &bind::block, "bytes"_a, "Ones in the kind of memory that packed weights lie in.");
   bind::add_weight(module);
 }

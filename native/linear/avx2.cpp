@@ -1,9 +1,9 @@
 #include "base/target.h"
 #define LISSOME_TARGET LISSOME_AVX2
-#include "base/read.h"
 #include "linear/kernels.h"
 
 #if LISSOME_X86
+#include "base/read.h"
 #include "linear/avx2_ops.h"
 #include "linear/panels.h"
 

@@ -22,7 +22,9 @@ constexpr auto shuffles() {
     int next = 0;
     for (int j = 0; j < 8; ++j) {
       const bool kept = (bits >> j) & 1;
-      for (int b = 0; b < Bytes; ++b) table[bits][Bytes * j + b] = kept ? static_cast<std::uint8_t>(Bytes * next + b) : 0x80;
+      for (int b = 0; b < Bytes; ++b) {
+        table[bits][Bytes * j + b] = static_cast<std::uint8_t>(kept ? Bytes * next + b : 0x80);
+      }
       next += kept;
     }
   }

@@ -1,9 +1,9 @@
 #include "base/target.h"
 #define LISSOME_TARGET LISSOME_AVX512
-#include "base/read.h"
 #include "linear/kernels.h"
 
 #if LISSOME_X86
+#include "base/read.h"
 #include "linear/avx512_ops.h"
 #include "linear/panels.h"
 #include "weight/pack_panel.h"

@@ -9,7 +9,7 @@ namespace lissome {
 
 // Multiplication by weights of one format with activations of one kind.
 struct Linear {
-  // Converts rows [first, last) of x: to the kernel's type, padded with zeros to `stride`; notes scales if it makes any.
+  // Converts rows [first, last) of x: to the kernel's type, padded with zeros to `stride`; notes its scales if any.
   void (*encode)(const Rows& x, std::int64_t first, std::int64_t last, std::byte* to, std::int64_t stride,
                  float* scales) = nullptr;
   // Computes panels [first, last) for all rows.

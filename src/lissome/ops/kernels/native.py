@@ -124,4 +124,5 @@ def _missing() -> str:
         built: Any = importlib.import_module("lissome._build")
     except ImportError:
         return "lissome runs from its source folder, without having been installed; `make run` builds the kernels"
-    return f"{built.MISSING}; install a C++ compiler (GCC 11, Clang 14 or newer), then install lissome again"
+    remedy = "without it" if "LISSOME_NO_NATIVE" in built.MISSING else "with GCC 11, Clang 14 or newer at hand"
+    return f"{built.MISSING}; install lissome again {remedy}"
