@@ -102,6 +102,7 @@ def test_people_see_the_settings_of_a_method(run):
         (("export", "x", "--to", "gguf"), "64 B of it is padding"),
         (("inspect", "x"), "1–2      groups 3, queries 3   width 96"),
         (("inspect", "--device"), "40.0 GB/s"),
+        (("inspect", "--device"), "missing here: AVX512F"),
         (("assets",), "smollm2-135m"),
         (("search", "x"), "31 (106.9 %)   75.0 M (75.0 %)   perplexity 32.5   ← chosen"),
         (("search", "x"), "on the test split, which had no part in it: perplexity 33.5"),

@@ -35,6 +35,7 @@ from lissome.models.labels import labels_of
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.models.sparse import sparsity
+from lissome.ops.kernels.native import choice as kernel_choice
 from lissome.pipeline.compare import (
     class_notes,
     counted_figures,
@@ -281,12 +282,19 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
 
 
 def inspect_device(*, events: EventStream | None = None) -> InspectReport:
-    """Measure what this machine can do: threads, multiply speed, memory bandwidth."""
+    """Measure what this machine can do: speed, memory bandwidth, and which kernels it gets, and why."""
     quiet(events).message("measuring this machine, about three seconds")
-    device = Device.here(calibrate=True)
-    return InspectReport(
-        name=device.name, kind="device", facts={**device.to_mapping(), "fingerprint": device.fingerprint}, figures={}
-    )
+    device, kernels = Device.here(calibrate=True), kernel_choice()
+    facts = {
+        **device.to_mapping(),
+        "fingerprint": device.fingerprint,
+        "kernels": kernels.name,
+        "kernels_why": kernels.why,
+        "instruction_sets": [
+            f"{level.name} ({level.why if not level.usable else 'usable'})" for level in kernels.levels
+        ],
+    }
+    return InspectReport(name=device.name, kind="device", facts=facts, figures={})
 
 
 def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: EventStream | None = None) -> Path:
