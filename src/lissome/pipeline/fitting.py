@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import save as safetensors_bytes
 
-from lissome.core.budget import Term, Verdict
+from lissome.core.budget import Bounds, Term, Verdict
 from lissome.core.events import EventStream
 from lissome.core.files import json_text, read_json, write_json
 from lissome.core.manifest import CURVE, Base, Manifest, Step, read_manifest
@@ -64,7 +64,7 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
     *,
     method: str | None = None,
     recipe: Path | None = None,
-    budget: Sequence[str] | str | None = None,
+    budget: Bounds | None = None,
     data: str | Path | None = None,
     settings: Sequence[str] = (),
     seed: int = 0,
@@ -78,7 +78,8 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
         model: Anything `lissome.load` reads (default: the demo model, smollm2-135m).
         method: The one method to run (default: multipruner).
         recipe: A TOML file of several methods, instead of `method`.
-        budget: Bounds such as ``"latency=85%"`` (default: that, or what the recipe says).
+        budget: Bounds such as ``"latency=85%"``, a `Budget`, or several of either (default: that bound, or what the
+            recipe says).
         data: Text for calibration and test: a file or a `datasets` id (default: the shipped text).
         settings: ``key=value`` settings of the method.
         seed: The one source of randomness.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lissome import __version__
-from lissome.core.budget import Budget
+from lissome.core.budget import Bounds, Budget
+from lissome.core.config import check_seed
 from lissome.core.errors import ConfigError, DataError
 from lissome.core.events import EventStream
 from lissome.core.method import ModelCard, Plan
@@ -144,7 +145,7 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     *,
     method: str | None = None,
     recipe: Path | None = None,
-    budget: Sequence[str] | str | None = None,
+    budget: Bounds | None = None,
     data: str | Path | None = None,
     settings: Sequence[str] = (),
     seed: int = 0,
@@ -156,11 +157,11 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     Raises:
         LissomeError: For anything that cannot be understood, read or followed.
     """
+    check_seed(seed)
     if recipe is not None and (method is not None or settings):
         raise ConfigError("give either a recipe or a method with settings, not both.")
     steps = Recipe.read(Path(recipe)) if recipe is not None else Recipe.of(method, settings)
-    given = budget or steps.budget or (DEFAULT_BUDGET if steps.follows_budget else ())
-    bounds = Budget.parse(given) if given else Budget()
+    bounds = _bounds(budget, steps)
     loaded = load(DEFAULT_MODEL if model is None else model, events=events)
     steps.check(tags_of(loaded), bounds)
     ready, splits = data_for(loaded, data, seed=seed)
@@ -172,6 +173,14 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     return Job(
         model=ready, recipe=steps, budget=bounds, data=splits, seed=seed, table=table, untrained=ready is not loaded
     )
+
+
+def _bounds(given: Bounds | None, recipe: Recipe) -> Budget:
+    """The budget that was given, else the recipe's, else the default where one is needed."""
+    if given is not None:
+        return Budget.parse(given)
+    written = recipe.budget or (DEFAULT_BUDGET if recipe.follows_budget else ())
+    return Budget.parse(written) if written else Budget()
 
 
 def data_for(model: Model, source: str | Path | None, *, seed: int) -> tuple[Model, TextSplits | LabelSplits]:

@@ -164,14 +164,14 @@ class GenerateReport:
     Attributes:
         text: The new text.
         tokens: Number of new tokens.
-        prefill: Prompt tokens per second.
-        decode: New tokens per second.
+        prefill: Prompt tokens per second, up to the first new token.
+        decode: New tokens per second after the first one; None when no other was written.
     """
 
     text: str
     tokens: int
     prefill: float
-    decode: float
+    decode: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the answer as JSON-able fields."""
