@@ -116,6 +116,19 @@ def test_people_see_an_answer_and_progress_stays_off_stdout(run, calls, words, e
     assert "a library says something" not in result.out
 
 
+def test_a_plan_says_what_its_figures_are_worth(run, calls):
+    report = calls.answers["plan"]
+    more = {"original": {"params": 134.0, "disk": 5e8, "latency": 1.3, "decode": 9.0}, "at_most": ("params", "decode")}
+    more |= {"predicted": {"params": 100.0, "decode": 10.8}, "reachable": {}, "provenance": {"disk": "counted"}}
+    calls.answers["plan"] = type(report)(**{**vars(report), **more})
+    out = run("plan").out
+    for words in ("at most 100 ", "to be counted", "to be measured", "at least 10.8 tokens/s"):
+        assert words in out
+    fields = json.loads(run("plan", "--json").out)
+    assert "134," in json.dumps(fields["original"])
+    assert fields["at_most"] == ["params", "decode"]
+
+
 def test_fit_asks_for_what_was_given(run, calls):
     run(
         "fit", "m", "--method", "multipruner", "--budget", "latency=70%", "--budget", "disk<=90MB", "--data", "t.txt",

@@ -18,6 +18,7 @@ from lissome.core.manifest import CURVE, Base, Manifest, Step, read_manifest
 from lissome.core.method import Context, Outcome
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
+from lissome.cost.oracle import SubnetCost
 from lissome.cost.peak import give_back, peak_memory
 from lissome.engine.evaluate import Report, evaluate, evaluate_labels, versions
 from lissome.engine.objective import LabelSplits
@@ -29,6 +30,7 @@ from lissome.pipeline.compare import (
     against,
     class_notes,
     counted_figures,
+    figures_of,
     paired_scores,
     paired_timings,
     quiet,
@@ -182,8 +184,9 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
     scored = _score(job, small, events)
     times, scores = paired_timings(timed), paired_scores(scored)
     counted = counted_figures(job.model, small)
-    base = counted[0] | times[0] | scores[0]
-    other = against(counted[1] | times[1] | scores[1], base)
+    held = [_predicted(job, model) for model in (job.model, small)]
+    base = counted[0] | held[0] | times[0] | scores[0]
+    other = against(counted[1] | held[1] | times[1] | scores[1], base)
     _release(job.model, small)
     extra, notes = llama_cpp_rows(job.model, small, folder.state, events)
     return TableReport(
@@ -193,6 +196,13 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
         versions=versions(),
         seconds=time.monotonic() - start,
     )
+
+
+def _predicted(job: Job, model: Model) -> dict[str, Figure]:
+    """Bounded figures of a model that are neither counted nor measured: the memory of a run."""
+    if "memory" not in job.budget.names:
+        return {}
+    return figures_of({"memory": SubnetCost(model).figures(model.space().full)["memory"]}, "predicted")
 
 
 def _score(job: Job, small: Model, events: EventStream) -> Report:

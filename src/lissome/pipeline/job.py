@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lissome import __version__
-from lissome.core.budget import Bounds, Budget
+from lissome.core.budget import TERMS, Bounds, Budget
 from lissome.core.config import check_seed
 from lissome.core.errors import ConfigError, DataError
 from lissome.core.events import EventStream
@@ -113,13 +113,14 @@ class Job:
         plans: list[Plan] = [step.method(step.config).plan(self.card, self.budget) for step in self.recipe.steps]
         worst = max(plans, key=lambda plan: plan.peak_memory)
         seconds = [plan.seconds for plan in plans if plan.seconds is not None]
-        predicted = {name: value for plan in plans for name, value in plan.figures.items()}
+        predicted, at_most = _merged(plans)
         return PlanReport(
             model=self.model.name,
             recipe=self.recipe.to_json(),
             budget=str(self.budget),
             original=self.original,
             predicted=predicted,
+            at_most=tuple(sorted(at_most)),
             reachable=self.card.reachable,
             provenance={name: self.cost.provenance(name) for name in self.original},
             peak_memory=worst.peak_memory,
@@ -132,6 +133,18 @@ class Job:
     def _measuring(self, predicted: Mapping[str, float]) -> float:
         kept = kept_weights(self.card, predicted)
         return measuring_seconds(self.card, speeds_here(), tokens=self.data.test.numel(), kept=kept)
+
+
+def _merged(plans: Sequence[Plan]) -> tuple[dict[str, float], frozenset[str]]:
+    """Expected figures after all steps: each expects them of the original, so that together they go at least as far."""
+    figures: dict[str, float] = {}
+    several: set[str] = set()
+    for plan in plans:
+        several |= figures.keys() & plan.figures.keys()
+        for name, value in plan.figures.items():
+            better = min if TERMS[name].better == "lower" else max
+            figures[name] = better(value, figures.get(name, value))
+    return figures, frozenset(several.union(*(plan.at_most for plan in plans)))
 
 
 def tags_of(model: Model) -> frozenset[str]:
