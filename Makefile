@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
-NEEDS := pyproject.toml constraints.txt
+NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find native -type f -not -path 'native/tests/*')
+# Warnings of the kernels' compiler are errors here, and not where people install it with a compiler of their own.
+EDITABLE := $(INSTALL) --no-build-isolation --config-settings=cmake.define.LISSOME_WERROR=ON --editable
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: run test test-all check docs bench clean
@@ -32,7 +34,7 @@ bench: $(VENV)/installed-test ## every claim of the method pages, on real models
 	$(BIN)/python -m benchmarks
 
 clean: ## remove the environment and what tools left
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .PHONY: style
 style: $(VENV)/installed-test
@@ -46,12 +48,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-run: $(NEEDS) | $(VENV)/bin/python
-	$(INSTALL) setuptools
-	$(INSTALL) --no-build-isolation --editable '.[gguf,report]'
+	$(INSTALL) cmake nanobind ninja scikit-build-core
+	$(EDITABLE) '.[gguf,report]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed-run
-	$(INSTALL) --no-build-isolation --editable '.[bench,dev,eval,federate,gguf,report,tensorboard]'
+	$(EDITABLE) '.[bench,dev,eval,federate,gguf,report,tensorboard]'
 	touch $@
 
 # llama.cpp is compiled here (some minutes, without its picture part); Chromium looks at the report page; PostgreSQL and
@@ -60,6 +62,5 @@ $(VENV)/installed-peers: $(VENV)/installed-test
 	which chromium cmake g++ > /dev/null || { apt-get update -qq && apt-get install -qq -y chromium cmake g++; }
 	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y postgresql; }
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) llama-cpp-python
-	$(INSTALL) optuna-dashboard 'psycopg[binary]'
-	$(INSTALL) --no-build-isolation --editable '.[federate-ray]'
+	$(INSTALL) optuna-dashboard 'psycopg[binary]' 'flwr[simulation]' ray
 	touch $@

@@ -63,7 +63,8 @@ ROWS = (
 
 DEVICE = {
     "kind": "cpu", "processor": "p", "threads": 2, "dtype": "float32", "memory": 4e9, "bandwidth": 4e10, "flops": 1e11,
-    "torch": "2", "fingerprint": "f",
+    "torch": "2", "fingerprint": "f", "kernels": "avx2", "kernels_why": "AVX2, FMA",
+    "instruction_sets": ["avx2 (usable)", "avx512 (missing here: AVX512F)"],
 }  # fmt: skip
 
 

@@ -102,6 +102,7 @@ def test_people_see_the_settings_of_a_method(run):
         (("export", "x", "--to", "gguf"), "64 B of it is padding"),
         (("inspect", "x"), "1–2      groups 3, queries 3   width 96"),
         (("inspect", "--device"), "40.0 GB/s"),
+        (("inspect", "--device"), "missing here: AVX512F"),
         (("assets",), "smollm2-135m"),
         (("search", "x"), "31 (106.9 %)   75.0 M (75.0 %)   perplexity 32.5   ← chosen"),
         (("search", "x"), "on the test split, which had no part in it: perplexity 33.5"),
@@ -113,6 +114,19 @@ def test_people_see_an_answer_and_progress_stays_off_stdout(run, calls, words, e
     assert result.code == 0
     assert expected in result.out
     assert "a library says something" not in result.out
+
+
+def test_a_plan_says_what_its_figures_are_worth(run, calls):
+    report = calls.answers["plan"]
+    more = {"original": {"params": 134.0, "disk": 5e8, "latency": 1.3, "decode": 9.0}, "at_most": ("params", "decode")}
+    more |= {"predicted": {"params": 100.0, "decode": 10.8}, "reachable": {}, "provenance": {"disk": "counted"}}
+    calls.answers["plan"] = type(report)(**{**vars(report), **more})
+    out = run("plan").out
+    for words in ("at most 100 ", "to be counted", "to be measured", "at least 10.8 tokens/s"):
+        assert words in out
+    fields = json.loads(run("plan", "--json").out)
+    assert "134," in json.dumps(fields["original"])
+    assert fields["at_most"] == ["params", "decode"]
 
 
 def test_fit_asks_for_what_was_given(run, calls):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -90,6 +91,20 @@ def test_relative_bounds(name: str) -> None:
 )
 def test_terms_stand_together(text: str, count: int) -> None:
     assert len(Budget.parse(text).terms) == count
+
+
+def test_budgets_stand_for_their_text() -> None:
+    first, second = Budget.parse("latency=85%"), Budget.parse("disk<=90MB, params<=50%")
+    assert Budget.parse(first) == first
+    assert Budget.parse([first, "disk<=90MB", Budget.parse("params<=50%")]) == Budget(first.terms + second.terms)
+    with pytest.raises(BudgetError, match="bounded twice"):
+        Budget.parse([first, "latency=85%"])
+
+
+@pytest.mark.parametrize("given", [85, ["latency=85%", 3], [None], Budget(), [Budget(), ""]])
+def test_what_is_no_budget_is_refused(given: Any) -> None:
+    with pytest.raises(BudgetError, match=r"write for example|a budget is text"):
+        Budget.parse(given)
 
 
 def test_the_flag_may_be_given_again() -> None:

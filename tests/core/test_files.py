@@ -107,6 +107,23 @@ def test_the_users_umask_holds(tmp_path: Path) -> None:
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
 
 
+def test_files_that_others_put_there_follow_the_umask(tmp_path: Path) -> None:
+    """Libraries that write a file of their own and rename it give it permissions of their own (safetensors: 0600)."""
+    before = os.umask(0o027)
+    try:
+        with atomic_file(tmp_path / "file") as part:
+            part.unlink()
+            part.touch(mode=0o600)
+        with atomic_folder(tmp_path / "folder") as part:
+            (part / "inner").mkdir()
+            (part / "inner" / "file").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder" / "inner" / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder" / "inner").stat().st_mode & 0o777 == 0o750
+
+
 KILLED = """
 import sys, time
 from pathlib import Path

@@ -30,6 +30,14 @@ def test_expected_figures_are_the_bounds_in_units() -> None:
     assert expected_figures(CARD, Budget.parse("params=85%, decode>=30")) == {"params": 85e6, "decode": 30.0}
 
 
+def test_a_loose_bound_expects_no_change() -> None:
+    assert expected_figures(CARD, Budget.parse("params<=200%, decode>=1")) == {"params": 100e6, "decode": 20.0}
+
+
+def test_a_bound_against_getting_better_expects_nothing() -> None:
+    assert expected_figures(CARD, Budget.parse("params<=80%, params>=50%, decode<=400%")) == {"params": 80e6}
+
+
 @pytest.mark.parametrize("text", ["params=39%", "params<=39M", "decode>=51", "decode=300%"])
 def test_a_bound_out_of_reach_is_refused_by_the_plan(text: str) -> None:
     with pytest.raises(BudgetUnmetError, match="cannot be met"):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 
-from lissome.core.errors import ArtifactError, LissomeError, NumericsError, UnknownNameError
+import lissome
+from lissome.core.errors import ArtifactError, LissomeError, NumericsError, UnknownNameError, UnsupportedModelError
 from lissome.core.manifest import Base, Manifest
+from lissome.models.anatomy import anatomy_of
 from lissome.models.artifact import config_of
 from lissome.models.binding import extract
 from lissome.models.load import load_model
@@ -116,6 +120,43 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
     other.write_bytes(b"1")
     with pytest.raises(ArtifactError, match=r"neither a \.gguf nor a \.zip file"):
         load_model(other)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (5, "from int 5; give"), (None, "from None; give"), (["a"], "from list ['a']; give"),
+        ("", "is empty"), ("a" * 5000, "5000 letters"), (Path("a" * 5000), "5000 letters"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("read", [load_model, lissome.load])
+def test_what_names_no_model(read: Callable[[Any], Model], given: Any, words: str) -> None:
+    with pytest.raises(UnknownNameError) as error:
+        read(given)
+    assert words in str(error.value)
+    _one_line(error)
+
+
+def test_a_model_of_another_kind_is_refused_in_a_short_line() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    module = MixtralForCausalLM(MixtralConfig(vocab_size=9, num_key_value_heads=1, num_local_experts=2, **sizes))
+    for other in (module, torch.nn.Linear(2, 2)):
+        with pytest.raises(
+            UnsupportedModelError, match=r"was not understood; the model types that are: bamba, bert,"
+        ) as e:
+            anatomy_of(other)
+        assert len(str(e.value)) < 240
+        _one_line(e)
+
+
+def test_a_folder_follows_the_umask_and_does_not_say_where_it_was_read(tmp_path: Path) -> None:
+    toy_model("llama").save(tmp_path / "first")
+    second = load_model(tmp_path / "first").save(tmp_path / "second")
+    modes = {path.stat().st_mode & 0o777 for path in second.iterdir()}
+    assert modes == {(tmp_path / "second").stat().st_mode & 0o666}
+    assert not [path for path in second.iterdir() if str(tmp_path).encode() in path.read_bytes()]
 
 
 def test_the_configuration_says_every_block(small: Model) -> None:

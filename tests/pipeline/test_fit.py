@@ -57,6 +57,16 @@ def test_the_result_meets_the_budget_and_reloads_equal(toy_folder: Path, toy_tex
     assert torch.isfinite(small.module(input_ids=ids).logits).all()
 
 
+def test_a_bound_on_memory_is_held_against_the_prediction(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+    report = _fit(toy_folder, toy_text, tmp_path / "out", budget="memory<=150%")
+    (verdict,) = report.verdicts
+    assert verdict.ok
+    memory = report.rows[1].figures["memory"]
+    assert memory.metric.provenance == "predicted"
+    assert memory.metric.value == verdict.got
+    assert memory.ratio == pytest.approx(1.0)
+
+
 def test_every_step_of_the_curve_can_be_extracted(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
     _fit(toy_folder, toy_text, tmp_path / "out")
     curve = read_curve(tmp_path / "out")

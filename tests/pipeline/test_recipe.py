@@ -52,6 +52,35 @@ def test_bad_recipes(text: str, error: type[Exception], words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+_STEP = "[[step]]\nmethod = 'multipruner'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "start"),
+    [
+        ("\nbugdet = '1'\n" + _STEP, ConfigError, ":2: unknown recipe key 'bugdet'"),
+        ("budget = 'latncy=3'\n" + _STEP, BudgetError, ":1: unknown budget term 'latncy'"),
+        (_STEP + _STEP + "splt = 'auto'", ConfigError, ":5: unknown setting 'splt'"),
+        (_STEP + "lazy = 'perhaps'\n" + _STEP, ConfigError, ":3: the setting 'lazy'"),
+        ("# none\n[[step]]\nmethod = 'prunner'", UnknownNameError, ":3: unknown method 'prunner'"),
+        (_STEP + "\n[[step]]\nsplit = 'auto'", ConfigError, ":4: each [[step]] needs method"),
+        ("step = [{method = 'multipruner', splt = 1}]", ConfigError, ": unknown setting 'splt'"),
+        ("a = ", ConfigError, ": not valid TOML: Invalid value (at end of document)"),
+        ("[[step]\n", ConfigError, ": not valid TOML: Expected ']]' at the end of an array declaration (at line 1"),
+        ("", ConfigError, ": a recipe needs at least one"),
+        ("budget = 3\n" + _STEP, ConfigError, ": the budget of a recipe"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_names_the_file_and_the_line(
+    tmp_path: Path, text: str, error: type[Exception], start: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(error) as caught:
+        Recipe.read(path)
+    assert str(caught.value).startswith(f"{path}{start}")
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml cannot be read"):
         Recipe.read(tmp_path / "none.toml")

@@ -14,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from lissome.core.errors import NumericsError
 from lissome.core.files import sha256_file
 from lissome.data.text import Encoder
+from lissome.engine.hooks import Batch
+from lissome.models.load import load_model
 from lissome.models.zoo import load_zoo, zoo
 from tools import train_zoo
 
@@ -107,3 +110,31 @@ def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_all_of_them_fit_into_ten_megabytes() -> None:
     numbers = [sum(value.numel() for value in recipe.build().parameters()) for recipe in train_zoo.RECIPES.values()]
     assert 2 * sum(numbers) < 9.9e6
+
+
+@pytest.mark.parametrize("name", sorted(train_zoo.RECIPES))
+def test_every_parameter_learns_from_the_first_step_on_even_behind_an_end_token(name: str) -> None:
+    module = load_model(replace(train_zoo.RECIPES[name], layers=3).build()).module
+    ids = torch.randint(256, (2, 64), generator=torch.Generator().manual_seed(0))
+    ids[0, 0] = train_zoo.END
+    train_zoo.next_bytes(module, Batch(ids, torch.arange(2), None, 0)).mean().backward()
+    norms = {key: float(value.grad.norm()) for key, value in module.named_parameters() if value.grad is not None}
+    assert set(norms) == {key for key, _ in module.named_parameters()}
+    assert all(1e-6 < norm < 100 for norm in norms.values()), norms
+    # the head is the embedding: ids that no input has get a gradient too
+    absent = next(byte for byte in range(256) if byte not in set(ids.flatten().tolist()))
+    assert module.get_input_embeddings().weight.grad[[absent, train_zoo.END]].norm(dim=1).min() > 1e-6
+
+
+def test_a_rate_that_diverges_gives_way_to_the_next(
+    little: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_zoo, "RATES", (1e-3, 1e30))
+    recipe = train_zoo.RECIPES["zoo-llama"]
+    tried = train_zoo.choose(recipe, 60, little / "work")
+    assert tried[1e30] is None and tried[1e-3] is not None
+    assert train_zoo.choose(recipe, 60, little / "work") == tried
+    assert train_zoo.best(recipe, 4, little / "work", {1e30: 1.0, 1e-3: 2.0})[2] == 1e-3
+    assert capsys.readouterr().out.count("lower lr") == 2
+    with pytest.raises(NumericsError, match="every learning rate of 1e\\+30"):
+        train_zoo.best(recipe, 4, little / "work", {1e30: 1.0})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from lissome.core.budget import Term
+from lissome.core.config import MAX_SEED
 from lissome.core.errors import BudgetError, ConfigError
 from lissome.core.events import EventStream, JsonLines
 
@@ -62,7 +63,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method (lissome methods NAME); may be repeated."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="The one source of randomness.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, max=MAX_SEED, help="The one source of randomness.")
+]
 MemoryOption = Annotated[
     str | None,
     typer.Option("--max-memory", metavar="B", help="Refuse before starting if more memory is needed, e.g. 2GiB."),

@@ -219,15 +219,23 @@ class Budget:
     terms: tuple[Term, ...] = ()
 
     @classmethod
-    def parse(cls, text: str | Iterable[str]) -> Budget:
+    def parse(cls, given: Bounds) -> Budget:
         """Read one expression or several (``--budget`` given more than once).
 
+        Args:
+            given: A text, a `Budget`, which is taken as it is, or several of either.
+
         Raises:
-            BudgetError: When a term is malformed, the same bound stands twice, or two bounds exclude each other.
+            BudgetError: When a term is malformed, the same bound stands twice, two bounds exclude each other, or
+                `given` is neither text nor a budget.
         """
-        parts = [text] if isinstance(text, str) else list(text)
-        tokens = [token.strip() for part in parts for token in _BETWEEN_TERMS.split(part)]
-        terms = tuple(Term.parse(token) for token in tokens if token)
+        if isinstance(given, str | Budget):
+            parts = [given]
+        elif isinstance(given, Iterable):
+            parts = list(given)
+        else:
+            raise BudgetError(f"a budget is text such as 'latency=85%' or a Budget, got {given!r}.")
+        terms = tuple(term for part in parts for term in _terms(part))
         if not terms:
             raise BudgetError("the budget is empty; write for example latency=85% or params<=100M.")
         for index, term in enumerate(terms):
@@ -299,6 +307,20 @@ class Budget:
                     )
         if broken:
             raise BudgetUnmetError("; ".join(broken) + "; give a bound in this range.")
+
+
+Bounds = str | Budget | Iterable[str | Budget]
+"""What is read as a budget."""
+
+
+def _terms(part: object) -> tuple[Term, ...]:
+    """Terms of one expression, or of a budget."""
+    if isinstance(part, Budget):
+        return part.terms
+    if not isinstance(part, str):
+        raise BudgetError(f"a budget is text such as 'latency=85%' or a Budget, got {part!r}.")
+    tokens = (token.strip() for token in _BETWEEN_TERMS.split(part))
+    return tuple(Term.parse(token) for token in tokens if token)
 
 
 def _check_pair(first: Term, second: Term) -> None:

@@ -135,6 +135,20 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
     return values
 
 
+MAX_SEED = 2**63 - 1
+"""Largest seed: the largest that every random number generator takes."""
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what is no seed before any work.
+
+    Raises:
+        ConfigError: When it is not a whole number from 0 to `MAX_SEED`.
+    """
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"the seed must be a whole number from 0 to {MAX_SEED}, got {seed!r}.")
+
+
 def read_toml(text: str) -> dict[str, Any]:
     """Parse TOML.
 

@@ -121,6 +121,8 @@ def _ready(target: Path) -> Path:
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success it replaces `target`, on failure it is removed.
 
+    Whoever writes it, the file has the permissions that the process gives new files (its umask).
+
     Raises:
         OSError: When the place cannot be written or the disk is full; `target` is as it was.
     """
@@ -128,8 +130,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
     part = _beside(target, ".part")
     try:
         part.touch(exist_ok=False)
+        mode = part.stat().st_mode
         with _in_use(part):
             yield part
+            part.chmod(mode)  # safetensors and others put a file of their own there that nobody else may read
             _sync(part)
             part.replace(target)
         _sync(target.parent)
@@ -141,7 +145,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 def atomic_folder(target: Path, *, ours: tuple[str, ...] = _OURS) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; on success it takes the place of `target`.
 
-    An older `target` is kept until the new one is whole, then removed.
+    An older `target` is kept until the new one is whole, then removed. Permissions are as of `atomic_file`.
 
     Args:
         target: The folder to make.
@@ -159,7 +163,10 @@ def atomic_folder(target: Path, *, ours: tuple[str, ...] = _OURS) -> Iterator[Pa
         part.mkdir()
         with _in_use(part):
             yield part
+            mode = part.stat().st_mode & 0o666
             for path in (part, *part.rglob("*")):
+                if path.is_file():
+                    path.chmod(mode)  # as of `atomic_file`
                 _sync(path)
             _swap(part, target)
         _sync(target.parent)

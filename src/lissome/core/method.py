@@ -84,6 +84,7 @@ class Plan:
 
     Attributes:
         figures: Predicted figures of the result by budget term.
+        at_most: Those of them that are only bounds: a cost will be there or below, a speed there or above.
         peak_memory: Predicted peak resident bytes above the imported libraries.
         memory_parts: What that peak is made of, in bytes.
         seconds: Predicted run time, or None when it cannot be known.
@@ -95,6 +96,7 @@ class Plan:
     memory_parts: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    at_most: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,10 +212,19 @@ class Method(abc.ABC):
 
 
 def expected_figures(card: ModelCard, budget: Budget) -> dict[str, float]:
-    """Return the bounds in the terms' units: what a method that follows the budget will come out at.
+    """Return what a method that follows the budget will stay within, in the terms' units.
+
+    A bound that the original meets already expects no change; one that keeps a figure from getting better than that
+    (``params>=50%``) says nothing of how far to go, and is left out.
 
     Raises:
         BudgetUnmetError: When a bound lies outside what can be reached; names the term and the range.
     """
     budget.require_reachable(card.reachable, card.figures, card.figures)
-    return {term.name: term.limit(card.figures) for term in budget.terms}
+    figures = {}
+    for term in budget.terms:
+        lower = term.kind.better == "lower"
+        if (term.op == "<=") == lower:
+            nearest = min if lower else max
+            figures[term.name] = nearest(term.limit(card.figures), card.figures[term.name])
+    return figures

@@ -98,7 +98,10 @@ class Device(MethodConfig):
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the device file {path} cannot be read: {error}.") from error
-        return cls.from_toml(text)
+        try:
+            return cls.from_toml(text)
+        except ConfigError as error:
+            raise ConfigError(f"the device file {path}: {error}") from error
 
 
 def processor_name() -> str:

@@ -106,6 +106,23 @@ class TextSplits:
         return {**facts, "fingerprint": self.fingerprint, "test_fingerprint": self.test_fingerprint}
 
 
+def check_ids(largest: int, vocabulary: int) -> None:
+    """Refuse tokens that a model does not have.
+
+    Args:
+        largest: The largest token id of a text.
+        vocabulary: Number of token embeddings of the model.
+
+    Raises:
+        DataError: When the id lies outside the vocabulary: the tokenizer belongs to another model.
+    """
+    if largest >= vocabulary:
+        raise DataError(
+            f"the tokenizer does not fit the model: it gives id {largest}, the model has ids 0 to {vocabulary - 1}; "
+            "use the tokenizer that came with the model."
+        )
+
+
 class Encoder:
     """A tokenizer as plain functions: ids without special tokens, and what belongs before a text.
 
@@ -114,7 +131,7 @@ class Encoder:
         vocabulary: Number of token embeddings of the model, to check ids against; None does not check.
 
     Raises:
-        DataError: When there is no tokenizer.
+        DataError: When there is no tokenizer, or its beginning-of-text token is none of the model's.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int | None = None) -> None:
@@ -124,6 +141,8 @@ class Encoder:
         bare, full = self._ids("a", special=False), self._ids("a", special=True)
         starts = (k for k in range(len(full) - len(bare) + 1) if full[k : k + len(bare)] == bare)
         self.prefix: list[int] = full[: next(starts, 0)]
+        if vocabulary is not None:
+            check_ids(max(self.prefix, default=0), vocabulary)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         # `verbose=False`: the stream is longer than the model's context on purpose.
@@ -136,11 +155,8 @@ class Encoder:
             DataError: When an id lies outside the model's vocabulary: the tokenizer belongs to another model.
         """
         ids = self._ids(text, special=False)
-        if self._vocabulary is not None and ids and max(ids) >= self._vocabulary:
-            raise DataError(
-                f"the tokenizer does not fit the model: it gives id {max(ids)}, the model has ids 0 to "
-                f"{self._vocabulary - 1}; use the tokenizer that came with the model."
-            )
+        if self._vocabulary is not None:
+            check_ids(max(ids, default=0), self._vocabulary)
         return ids
 
     def windows(self, ids: Sequence[int], length: int, begin: Begin) -> Tensor:

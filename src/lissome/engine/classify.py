@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lissome.core.errors import DataError, NumericsError, UnsupportedModelError
 from lissome.data.labelled import Labelled
+from lissome.data.text import check_ids
 from lissome.engine.forward import quick_attention
 from lissome.engine.hooks import Batch, Task
 from lissome.models.labels import labels_of
@@ -72,7 +73,7 @@ def encode(model: Model, data: Labelled, *, length: int = 128) -> Encoded:
         length: Most tokens of a text, the special ones among them.
 
     Raises:
-        DataError: When the model has no tokenizer, or one without padding.
+        DataError: When the model has no tokenizer, one without padding, or one that does not fit it.
     """
     tokenizer: Any = model.tokenizer
     if tokenizer is None or tokenizer.pad_token_id is None:
@@ -80,6 +81,7 @@ def encode(model: Model, data: Labelled, *, length: int = 128) -> Encoded:
     found = tokenizer(
         list(data.texts), truncation=True, max_length=length, padding=True, padding_side="right", return_tensors="pt"
     )
+    check_ids(int(found["input_ids"].max()), model.anatomy.vocabulary)
     return Encoded(found["input_ids"], found["attention_mask"], torch.tensor(data.labels))
 
 

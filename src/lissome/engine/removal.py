@@ -20,6 +20,7 @@ from lissome.core.config import MethodConfig, option
 from lissome.core.errors import BudgetUnmetError, ConfigError
 from lissome.core.method import Context, CurvePoint, ModelCard, Outcome, Plan
 from lissome.cost.duration import search_seconds, speeds_here, training_seconds
+from lissome.cost.expected import expected_of_removal
 from lissome.cost.memory import kept_weights, predict_fit
 from lissome.cost.peak import give_back
 from lissome.data.text import spread
@@ -144,7 +145,7 @@ def expected_plan(
 
     Args:
         card: The original.
-        figures: Expected figures of the result by budget term; none, when they are not known.
+        figures: What the result stays within, by budget term; none, when that is not known.
         config: Settings.
         damage: As in `Removal`.
         competing: Whether unlike kinds compete in every stage.
@@ -154,7 +155,11 @@ def expected_plan(
     memory = predict_fit(card, windows=card.windows, recover=config.recover_steps > 0, kept=kept)
     # what scans take does not follow from operations
     seconds = None if "mixer" in card.tags else _seconds(card, kept, config, _laziness(damage, competing), kinds)
-    return Plan(figures=figures, peak_memory=memory.total, memory_parts=memory.parts, seconds=seconds)
+    expected = expected_of_removal(card, figures)
+    return Plan(
+        figures=expected.figures, at_most=expected.at_most, notes=expected.notes, seconds=seconds,
+        peak_memory=memory.total, memory_parts=memory.parts,
+    )  # fmt: skip
 
 
 def _laziness(damage: str, competing: bool) -> Laziness:

@@ -25,6 +25,7 @@ from lissome.core.errors import DataError, NumericsError
 from lissome.core.events import EventStream, Stage
 from lissome.core.optional import optional_import
 from lissome.data.choice import Question
+from lissome.data.text import check_ids
 from lissome.engine.forward import last_states
 from lissome.models.model import Model
 from lissome.ops.losses import rows_scores
@@ -66,7 +67,7 @@ def answer(model: Model, name: str, questions: Sequence[Question], *, events: Ev
         events: Where progress goes: a stage ``task NAME`` counted in scored options.
 
     Raises:
-        DataError: When there are no questions, or the model has no tokenizer.
+        DataError: When there are no questions, or the model has no tokenizer, or one of another model.
         NumericsError: When a log-likelihood is NaN.
         MissingExtraError: When lm-eval is not installed.
     """
@@ -168,7 +169,9 @@ def _language_model() -> Any:
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_options: Any) -> list[int]:
             """Encode; special tokens go where the tokenizer itself puts them, unless told."""
             options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-            return list(self.tokenizer(string, verbose=False, **options)["input_ids"])
+            ids = list(self.tokenizer(string, verbose=False, **options)["input_ids"])
+            check_ids(max(ids, default=0), self._model.anatomy.vocabulary)
+            return ids
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)

@@ -29,6 +29,15 @@ TASKS = {
 }
 """What models compute, by the name that an `Anatomy` gives it."""
 
+
+class OtherArchitectureError(UnsupportedModelError):
+    """A model of an architecture that a family does not read; `known` are those that it does."""
+
+    def __init__(self, message: str, known: Sequence[str]) -> None:
+        super().__init__(message)
+        self.known = tuple(known)
+
+
 Layer = dict[str, dict[str, int]]
 """What one block has: number of units by dim, by the name of the branch inside the block."""
 
@@ -285,26 +294,28 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     """Read the anatomy of a module.
 
     Raises:
-        UnsupportedModelError: When no family recognises it; says what was looked at and what is known.
+        UnsupportedModelError: When no family recognises it; says what its family misses, or which families are known.
     """
     from lissome.models.adapters.elastic import with_adapters
 
-    reasons = []
-    for name, reader in _readers():
+    known: list[str] = []
+    for reader in _readers():
         try:
             anatomy: Anatomy = reader.read(module)
+        except OtherArchitectureError as other:
+            known += other.known
         except UnsupportedModelError as reason:
-            reasons.append(f"{name}: {reason}")
+            raise UnsupportedModelError(f"{type(module).__name__} was not understood: {reason}.") from reason
         else:
             return with_adapters(anatomy)
-    raise UnsupportedModelError(f"{type(module).__name__} was not understood ({'; '.join(reasons)}).")
+    name = type(module).__name__
+    raise UnsupportedModelError(f"{name} was not understood; the model types that are: {', '.join(sorted(known))}.")
 
 
 @cache
-def _readers() -> tuple[tuple[str, Any], ...]:
+def _readers() -> tuple[Any, ...]:
     """The families, imported once: a federation reads the anatomy of a model in every order."""
-    found = public_files("lissome.models.families")
-    return tuple((info.name, importlib.import_module(info.module)) for info in found)
+    return tuple(importlib.import_module(info.module) for info in public_files("lissome.models.families"))
 
 
 def span(start: int, units: int, width: int, *, lanes: int = 1, lane_stride: int = 0, stride: int = 0) -> Tensor:

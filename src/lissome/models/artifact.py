@@ -35,7 +35,8 @@ MODEL_TYPE = "lissome"
 WEIGHTS = "model.safetensors"
 ADAPTER, PROMPT = "adapter", "prompt"
 _FLOAT = "__float__"
-_RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset")
+# What a configuration knows of this process: marks of removed branches, and where on this machine it was read.
+_RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset", "_name_or_path")
 
 
 def save_model(

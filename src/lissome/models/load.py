@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from lissome.core.events import EventStream
 from lissome.models.artifact import check_finite, load_folder
 from lissome.models.model import Model, Source
 
+_LONGEST = 1024
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -34,10 +36,11 @@ def load_model(
         events: Where a conversion reports its progress.
 
     Raises:
-        UnknownNameError: When `target` is neither a path nor a hub id.
+        UnknownNameError: When `target` is empty, of another type, or neither a path nor a hub id.
         ArtifactError: When files are missing or damaged.
         NumericsError: When a weight is NaN or infinite.
     """
+    check_target(target)
     if isinstance(target, Model):
         return target
     if isinstance(target, nn.Module):
@@ -53,6 +56,26 @@ def load_model(
     if isinstance(target, str) and _HUB_ID.fullmatch(target):
         return _load_hub(target, name or target, dtype)
     raise UnknownNameError(f"{str(target)!r} is not a file, a folder or a hub id (owner/name); see: lissome assets")
+
+
+def check_target(target: Any) -> None:
+    """Refuse what cannot name a model at all.
+
+    Raises:
+        UnknownNameError: When it is of another type, empty, or longer than any path.
+    """
+    if not isinstance(target, Model | nn.Module | str | Path):
+        given = f"{type(target).__name__} {ascii(target)[:40]}" if target is not None else "None"
+        raise UnknownNameError(
+            f"no model can be read from {given}; give an asset name (see: lissome assets), a folder, a .gguf file, "
+            "a hub id owner/name, or a torch module."
+        )
+    if target == "":
+        raise UnknownNameError(
+            'the name of the model is empty; give an asset, a path or a hub id ("." is this folder).'
+        )
+    if isinstance(target, str | Path) and len(str(target)) > _LONGEST:
+        raise UnknownNameError(f"{str(target)[:40]!r}… has {len(str(target))} letters, more than a path can have.")
 
 
 def _load_file(path: Path, name: str, dtype: torch.dtype | None, events: EventStream | None) -> Model:

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lissome.core.errors import UnsupportedModelError
-from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
+from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, OtherArchitectureError, span
 
 CACHES = ("past_key_values", "cache_params")
 """Names under which models take and return what they hold for the next token."""
@@ -36,12 +35,11 @@ def require_architecture(module: Any, known: Sequence[str]) -> str:
     """Return the model type of a module of transformers.
 
     Raises:
-        UnsupportedModelError: When it is none of the known ones.
+        OtherArchitectureError: When it is none of the known ones.
     """
     architecture = str(getattr(getattr(module, "config", None), "model_type", type(module).__name__))
     if architecture not in known:
-        known = known if len(known) == 1 else (f"one of {', '.join(known)}",)
-        raise UnsupportedModelError(f"model type {architecture!r} is not {known[0]}")
+        raise OtherArchitectureError(f"model type {architecture!r} is not among {', '.join(known)}", known)
     return architecture
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from safetensors.torch import save as safetensors_bytes
 
-from lissome.core.budget import Term, Verdict
+from lissome.core.budget import Bounds, Term, Verdict
 from lissome.core.events import EventStream
 from lissome.core.files import json_text, read_json, write_json
 from lissome.core.manifest import CURVE, Base, Manifest, Step, read_manifest
 from lissome.core.method import Context, Outcome
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
+from lissome.cost.oracle import SubnetCost
 from lissome.cost.peak import give_back, peak_memory
 from lissome.engine.evaluate import Report, evaluate, evaluate_labels, versions
 from lissome.engine.objective import LabelSplits
@@ -29,6 +30,7 @@ from lissome.pipeline.compare import (
     against,
     class_notes,
     counted_figures,
+    figures_of,
     paired_scores,
     paired_timings,
     quiet,
@@ -64,7 +66,7 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
     *,
     method: str | None = None,
     recipe: Path | None = None,
-    budget: Sequence[str] | str | None = None,
+    budget: Bounds | None = None,
     data: str | Path | None = None,
     settings: Sequence[str] = (),
     seed: int = 0,
@@ -78,7 +80,8 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
         model: Anything `lissome.load` reads (default: the demo model, smollm2-135m).
         method: The one method to run (default: multipruner).
         recipe: A TOML file of several methods, instead of `method`.
-        budget: Bounds such as ``"latency=85%"`` (default: that, or what the recipe says).
+        budget: Bounds such as ``"latency=85%"``, a `Budget`, or several of either (default: that bound, or what the
+            recipe says).
         data: Text for calibration and test: a file or a `datasets` id (default: the shipped text).
         settings: ``key=value`` settings of the method.
         seed: The one source of randomness.
@@ -181,8 +184,9 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
     scored = _score(job, small, events)
     times, scores = paired_timings(timed), paired_scores(scored)
     counted = counted_figures(job.model, small)
-    base = counted[0] | times[0] | scores[0]
-    other = against(counted[1] | times[1] | scores[1], base)
+    held = [_predicted(job, model) for model in (job.model, small)]
+    base = counted[0] | held[0] | times[0] | scores[0]
+    other = against(counted[1] | held[1] | times[1] | scores[1], base)
     _release(job.model, small)
     extra, notes = llama_cpp_rows(job.model, small, folder.state, events)
     return TableReport(
@@ -192,6 +196,13 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
         versions=versions(),
         seconds=time.monotonic() - start,
     )
+
+
+def _predicted(job: Job, model: Model) -> dict[str, Figure]:
+    """Bounded figures of a model that are neither counted nor measured: the memory of a run."""
+    if "memory" not in job.budget.names:
+        return {}
+    return figures_of({"memory": SubnetCost(model).figures(model.space().full)["memory"]}, "predicted")
 
 
 def _score(job: Job, small: Model, events: EventStream) -> Report:

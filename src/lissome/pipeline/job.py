@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lissome import __version__
-from lissome.core.budget import Budget
+from lissome.core.budget import TERMS, Bounds, Budget
+from lissome.core.config import check_seed
 from lissome.core.errors import ConfigError, DataError
 from lissome.core.events import EventStream
 from lissome.core.method import ModelCard, Plan
@@ -112,13 +113,14 @@ class Job:
         plans: list[Plan] = [step.method(step.config).plan(self.card, self.budget) for step in self.recipe.steps]
         worst = max(plans, key=lambda plan: plan.peak_memory)
         seconds = [plan.seconds for plan in plans if plan.seconds is not None]
-        predicted = {name: value for plan in plans for name, value in plan.figures.items()}
+        predicted, at_most = _merged(plans)
         return PlanReport(
             model=self.model.name,
             recipe=self.recipe.to_json(),
             budget=str(self.budget),
             original=self.original,
             predicted=predicted,
+            at_most=tuple(sorted(at_most)),
             reachable=self.card.reachable,
             provenance={name: self.cost.provenance(name) for name in self.original},
             peak_memory=worst.peak_memory,
@@ -133,6 +135,18 @@ class Job:
         return measuring_seconds(self.card, speeds_here(), tokens=self.data.test.numel(), kept=kept)
 
 
+def _merged(plans: Sequence[Plan]) -> tuple[dict[str, float], frozenset[str]]:
+    """Expected figures after all steps: each expects them of the original, so that together they go at least as far."""
+    figures: dict[str, float] = {}
+    several: set[str] = set()
+    for plan in plans:
+        several |= figures.keys() & plan.figures.keys()
+        for name, value in plan.figures.items():
+            better = min if TERMS[name].better == "lower" else max
+            figures[name] = better(value, figures.get(name, value))
+    return figures, frozenset(several.union(*(plan.at_most for plan in plans)))
+
+
 def tags_of(model: Model) -> frozenset[str]:
     """State of a model: what its manifest says (dense without one), and what its anatomy is."""
     known = frozenset(model.manifest.tags) if model.manifest else frozenset({"dense"})
@@ -144,7 +158,7 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     *,
     method: str | None = None,
     recipe: Path | None = None,
-    budget: Sequence[str] | str | None = None,
+    budget: Bounds | None = None,
     data: str | Path | None = None,
     settings: Sequence[str] = (),
     seed: int = 0,
@@ -156,11 +170,11 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     Raises:
         LissomeError: For anything that cannot be understood, read or followed.
     """
+    check_seed(seed)
     if recipe is not None and (method is not None or settings):
         raise ConfigError("give either a recipe or a method with settings, not both.")
     steps = Recipe.read(Path(recipe)) if recipe is not None else Recipe.of(method, settings)
-    given = budget or steps.budget or (DEFAULT_BUDGET if steps.follows_budget else ())
-    bounds = Budget.parse(given) if given else Budget()
+    bounds = _bounds(budget, steps)
     loaded = load(DEFAULT_MODEL if model is None else model, events=events)
     steps.check(tags_of(loaded), bounds)
     ready, splits = data_for(loaded, data, seed=seed)
@@ -172,6 +186,14 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     return Job(
         model=ready, recipe=steps, budget=bounds, data=splits, seed=seed, table=table, untrained=ready is not loaded
     )
+
+
+def _bounds(given: Bounds | None, recipe: Recipe) -> Budget:
+    """The budget that was given, else the recipe's, else the default where one is needed."""
+    if given is not None:
+        return Budget.parse(given)
+    written = recipe.budget or (DEFAULT_BUDGET if recipe.follows_budget else ())
+    return Budget.parse(written) if written else Budget()
 
 
 def data_for(model: Model, source: str | Path | None, *, seed: int) -> tuple[Model, TextSplits | LabelSplits]:

@@ -12,7 +12,7 @@ from lissome.core.errors import ArtifactError, UnknownNameError, nearest
 from lissome.core.events import EventStream
 from lissome.core.manifest import MANIFEST
 from lissome.data import assets
-from lissome.models.load import load_model
+from lissome.models.load import check_target, load_model
 from lissome.models.model import Model
 from lissome.models.zoo import LICENCE, load_zoo, zoo
 
@@ -40,6 +40,7 @@ def load(
         AssetError: When an asset cannot be fetched.
         NumericsError: When a weight is NaN or infinite.
     """
+    check_target(target)
     if isinstance(target, str) and target in assets.assets() and not Path(target).exists():
         model = load_model(assets.fetch(target, events=events), name=target, dtype=dtype, events=events)
         return replace(model, source=replace(model.source, name=target))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, read_toml, to_toml
-from lissome.core.errors import BudgetError, ConfigError, OrderError, unknown_name
+from lissome.core.errors import BudgetError, ConfigError, LissomeError, OrderError, unknown_name
 from lissome.core.method import Method
 from lissome.core.registry import method as find_method
 from lissome.core.registry import methods
 
 DEFAULT_METHOD = "multipruner"
+_STEP = re.compile(r"\s*\[\[\s*step\s*\]\]")
 _MEANINGS = {
     "decoder": "a language model with attention",
     "mixer": "a language model with Mamba mixers",
@@ -66,8 +69,12 @@ class Recipe:
         return cls((RecipeStep(chosen, method, method.Config.from_assignments(settings)),))
 
     @classmethod
-    def from_toml(cls, text: str) -> Recipe:
+    def from_toml(cls, text: str, where: str = "recipe") -> Recipe:
         """Read a recipe.
+
+        Args:
+            text: TOML.
+            where: How to call it in an error, e.g. the file; the line is added where it is known.
 
         It looks like this::
 
@@ -78,20 +85,30 @@ class Recipe:
 
         Raises:
             ConfigError: When the text is not TOML or has an unknown key.
+            BudgetError: When its budget cannot be read.
             UnknownNameError: When a method does not exist.
         """
-        fields = read_toml(text)
+        with _naming(where, _Place(text)):
+            fields = read_toml(text)
         for key in fields:
-            if key not in ("step", "budget"):
-                raise ConfigError(unknown_name("recipe key", key, ("step", "budget")))
+            with _naming(where, _Place(text, key=key)):
+                if key not in ("step", "budget"):
+                    raise ConfigError(unknown_name("recipe key", key, ("step", "budget")))
         tables = fields.get("step")
         if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-            raise ConfigError("a recipe needs at least one [[step]] table with a method.")
+            raise ConfigError(f"{where}: a recipe needs at least one [[step]] table with a method.")
         budget = fields.get("budget", [])
         bounds = [budget] if isinstance(budget, str) else budget
         if not isinstance(bounds, list) or not all(isinstance(bound, str) for bound in bounds):
-            raise ConfigError('the budget of a recipe must be a list of texts such as ["latency=85%"].')
-        return cls(tuple(_step(table) for table in tables), tuple(bounds))
+            raise ConfigError(f'{where}: the budget of a recipe must be a list of texts such as ["latency=85%"].')
+        if bounds:
+            with _naming(where, _Place(text, key="budget")):
+                Budget.parse(bounds)
+        steps = []
+        for index, table in enumerate(tables):
+            with _naming(where, _Place(text, step=index, table=table)):
+                steps.append(_step(table))
+        return cls(tuple(steps), tuple(bounds))
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -101,9 +118,12 @@ class Recipe:
             ConfigError: When it cannot be read, or as `from_toml`.
         """
         try:
-            return cls.from_toml(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"the recipe {path} cannot be read ({error.strerror}).") from error
+        except UnicodeDecodeError as error:
             raise ConfigError(f"the recipe {path} cannot be read ({error}).") from error
+        return cls.from_toml(text, str(path))
 
     def to_toml(self) -> str:
         """Write the recipe so that `from_toml` reads an equal one."""
@@ -144,6 +164,47 @@ class Recipe:
             names = ", ".join(step.name for step in self.steps)
             raise BudgetError(f"{name} cannot be bounded here: {names} can follow {', '.join(sorted(followed))}.")
         return tags
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A part of a recipe's text.
+
+    Attributes:
+        text: The whole text.
+        key: A key above the steps, when it is known to be wrong.
+        step: Which step; None: what stands above them.
+        table: Settings of that step.
+    """
+
+    text: str
+    key: str | None = None
+    step: int | None = None
+    table: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self, message: str) -> int | None:
+        """Return the line of what a message speaks of, else of the step; None where neither stands on its own line."""
+        lines = self.text.splitlines()
+        heads = [number for number, line in enumerate(lines) if _STEP.match(line)]
+        if self.step is not None and len(heads) <= self.step:
+            return None  # the steps are not written as [[step]] tables
+        first, *others = [0, *heads, len(lines)] if self.step is None else [*heads, len(lines)][self.step :]
+        guilty = (key for key, value in self.table.items() if repr(key) in message or repr(value) in message)
+        key = self.key or next(guilty, None)
+        wanted = re.compile(rf"""\s*["']?{re.escape(key or "")}["']?\s*=""")
+        found = (number for number in range(first, others[0]) if key and wanted.match(lines[number]))
+        line = next(found, None if self.step is None else first)
+        return None if line is None else line + 1
+
+
+@contextlib.contextmanager
+def _naming(where: str, place: _Place) -> Iterator[None]:
+    """Put the recipe's name and the line, where it is known, before what went wrong."""
+    try:
+        yield
+    except LissomeError as error:
+        line = place.line(str(error))
+        raise type(error)(f"{where}{'' if line is None else f':{line}'}: {error}") from error
 
 
 def _step(table: dict[str, Any]) -> RecipeStep:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lissome.core.budget import Verdict
+from lissome.core.budget import TERMS, Verdict
 from lissome.core.metrics import Metric
 
 
@@ -57,6 +57,11 @@ class Row:
         return cls(name=fields["name"], figures=figures)
 
 
+def whole(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures by budget term with counts and bytes as whole numbers."""
+    return {name: round(value) if TERMS[name].unit in ("count", "bytes") else value for name, value in figures.items()}
+
+
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
     """Return a verdict as JSON-able fields."""
     return {
@@ -77,7 +82,8 @@ class PlanReport:
         recipe: Methods with their settings.
         budget: The bounds.
         original: Figures of the original by budget term.
-        predicted: Figures expected of the result.
+        predicted: Figures expected of the result; no others can be told before the work.
+        at_most: Those of them that are only bounds: a cost will be there or below, a speed there or above.
         reachable: Smallest figures that removal can reach.
         provenance: How each term comes about.
         peak_memory: Predicted peak bytes above the imported libraries.
@@ -99,10 +105,14 @@ class PlanReport:
     seconds: float | None
     tags: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    at_most: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-able fields."""
-        return {**vars(self), "tags": list(self.tags), "notes": list(self.notes)}
+        figures = {name: whole(getattr(self, name)) for name in ("original", "predicted", "reachable")}
+        lists = {name: list(getattr(self, name)) for name in ("tags", "notes", "at_most")}
+        parts = {name: round(value) for name, value in self.memory_parts.items()}
+        return {**vars(self), **figures, **lists, "peak_memory": round(self.peak_memory), "memory_parts": parts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,14 +174,14 @@ class GenerateReport:
     Attributes:
         text: The new text.
         tokens: Number of new tokens.
-        prefill: Prompt tokens per second.
-        decode: New tokens per second.
+        prefill: Prompt tokens per second, up to the first new token.
+        decode: New tokens per second after the first one; None when no other was written.
     """
 
     text: str
     tokens: int
     prefill: float
-    decode: float
+    decode: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the answer as JSON-able fields."""
@@ -196,7 +206,7 @@ class InspectReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as JSON-able fields."""
-        return {"name": self.name, "kind": self.kind, **self.facts, "figures": dict(self.figures)}
+        return {"name": self.name, "kind": self.kind, **self.facts, "figures": whole(self.figures)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
+from lissome.core.config import check_seed
 from lissome.core.errors import ArtifactError, ConfigError, DataError, SubnetError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.manifest import read_curve, read_manifest
@@ -23,6 +24,7 @@ from lissome.cost.measured import measure as time_one
 from lissome.cost.peak import peak_memory
 from lissome.cost.table import latency_table
 from lissome.data.labelled import read_labelled
+from lissome.data.text import check_ids
 from lissome.engine.evaluate import Report, evaluate_labels, versions
 from lissome.engine.evaluate import evaluate as score
 from lissome.engine.objective import tokens_of
@@ -35,6 +37,7 @@ from lissome.models.labels import labels_of
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.models.sparse import sparsity
+from lissome.ops.kernels.native import choice as kernel_choice
 from lissome.pipeline.compare import (
     class_notes,
     counted_figures,
@@ -137,6 +140,7 @@ def evaluate(  # noqa: PLR0913  the options of the command line, all by name
     Raises:
         LissomeError: When a model, a text or a task cannot be used.
     """
+    check_seed(seed)
     start, stream = time.monotonic(), quiet(events)
     model = load(target, events=stream)
     base = None if against is None else load(against, events=stream)
@@ -177,15 +181,18 @@ def generate(
         events: Where progress is reported.
 
     Raises:
-        DataError: When the model has no tokenizer or the prompt is empty.
+        ConfigError: When no token may be written.
+        DataError: When the prompt is empty, or the model has no tokenizer or one that does not fit it.
     """
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    if not prompt.strip():
+        raise DataError("the prompt is empty; write something to continue.")
     model = load(target, events=events)
     model.anatomy.require("causal-lm", "continuing a prompt")
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise DataError(f"{model.name} has no tokenizer; give a folder that holds one.")
-    if not prompt.strip():
-        raise DataError("the prompt is empty; write something to continue.")
     chat = [{"role": "user", "content": prompt}]
     text = (
         tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -193,20 +200,35 @@ def generate(
         else prompt
     )
     inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
+    check_ids(int(inputs["input_ids"].max()), model.anatomy.vocabulary)
+    clock = _TokenClock()
     with torch.inference_mode():
-        begin = time.perf_counter()
-        model.module(**inputs, use_cache=True, logits_to_keep=1)
-        first = time.perf_counter()
-        output = model.module.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[operator]
-        end = time.perf_counter()
+        output = model.module.generate(  # type: ignore[operator]
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=clock
+        )
     prompt_tokens = inputs["input_ids"].shape[1]
     new = output[0, prompt_tokens:]
+    start, first, *_, last = *clock.times, clock.times[-1]
     return GenerateReport(
         text=str(tokenizer.decode(new, skip_special_tokens=True)),
         tokens=len(new),
-        prefill=prompt_tokens / (first - begin),
-        decode=len(new) / max(1e-9, end - first - (first - begin)),
+        prefill=prompt_tokens / (first - start),
+        decode=(len(new) - 1) / (last - first) if len(new) > 1 else None,
     )
+
+
+class _TokenClock:
+    """Notes when the prompt was handed in and when each new token came; `generate` calls it a streamer."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _: torch.Tensor) -> None:
+        """Note the time of the prompt, then of each token."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is held back."""
 
 
 def export(
@@ -281,12 +303,19 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
 
 
 def inspect_device(*, events: EventStream | None = None) -> InspectReport:
-    """Measure what this machine can do: threads, multiply speed, memory bandwidth."""
+    """Measure what this machine can do: speed, memory bandwidth, and which kernels it gets, and why."""
     quiet(events).message("measuring this machine, about three seconds")
-    device = Device.here(calibrate=True)
-    return InspectReport(
-        name=device.name, kind="device", facts={**device.to_mapping(), "fingerprint": device.fingerprint}, figures={}
-    )
+    device, kernels = Device.here(calibrate=True), kernel_choice()
+    facts = {
+        **device.to_mapping(),
+        "fingerprint": device.fingerprint,
+        "kernels": kernels.name,
+        "kernels_why": kernels.why,
+        "instruction_sets": [
+            f"{level.name} ({level.why if not level.usable else 'usable'})" for level in kernels.levels
+        ],
+    }
+    return InspectReport(name=device.name, kind="device", facts=facts, figures={})
 
 
 def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: EventStream | None = None) -> Path:

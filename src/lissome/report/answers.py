@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lissome.core.budget import TERMS
 from lissome.report.facts import unit_of
 from lissome.report.rows import LABELS, change, plain
 from lissome.report.table import pairs, results, sheet, verdict_lines
@@ -65,7 +66,7 @@ def plan(fields: Fields) -> Parts:
         "now",
         "expected",
         "of the original",
-        "smallest reachable",
+        "reachable",
         "how",
         title=": ".join(part for part in (fields["model"], fields["budget"]) if part),
     )
@@ -74,7 +75,7 @@ def plan(fields: Fields) -> Parts:
         table.add_row(
             LABELS.get(name, plain(name)),
             quantity(now, unit),
-            _maybe(fields["predicted"].get(name), unit),
+            _expected(fields, name, unit),
             _share(fields["predicted"].get(name), now),
             _maybe(fields["reachable"].get(name), unit),
             _text(fields["provenance"].get(name, ""), "dim"),
@@ -84,6 +85,16 @@ def plan(fields: Fields) -> Parts:
     if fields.get("seconds") is not None:
         memory["time of the job"] = f"about {duration(fields['seconds'])}"
     return [table, pairs(memory), *map(_step, fields["recipe"]), *_notes(fields)]
+
+
+def _expected(fields: Fields, name: str, unit: str) -> str:
+    """A figure that is expected, with what it is worth; or when it will be known."""
+    value = fields["predicted"].get(name)
+    if value is None:
+        counted = fields["provenance"].get(name) == "counted"
+        return "to be counted" if counted else "to be measured" if unit in ("s", "tokens/s") else "–"
+    bound = "at least" if TERMS[name].better == "higher" else "at most"
+    return f"{bound if name in fields['at_most'] else 'about'} {quantity(value, unit)}"
 
 
 def _step(step: Fields) -> RenderableType:

@@ -1,0 +1,116 @@
+"""Claim: weights with zeros are multiplied faster than dense ones, close to what their bytes allow.
+
+24 layers of 2048 x 2048, so that no weight is in a cache when its turn comes; one row of inputs, as in decoding.
+Baselines in the same rounds: our own dense kernels with the same order of weights, which isolate what zeros do, and
+PyTorch's linear layers in fp32, bf16 and int8. Where it does not pay is measured too: in the cache, with few zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from benchmarks._frame import Inequality, Store
+from benchmarks.sparamx.measuring import all_arms, race
+from benchmarks.sparamx.names import DENSE, SHARES, TORCH, sparse
+from lissome.ops.kernels import native
+from lissome.ops.stats import Interval, ratio_of_medians
+
+SIZE, LAYERS = 2048, 24
+SMALL = ((512, 2), (1024, 4))
+"""Sizes and numbers of layers that stay in a cache."""
+
+FASTER = {("bf16", 0.5): 1.5, ("bf16", 0.8): 2.5, ("int8", 0.5): 1.3, ("int8", 0.8): 2.0}
+"""How many times as fast as the own dense kernel."""
+OVER_TORCH = 2.0
+NOISE = 1.1
+"""No arm may be faster than its bytes allow by more than this: the bandwidth would have been measured wrongly."""
+
+_ROUNDS = {False: 31, True: 15}
+
+
+def run(quick: bool, store: Store) -> list[Inequality]:
+    """Measure what is not stored yet, publish and judge it."""
+    if native.module() is None:
+        print(f"sparamx is skipped: {native.choice().why}")
+        return []
+    names = {f"linears-{threads}": (SIZE, LAYERS, threads, 1) for threads in ((1,) if quick else (1, 2))}
+    names |= {f"cached-{size}": (size, layers, 1, 50) for size, layers in SMALL}
+    cells = {name: _cell(store, name, _ROUNDS[quick], *case) for name, case in names.items() if store.wants(name)}
+    if store.pattern is not None:
+        return []
+    result, found = judge(cells)
+    store.publish("kernels", {**result, "inequalities": [vars(one) for one in found]})
+    return found
+
+
+def _cell(store: Store, name: str, rounds: int, size: int, layers: int, *how: int) -> dict[str, Any]:
+    threads, repeat = how
+    settings = {"size": size, "layers": layers, "rounds": rounds, "threads": threads}
+    return store.cell(
+        name, settings, lambda: race(all_arms(size, layers), rounds=rounds, threads=threads, repeat=repeat)
+    )
+
+
+def judge(cells: Mapping[str, Any]) -> tuple[dict[str, Any], list[Inequality]]:
+    """Turn cells into the stored result and the inequalities."""
+    cell = cells["linears-1"]
+    tables = {name: rows(one) for name, one in cells.items()}
+    found = [_faster(cell, kind, share, limit) for (kind, share), limit in FASTER.items()]
+    for kind in ("bf16", "int8"):
+        times = [float(np.median(cell["seconds"][sparse(kind, share)])) for share in SHARES]
+        slower = sum(later > earlier for earlier, later in pairwise(times))
+        found.append(Inequality.of(f"{kind}: more zeros, yet slower, of {len(times) - 1} steps", slower, "==", 0))
+    found.append(_over_torch(cell))
+    shares = {name: row["share"] for name, row in tables["linears-1"].items() if not name.startswith("torch")}
+    most = max(shares, key=lambda name: shares[name])
+    found.append(Inequality.of(f"share of the bandwidth, at most ({most})", shares[most], "<=", NOISE))
+    facts = {"size": SIZE, "layers": LAYERS, "kernels": cell["kernels"]}
+    widths = {name: float(np.median(one["bandwidth"])) for name, one in cells.items()}
+    return {**facts, "bandwidth": widths, "tables": tables}, found
+
+
+def rows(cell: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Milliseconds, megabytes, share of the bandwidth and speed beside the own dense kernel, by arm."""
+    found = {}
+    for name, times in cell["seconds"].items():
+        taken, size = np.asarray(times), cell["bytes"][name]
+        kind = name.split(" sparse")[0]
+        row: dict[str, Any] = {
+            "ms": 1e3 * float(np.median(taken)),
+            "mb": size / 1e6,
+            "share": float(np.median(size / taken / np.asarray(cell["bandwidth"]))),
+        }
+        if kind in DENSE:
+            row["faster"] = _times_faster(cell, DENSE[kind], name).__dict__
+        found[name] = row
+    return found
+
+
+def _faster(cell: Mapping[str, Any], kind: str, share: float, limit: float) -> Inequality:
+    name = sparse(kind, share)
+    ratio = _times_faster(cell, DENSE[kind], name)
+    return Inequality.of(f"{name}: times as fast as own dense", ratio.value, ">=", limit, _spread(cell, ratio, name))
+
+
+def _over_torch(cell: Mapping[str, Any]) -> Inequality:
+    """The faster sparse form at 50 % against the fastest that PyTorch has here, whatever its type."""
+    seconds = {name: float(np.median(times)) for name, times in cell["seconds"].items()}
+    best = min(TORCH, key=lambda name: seconds[name])
+    mine = min((sparse(kind, 0.5) for kind in ("bf16", "int8")), key=lambda name: seconds[name])
+    ratio = _times_faster(cell, best, mine)
+    name = f"{mine}: times as fast as PyTorch's best ({best})"
+    return Inequality.of(name, ratio.value, ">=", OVER_TORCH, _spread(cell, ratio, mine))
+
+
+def _times_faster(cell: Mapping[str, Any], slow: str, fast: str) -> Interval:
+    return ratio_of_medians(cell["seconds"][slow], cell["seconds"][fast])
+
+
+def _spread(cell: Mapping[str, Any], ratio: Interval, name: str) -> str:
+    width = float(np.median(cell["bandwidth"]))
+    share = float(np.median(cell["bytes"][name] / np.asarray(cell["seconds"][name]) / np.asarray(cell["bandwidth"])))
+    return f"(95 % {ratio.low:.2f}–{ratio.high:.2f}, n={ratio.n}; at {share:.0%} of {width / 1e9:.1f} GB/s)"

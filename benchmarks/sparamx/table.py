@@ -1,0 +1,58 @@
+"""Markdown of the claim's stored results: a short table for the README, the whole for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks._markdown import Results, environment, inequalities, table
+from benchmarks.sparamx.names import DENSE, TORCH, sparse
+
+_SHOWN = (0.5, 0.8)
+
+
+def summary(results: Results) -> str:
+    """Return the README's table: half and four fifths of zeros beside dense layers."""
+    parts = []
+    for result in results:
+        intro = (
+            f"{result['layers']} linear layers of {result['size']} × {result['size']} with zeros, out of cache, one "
+            f"row of inputs, one thread, on {result['kernels']} kernels: times as fast as our own dense kernel, "
+            f"and what share of this machine's {_gbs(result)}, measured in the same rounds, is reached."
+        )
+        names = [*DENSE.values()][:2] + [sparse(kind, share) for kind in ("bf16", "int8") for share in _SHOWN]
+        parts += [intro, _rows(result["tables"]["linears-1"], [*names, *TORCH])]
+    return "\n\n".join([*parts, environment(results)])
+
+
+def page(results: Results) -> str:
+    """Return all tables."""
+    parts = [environment(results)]
+    for result in results:
+        for name, rows in result["tables"].items():
+            width = result["bandwidth"][name] / 1e9
+            parts += [
+                f"### {_title(name)}",
+                f"Bandwidth of the same rounds: {width:.1f} GB/s.",
+                _rows(rows, list(rows)),
+            ]
+    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
+
+
+def _title(name: str) -> str:
+    kind, _, number = name.partition("-")
+    return f"Out of cache, threads: {number}" if kind == "linears" else f"In the cache: {number} × {number}"
+
+
+def _gbs(result: Mapping[str, Any]) -> str:
+    return f"{result['bandwidth']['linears-1'] / 1e9:.1f} GB/s"
+
+
+def _rows(rows: Mapping[str, Mapping[str, Any]], names: list[str]) -> str:
+    lines = []
+    for name in names:
+        row = rows[name]
+        faster = row.get("faster")
+        shown = f"{faster['value']:.2f} [{faster['low']:.2f}, {faster['high']:.2f}]" if faster else "–"
+        lines.append([name, f"{row['mb']:.0f}", f"{row['ms']:.2f}", f"{row['share']:.0%}", shown])
+    return table(["", "MB", "ms", "of the bandwidth", "× own dense"], lines)

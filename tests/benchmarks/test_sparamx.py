@@ -1,0 +1,77 @@
+"""The claim on sparse kernels: its arms on small layers, its judgement on made-up times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks._frame import Store
+from benchmarks.sparamx import measuring, run, table
+from benchmarks.sparamx.names import CSR, DENSE, SHARES, TORCH, sparse
+from lissome.ops.kernels import native
+
+compiled = pytest.mark.skipif(native.module() is None, reason="no compiled kernels here")
+
+
+@compiled
+def test_all_arms_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = measuring.all_arms(64, 1)
+    x = torch.linspace(-1, 1, 64).view(1, 64)
+    expected = torch.nn.functional.linear(x, measuring.weight(64, 0.5))
+    for name in (*(sparse(kind, 0.5) for kind in DENSE), *TORCH, CSR):
+        y = arms[name].layers[0](x.to(arms[name].x.dtype)).detach().float().reshape(1, 64)
+        assert (y - expected).norm() < 0.02 * expected.norm(), name
+    assert len(arms) == len(DENSE) + 2 * len(SHARES) + 2 + len(TORCH) + 1
+    assert arms[sparse("bf16", 0.9)].nbytes < arms[sparse("bf16", 0.5)].nbytes < arms[DENSE["bf16"]].nbytes
+
+
+@compiled
+def test_a_race_times_every_arm_in_every_round() -> None:
+    arms = {name: arm for name, arm in measuring.all_arms(64, 2).items() if name != CSR}
+    cell = measuring.race(arms, rounds=3, threads=1, repeat=2)
+    assert {len(times) for times in cell["seconds"].values()} == {3} == {len(cell["bandwidth"])}
+    assert all(min(times) > 0 for times in cell["seconds"].values())
+    assert set(run.rows(cell)) == set(arms)
+
+
+def made_up(faster: float = 1.0) -> dict[str, Any]:
+    """Times at a tenth of a second for 1 GB of dense weights, sparse ones as their bytes say, times a factor."""
+    bits = {"bf16": (16, 2), "int8": (8, 1), "bf16, fp32 inputs": (16, 2)}
+    size: dict[str, float] = {}
+    for kind, (dense, item) in bits.items():
+        size[DENSE[kind]] = dense
+        size |= {sparse(kind, share): 8 * item * (1 - share) + 1 for share in SHARES}
+    size |= dict(zip(TORCH, (32.0, 16.0, 8.0), strict=True)) | {CSR: 48.0}
+    seconds = {name: width / 160 / (faster if "sparse" in name else 1) for name, width in size.items()}
+    seconds |= dict.fromkeys(TORCH, 0.2)
+    return {
+        "seconds": {name: [time, 1.01 * time, 0.99 * time] for name, time in seconds.items()},
+        "bytes": {name: 1e9 * width / 16 for name, width in size.items()},
+        "bandwidth": [1e10, 1.01e10, 0.99e10],
+        "kernels": "avx2",
+    }
+
+
+def test_the_judgement(tmp_path: Path) -> None:
+    cells = {name: made_up() for name in ("linears-1", "linears-2", "cached-512")}
+    result, found = run.judge(cells)
+    assert all(one.ok for one in found), [str(one) for one in found if not one.ok]
+    assert len(found) == 8
+    row = result["tables"]["linears-1"][sparse("bf16", 0.5)]
+    assert row["faster"]["value"] == pytest.approx(16 / 9)
+    assert row["share"] == pytest.approx(1, rel=0.05)
+    assert [one.ok for one in run.judge({"linears-1": made_up(0.8)})[1]][:4] == [False, True, False, True]
+    assert not run.judge({"linears-1": made_up(1.5)})[1][-1].ok
+    stored = [{**result, "inequalities": [vars(one) for one in found], "environments": []}]
+    assert "| bf16 sparse 80% | 262 | 26.25 | 100% | 3.81" in table.page(stored)
+    assert "threads: 2" in table.page(stored)
+    assert "10.0 GB/s" in table.summary(stored)
+
+
+def test_without_kernels_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(native, "module", lambda: None)
+    assert run.run(True, Store(tmp_path, scratch=tmp_path)) == []
+    assert "skipped" in capsys.readouterr().out

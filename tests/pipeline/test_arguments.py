@@ -1,0 +1,86 @@
+"""What the functions of the Python surface take, and how they refuse the rest before any work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lissome
+from lissome import pipeline
+from lissome.core.errors import ConfigError, DataError
+from lissome.models.model import Model
+from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
+from lissome.testing.toys import toy_model
+
+BOUND = "block_params=75%"
+
+
+@pytest.fixture(scope="module")
+def toy() -> Model:
+    """A toy with a tokenizer of its own."""
+    return replace(toy_model("llama", vocab_size=TOY_VOCABULARY), tokenizer=toy_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def misfit() -> Model:
+    """A toy with the tokenizer of a larger model."""
+    return replace(toy_model("llama", vocab_size=TOY_VOCABULARY // 4), tokenizer=toy_tokenizer())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "3", None])
+def test_a_seed_is_checked_first(seed: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for call in (
+        lambda: lissome.plan("no such model", seed=seed),
+        lambda: lissome.fit("no such model", seed=seed, out=out),
+        lambda: lissome.evaluate("no such model", seed=seed),
+    ):
+        with pytest.raises(ConfigError, match="the seed must be a whole number from 0 to"):
+            call()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [BOUND, lissome.Budget.parse(BOUND), [BOUND], (lissome.Budget.parse(BOUND),), ["params<=99%", BOUND]],
+)
+def test_a_budget_is_text_or_a_budget(toy_folder: Path, toy_text: Path, budget: Any) -> None:
+    planned = lissome.plan(toy_folder, budget=budget, data=toy_text)
+    assert planned.budget == str(lissome.Budget.parse(budget))
+
+
+def test_fit_takes_a_budget(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"data": toy_text, "settings": ["width_step=8", "recover_steps=0"], "out": tmp_path / "o"}
+    report = lissome.fit(toy_folder, budget=lissome.Budget.parse(BOUND), **given)
+    assert report.ok
+    assert lissome.fit(toy_folder, budget=BOUND, **given) == report, "the same job as with the text"
+
+
+def test_a_tokenizer_of_another_model_is_named(misfit: Model, toy_text: Path) -> None:
+    for call in (
+        lambda: pipeline.generate(misfit, "zebras jump"),
+        lambda: lissome.evaluate(misfit, text=toy_text),
+        lambda: lissome.plan(misfit, budget=BOUND, data=toy_text),
+    ):
+        with pytest.raises(DataError, match="the tokenizer does not fit the model: it gives id") as caught:
+            call()
+        assert f"ids 0 to {TOY_VOCABULARY // 4 - 1}" in str(caught.value)
+
+
+def test_what_was_not_timed_has_no_speed(toy: Model) -> None:
+    one, some = (pipeline.generate(toy, "the quick", max_new_tokens=count) for count in (1, 5))
+    assert one.tokens == 1
+    assert one.decode is None
+    assert one.prefill > 0
+    assert (some.decode is None) == (some.tokens == 1)
+    assert some.tokens == 1 or 0 < some.decode < 1e7
+
+
+def test_no_tokens_and_no_prompt_are_refused_before_loading() -> None:
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        pipeline.generate("no such model", "a", max_new_tokens=0)
+    with pytest.raises(DataError, match="the prompt is empty"):
+        pipeline.generate("no such model", " \n")
