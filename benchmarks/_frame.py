@@ -35,7 +35,7 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "==": operator.eq,
 }
-_PACKAGES = ("lissome", "torch", "transformers", "peft", "lm-eval", "torch-pruning")
+_PACKAGES = ("lissome", "torch", "transformers", "peft", "flwr", "lm-eval", "torch-pruning")
 
 
 @dataclass(frozen=True)

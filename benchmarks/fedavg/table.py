@@ -1,0 +1,49 @@
+"""Markdown of the claim's stored results: a line for the README, the whole for the method's page."""
+
+from __future__ import annotations
+
+from benchmarks._markdown import Results, environment, inequalities, table
+
+
+def summary(results: Results) -> str:
+    """Return the README's line."""
+    cells = results[0]["cells"]
+    peak = max(cell["peak"] for name, cell in cells.items() if name.startswith("memory-"))
+    worst = max(cell["difference"] for name, cell in cells.items() if name.startswith("stock-"))
+    return (
+        f"Federated averaging of MiniLM: within {worst:.1g} of Flower's own FedAvg after three rounds, and 100 clients "
+        f"in {peak / 2**30:.1f} GiB. Details: [FedAvg](docs/methods/federate/fedavg.md)."
+    )
+
+
+def page(results: Results) -> str:
+    """Return all tables of the method's page."""
+    cells, facts = results[0]["cells"], results[0]["facts"]
+    training = facts["training"]
+    pairs = [
+        [
+            name.removeprefix("stock-"), f"{cell['difference']:.1e}", f"{cell['change']:.2g}",
+            *(f"{cell['cpu_seconds'][arm]:.0f}" for arm in ("ours", "flower")),
+        ]
+        for name, cell in cells.items()
+        if name.startswith("stock-")
+    ]  # fmt: skip
+    sizes = [
+        [name.removeprefix("memory-"), *(f"{cell[key] / 2**20:.0f}" for key in ("before", "peak", "bytes"))]
+        for name, cell in cells.items()
+        if name.startswith("memory-")
+    ]
+    intro = (
+        "Against Flower's own FedAvg: the same app on the same grid, MiniLM with frozen embeddings, "
+        f"{facts['clients']} clients, {facts['rounds']} rounds of {training['steps']} steps of {training['batch']} "
+        "texts. Memory: one round in one process, every other client with half of the blocks' parameters."
+    )
+    parts = [
+        intro,
+        environment(results),
+        table(["seed", "largest difference", "largest change", "CPU s, here", "CPU s, Flower"], pairs),
+        table(["clients", "MiB before the round", "peak MiB", "MiB of messages"], sizes),
+        "### The claim, inequality by inequality",
+        inequalities(results),
+    ]
+    return "\n\n".join(parts)
