@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from lissome.core.errors import DataError, unknown_name
+from lissome.data.sources import refuse_whole_json
 
 _RECORD = '{"text": "…", "label": "…"}'
 _FORMS = f"give JSON lines, {_RECORD}, or a .csv or .tsv file with the columns text and label"
@@ -111,6 +112,7 @@ def read_labelled(path: Path | str, *, classes: Sequence[str] = ()) -> Labelled:
 
 
 def _objects(file: Path, body: str) -> Iterator[tuple[str, str, str]]:
+    refuse_whole_json(body, str(file), _RECORD)
     for number, line in enumerate(body.split("\n"), start=1):
         if not line.strip():
             continue
