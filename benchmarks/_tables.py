@@ -48,7 +48,7 @@ def blocks(root: Path) -> dict[Path, str]:
         stored = results(folder)
         table = part(folder, "table")
         summaries += [table.summary(stored)] if stored else []
-        for page in root.glob(f"docs/methods/*/{name}.md"):
+        for page in root.glob(f"docs/**/{name}.md"):
             found[page] = table.page(stored) if stored else NONE
     return {root / "README.md": "\n\n".join(summaries) or NONE, **found}
 

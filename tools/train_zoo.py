@@ -1,7 +1,7 @@
 """Train the small models that ship with lissome (`lissome.models.zoo`), on a CPU, from text beside the checkout.
 
     python tools/train_zoo.py                             # all of them; an interrupted run goes on
-    python tools/train_zoo.py zoo-mamba2 --steps 12000    # one
+    python tools/train_zoo.py zoo-mamba2 --steps 8000     # one
     python tools/train_zoo.py --time                      # seconds per step, and what all would take
 
 Language models of bytes: a Mamba-1, a Mamba-2, a hybrid of Mamba-2 and attention (Bamba), and a Llama, trained on man
@@ -53,8 +53,6 @@ BATCH = 8
 RATES = (1.5e-3, 4e-3, 1e-2)
 FLOOR = 1.9
 """Bits per byte on held-out text that each should reach."""
-STEPS = 2400
-"""Of training, on 2,048 bytes each: 5 MB in all, a third of the text; enough to reach `FLOOR`."""
 SEED = 0
 END = 256
 """Id of the token between documents; the ids below are the bytes."""
@@ -86,12 +84,14 @@ class Recipe:
         kind: Prefix of its classes in transformers.
         fields: Of its configuration.
         layers: Number of blocks.
+        steps: Of training, on 2,048 bytes each: enough to reach `FLOOR` within an hour on one core.
     """
 
     summary: str
     kind: str
     fields: Mapping[str, Any]
     layers: int
+    steps: int
 
     def build(self, layers: int | None = None) -> nn.Module:
         """Make it with random weights, the same ones every time."""
@@ -134,6 +134,7 @@ RECIPES = {
         kind="Mamba",
         fields={"hidden_size": 96, "state_size": 16},
         layers=12,
+        steps=1600,
     ),
     "zoo-mamba2": Recipe(
         summary="Mamba-2: 12 layers, width 128, 8 heads of 32 channels, 32 states",
@@ -142,6 +143,7 @@ RECIPES = {
             "hidden_size": 128, "num_heads": 8, "head_dim": 32, "n_groups": 1, "state_size": 32, "chunk_size": 32,
         },
         layers=12,
+        steps=1600,
     ),
     "zoo-hybrid": Recipe(
         summary="Bamba: 12 layers, width 96, every third an attention, the others Mamba-2; an MLP in each",
@@ -152,12 +154,14 @@ RECIPES = {
             "initializer_range": 0.1,  # 1/√width, as in the Mambas
         },
         layers=12,
+        steps=2400,
     ),
     "zoo-llama": Recipe(
         summary="Llama: 8 layers, width 128, 4 query and 2 key-value heads",
         kind="Llama",
         fields={"hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.05, **_ATTENTION},
         layers=8,
+        steps=2400,
     ),
 }  # fmt: skip
 
@@ -346,7 +350,7 @@ def best(recipe: Recipe, steps: int, folder: Path, tried: Mapping[float, float |
 def make(name: str, steps: int | None, out: Path, work: Path) -> dict[str, float]:
     """Try learning rates, train, store and enter one model into the index; returns its bits per byte."""
     recipe = RECIPES[name]
-    count, folder = steps or STEPS, work / name
+    count, folder = steps or recipe.steps, work / name
     tried = choose(recipe, count, folder)
     shown = (f"lr {lr:g}: {'diverged' if value is None else f'{value:.3f}'}" for lr, value in tried.items())
     print(f"{name}: {', '.join(shown)} bits per byte", flush=True)
@@ -400,7 +404,7 @@ class _Ticker:
 def _show_times(names: Sequence[str], steps: int | None, say: Callable[[str], None] = print) -> None:
     total = 0.0
     for name in names:
-        each, count = step_seconds(name), steps or STEPS
+        each, count = step_seconds(name), steps or RECIPES[name].steps
         minutes = each * count * (1 + TRIAL * len(RATES)) / 60
         total += minutes
         say(f"{name}: {each:.3f} s per step, {count} steps: {minutes:.0f} min, learning rates included")
@@ -411,7 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is asked for."""
     parser = argparse.ArgumentParser(prog="python tools/train_zoo.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)} (default: all)")
-    parser.add_argument("--steps", type=int, help=f"of training (default: {STEPS})")
+    parser.add_argument("--steps", type=int, help="of training (default: the recipe's)")
     parser.add_argument("--out", type=Path, default=ZOO, help="where the folders go (default: into the package)")
     parser.add_argument("--work", type=Path, default=cache_dir() / "zoo", help="where unfinished work lies")
     parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")

@@ -26,6 +26,10 @@ FROZEN = {
     "eval": {"TARGET", "--against", "--data", "--text", "--tasks", "--limit", "--json"},
     "explain": {"ARTIFACT", "--step", "--extract", "--out", "--json"},
     "export": {"TARGET", "--to", "--type", "--pad", "--out", "--json"},
+    "federate": {
+        "WHAT", "TARGET", "--out", "--backend", "--dry-run", "--credentials", "--client", "--host", "--port", "--data",
+        "--state", "--set", "--json",
+    },
     "fit": {
         "MODEL", "--method", "--recipe", "--budget", "--data", "--set", "--seed", "--max-memory", "--out", "--json",
     },

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lissome.core.errors import DataError
+from lissome.data.labelled import read_labelled
 from lissome.data.sources import read_corpus, shipped_corpus
 from lissome.testing.tokenizers import toy_tokenizer
 
@@ -43,6 +44,21 @@ def test_messages_go_through_the_chat_template(tmp_path: Path) -> None:
     file = write(tmp_path / "chat.jsonl", {"messages": turns}, {"prompt": "hi", "response": "no"})
     expected = ["<user> hi\n<assistant> yes\n", "<user> hi\n<assistant> no\n"]
     assert texts(file, tokenizer=toy_tokenizer(chat=True)) == expected
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson.gz"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_json_value_is_not_json_lines(tmp_path: Path, name: str, indent: int | None) -> None:
+    for value, words in (([{"text": "one"}, {"text": "two"}], "JSON array"), ({"text": "one"}, "JSON object")):
+        file = tmp_path / name
+        body = json.dumps(value, indent=indent).encode()
+        file.write_bytes(gzip.compress(body) if name.endswith(".gz") else body)
+        if isinstance(value, dict) and indent is None:
+            assert texts(file) == ["one"], "a line like any other"
+            continue
+        for read in (read_corpus, read_labelled):
+            with pytest.raises(DataError, match=f"{name} is one {words}.*not JSON lines; write one object a line"):
+                read(file)
 
 
 @pytest.mark.parametrize(

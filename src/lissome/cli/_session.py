@@ -47,7 +47,7 @@ BudgetOption = Annotated[
     typer.Option(
         "--budget",
         metavar="EXPR",
-        help=f"A bound such as disk<=90MB; may be repeated (default: the recipe's, else {DEFAULT_BUDGET}).",
+        help=f"A bound such as disk<=400MB; may be repeated (default: the recipe's, else {DEFAULT_BUDGET}).",
     ),
 ]
 DataOption = Annotated[

@@ -5,7 +5,7 @@ Grammar: terms joined by commas, semicolons or blanks; a term is ``NAME OP VALUE
     latency=85%          at most 85 % of the original's latency
     params<=100M         at most 100 million parameters
     decode>=120%         at least 1.2 times the original's tokens per second
-    disk<=90MB, memory<=1.5GiB
+    disk<=400MB, memory<=1.5GiB
     risk<=5%             a certified bound of at most 0.05 (a risk is a share itself, never relative)
 
 ``=`` means ``<=`` for a cost and ``>=`` for a speed, so that the budget is always the bound one would want.
@@ -102,7 +102,7 @@ class Term:
         """
         match = _TERM.fullmatch(text.strip())
         if match is None:
-            raise BudgetError(f"{text!r} is not a budget term; write NAME=VALUE such as latency=85% or disk<=90MB.")
+            raise BudgetError(f"{text!r} is not a budget term; write NAME=VALUE such as latency=85% or disk<=400MB.")
         if match["name"] not in TERMS:
             raise BudgetError(unknown_name("budget term", match["name"], TERMS))
         kind = TERMS[match["name"]]

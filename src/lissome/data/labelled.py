@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from lissome.core.errors import DataError, unknown_name
+from lissome.data.sources import refuse_whole_json
 
 _RECORD = '{"text": "…", "label": "…"}'
 _FORMS = f"give JSON lines, {_RECORD}, or a .csv or .tsv file with the columns text and label"
@@ -121,6 +122,7 @@ _Row = tuple[str, str, str, str]
 
 
 def _objects(file: Path, body: str) -> Iterator[_Row]:
+    refuse_whole_json(body, str(file), _RECORD)
     for number, line in enumerate(body.split("\n"), start=1):
         if not line.strip():
             continue

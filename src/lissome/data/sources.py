@@ -106,8 +106,34 @@ def _read_file(path: Path, template: Template) -> Corpus:
         raise DataError(f"{path} is empty; give a file with text in it.")
     if _kind(path) not in _JSON_LINES:
         return Corpus(str(path), (Document(text, str(path)),))
+    refuse_whole_json(text, str(path), _RECORD)
     records = ((f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
     return Corpus(str(path), _documents(((where, _parse(where, line)) for where, line in records), template))
+
+
+def refuse_whole_json(text: str, name: str, record: str) -> None:
+    """Refuse a file that is one JSON value, such as an array of records, where JSON lines are wanted.
+
+    Args:
+        text: The whole file.
+        name: How to call it in an error.
+        record: What each line must be.
+
+    Raises:
+        DataError: Says how to turn an array into lines.
+    """
+    first = text.strip().split("\n", 1)[0].strip()
+    if not first.startswith("[") and first != "{":
+        return
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):  # damaged lines: whoever reads them says which
+        return
+    kind = "array" if isinstance(whole, list) else "object over several lines"
+    turn = "jq -c '.[]'" if isinstance(whole, list) else "jq -c ."
+    raise DataError(
+        f"{name} is one JSON {kind}, not JSON lines; write one object a line, {record} ({turn} turns it into that)."
+    )
 
 
 def _kind(path: Path) -> str:

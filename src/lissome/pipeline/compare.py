@@ -17,6 +17,8 @@ from lissome.models.model import Model
 from lissome.models.sparse import masks, sparsity
 from lissome.pipeline.reports import Figure, Row
 
+_SAME = 0.01  # a file of nearly the same size says nothing new
+
 
 def counted_metric(name: str, value: float, provenance: Provenance = "counted") -> Metric:
     """A budget term as a metric."""
@@ -27,6 +29,21 @@ def counted_metric(name: str, value: float, provenance: Provenance = "counted") 
 def figures_of(values: Mapping[str, float], provenance: Provenance = "counted") -> dict[str, Figure]:
     """Plain values by budget term as figures without comparison."""
     return {name: Figure(metric=counted_metric(name, value, provenance)) for name, value in values.items()}
+
+
+def file_figure(model: Model, counted: Mapping[str, Figure]) -> dict[str, Figure]:
+    """Bytes of the file or files that a model was read from, where they are not those that it would be saved as."""
+    path, weights = model.source.path, model.source.weights
+    if path is None or not weights:
+        return {}
+    files = (path,) if path.is_file() else weights
+    size = sum(file.stat().st_size for file in files)
+    return file_sized(size) if abs(size / counted["disk"].metric.value - 1) > _SAME else {}
+
+
+def file_sized(size: float) -> dict[str, Figure]:
+    """So many bytes of a model's file, as a figure."""
+    return {"file": Figure(metric=Metric(name="file", value=float(size), unit="bytes", provenance="counted"))}
 
 
 def counted_figures(*models: Model) -> list[dict[str, Figure]]:

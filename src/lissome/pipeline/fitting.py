@@ -31,6 +31,7 @@ from lissome.pipeline.compare import (
     class_notes,
     counted_figures,
     figures_of,
+    file_figure,
     paired_scores,
     paired_timings,
     quiet,
@@ -39,7 +40,7 @@ from lissome.pipeline.compare import (
     timing_notes,
     values,
 )
-from lissome.pipeline.elsewhere import llama_cpp_rows
+from lissome.pipeline.elsewhere import beside_the_file
 from lissome.pipeline.job import MEASURED, Job, prepare
 from lissome.pipeline.loading import licence_of
 from lissome.pipeline.recipe import RecipeStep
@@ -185,14 +186,15 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
     times, scores = paired_timings(timed), paired_scores(scored)
     counted = counted_figures(job.model, small)
     held = [_predicted(job, model) for model in (job.model, small)]
-    base = counted[0] | held[0] | times[0] | scores[0]
-    other = against(counted[1] | held[1] | times[1] | scores[1], base)
     _release(job.model, small)
-    extra, notes = llama_cpp_rows(job.model, small, folder.state, events)
+    elsewhere = beside_the_file(job.model, small, folder.state, events)
+    base = counted[0] | file_figure(job.model, counted[0]) | held[0] | times[0] | scores[0]
+    sized = counted[1] | elsewhere.sized if "file" in base else counted[1]
+    other = against(sized | held[1] | times[1] | scores[1], base)
     return TableReport(
-        rows=(*rows((job.model.name, "result"), (base, other)), *extra),
+        rows=(*rows((job.model.name, "result"), (base, other)), *elsewhere.rows),
         verdicts=job.budget.check(_held(job, base, other), values(base)),
-        notes=(*sparse_notes(small), *class_notes(scored), *timing_notes(small), *ended, *notes),
+        notes=(*sparse_notes(small), *class_notes(scored), *timing_notes(small), *ended, *elsewhere.notes),
         versions=versions(),
         seconds=time.monotonic() - start,
     )

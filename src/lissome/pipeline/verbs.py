@@ -41,6 +41,7 @@ from lissome.ops.kernels.native import choice as kernel_choice
 from lissome.pipeline.compare import (
     class_notes,
     counted_figures,
+    file_figure,
     paired_scores,
     paired_timings,
     quiet,
@@ -98,11 +99,13 @@ def measure(
     with peak_memory() as peak:
         if against is None:
             (own,) = counted_figures(model)
+            own |= file_figure(model, own)
             table = rows((model.name,), (own | timing_figures(time_one(model, events=stream)),))
         else:
             base = load(against, events=stream)
             first, second = paired_timings(time_pair(base, model, events=stream))
             theirs, own = counted_figures(base, model)
+            theirs, own = theirs | file_figure(base, theirs), own | file_figure(model, own)
             table = rows((base.name, model.name), (theirs | first, own | second))
     if save_table is not None:
         latency_table(model, events=stream).save(Path(save_table))

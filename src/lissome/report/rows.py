@@ -21,6 +21,7 @@ LABELS = {
     "params": "parameters",
     "block_params": "parameters in blocks",
     "disk": "size on disk",
+    "file": "size of the file",
     "dense_disk": "size with all weights written out",
     "memory": "peak memory",
     "macs": "multiply-accumulates",
