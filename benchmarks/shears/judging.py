@@ -27,7 +27,7 @@ Cells = Mapping[str, Mapping[str, Any]]
 Judged = tuple[dict[str, Any], list[Inequality]]
 
 
-def judge_words(cells: Cells, seeds: Sequence[int], _tuned: Sequence[float]) -> Judged:
+def judge_words(cells: Cells, seeds: Sequence[int], _tuned: Mapping[float, Sequence[int]]) -> Judged:
     """Judge the arms on classes of texts; every seed's accuracy counts once."""
     known = [arm for arm in ARMS if f"{ENCODER}-{arm}-{seeds[0]}" in cells]
     rows = {arm: [cells[f"{ENCODER}-{arm}-{seed}"] for seed in seeds] for arm in known}
@@ -127,11 +127,12 @@ def _exactness(merging: Mapping[str, Mapping[str, Any]]) -> list[Inequality]:
     ]  # fmt: skip
 
 
-def judge_text(cells: Cells, seeds: Sequence[int], tuned: Sequence[float]) -> Judged:
+def judge_text(cells: Cells, seeds: Sequence[int], tuned: Mapping[float, Sequence[int]]) -> Judged:
     """Judge perplexity before tuning, and the decisive arms after it, where they were run."""
-    shares = [share for share in SHARES if f"{DECODER}-magnitude-{share:g}-0" in cells]
+    shares = [share for share in sorted(SHARES) if f"{DECODER}-magnitude-{share:g}-0" in cells]
     dense = np.array(cells[f"{DECODER}-dense"]["nll"])
-    result: dict[str, Any] = {"seeds": list(seeds), "dense": _ppl(dense), "before": {}, "tuned": {}}
+    result: dict[str, Any] = {"seeds": list(seeds), "dense": _ppl(dense), "before": {}}
+    result |= {"tuned": {}, "tuned_seeds": {f"{share:g}": list(own) for share, own in tuned.items()}}
     found = []
     for share in shares:
         wanda = np.array([cells[f"{DECODER}-wanda-{share:g}-{seed}"]["nll"] for seed in seeds]).mean(0)
@@ -149,8 +150,8 @@ def judge_text(cells: Cells, seeds: Sequence[int], tuned: Sequence[float]) -> Ju
         Inequality.of(f"{DECODER}: bytes, half of the block weights zero and adapters of rank {MIDDLE}, against dense",
                       whole, "<", result["bytes"]["dense"])
     )  # fmt: skip
-    for share in tuned:
-        result["tuned"][f"{share:g}"], more = _judge_tuned(cells, seeds, share)
+    for share, own in tuned.items():
+        result["tuned"][f"{share:g}"], more = _judge_tuned(cells, own, share)
         found += more if share == SHARE else []
     return result, found
 

@@ -8,7 +8,7 @@ arms again. LoRA cut by SVD, nested and dense adapters stand beside; rates are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -33,7 +33,7 @@ class Scale:
         arms: Those that are trained there.
         text_seeds: Of text.
         shares: Shares of zeros on text, before anything is trained.
-        tuned: Those at which text is trained on.
+        tuned: Seeds with which text is trained on, by share of zeros; `SHARE` has all of them.
         sweep: Whether learning rates are tried; otherwise the middle ones are used.
     """
 
@@ -41,12 +41,17 @@ class Scale:
     arms: tuple[str, ...]
     text_seeds: tuple[int, ...]
     shares: tuple[float, ...]
-    tuned: tuple[float, ...]
+    tuned: Mapping[float, tuple[int, ...]]
     sweep: bool
 
 
-FULL = Scale((0, 1, 2, 3, 4), tuple(ARMS), (0, 1, 2), SHARES, (SHARE, 0.6, 0.4, 0.7), sweep=True)
-QUICK = Scale((0,), ("nls", "lora", "lora-8", "lora-4", "masked", "quantised"), (0,), (0.5, 0.6), (), sweep=False)
+FULL = Scale(
+    (0, 1, 2, 3, 4), tuple(ARMS), (0, 1, 2), SHARES, {SHARE: (0, 1, 2), 0.6: (0,), 0.4: (0,), 0.7: (0,)}, sweep=True
+)
+QUICK = Scale((0,), ("nls", "lora", "lora-8", "lora-4", "masked", "quantised"), (0,), (0.5, 0.6), {}, sweep=False)
+
+_FIRST = ("nls", "lora", "lora-8", "lora-4")
+_MERGED = ("masked", "quantised")
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
@@ -85,32 +90,24 @@ def training_seconds(scale: Scale, cells: Mapping[str, Any]) -> float:
     """Seconds of processor time that all training of the claim takes, by what a step takes of either model."""
     tried = sum(len(rates) - 1 for rates in RATES.values()) if scale.sweep else 0
     on_words = len(scale.arms) * len(scale.seeds) + tried
-    on_text = len(scale.text_seeds) * (2 * len(scale.tuned) + 1) + 2 * (len(TEXT_RATES) - 1) if scale.tuned else 0
+    on_sparse = sum(map(len, scale.tuned.values()))
+    on_text = 2 * on_sparse + len(scale.tuned[SHARE]) + 2 * (len(TEXT_RATES) - 1) if scale.tuned else 0
     step, text_step = (cells[f"{name}-speed"]["nls"]["step"] for name in (ENCODER, DECODER))
     return float(on_words * arms.STEPS * step + on_text * language.STEPS * text_step)
 
 
 def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Yield the name of every cell and how to get it, the most important first."""
+    """Yield the name of every cell and how to get it: what decides the claim comes first."""
     on_words, on_text = _OnWords(store, scale), _OnText(store, scale)
     yield f"{ENCODER}-speed", on_words.speed
     yield f"{DECODER}-speed", on_text.speed
-    for arm in scale.arms:
-        for seed in scale.seeds:
-            yield f"{ENCODER}-{arm}-{seed}", lambda arm=arm, seed=seed: on_words.arm(arm, seed)
+    yield from on_words.cells(_FIRST)
     yield f"{DECODER}-dense", lambda: on_text.before("dense", 0.0, 0)
-    for share in scale.shares:
-        for kind in ("wanda", "magnitude"):
-            for seed in scale.text_seeds if kind == "wanda" else (0,):
-                name = f"{DECODER}-{kind}-{share:g}-{seed}"
-                yield name, lambda kind=kind, share=share, seed=seed: on_text.before(kind, share, seed)
     yield f"{DECODER}-bytes", on_text.sizes
-    for share in scale.tuned:
-        for seed in scale.text_seeds:
-            for arm in TEXT_ARMS:
-                if arm != "dense" or share == SHARE:
-                    name = f"{DECODER}-{arm}-{share:g}-{seed}"
-                    yield name, lambda arm=arm, share=share, seed=seed: on_text.arm(arm, share, seed)
+    for share in scale.shares:
+        yield from on_text.cells(share)
+    yield from on_words.cells(_MERGED)
+    yield from on_words.cells([name for name in scale.arms if name not in {*_FIRST, *_MERGED}])
 
 
 class _OnWords:
@@ -118,6 +115,12 @@ class _OnWords:
 
     def __init__(self, store: Store, scale: Scale) -> None:
         self._store, self._scale = store, scale
+
+    def cells(self, names: Iterable[str]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+        """Yield the cells of some arms, by seed: arms of one seed share their base."""
+        for seed in self._scale.seeds:
+            for name in names:
+                yield f"{ENCODER}-{name}-{seed}", lambda name=name, seed=seed: self.arm(name, seed)
 
     def arm(self, name: str, seed: int) -> dict[str, Any]:
         """An arm at the best of its rates."""
@@ -153,6 +156,17 @@ class _OnText:
 
     def __init__(self, store: Store, scale: Scale) -> None:
         self._store, self._scale = store, scale
+
+    def cells(self, share: float) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+        """Yield the cells of one share of zeros, by seed: what is measured with one seed shares its base."""
+        tuned = self._scale.tuned.get(share, ())
+        for seed in self._scale.text_seeds:
+            yield f"{DECODER}-wanda-{share:g}-{seed}", lambda seed=seed: self.before("wanda", share, seed)
+            for name in ("nls", "lora") if seed in tuned else ():
+                yield f"{DECODER}-{name}-{share:g}-{seed}", lambda name=name, seed=seed: self.arm(name, share, seed)
+        yield f"{DECODER}-magnitude-{share:g}-0", lambda: self.before("magnitude", share, 0)
+        for seed in tuned if share == SHARE else ():
+            yield f"{DECODER}-dense-{share:g}-{seed}", lambda seed=seed: self.arm("dense", share, seed)
 
     def before(self, kind: str, share: float, seed: int) -> dict[str, Any]:
         """Loss of a base."""

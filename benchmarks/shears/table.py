@@ -149,7 +149,9 @@ def _before(result: Mapping[str, Any]) -> str:
 
 
 def _tuned(result: Mapping[str, Any], share: str) -> str:
-    head = [f"{float(share):.0%} zeros, perplexity", *(f"rank {rank}" for rank in RANKS)]
+    count = len(result["tuned_seeds"][share])
+    zeros = f"{float(share):.0%} zeros, perplexity ({count} seed{'s' if count > 1 else ''})"
+    head = [zeros, *(f"rank {rank}" for rank in RANKS)]
     text = table(head, _text_rows(result, share))
     if share != f"{SHARE:g}":
         return text
@@ -159,7 +161,7 @@ def _tuned(result: Mapping[str, Any], share: str) -> str:
         losses = ", ".join(f"{rate}: {value:.3f}" for rate, value in found["tried"].items())
         tried.append(f"{ARMS[arm].label} {losses}")
     return (
-        f"{_windows(result)}, {len(result['seeds'])} seeds. Learning rates tried at {float(share):.0%} zeros "
+        f"{_windows(result)}. Learning rates tried at {float(share):.0%} zeros "
         f"(validation loss, seed 0): {'; '.join(tried)}.\n\n{text}"
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks._frame import Store
 from benchmarks.shears import arms, hooks, judging, language, merging, names, run, table, texts
 from lissome.core.errors import AssetError
 from lissome.engine.classify import Encoded
@@ -292,9 +293,9 @@ def test_a_broken_sentence_is_named(numbers: dict[str, float], words: str, count
 def test_the_quick_claim_is_judged_by_the_same_sentences() -> None:
     cells = {name: cell for name, cell in made_up().items() if not name.endswith(("-1", "-2", "-3", "-4"))}
     kept = {f"{names.ENCODER}-{arm}-0" for arm in run.QUICK.arms} | {f"{names.ENCODER}-speed"}
-    result, found = judging.judge_words({name: cells[name] for name in kept}, (0,), ())
+    result, found = judging.judge_words({name: cells[name] for name in kept}, (0,), {})
     assert list(result["arms"]) == list(run.QUICK.arms) and len(found) == 12 and all(one.ok for one in found)
-    _, found = judging.judge_text(cells, (0,), ())
+    _, found = judging.judge_text(cells, (0,), {})
     assert all(one.ok for one in found)
 
 
@@ -324,6 +325,19 @@ def test_the_expected_time_counts_every_run() -> None:
     cells = made_up()
     full, quick = (run.training_seconds(scale, cells) for scale in (run.FULL, run.QUICK))
     step = cells[f"{names.ENCODER}-speed"]["nls"]["step"]
-    tried, text = 2 * len(names.RATES), 3 * (2 * 4 + 1) + 2 * 2
+    tried, text = 2 * len(names.RATES), 2 * (3 + 1 + 1 + 1) + 3 + 2 * 2
     assert full == pytest.approx(step * ((5 * len(names.ARMS) + tried) * arms.STEPS + text * language.STEPS))
     assert quick == pytest.approx(step * len(run.QUICK.arms) * arms.STEPS)
+
+
+@pytest.mark.parametrize("scale", [run.FULL, run.QUICK])
+def test_every_cell_that_is_judged_is_measured_and_what_decides_comes_first(scale: run.Scale, tmp_path: Path) -> None:
+    order = [name for name, _ in run._cells(scale, Store(tmp_path, scratch=tmp_path))]
+    assert len(set(order)) == len(order)
+    made = made_up()
+    cells = {name: made[name] for name in order}
+    judging.judge_words(cells, scale.seeds, scale.tuned), judging.judge_text(cells, scale.text_seeds, scale.tuned)
+    decisive = [f"{names.ENCODER}-{arm}-{scale.seeds[-1]}" for arm in ("nls", "lora", "lora-4")]
+    assert max(map(order.index, decisive)) < min(
+        map(order.index, (f"{names.DECODER}-dense", f"{names.ENCODER}-masked-0"))
+    )

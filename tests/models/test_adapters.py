@@ -385,6 +385,7 @@ def test_a_fresh_process_with_stock_peft_computes_the_same(family: str, form: st
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     ranks = {name: adapter.rank for name, adapter in adapters(small.module).items()}
     assert len(set(ranks.values())) > 1
+    assert config["target_modules"] == sorted(ranks), "in one order in every process"
     for name, rank in ranks.items():
         assert config["rank_pattern"].get(name, config["r"]) == rank
         assert config["alpha_pattern"].get(name, config["lora_alpha"]) == pytest.approx(9 * rank / 6)

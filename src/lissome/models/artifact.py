@@ -197,13 +197,16 @@ def stock_class(config: Any) -> Any:
     return getattr(transformers, name)
 
 
-def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | None = torch.float32) -> Model:
+def load_folder(
+    folder: Path, *, name: str | None = None, dtype: torch.dtype | None = torch.float32, bare: bool = False
+) -> Model:
     """Read an artifact or any Hugging Face folder with safetensors weights.
 
     Args:
         folder: The folder.
         name: What the user called it (default: the folder's path).
         dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
+        bare: Leave the adapters and virtual tokens that lie beside the weights where they are.
 
     Raises:
         ArtifactError: When a file is missing, damaged, unsafe or from a newer version.
@@ -222,9 +225,9 @@ def load_folder(folder: Path, *, name: str | None = None, dtype: torch.dtype | N
     check_finite(module)
     digest = sha256_file(files[0]) if len(files) == 1 else None
     model = Model(module, load_tokenizer(folder), Source(name or str(folder), folder, digest, tuple(files)), manifest)
-    if (folder / ADAPTER).is_dir():
+    if (folder / ADAPTER).is_dir() and not bare:
         load_adapters(model, folder / ADAPTER)
-    if (folder / PROMPT).is_dir():
+    if (folder / PROMPT).is_dir() and not bare:
         load_prompt(model, folder / PROMPT)
     return model
 

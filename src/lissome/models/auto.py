@@ -35,14 +35,16 @@ class LissomeModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: A lissome artifact.
-            kwargs: Only ``dtype`` counts (default: the stored one); transformers passes more.
+            kwargs: ``dtype`` (default: the stored one) and ``bare``, whether adapters beside the weights are left off
+                (default False), for stock peft to put them on; transformers passes more, which is not looked at.
 
         Raises:
             ArtifactError: When the folder is damaged, or holds a model of another kind than was asked for.
         """
         dtype = kwargs.get("dtype")
         kept = dtype if isinstance(dtype, torch.dtype) else None
-        module: Any = load_folder(Path(pretrained_model_name_or_path), dtype=kept).module
+        folder, bare = Path(pretrained_model_name_or_path), bool(kwargs.get("bare"))
+        module: Any = load_folder(folder, dtype=kept, bare=bare).module
         if cls.auto is transformers.AutoModel:
             return module.base_model
         fitting = cls.auto._model_mapping.get(type(module.config), ())

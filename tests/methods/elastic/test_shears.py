@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import lissome
 from lissome import pipeline
 from lissome.core.errors import ArtifactError, BudgetError, BudgetUnmetError, ConfigError, OrderError
 from lissome.core.events import Event, EventStream
+from lissome.core.files import sha256_file
 from lissome.core.manifest import read_curve, read_manifest
 from lissome.core.method import Context
 from lissome.cost.counted import Counter
@@ -164,6 +164,29 @@ def test_every_size_can_be_taken_from_the_one_run(fitted: Fitted, tmp_path: Path
         pipeline.extract_step(fitted("adapter=masked")[0], 0, tmp_path / "no")
 
 
+_FRESH = """
+import sys, torch, lissome.models.auto
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained(sys.argv[1], bare=True)
+with torch.no_grad():
+    for folder in ("adapter", "super-adapter"):
+        logits = PeftModel.from_pretrained(base, f"{sys.argv[1]}/{folder}").eval()(torch.arange(4, 20)[None]).logits
+        print(logits.double().abs().sum().item())
+        base = AutoModelForCausalLM.from_pretrained(sys.argv[1], bare=True)
+"""
+
+
+def test_stock_peft_puts_adapters_on_the_sparse_base_in_a_fresh_process(fitted: Fitted, tmp_path: Path) -> None:
+    out, _ = fitted("adapter=plain")
+    command = [sys.executable, "-W", "ignore", "-c", _FRESH, str(out)]
+    got = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    largest = pipeline.extract_step(out, 0, tmp_path / "largest")
+    sums = [outputs(lissome.load(one).module, {"input_ids": IDS}).double().abs().sum().item() for one in (out, largest)]
+    assert [float(one) for one in got] == pytest.approx(sums, rel=1e-5)
+    assert sums[0] != pytest.approx(sums[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("choose", ["climb", "log"])
 def test_other_choices(choose: str, fitted: Fitted, tmp_path: Path) -> None:
     out, _ = fitted(f"choose={choose}", "evaluations=6")
@@ -301,30 +324,77 @@ def test_stopped_and_continued_gives_the_same_hash(toy: Path, fitted: Fitted, tm
 
 
 _JOB = """
-import sys, lissome
-settings = ("windows=4", "ranks=6,4,2", "steps=60", "adapter=plain", "choose=log")
-report = lissome.fit(sys.argv[1], method="shears", data=sys.argv[2], settings=settings, out=sys.argv[3])
-weights = lissome.load(sys.argv[3]).module.state_dict()
-print(report.sha256, weights["model.layers.0.mlp.up_proj.adapter.B"].double().sum().item().hex())
+import os, signal, sys
+from collections import Counter
+
+seen = Counter()
+
+
+def reached(place):
+    seen[place] += 1
+    if f"{place} {seen[place]}" == sys.argv[4]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def renaming(event, arguments):
+    if event == "os.rename" and str(arguments[1]).startswith(sys.argv[3]):
+        reached(os.path.relpath(arguments[1], sys.argv[3]))
+
+
+sys.addaudithook(renaming)
+import lissome
+from lissome.core.events import EventStream
+
+events = EventStream(lambda event: reached(event.stage) if event.kind == "advance" else None)
+settings = ("windows=4", "ranks=6,4,2", "steps=20", "lr=0.01", "choose=log")
+lissome.fit(sys.argv[1], method="shears", data=sys.argv[2], settings=settings, out=sys.argv[3], events=events)
 """
+
+PLACES = {
+    "pruning": "sparsify 3",
+    "pruned, not stored": ".run/0-shears/sparse.safetensors 1",
+    "training": "train 11",
+    "choosing": ".run/0-shears/chosen.json 4",
+    "cutting out": ".run/0-shears/super 1",
+    "cut out, not stored": ".run/model.safetensors 1",
+    "scoring": "evaluate 3",
+    "putting together": ".run/artifact 1",
+    "publishing": "adapter 1",
+    "all but the manifest": "manifest.json 1",
+}
+"""The how-manieth step of a stage, or renaming of a file, that is the last thing a job does before it is killed."""
+
+
+def job(toy: Path, out: Path, place: str = "") -> int:
+    """Run the job in a process of its own, which kills itself at a place; what it returns, -9 when it was killed."""
+    command = [sys.executable, "-c", _JOB, *map(str, (toy / "llama", toy / "text.txt", out)), place]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Every file, and the hash of those that say nothing of times."""
+    files = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if path.is_file()}
+    timed = ("manifest.json", "result.json")
+    return {name: "" if name in timed else sha256_file(path) for name, path in files.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a job leaves that nobody kills."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert job(toy, out) == 0
+    return contents(out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fraction", [0.4, 0.55, 0.7, 0.85, 0.95])
-def test_killed_anywhere_and_continued_gives_the_same_hash(fraction: float, toy: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def command(out: str) -> list[str]:
-        return [sys.executable, "-c", _JOB, *map(str, (toy / "llama", toy / "text.txt", tmp_path / out))]
-
-    start = time.monotonic()
-    whole = subprocess.run(command("a"), capture_output=True, text=True, env=environment, check=True)
-    seconds = time.monotonic() - start
-    process = subprocess.Popen(command("b"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(fraction * seconds)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    again = subprocess.run(command("b"), capture_output=True, text=True, env=environment, check=True)
-    assert again.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
-    leftovers = {path.name for path in (tmp_path / "b").iterdir()} - {path.name for path in (tmp_path / "a").iterdir()}
-    assert not leftovers, f"left behind: {leftovers}"
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_killed_anywhere_and_continued_leaves_the_same_files(
+    place: str, toy: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert job(toy, out, place) == -signal.SIGKILL, "the place was reached"
+    with pytest.raises(ArtifactError, match="not finished"):
+        lissome.load(out)
+    assert job(toy, out) == 0
+    assert contents(out) == whole
+    assert any(name.startswith("super-adapter/") for name in whole)

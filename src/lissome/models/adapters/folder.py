@@ -124,16 +124,18 @@ def _stock_config(model: Model, on: Mapping[str, LowRank]) -> LoraConfig:
 
     first = next(iter(on.values()))
     rank, alpha = first.rank, first.scale * first.rank
-    return LoraConfig(
+    config = LoraConfig(
         r=rank,
         lora_alpha=_whole(alpha),  # type: ignore[arg-type]  # peft divides whatever number it is
-        target_modules=sorted(on),
+        target_modules=list(on),
         rank_pattern={name: one.rank for name, one in on.items() if one.rank != rank},
         alpha_pattern={name: _whole(one.scale * one.rank) for name, one in on.items() if one.scale * one.rank != alpha},
         task_type="CAUSAL_LM" if model.anatomy.task == "causal-lm" else None,
         fan_in_fan_out=any(is_conv1d(model.module.get_submodule(name)) for name in on),
         inference_mode=True,
     )
+    config.target_modules = sorted(on)  # peft makes a set of it, which every process would write in another order
+    return config
 
 
 def _whole(number: float) -> float:
