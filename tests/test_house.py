@@ -120,7 +120,7 @@ def test_every_library_is_declared_and_pinned() -> None:
     providers = packages_distributions() | {"llama_cpp": ["llama-cpp-python"]}
     used = {name.split(".")[0] for path in FILES for name in imports(tree(path))}
     for name in used - set(sys.stdlib_module_names) - {"lissome"}:
-        assert declared.keys() & {canonicalize_name(owner) for owner in providers.get(name, [])}, (
+        assert declared.keys() & {canonicalize_name(owner) for owner in providers.get(name, [name])}, (
             f"{name} is not declared"
         )
 
