@@ -53,6 +53,7 @@ from lissome.pipeline.compare import (
 from lissome.pipeline.fitting import ORDERS
 from lissome.pipeline.job import prepare
 from lissome.pipeline.loading import load
+from lissome.pipeline.places import check_export_place, check_extract_place, check_table_place
 from lissome.pipeline.reports import GenerateReport, InspectReport, PlanReport, TableReport
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def measure(
         LissomeError: When a model cannot be read, or no one request suits both.
     """
     start, stream = time.monotonic(), quiet(events)
+    if save_table is not None:
+        check_table_place(Path(save_table))
     model = load(target, events=stream)
     if save_table is not None:
         model.anatomy.require("causal-lm", "a latency table")
@@ -255,12 +258,14 @@ def export(
 
     Raises:
         UnknownNameError: When there is no such format.
+        ConfigError: When `out` cannot be written, is the model itself, or a file that lissome did not write.
         ExportError: When the format cannot express the model.
     """
     formats = {info.name: info.module for info in public_files("lissome.export")}
     if to not in formats:
         raise UnknownNameError(unknown_name("export format", to, formats))
     options = {"type": type} if type is not None else {}
+    check_export_place(target, Path(out))
     model = load(target, events=events)
     merged, share = merged_copy(model), sparsity(model.module)
     report: ExportReport = importlib.import_module(formats[to]).export(
@@ -335,6 +340,7 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
         SubnetError: When there is no such step.
     """
     folder = Path(artifact)
+    check_extract_place(folder, Path(out))
     manifest, curve = read_manifest(folder), read_curve(folder)
     points = {point.step: point for point in curve}
     if not points or manifest.space is None:
