@@ -42,6 +42,7 @@ from lissome.pipeline.compare import (
     class_notes,
     counted_figures,
     file_figure,
+    origin_notes,
     paired_scores,
     paired_timings,
     quiet,
@@ -99,6 +100,7 @@ def measure(
     model = load(target, events=stream)
     if save_table is not None:
         model.anatomy.require("causal-lm", "a latency table")
+    base = None
     with peak_memory() as peak:
         if against is None:
             (own,) = counted_figures(model)
@@ -113,6 +115,7 @@ def measure(
     if save_table is not None:
         latency_table(model, events=stream).save(Path(save_table))
     notes = (
+        *origin_notes(model, base),
         *sparse_notes(model),
         *timing_notes(model),
         f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded",
@@ -157,7 +160,8 @@ def evaluate(  # noqa: PLR0913  the options of the command line, all by name
         report = score(model, baseline=base, text=chosen, tasks=tuple(tasks), limit=limit, seed=seed, events=stream)
     first, second = paired_scores(report)
     table = rows((model.name,), (second,)) if base is None else rows((base.name, model.name), (first, second))
-    return TableReport(rows=table, notes=class_notes(report), versions=versions(), seconds=time.monotonic() - start)
+    notes = (*origin_notes(model, base), *class_notes(report))
+    return TableReport(rows=table, notes=notes, versions=versions(), seconds=time.monotonic() - start)
 
 
 def _score_labels(
