@@ -11,6 +11,7 @@ import pytest
 import lissome
 from lissome import pipeline
 from lissome.core.errors import ConfigError, DataError
+from lissome.core.manifest import Base, Manifest
 from lissome.models.model import Model
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_model
@@ -68,6 +69,26 @@ def test_a_tokenizer_of_another_model_is_named(misfit: Model, toy_text: Path) ->
         with pytest.raises(DataError, match="the tokenizer does not fit the model: it gives id") as caught:
             call()
         assert f"ids 0 to {TOY_VOCABULARY // 4 - 1}" in str(caught.value)
+
+
+def test_a_baseline_that_a_model_does_not_come_from_is_said(toy: Model, tmp_path: Path) -> None:
+    """Said only where both are known: a manifest tells what a model was made from, a file has a hash."""
+    folders = {}
+    for name, seed in (("first", 1), ("second", 2)):
+        folders[name] = replace(toy, module=toy_model("llama", vocab_size=TOY_VOCABULARY, seed=seed).module).save(
+            tmp_path / name
+        )
+    original = lissome.load(folders["first"])
+    made_from = Base(name="first", architecture="llama", sha256=original.source.sha256)
+    small, sibling = (
+        original.save(tmp_path / name, manifest=Manifest(name=name, base=made_from)) for name in ("small", "sibling")
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("all work and no play makes jack a dull boy. " * 50)
+    for against, said in ((folders["first"], False), (sibling, False), (folders["second"], True), (toy, False)):
+        for report in (lissome.evaluate(small, against, text=text), lissome.measure(small, against)):
+            assert any("was made from first, not from" in note for note in report.notes) == said
+    assert not lissome.evaluate(folders["first"], folders["second"], text=text).notes
 
 
 def test_what_was_not_timed_has_no_speed(toy: Model) -> None:

@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
+from lissome.core.errors import ConfigError
+from lissome.core.files import unwritable
+
 EventKind = Literal["start", "advance", "finish", "message"]
 
 
@@ -111,6 +114,9 @@ class JsonLines:
     Args:
         target: A file, made when missing and closed by `close`; or an open stream, which stays open. When a killed
             run left half a line at the end of the file, a new line is begun, so that only the half one is lost.
+
+    Raises:
+        ConfigError: When the file cannot be written, or holds something else.
     """
 
     def __init__(self, target: Path | IO[str]) -> None:
@@ -135,9 +141,19 @@ class JsonLines:
 
 
 def _appended(path: Path) -> IO[str]:
+    try:
+        return _opened(path)
+    except (OSError, ValueError) as error:
+        raise unwritable(path, error) from error
+
+
+def _opened(path: Path) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         if file.tell():
+            file.seek(0)
+            if file.read(1) != b"{":
+                raise ConfigError(f"{path} exists and holds no events; name another file, or remove it.")
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,12 +11,13 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lissome.core.errors import ArtifactError, NumericsError
+from lissome.core.errors import ArtifactError, ConfigError, LissomeError, NumericsError
 
 JSON_LIMIT = 64 << 20  # bytes; the largest file we write is far below, a larger one is not ours
 _RANDOM = re.compile(r"[0-9a-f]{12}")
@@ -193,6 +195,31 @@ def check_replaceable(target: Path, ours: tuple[str, ...] = _OURS) -> None:
         raise ArtifactError(
             f"{target} holds other files ({min(names)} …) and is not a saved model; name a new or an empty folder."
         )
+
+
+def check_writable(target: Path) -> None:
+    """Refuse a place that cannot be written, whether a file or a folder shall stand there; asked before any work.
+
+    Raises:
+        ConfigError: When a part of the path is a file, or the nearest folder that exists takes no files.
+        OSError: When the disk is full.
+    """
+    try:
+        target.is_file()  # the system refuses names that are too long
+        chain = [target.absolute(), *target.absolute().parents]
+        place = next(path for path in chain[0 if target.is_dir() else 1 :] if os.path.lexists(path))
+        tempfile.TemporaryFile(dir=place).close()
+    except (OSError, ValueError) as error:
+        raise unwritable(target, error) from error
+
+
+def unwritable(target: Path, error: OSError | ValueError) -> LissomeError | OSError | ValueError:
+    """Return what to raise for a place that a user named and that cannot be written; a full disk stays what it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    name = str(target) if len(str(target)) < 200 else f"{str(target)[:40]}…"
+    return ConfigError(f"{name} cannot be written ({reason}); name another place, or change its permissions.")
 
 
 def _swap(part: Path, target: Path) -> None:

@@ -74,6 +74,17 @@ def timing_notes(model: Model) -> tuple[str, ...]:
     return () if model.anatomy.task == "causal-lm" else (f"latency is of {asked(model)}",)
 
 
+def origin_notes(model: Model, base: Model | None) -> tuple[str, ...]:
+    """Say so when a model is compared with another than the one it was made from, as far as its manifest tells."""
+    if base is None or model.manifest is None or base.source.sha256 is None:
+        return ()
+    made_from = model.manifest.base
+    kin = {base.source.sha256, base.manifest.base.sha256 if base.manifest is not None else None}
+    if made_from.sha256 is None or made_from.sha256 in kin or base.source.sha256 == model.source.sha256:
+        return ()
+    return (f"{model.name} was made from {made_from.name}, not from {base.name}: they differ in more than compression",)
+
+
 def class_notes(report: Report) -> tuple[str, ...]:
     """Say how many texts an accuracy is of, and what guessing reaches; nothing of a report on text."""
     facts = report.provenance.get("data")

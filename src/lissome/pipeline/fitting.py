@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save as safetensors_bytes
 
 from lissome.core.budget import Bounds, Term, Verdict
+from lissome.core.config import check_seed
 from lissome.core.events import EventStream
 from lissome.core.files import json_text, read_json, write_json
 from lissome.core.manifest import CURVE, Base, Manifest, Step, read_manifest
@@ -45,7 +46,7 @@ from lissome.pipeline.job import MEASURED, Job, prepare
 from lissome.pipeline.loading import licence_of
 from lissome.pipeline.recipe import RecipeStep
 from lissome.pipeline.reports import Figure, FitReport, Row, TableReport
-from lissome.pipeline.run import RESULT, RunFolder
+from lissome.pipeline.run import RESULT, RunFolder, check_place
 
 ORDERS = "orders.safetensors"
 """The order of channels and heads in which the curve's Subnets are leading slices."""
@@ -94,6 +95,8 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
         LissomeError: One of the tree in `lissome.core.errors`; nothing half-written is left as if whole.
     """
     start, stream = time.monotonic(), quiet(events)
+    check_seed(seed)
+    check_place(Path(out))
     job = prepare(
         model, method=method, recipe=recipe, budget=budget, data=data, settings=settings, seed=seed, events=stream
     )  # fmt: skip

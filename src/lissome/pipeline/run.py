@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lissome.core.errors import ArtifactError, ConfigError
-from lissome.core.files import read_json, write_json
+from lissome.core.files import check_writable, read_json, write_json
 from lissome.core.manifest import MANIFEST
 from lissome.pipeline.loading import RUN_FOLDER
 
@@ -50,8 +50,7 @@ class RunFolder:
             result = read_json(self.out / RESULT) if (self.out / RESULT).exists() else {}
             self._same(result.get("job", {}))
             return dict(result)
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ConfigError(f"{self.out} exists and is not the folder of a lissome job; choose another --out.")
+        check_place(self.out)
         return None
 
     def _same(self, other: Mapping[str, Any]) -> None:
@@ -101,6 +100,18 @@ class RunFolder:
                 shutil.rmtree(self.out / name)
             (self.staged / name).replace(self.out / name)
         shutil.rmtree(self.state)
+
+
+def check_place(out: Path) -> None:
+    """Refuse, before any work, an output folder that cannot be written or holds what is not a job's.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    check_writable(out)
+    ours = (out / RUN_FOLDER).is_dir() or (out / MANIFEST).exists()
+    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not the folder of a lissome job; choose another --out.")
 
 
 def _short(value: Any) -> str:

@@ -42,6 +42,7 @@ from lissome.pipeline.compare import (
     class_notes,
     counted_figures,
     file_figure,
+    origin_notes,
     paired_scores,
     paired_timings,
     quiet,
@@ -53,6 +54,7 @@ from lissome.pipeline.compare import (
 from lissome.pipeline.fitting import ORDERS
 from lissome.pipeline.job import prepare
 from lissome.pipeline.loading import load
+from lissome.pipeline.places import check_export_place, check_extract_place, check_table_place
 from lissome.pipeline.reports import GenerateReport, InspectReport, PlanReport, TableReport
 
 if TYPE_CHECKING:
@@ -93,9 +95,12 @@ def measure(
         LissomeError: When a model cannot be read, or no one request suits both.
     """
     start, stream = time.monotonic(), quiet(events)
+    if save_table is not None:
+        check_table_place(Path(save_table))
     model = load(target, events=stream)
     if save_table is not None:
         model.anatomy.require("causal-lm", "a latency table")
+    base = None
     with peak_memory() as peak:
         if against is None:
             (own,) = counted_figures(model)
@@ -110,6 +115,7 @@ def measure(
     if save_table is not None:
         latency_table(model, events=stream).save(Path(save_table))
     notes = (
+        *origin_notes(model, base),
         *sparse_notes(model),
         *timing_notes(model),
         f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded",
@@ -154,7 +160,8 @@ def evaluate(  # noqa: PLR0913  the options of the command line, all by name
         report = score(model, baseline=base, text=chosen, tasks=tuple(tasks), limit=limit, seed=seed, events=stream)
     first, second = paired_scores(report)
     table = rows((model.name,), (second,)) if base is None else rows((base.name, model.name), (first, second))
-    return TableReport(rows=table, notes=class_notes(report), versions=versions(), seconds=time.monotonic() - start)
+    notes = (*origin_notes(model, base), *class_notes(report))
+    return TableReport(rows=table, notes=notes, versions=versions(), seconds=time.monotonic() - start)
 
 
 def _score_labels(
@@ -255,12 +262,14 @@ def export(
 
     Raises:
         UnknownNameError: When there is no such format.
+        ConfigError: When `out` cannot be written, is the model itself, or a file that lissome did not write.
         ExportError: When the format cannot express the model.
     """
     formats = {info.name: info.module for info in public_files("lissome.export")}
     if to not in formats:
         raise UnknownNameError(unknown_name("export format", to, formats))
     options = {"type": type} if type is not None else {}
+    check_export_place(target, Path(out))
     model = load(target, events=events)
     merged, share = merged_copy(model), sparsity(model.module)
     report: ExportReport = importlib.import_module(formats[to]).export(
@@ -335,6 +344,7 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
         SubnetError: When there is no such step.
     """
     folder = Path(artifact)
+    check_extract_place(folder, Path(out))
     manifest, curve = read_manifest(folder), read_curve(folder)
     points = {point.step: point for point in curve}
     if not points or manifest.space is None:

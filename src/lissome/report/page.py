@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from lissome.core.budget import Term
-from lissome.core.errors import MissingExtraError
+from lissome.core.errors import ConfigError, MissingExtraError
 from lissome.core.events import EventStream
-from lissome.core.files import write_text
+from lissome.core.files import check_writable, write_text
 from lissome.core.method import CurvePoint
 from lissome.core.optional import optional_import
 from lissome.report import sections
@@ -30,6 +30,9 @@ from lissome.report.table import markdown
 
 PAGE = "report.html"
 _KINDS = ("attention", "mlp", "width", "groups", "queries")
+_HEAD = 1 << 16  # bytes within which a page says its title
+_TITLE = " – lissome</title>".encode()
+_TABLE = re.compile(rb"\|  \| .* \| better \| how \|\n")
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -42,19 +45,35 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
 
     Raises:
         ArtifactError: When the artifact cannot be read.
+        ConfigError: When `out` cannot be written, or is a file that is no such page or table.
         MissingExtraError: When plotly is not installed.
     """
     target = out if out is not None else folder / PAGE
     data = read_page(folder)
+    _check_place(target)
     write_text(target, markdown(data.rows) if target.suffix == ".md" else render(data))
     return target
+
+
+def _check_place(target: Path) -> None:
+    """Refuse to write over anything but an older page or table."""
+    check_writable(target)
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; name a file such as {target / PAGE}.")
+    if target.exists():
+        if not target.is_file():
+            raise ConfigError(f"{target} is not a file; name one such as {PAGE}.")
+        with target.open("rb") as file:
+            head = file.read(_HEAD)
+        if head and _TITLE not in head and not _TABLE.match(head):
+            raise ConfigError(f"{target} exists and is not a report of lissome; name another file, or remove it.")
 
 
 def write_page_if_possible(folder: Path, events: EventStream) -> None:
     """Write the page of an artifact, or say why not: a job that is done does not fail for want of a picture."""
     try:
         events.message(f"report: {write_page(folder)}")
-    except (MissingExtraError, OSError) as error:
+    except (MissingExtraError, ConfigError, OSError) as error:
         events.message(f"no {PAGE}: {error} (lissome report {shlex.quote(plain(str(folder)))} writes it later)")
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lissome.core.errors import ConfigError
 from lissome.core.events import Event
+from lissome.core.files import check_writable
 from lissome.core.optional import optional_import
 
 
@@ -20,8 +22,12 @@ class TensorBoard:
         """Open an event file in `folder`.
 
         Raises:
+            ConfigError: When it is a file, or cannot be written.
             MissingExtraError: When tensorboard is not installed.
         """
+        check_writable(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is not a folder; name one for TensorBoard.")
         module = optional_import("torch.utils.tensorboard", extra="tensorboard")
         self._writer: Any = module.SummaryWriter(str(folder))
         self._messages = 0
