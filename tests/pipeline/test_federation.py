@@ -44,6 +44,7 @@ def test_a_recipe_round_trips(place: Path) -> None:
         (RECIPE.replace("seed", "sede"), ConfigError, "did you mean 'seed'"),
         (RECIPE.replace('method = "fedavg"', 'method = "fedavgg"'), UnknownNameError, "did you mean 'fedavg'"),
         (RECIPE.partition("[[step]]")[0] + '[[step]]\nmethod = "multipruner"', OrderError, "across clients"),
+        (RECIPE.replace("seed = 3", "seed = -1"), ConfigError, "whole number from 0"),
         (RECIPE.replace("rounds = 2", "rounds = 0"), ConfigError, "at least 1"),
         (RECIPE.replace("epochs", "epoch"), ConfigError, "did you mean 'epochs'"),
         (RECIPE + "[[step]]\nmethod = 'fedavg'", ConfigError, r"one \[\[step\]\]"),

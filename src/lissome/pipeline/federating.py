@@ -36,7 +36,7 @@ from lissome.models.space import Subnet
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.loading import licence_of
-from lissome.pipeline.run import RESULT, RunFolder
+from lissome.pipeline.run import RESULT, RunFolder, check_place
 
 Backend = Literal["inprocess", "ray", "deployment"]
 BACKENDS: tuple[str, ...] = ("inprocess", "ray", "deployment")
@@ -191,6 +191,7 @@ def federate(
     if backend not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
     start, stream = time.monotonic(), quiet(events)
+    check_place(Path(out))
     job = FederationJob(_recipe(recipe), stream)
     folder = RunFolder(Path(out), job.identity())
     done = folder.finished()

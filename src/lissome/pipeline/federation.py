@@ -13,7 +13,7 @@ from typing import Any
 
 from lissome import __version__
 from lissome.core.budget import Budget
-from lissome.core.config import MethodConfig, option, read_toml, to_toml
+from lissome.core.config import MethodConfig, check_seed, option, read_toml, to_toml
 from lissome.core.errors import ConfigError, OrderError, unknown_name
 from lissome.core.events import EventStream
 from lissome.cost.oracle import SubnetCost
@@ -111,8 +111,9 @@ class FederationRecipe:
             if key not in _TABLES:
                 raise ConfigError(unknown_name("recipe key", key, _TABLES))
         model, seed = fields.get("model"), fields.get("seed", 0)
-        if not isinstance(model, str) or isinstance(seed, bool) or not isinstance(seed, int):
-            raise ConfigError('a federation needs model = "NAME", and its seed must be a whole number.')
+        check_seed(seed)
+        if not isinstance(model, str):
+            raise ConfigError('a federation needs model = "NAME".')
         given = fields.get("data", {})
         data = DataConfig.from_mapping({"source": given} if isinstance(given, str) else _table(fields, "data"))
         if base is not None and data.source and (base / data.source).exists():
