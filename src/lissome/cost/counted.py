@@ -290,5 +290,8 @@ class Counter:
 
 def _weight(module: nn.Module, getter: str) -> nn.Parameter | None:
     """Weight of the input embedding or of the head; None for a model without one, or with one that reads no tokens."""
-    layer = getattr(module, getter)() if hasattr(module, getter) else None
+    try:
+        layer = getattr(module, getter, lambda: None)()
+    except NotImplementedError:  # transformers' word for a model that reads no tokens
+        return None
     return getattr(layer, "weight", None) if isinstance(layer, nn.Embedding | nn.Linear) else None

@@ -30,6 +30,7 @@ from lissome.models.adapters import load_adapters, merged_copy, rank_space, remo
 from lissome.models.adapters.folder import SUPER
 from lissome.models.artifact import save_model
 from lissome.models.binding import extract, reorder
+from lissome.models.example import described, example
 from lissome.models.integers import grids
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
@@ -240,6 +241,7 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
             "embedding_params": counts.embedding_params,
             "cache_bytes": counts.cache_bytes,
             "axes": len(space.axes),
+            **_facts_of_recording(model, space),
             "layers": model.anatomy.layers(),
             "tags": list(model.manifest.tags) if model.manifest else ["dense"],
             **{f"zeros of {of}": f"{share:.1%}" for of, share in sparsity(model.module).items()},
@@ -248,6 +250,17 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
         },
         figures=counts.figures(),
     )
+
+
+def _facts_of_recording(model: Model, space: Space) -> dict[str, Any]:
+    """What was found in a network that was read from a recording, and why the rest of it cannot change."""
+    if not model.anatomy.inputs:
+        return {}
+    return {
+        "input": described(example(model)),
+        "space": {axis.name: list(axis.choices) for axis in space.axes},
+        "rigid": dict(model.anatomy.rigid),
+    }
 
 
 def inspect_device(*, events: EventStream | None = None) -> InspectReport:

@@ -1,4 +1,4 @@
-"""From atoms to dims: channels that one layer makes are units of one dim, with every tensor slice that goes with them."""
+"""From atoms to dims: channels that one layer makes are units of a dim, with every tensor slice that goes with them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lissome.models.anatomy import Cut
-from lissome.models.binding import CROPPED
+from lissome.models.stated import CROPPED
 from lissome.models.traced.atoms import Side
 from lissome.models.traced.recorder import Recording
-
 
 _ALL_HEADS = {"all_head_size", "attn_dim", "attention_dim", "inner_dim"}
 """Names under which modules keep the channels of all their heads."""
@@ -170,6 +169,6 @@ def _rigid_kernel(layer: nn.Conv2d) -> str | None:
         return "its padding is not a number of zeros"
     if max(layer.dilation) > 1:
         return "its kernel is dilated"
-    if min(layer.padding) < (height - 3) // 2:
-        return "its padding is too small, or lies outside of it"
-    return None
+    if 0 < min(layer.padding) < (height - 3) // 2:
+        return "its padding is too small"
+    return None  # without padding of its own, the network may adapt it, or a trial will say that it does not

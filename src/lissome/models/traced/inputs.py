@@ -37,9 +37,7 @@ def recorded(module: nn.Module) -> tuple[dict[str, tuple[int, ...]], Recording]:
             return {name: shape}, record(module, drawn_inputs({name: shape}))
         except UnsupportedModelError as error:
             first = first or error
-    raise first or UnsupportedModelError(
-        f"{type(module).__name__} has no layer that says what it reads; say example="
-    )
+    raise first or UnsupportedModelError(f"{type(module).__name__} has no layer that says what it reads; say example=")
 
 
 def tell(module: nn.Module, example: Any) -> None:

@@ -151,9 +151,7 @@ class _Plan:
         for macs, sides, path in self._recording.mixings:
             if self._home(path) is place:
                 touched = {(side.tensor, side.dim) for side in sides}
-                spread = next(
-                    (dim for dim in dims for cut in dim.cuts if (cut.parameter, cut.dim) in touched), None
-                )
+                spread = next((dim for dim in dims for cut in dim.cuts if (cut.parameter, cut.dim) in touched), None)
                 terms.append(Term(macs // spread.size, spread.name) if spread else Term(macs))
         return Products(tuple(terms)) if terms else None
 

@@ -123,7 +123,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen = Recording()
         self._module = module
         self._held: dict[int, Tensor] = {}  # keeps every tensor alive, so that no two have one id
@@ -224,7 +224,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, and write it down."""
-        from lissome.models.traced.rules import follow
+        from lissome.models.traced.rules import Operation, follow
 
         packet = func.overloadpacket.__name__
         self._last = packet
@@ -244,13 +244,14 @@ class Recorder(TorchDispatchMode):
             self._varied.update({id(value)} if varied else ())
         inplace = {id(value) for value in given} & {id(value) for value in taken}
         if any(self._marks.get(id(value)) for value in taken):
-            marks = follow(self, func, packet.removesuffix("_") if inplace else packet, args, kwargs, given)
+            name = packet.removesuffix("_") if inplace else packet
+            marks = follow(self, Operation(name, func, args, kwargs, given, torch.Tag.pointwise in func.tags))
             for value, each in zip(given, marks, strict=True):
                 self._marks[id(value)] = each
-        views = {self._sources.get(id(value)) for value in taken} - {None}
+        views = {self._sources[id(value)] for value in taken if id(value) in self._sources}
         if len(views) == 1 and packet in {"t", "view", "transpose", "permute", "split", "slice", "_unsafe_view"}:
             for value in given:
-                self._sources[id(value)] = next(iter(views))  # type: ignore[arg-type]
+                self._sources[id(value)] = next(iter(views))
         writes = tuple(self.number(value, fresh=True) for value in given)
         pointwise = torch.Tag.pointwise in func.tags
         self.seen.steps.append(Step(packet.removesuffix("_"), self.where(), reads, writes, pointwise))

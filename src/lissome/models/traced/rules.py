@@ -9,6 +9,7 @@ understood costs choices, never correctness.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,36 @@ if TYPE_CHECKING:
     from lissome.models.traced.recorder import Recorder
 
 Marks = tuple[Mark, ...]
-Rule = Callable[["Recorder", Any, Sequence[Any], dict[str, Any], list[Tensor]], list[Marks]]
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One operation that ran.
+
+    Attributes:
+        name: What it is, without its overload.
+        call: Does it again.
+        args: What it takes.
+        kwargs: What it takes by name.
+        given: The tensors that it gave.
+        pointwise: Whether torch says that it treats every element alike.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    given: list[Tensor]
+    pointwise: bool
+
+    @property
+    def taken(self) -> list[Tensor]:
+        """All tensors that it takes."""
+        return [value for value in tree_leaves((self.args, self.kwargs)) if isinstance(value, Tensor)]
+
+
+Rule = Callable[["Recorder", Operation], list[Marks]]
+
 
 _ALIKE = {
     "hardswish", "_prelu_kernel", "hardsigmoid", "clone", "alias", "detach", "_to_copy", "contiguous", "dropout",
@@ -53,41 +83,25 @@ _REDUCES = {
 _SOFTMAXES = {"_softmax", "_safe_softmax", "_log_softmax", "cumsum", "sort", "topk"}
 
 
-def follow(
-    recorder: Recorder, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
-    """Return the marks of what an operation gives.
-
-    Args:
-        recorder: Knows the marks of what it takes.
-        func: The operation.
-        name: Its name.
-        args: What it takes.
-        kwargs: What it takes by name.
-        given: The tensors that it gave.
-    """
-    if torch.Tag.pointwise in func.tags or name in _ALIKE:
-        return pointwise(recorder, func, args, kwargs, given)
-    rule = _RULES.get(name, unknown)
-    return rule(recorder, func, args, kwargs, given)
+def follow(recorder: Recorder, op: Operation) -> list[Marks]:
+    """Return the marks of what an operation gives; `recorder` knows those of what it takes."""
+    if op.pointwise or op.name in _ALIKE:
+        return pointwise(recorder, op)
+    return _RULES.get(op.name, unknown)(recorder, op)
 
 
-def unknown(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def unknown(recorder: Recorder, op: Operation) -> list[Marks]:
     """Make everything rigid that goes into an operation."""
-    for value in tree_leaves((args, kwargs)):
+    for value in op.taken:
         for mark in recorder.marks(value):
-            recorder.seen.atoms.freeze(mark, f"{func.overloadpacket.__name__} in {recorder.place()}")
-    return [()] * len(given)
+            recorder.seen.atoms.freeze(mark, f"{op.name} in {recorder.place()}")
+    return [()] * len(op.given)
 
 
-def pointwise(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def pointwise(recorder: Recorder, op: Operation) -> list[Marks]:
     """Elements at equal places go together; a channel that meets plain numbers is rigid."""
-    taken = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-    reason = f"{func.overloadpacket.__name__} with what no layer makes in {recorder.place()}"
+    taken = op.taken
+    reason = f"{op.name} with what no layer makes in {recorder.place()}"
     atoms, rank = recorder.seen.atoms, max(value.ndim for value in taken)
     every = [[_raised(mark, rank) for mark in recorder.marks(value)] for value in taken]
     for index, marks in enumerate(every):
@@ -99,7 +113,7 @@ def pointwise(
                 ):
                     atoms.freeze(mark, reason)
     merged = atoms.merged([mark for marks in every for mark in marks], reason)
-    return [merged] * len(given)
+    return [merged] * len(op.given)
 
 
 def _raised(mark: Mark, rank: int) -> Mark:
@@ -107,17 +121,15 @@ def _raised(mark: Mark, rank: int) -> Mark:
     return mark.view(*[1] * (rank - mark.ndim), *mark.shape)
 
 
-def moved(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def moved(recorder: Recorder, op: Operation) -> list[Marks]:
     """Do the same to the marks."""
-    value: Tensor = args[0]
-    results: list[list[Mark]] = [[] for _ in given]
+    value: Tensor = op.args[0]
+    results: list[list[Mark]] = [[] for _ in op.given]
     for mark in recorder.marks(value):
         full = mark.expand(value.shape)
-        _couple_pieces(recorder, func.overloadpacket.__name__, mark, args, given)
-        views = func.overloadpacket.__name__ in {"view", "_unsafe_view"}  # which want another layout in memory
-        made = full.reshape(args[1]) if views else func(full, *args[1:], **kwargs)
+        _couple_pieces(recorder, op, mark)
+        views = op.name in {"view", "_unsafe_view"}  # which want another layout in memory
+        made = full.reshape(op.args[1]) if views else op.call(full, *op.args[1:], **op.kwargs)
         for found, each in zip(results, made if isinstance(made, list | tuple) else [made], strict=True):
             small = compressed(each)
             if small.numel() > 1:
@@ -125,29 +137,27 @@ def moved(
     return [tuple(found) for found in results]
 
 
-def _couple_pieces(recorder: Recorder, name: str, mark: Mark, args: Sequence[Any], given: list[Tensor]) -> None:
+def _couple_pieces(recorder: Recorder, op: Operation, mark: Mark) -> None:
     """Equal pieces of a channel dimension are cut alike, because code finds them by dividing the channels."""
-    if name not in {"slice", "split", "split_with_sizes"}:
+    if op.name not in {"slice", "split", "split_with_sizes"}:
         return
-    default = 0
-    dim = (args[1] if len(args) > 1 else default) if name == "slice" else (args[2] if len(args) > 2 else default)
-    size, piece = mark.shape[dim], given[0].shape[dim]
-    start = (args[2] or 0) if name == "slice" and len(args) > 2 else 0
+    at = 1 if op.name == "slice" else 2
+    dim = op.args[at] if len(op.args) > at else 0
+    size, piece = mark.shape[dim], op.given[0].shape[dim]
+    start = (op.args[2] or 0) if op.name == "slice" and len(op.args) > 2 else 0
     if 1 < size != piece and piece and size % piece == 0 and start % piece == 0:
         parts = mark.split(piece, dim)
         for other in parts[1:]:
-            recorder.seen.atoms.join(parts[0], other, f"{name} in {recorder.place()}")
+            recorder.seen.atoms.join(parts[0], other, f"{op.name} in {recorder.place()}")
 
 
-def joined(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def joined(recorder: Recorder, op: Operation) -> list[Marks]:
     """Concatenate: along the channels the marks follow each other; along another dimension they go together."""
-    values: list[Tensor] = list(args[0])
+    values: list[Tensor] = list(op.args[0])
     atoms, reason = recorder.seen.atoms, f"cat in {recorder.place()}"
-    dim = int(args[1] if len(args) > 1 else kwargs.get("dim", 0)) % given[0].ndim
-    here = dim - given[0].ndim
-    values = [value for value in values if value.ndim == given[0].ndim]
+    dim = int(op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % op.given[0].ndim
+    here = dim - op.given[0].ndim
+    values = [value for value in values if value.ndim == op.given[0].ndim]
     every = [recorder.marks(value) for value in values]
     if not any(here in varying(mark) for marks in every for mark in marks):
         covers = [frozenset[int]().union(*map(varying, marks)) for marks in every]
@@ -168,59 +178,53 @@ def joined(
     return [(torch.cat(pieces, dim),)]
 
 
-def spatial(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def spatial(recorder: Recorder, op: Operation) -> list[Marks]:
     """Channels pass; what lies behind them changes its size."""
-    value: Tensor = args[0]
+    value: Tensor = op.args[0]
     changed = {
         dim - value.ndim
-        for dim, (before, after) in enumerate(zip(value.shape, given[0].shape, strict=True))
+        for dim, (before, after) in enumerate(zip(value.shape, op.given[0].shape, strict=True))
         if before != after or dim > 1
     }
     passing = []
     for mark in recorder.marks(value):
         if varying(mark) & changed:
-            recorder.seen.atoms.freeze(mark, f"{func.overloadpacket.__name__} in {recorder.place()}")
+            recorder.seen.atoms.freeze(mark, f"{op.name} in {recorder.place()}")
         else:
             passing.append(mark)
-    return [tuple(passing)] * len(given)
+    return [tuple(passing)] * len(op.given)
 
 
-def reduced(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def reduced(recorder: Recorder, op: Operation) -> list[Marks]:
     """What is summed over is rigid; the rest passes."""
-    value: Tensor = args[0]
-    named = [*args[1:], *kwargs.values()]
+    value: Tensor = op.args[0]
+    named = [*op.args[1:], *op.kwargs.values()]
     lists = [each for each in named if isinstance(each, list | tuple) and all(isinstance(one, int) for one in each)]
     single = [each for each in named if isinstance(each, int) and not isinstance(each, bool)]
-    dims = lists[0] if lists else single[:1] if given[0].ndim or single else []
+    dims = lists[0] if lists else single[:1] if op.given[0].ndim or single else []
     gone = {int(dim) % value.ndim - value.ndim for dim in dims} or {dim - value.ndim for dim in range(value.ndim)}
     passing = []
     for mark in recorder.marks(value):
         if varying(mark) & gone:
-            recorder.seen.atoms.freeze(mark, f"{func.overloadpacket.__name__} over them in {recorder.place()}")
-        elif given[0].ndim == value.ndim:
+            recorder.seen.atoms.freeze(mark, f"{op.name} over them in {recorder.place()}")
+        elif op.given[0].ndim == value.ndim:
             passing.append(mark)
         else:
             passing.append(mark.view([size for dim, size in enumerate(mark.shape) if dim - mark.ndim not in gone]))
-    return [tuple(passing)] * len(given)
+    return [tuple(passing)] * len(op.given)
 
 
-def normalised(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def normalised(recorder: Recorder, op: Operation) -> list[Marks]:
     """Softmax and its like: what they run over is rigid."""
-    value, dim = args[0], int(args[1]) if len(args) > 1 and isinstance(args[1], int) else -1
+    value, dim = op.args[0], int(op.args[1]) if len(op.args) > 1 and isinstance(op.args[1], int) else -1
     here = dim % value.ndim - value.ndim
     passing = []
     for mark in recorder.marks(value):
         if here in varying(mark):
-            recorder.seen.atoms.freeze(mark, f"{func.overloadpacket.__name__} over them in {recorder.place()}")
+            recorder.seen.atoms.freeze(mark, f"{op.name} over them in {recorder.place()}")
         else:
             passing.append(mark)
-    return [tuple(passing)] * len(given)
+    return [tuple(passing)] * len(op.given)
 
 
 def _per_channel(recorder: Recorder, value: Tensor, others: Sequence[Any], reason: str) -> Marks:
@@ -233,54 +237,46 @@ def _per_channel(recorder: Recorder, value: Tensor, others: Sequence[Any], reaso
     return recorder.seen.atoms.merged([*marks, *vectors], reason)
 
 
-def batch_norm(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def batch_norm(recorder: Recorder, op: Operation) -> list[Marks]:
     """Weight, bias and running statistics go with the channels."""
-    marks = _per_channel(recorder, args[0], args[1:5], f"the input of {recorder.place()}")
-    return [marks, *[()] * (len(given) - 1)]
+    marks = _per_channel(recorder, op.args[0], op.args[1:5], f"the input of {recorder.place()}")
+    return [marks, *[()] * (len(op.given) - 1)]
 
 
-def group_norm(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def group_norm(recorder: Recorder, op: Operation) -> list[Marks]:
     """The channels of a group, over which statistics are taken, go together."""
-    channels, groups = int(args[4]), int(args[6])
-    marks = _per_channel(recorder, args[0], args[1:3], f"the input of {recorder.place()}")
+    channels, groups = int(op.args[4]), int(op.args[6])
+    marks = _per_channel(recorder, op.args[0], op.args[1:3], f"the input of {recorder.place()}")
     for mark in marks:
         if groups == 1 or mark.shape[1] != channels:
             recorder.seen.atoms.freeze(mark, f"one group of group_norm in {recorder.place()}")
         else:
             recorder.seen.atoms.collapse(mark.view(groups, -1), 1, f"group_norm in {recorder.place()}")
-    return [marks, *[()] * (len(given) - 1)]
+    return [marks, *[()] * (len(op.given) - 1)]
 
 
-def layer_norm(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def layer_norm(recorder: Recorder, op: Operation) -> list[Marks]:
     """What statistics are taken over is rigid."""
-    value, rank = args[0], len(args[1])
+    value, rank = op.args[0], len(op.args[1])
     over = {-dim for dim in range(1, rank + 1)}
     passing = []
-    for mark in (*recorder.marks(value), *(mark for each in args[2:4] for mark in recorder.marks(each))):
+    for mark in (*recorder.marks(value), *(mark for each in op.args[2:4] for mark in recorder.marks(each))):
         if varying(mark) & over:
             recorder.seen.atoms.freeze(mark, f"layer_norm over them in {recorder.place()}")
         else:
             passing.append(mark)
-    return [tuple(passing), *[()] * (len(given) - 1)]
+    return [tuple(passing), *[()] * (len(op.given) - 1)]
 
 
-def embedded(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def embedded(recorder: Recorder, op: Operation) -> list[Marks]:
     """A table's rows are rigid, its columns are channels."""
-    weight, passing = args[0], []
+    weight, passing = op.args[0], []
     for mark in recorder.marks(weight):
         if -2 in varying(mark):
             recorder.seen.atoms.freeze(mark, f"the rows of {recorder.place()}")
         else:
             _note(recorder, mark, makes=True)
-            passing.append(mark.view(*[1] * (given[0].ndim - 1), -1))
+            passing.append(mark.view(*[1] * (op.given[0].ndim - 1), -1))
     return [tuple(passing)]
 
 
@@ -290,12 +286,10 @@ def _note(recorder: Recorder, mark: Mark, *, makes: bool) -> None:
         (recorder.seen.makers if makes else recorder.seen.readers).add((side.tensor, side.dim))
 
 
-def product(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def product(recorder: Recorder, op: Operation) -> list[Marks]:
     """Matrix products: what is summed over goes together on both sides, the rest passes."""
-    added = args[0] if func.overloadpacket.__name__ in {"addmm", "baddbmm"} else None
-    one, other = (args[1], args[2]) if added is not None else (args[0], args[1])
+    added = op.args[0] if op.name in {"addmm", "baddbmm"} else None
+    one, other = (op.args[1], op.args[2]) if added is not None else (op.args[0], op.args[1])
     atoms, place = recorder.seen.atoms, recorder.place()
     first, first_out = _split(recorder, one, -1)
     second, second_out = _split(recorder, other, -2)
@@ -308,15 +302,15 @@ def product(
     left = [mark.transpose(-1, -2) for mark in first]
     if left and second:
         for mark, counterpart in zip(left, second, strict=False):
-            atoms.join(mark, counterpart, f"{func.overloadpacket.__name__} in {place}")
+            atoms.join(mark, counterpart, f"{op.name} in {place}")
     else:
         for mark in (*left, *second):
             atoms.freeze(mark, f"a product with what no layer makes in {place}")
-    _count(recorder, one, other, given[0])
+    _count(recorder, one, other, op.given[0])
     outs = [*first_out, *second_out]
     if added is not None:
-        outs += [_raised(mark, given[0].ndim) for mark in recorder.marks(added)]
-    return [atoms.merged(outs, f"{func.overloadpacket.__name__} in {place}")]
+        outs += [_raised(mark, op.given[0].ndim) for mark in recorder.marks(added)]
+    return [atoms.merged(outs, f"{op.name} in {place}")]
 
 
 def _split(recorder: Recorder, value: Tensor, summed: int) -> tuple[list[Mark], list[Mark]]:
@@ -344,12 +338,10 @@ def _count(recorder: Recorder, one: Tensor, other: Tensor, made: Tensor) -> None
         recorder.seen.mixings.append((macs, sides, recorder.where()))
 
 
-def convolution(
-    recorder: Recorder, func: Any, args: Sequence[Any], kwargs: dict[str, Any], given: list[Tensor]
-) -> list[Marks]:
+def convolution(recorder: Recorder, op: Operation) -> list[Marks]:
     """A dense one reads and makes channels; in one with groups, inputs and outputs of a group go together."""
-    value, weight, bias, transposed, groups = args[0], args[1], args[2], bool(args[6]), int(args[8])
-    atoms, place, rank = recorder.seen.atoms, recorder.place(), given[0].ndim
+    value, weight, bias, transposed, groups = op.args[0], op.args[1], op.args[2], bool(op.args[6]), int(op.args[8])
+    atoms, place, rank = recorder.seen.atoms, recorder.place(), op.given[0].ndim
     rows, columns = (1, 0) if transposed else (0, 1)
     sides = {dim: _side(recorder, weight, dim) for dim in (0, 1)}
     inputs = None
@@ -360,17 +352,17 @@ def convolution(
             atoms.freeze(mark, f"convolution in {place}")
     name = recorder.source(weight)
     if name is not None:
-        swept = value if transposed else given[0]
+        swept = value if transposed else op.given[0]
         macs = weight.numel() * (swept.numel() // swept.shape[0] // swept.shape[1])
         recorder.seen.products[name] = recorder.seen.products.get(name, 0) + macs
     if groups > 1:
-        made = _grouped(recorder, inputs, sides, (value.shape[1], given[0].shape[1], groups), transposed)
+        made = _grouped(recorder, inputs, sides, (value.shape[1], op.given[0].shape[1], groups), transposed)
     else:
-        made = sides[rows]
-        if sides[columns] is not None:
-            _note(recorder, sides[columns], makes=False)
+        made, read = sides[rows], sides[columns]
+        if read is not None:
+            _note(recorder, read, makes=False)
             met = torch.zeros(1, dtype=torch.long) if inputs is None else inputs
-            atoms.join(sides[columns], met, f"the input of {place}")
+            atoms.join(read, met, f"the input of {place}")
         elif inputs is not None:
             atoms.freeze(inputs, f"the weight of {place}")
         if made is not None:
@@ -378,7 +370,7 @@ def convolution(
     outs = [] if made is None else [made]
     outs += [mark.flatten() for mark in recorder.marks(bias)]
     shaped = [mark.view(1, -1, *[1] * (rank - 2)) for mark in outs]
-    return [atoms.merged(shaped, f"convolution in {place}"), *[()] * (len(given) - 1)]
+    return [atoms.merged(shaped, f"convolution in {place}"), *[()] * (len(op.given) - 1)]
 
 
 def _side(recorder: Recorder, weight: Tensor, dim: int) -> Mark | None:
@@ -413,18 +405,16 @@ def _grouped(
     return None if weight is None else firsts[-1].expand(groups, made // groups).reshape(-1)
 
 
-_RULES: dict[str, Rule] = (
-    dict.fromkeys(_MOVES, moved)
-    | dict.fromkeys(_SPATIAL, spatial)
-    | dict.fromkeys(_REDUCES, reduced)
-    | dict.fromkeys(_SOFTMAXES, normalised)
-    | dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), product)
-    | {
-        "cat": joined,
-        "convolution": convolution,
-        "native_batch_norm": batch_norm,
-        "native_group_norm": group_norm,
-        "native_layer_norm": layer_norm,
-        "embedding": embedded,
-    }
-)
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(_MOVES, moved),
+    **dict.fromkeys(_SPATIAL, spatial),
+    **dict.fromkeys(_REDUCES, reduced),
+    **dict.fromkeys(_SOFTMAXES, normalised),
+    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), product),
+    "cat": joined,
+    "convolution": convolution,
+    "native_batch_norm": batch_norm,
+    "native_group_norm": group_norm,
+    "native_layer_norm": layer_norm,
+    "embedding": embedded,
+}

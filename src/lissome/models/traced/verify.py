@@ -76,7 +76,7 @@ class _Trial:
             got = results(self._module, self._inputs)
         except SubnetError:
             raise
-        except Exception as error:  # whatever a network's own code raises
+        except Exception as error:  # noqa: BLE001 - whatever a network's own code raises
             line = next((each.strip() for each in str(error).splitlines() if each.strip()), type(error).__name__)
             return f"cutting it fails: {line[:120]}"
         finally:
@@ -84,8 +84,8 @@ class _Trial:
         wanted = results(self._module, self._inputs, self._zeroed(cut))
         if got.shape != wanted.shape or not torch.isfinite(got).all():
             return "cutting it changes the shape of the outputs"
-        error = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
-        return None if error <= _CLOSE else f"cutting it changes the outputs (by {error:.1g} of their size)"
+        off = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+        return None if off <= _CLOSE else f"cutting it changes the outputs (by {off:.1g} of their size)"
 
     def _zeroed(self, cut: Mapping[str, int]) -> dict[str, Tensor]:
         """Weights with zeros where they would read what is gone."""
