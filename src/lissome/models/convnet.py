@@ -151,7 +151,7 @@ class Residual(nn.Module):
 _BLOCKS: dict[str, Any] = {"inverted": InvertedResidual, "residual": Residual}
 
 
-class ConvNetForImageClassification(PreTrainedModel):  # type: ignore[misc]
+class ConvNetForImageClassification(PreTrainedModel):
     """A convolutional network that puts images into classes."""
 
     config_class = ConvNetConfig
@@ -171,7 +171,7 @@ class ConvNetForImageClassification(PreTrainedModel):  # type: ignore[misc]
         self.blocks = nn.ModuleList(blocks)
         self.head = ConvNorm(config, channels, config.head) if config.head else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.head or channels, config.num_labels)
+        self.classifier = nn.Linear(config.head or channels, len(config.id2label or {}))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
