@@ -171,6 +171,14 @@ def test_the_derived_folder_is_the_same_for_the_same_job_only(run, calls):
     assert all(name.startswith("a-b-latency-85-") for name in folders)
 
 
+def test_tasks_without_a_name_are_refused(run, calls):
+    for given in ("", " , "):
+        result = run("eval", "x", "--tasks", given)
+        assert result.code == 2
+        assert "--tasks names no task" in result.err
+    assert "evaluate" not in calls.seen
+
+
 def test_a_budget_that_was_missed_is_shown_and_fails(run, calls):
     report = calls.answers["fit"]
     missed = Verdict(Term.parse("latency<=85%"), 1.0, 1.2)

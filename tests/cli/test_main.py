@@ -161,7 +161,7 @@ def test_a_misuse_is_one_line_that_helps(run, words, expected):
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x: Permission denied; check"),
         (MemoryError(), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+        (KeyboardInterrupt(), 130, "error: interrupted.\n"),
         (ValueError("odd\nthing"), 1, "unexpected ValueError: odd thing; run again with --debug and report it"),
         (BrokenPipeError(), 141, ""),
     ],
@@ -195,7 +195,7 @@ def test_a_request_to_end_unwinds(run, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     result = run("generate", "x", "--prompt", "y")
     assert (result.code, unwound) == (143, [True])
-    assert "terminated; the same command continues" in result.err
+    assert result.err == "error: terminated.\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -206,6 +206,14 @@ def test_debug_shows_the_traceback_wherever_it_stands(run, calls):
         assert result.code == 1
         assert "Traceback" in result.err
         assert "unexpected ValueError: odd" in result.err
+
+
+@pytest.mark.parametrize(("words", "continues"), [(("fit",), True), (("eval", "x"), False)])
+def test_what_continues_says_so_when_it_is_interrupted(run, calls, words, continues):
+    calls.answers |= {"fit": KeyboardInterrupt(), "evaluate": KeyboardInterrupt()}
+    result = run(*words)
+    assert result.code == 130
+    assert ("the same command continues" in result.err) == continues
 
 
 def test_debug_after_two_dashes_is_a_value(run, calls):

@@ -265,7 +265,7 @@ def test_a_package_without_a_licence_text(index):
 
 def test_registry_is_pinned_and_complete():
     known = assets.assets()
-    assert {"smollm2-135m", "gemma-3-270m", "minilm"} <= known.keys()
+    assert {"smollm2-135m", "gemma-3-270m", "minilm", "efficientnet-lite0"} <= known.keys()
     for name, asset in known.items():
         assert name == asset.name
         assert asset.kind in ("model", "text")
@@ -287,7 +287,13 @@ def test_no_torch_is_needed_to_list_assets():
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "start"), [("smollm2-135m", b"GGUF"), ("gemma-3-270m", b"GGUF"), ("minilm", b"PK\3\4")]
+    ("name", "start"),
+    [
+        ("smollm2-135m", b"GGUF"),
+        ("gemma-3-270m", b"GGUF"),
+        ("minilm", b"PK\3\4"),
+        ("efficientnet-lite0", b"\x80\x02\x8a\x0a"),
+    ],
 )
 def test_real_assets_come_from_the_registry(name, start, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")

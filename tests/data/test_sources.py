@@ -46,6 +46,11 @@ def test_messages_go_through_the_chat_template(tmp_path: Path) -> None:
     assert texts(file, tokenizer=toy_tokenizer(chat=True)) == expected
 
 
+def test_no_name_is_not_this_folder() -> None:
+    with pytest.raises(DataError, match="the name of the text is empty"):
+        read_corpus("")
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson.gz"])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_one_json_value_is_not_json_lines(tmp_path: Path, name: str, indent: int | None) -> None:

@@ -109,6 +109,12 @@ def test_options_of_one_token_share_a_forward() -> None:
     assert len({score for score, _ in results}) == 3
 
 
+def test_an_answer_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(DataError, match="an answer has 9 tokens, but toy-llama reads 8 at most"):
+        loglikelihoods(toy(), [([1], [2] * 8), ([1], [2] * 9)], 8)
+    assert len(loglikelihoods(toy(), [([1], [2] * 8)], 8)) == 1
+
+
 def test_nan_is_an_error() -> None:
     model = toy()
     with torch.no_grad():

@@ -19,9 +19,10 @@ from lissome.cost.table import latency_table
 from lissome.engine.evaluate import evaluate
 from lissome.engine.walk import Walk
 from lissome.models.anatomy import Cut, Dim, anatomy_of, span
-from lissome.models.binding import extract, masked, stated_sizes
+from lissome.models.binding import extract, masked
 from lissome.models.load import load_model
 from lissome.models.model import Model
+from lissome.models.stated import stated_sizes
 from lissome.pipeline.verbs import generate, inspect, plan
 from lissome.testing import conformance
 from lissome.testing.toys import FAMILIES, toy_inputs, toy_model, toy_module
@@ -42,7 +43,7 @@ def test_a_depthwise_convolution_has_a_group_per_channel() -> None:
     wanted = {"out_channels": 5, "in_channels": 5, "groups": 5}
     assert stated_sizes(nn.Conv1d(8, 8, 4, groups=8), (5, 1, 4)) == wanted
     assert stated_sizes(nn.Conv1d(8, 6, 4), (5, 7, 4)) == {"out_channels": 5, "in_channels": 7, "groups": 1}
-    assert stated_sizes(nn.PReLU(), (1,)) == {}
+    assert stated_sizes(nn.Bilinear(2, 2, 3), (3, 2, 2)) == {}
 
 
 def test_a_dim_keeps_at_least_what_it_must() -> None:

@@ -100,6 +100,14 @@ def test_what_was_not_timed_has_no_speed(toy: Model) -> None:
     assert some.tokens == 1 or 0 < some.decode < 1e7
 
 
+def test_writing_ends_where_the_model_reads_no_more(toy: Model) -> None:
+    room = toy.module.config.max_position_embeddings
+    prompt = "a" * (room - 2)
+    assert 1 <= pipeline.generate(toy, prompt, max_new_tokens=10**6).tokens <= 2
+    with pytest.raises(DataError, match=f"the prompt has {room + 3} tokens, .* reads {room}"):
+        pipeline.generate(toy, "a" * (room + 3))
+
+
 def test_no_tokens_and_no_prompt_are_refused_before_loading() -> None:
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         pipeline.generate("no such model", "a", max_new_tokens=0)

@@ -81,6 +81,11 @@ def test_what_is_wrong_names_the_file_and_the_line(
     assert str(caught.value).startswith(f"{path}{start}")
 
 
+def test_an_empty_name_is_no_method() -> None:
+    with pytest.raises(UnknownNameError, match="unknown method ''"):
+        Recipe.of("")
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml cannot be read"):
         Recipe.read(tmp_path / "none.toml")

@@ -40,11 +40,16 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM)."""
 
 
-def failure(error: BaseException) -> tuple[str, int]:
-    """Return the line for a person, without its ``error:``, and the exit code."""
+def failure(error: BaseException, *, continues: bool = True) -> tuple[str, int]:
+    """Return the line for a person, without its ``error:``, and the exit code.
+
+    Args:
+        error: What went wrong.
+        continues: Whether the command goes on where it was when it is given again.
+    """
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         word, code = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
-        return f"{word}; the same command continues.", code
+        return f"{word}; the same command continues." if continues else f"{word}.", code
     if isinstance(error, LissomeError):
         return _line(error), error.exit_code
     if _is_disk_full(error):
@@ -117,4 +122,4 @@ def _options(context: Any) -> list[str]:
 def _sentence(text: str) -> str:
     line = " ".join(text.split())
     line = line[:1].lower() + line[1:]
-    return line if line.endswith((".", "?", "!", ")")) else f"{line}."
+    return line if line.endswith((".", "?", "!")) else f"{line}."

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lissome.cli._session import AgainstOption, JsonFlag, TargetArgument, answer, exclusive, working
+from lissome.core.errors import ConfigError
 
 
 def command(
@@ -40,6 +41,8 @@ def command(
 
     exclusive(text=text, tasks=tasks, data=data)
     names = tuple(name.strip() for group in tasks or () for name in group.split(",") if name.strip())
+    if tasks and not names:
+        raise ConfigError("--tasks names no task; write for example --tasks piqa,boolq.")
     with working(ctx) as events:
         report = pipeline.evaluate(
             target, against=against, text=text, tasks=names, data=data, limit=limit, events=events

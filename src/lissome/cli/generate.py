@@ -8,13 +8,18 @@ import typer
 
 from lissome.cli._session import JsonFlag, TargetArgument, answer, working
 
+MOST_TOKENS = 1_000_000  # far more than any model reads
+
 
 def command(
     ctx: typer.Context,
     target: TargetArgument,
     prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What the model continues.")],
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Stop after N tokens at the latest.")
+        int,
+        typer.Option(
+            "--max-new-tokens", metavar="N", min=1, max=MOST_TOKENS, help="Stop after N tokens at the latest."
+        ),
     ] = 64,
     as_json: JsonFlag = False,
 ) -> None:

@@ -28,6 +28,8 @@ from lissome.core.errors import UnknownNameError, unknown_name
 from lissome.core.registry import FileInfo, public_files
 
 _DEBUG = "--debug"
+_CONTINUING = frozenset({"fit", "search"})
+"""Commands that continue when they are given again."""
 
 
 class Commands(TyperGroup):
@@ -126,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (a user gets one line, whatever it was)
         if debug:
             traceback.print_exc()
-        line, code = failure(error)
+        line, code = failure(error, continues=not _CONTINUING.isdisjoint(words))
         typer.echo(f"error: {line}", err=True)
         return code
     return 0

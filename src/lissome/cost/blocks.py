@@ -103,9 +103,13 @@ def branch_shapes(model: Model) -> dict[str, object]:
 
 def _shape(model: Model, branch: Branch, kept: Mapping[str, object]) -> object:
     """What decides about the cost of a branch, equal for branches of one shape."""
-    shapes = tuple(model.binding.shapes[name] for name in branch.parameters)
-    dims = tuple((dim.name, dim.size) for dim in branch.dims)
+    shapes = tuple(model.binding.shapes[name] for name in (*branch.parameters, *branch.buffers))
+    places = {name: place for place, name in enumerate((*branch.parameters, *branch.buffers))}
+    dims = tuple(
+        (dim.name, dim.size, tuple((places.get(cut.parameter), cut.dim, cut.units.numel()) for cut in dim.cuts))
+        for dim in branch.dims
+    )
     positions = tuple(branch.positions.get(name) for name in branch.linears)
     zeros = tuple(kept.get(name) for name in branch.parameters)
-    names = tuple(len(name) for name in branch.parameters)  # a file's header holds them
+    names = tuple(len(name) for name in (*branch.parameters, *branch.buffers))  # a file's header holds them
     return branch.kind, shapes, dims, branch.mixing, positions, zeros, names

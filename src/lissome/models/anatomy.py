@@ -24,6 +24,7 @@ from lissome.models.space import Axis, Space
 TASKS = {
     "causal-lm": "a causal language model",
     "encoder": "an encoder of text",
+    "features": "a model of rows of numbers",
     "image": "a model of images",
     "seq2seq": "an encoder-decoder",
 }
@@ -79,6 +80,9 @@ class Dim:
         allowed: Sizes to choose from, ascending, the last its own; empty where steps say it.
         beside: Whether it is the rank of adapters, which stand beside the weights: the sizes of a model's blocks, as
             its configuration lists them, do not have it.
+        shared: Whether several branches have it, each with its own cuts: one decision, whose axis has its name. The
+            channels between the blocks of a convolutional network are such.
+        ordered: Whether its units have an order of their own, which no score may change (a kernel's).
     """
 
     name: str
@@ -88,6 +92,13 @@ class Dim:
     least: int = 1
     allowed: tuple[int, ...] = ()
     beside: bool = False
+    shared: bool = False
+    ordered: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What its units are: the last part of its name."""
+        return self.name.rpartition(".")[2]
 
     @property
     def lanes(self) -> int:
@@ -117,6 +128,8 @@ class Branch:
         mixing: What it computes between tokens beside its linear layers; None when nothing.
         positions: Over how many positions a linear layer runs, for those that do not run over the text's tokens.
         direct: Names of linear layers whose weight is read without calling them: an adapter on one would do nothing.
+        removable: Whether it can be removed; one that cannot has no keep-axis.
+        buffers: Names of all buffers that vanish with it; they are stored, but are no parameters.
     """
 
     name: str
@@ -130,6 +143,8 @@ class Branch:
     mixing: Mixing | None = None
     positions: Mapping[str, int] = field(default_factory=dict)
     direct: frozenset[str] = frozenset()
+    removable: bool = True
+    buffers: tuple[str, ...] = ()
 
     @property
     def part(self) -> str:
@@ -143,7 +158,7 @@ class Branch:
 
     def axis(self, dim: str) -> str:
         """Name of the axis of a dim."""
-        return f"{self.name}.{dim}"
+        return dim if dim in self.by_name and self.by_name[dim].shared else f"{self.name}.{dim}"
 
 
 class Family(Protocol):
@@ -183,6 +198,8 @@ class Anatomy:
         task: What it computes; a key of `TASKS`. Only ``"causal-lm"`` has a perplexity.
         outside: Linear and convolution layers outside of the branches (the head apart), and over how many positions
             each runs; None for the text's tokens.
+        inputs: Shape of each input without the batch, by argument name; empty where the configuration says it.
+        rigid: Why what looks elastic cannot be cut, by the name that its axis would have.
     """
 
     family: Family
@@ -195,6 +212,8 @@ class Anatomy:
     quorums: tuple[tuple[str, ...], ...] = field(default=())
     task: str = "causal-lm"
     outside: Mapping[str, int | None] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rigid: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Branch]:
@@ -202,10 +221,13 @@ class Anatomy:
         return {branch.name: branch for branch in self.branches}
 
     @cached_property
-    def owners(self) -> dict[str, str]:
-        """Name of the branch that each axis decides about."""
-        axes = {branch.axis(dim.name): branch.name for branch in self.branches for dim in branch.dims}
-        return axes | {name: name for name in self.by_name}
+    def owners(self) -> dict[str, tuple[str, ...]]:
+        """Names of the branches that each axis decides about."""
+        axes: dict[str, tuple[str, ...]] = {branch.name: (branch.name,) for branch in self.branches if branch.removable}
+        for branch in self.branches:
+            for dim in branch.dims:
+                axes[branch.axis(dim.name)] = (*axes.get(branch.axis(dim.name), ()), branch.name)
+        return axes
 
     @cached_property
     def tags(self) -> frozenset[str]:
@@ -257,13 +279,14 @@ class Anatomy:
         """
         if len(layers) != len(self.blocks):
             raise SubnetError(f"{len(layers)} blocks are listed, but the base has {len(self.blocks)}.")
-        values = dict.fromkeys(self.by_name, 0)
+        values = {branch.name: 0 for branch in self.branches if branch.removable}
         for index, layer in enumerate(layers):
             present = {branch.part: branch for branch in self.of_block(index)}
             for part, sizes in layer.items():
                 if part not in present:
                     raise SubnetError(unknown_name(f"part of block {index}", part, present))
-                values[present[part].name] = 1
+                if present[part].removable:
+                    values[present[part].name] = 1
                 values |= {present[part].axis(dim): size for dim, size in sizes.items()}
         return values
 
@@ -271,23 +294,27 @@ class Anatomy:
         """Return the Space of everything that can be removed or made smaller.
 
         Args:
-            steps: Step of a dim by its name (default: the dim's own). Choices are counted down from the full size.
+            steps: Step of a dim by its name or kind (default: the dim's own). Choices are counted down from the full
+                size.
             finest: Make every default step 1, and list decisions that have one choice only.
 
         Raises:
             UnsupportedModelError: When a step is not a positive number below the size.
         """
-        axes: list[Axis] = []
+        axes: dict[str, Axis] = {}
         for branch in self.branches:
-            axes.append(Axis(branch.name, (0, 1)))
+            if branch.removable:
+                axes[branch.name] = Axis(branch.name, (0, 1))
             for dim in branch.dims:
-                step = (steps or {}).get(dim.name, 1 if finest else dim.step)
+                usual = 1 if finest else dim.step
+                step = (steps or {}).get(dim.name, (steps or {}).get(dim.kind, usual))
                 if step < 1:
                     raise UnsupportedModelError(f"the step of {dim.name} must be at least 1, got {step}.")
-                choices = dim.choices(step) if finest or not dim.allowed else dim.allowed
+                choices = dim.allowed if dim.allowed and (dim.ordered or not finest) else dim.choices(step)
                 if len(choices) > 1 or finest:
-                    axes.append(Axis(branch.axis(dim.name), choices, switch=branch.name))
-        return Space(tuple(axes), self.quorums)
+                    name, switched = branch.axis(dim.name), branch.removable and not dim.shared
+                    axes.setdefault(name, Axis(name, choices, switch=branch.name if switched else None))
+        return Space(tuple(axes.values()), self.quorums)
 
 
 def anatomy_of(module: nn.Module) -> Anatomy:
@@ -309,7 +336,19 @@ def anatomy_of(module: nn.Module) -> Anatomy:
         else:
             return with_adapters(anatomy)
     name = type(module).__name__
-    raise UnsupportedModelError(f"{name} was not understood; the model types that are: {', '.join(sorted(known))}.")
+    if reads_text(module):
+        raise UnsupportedModelError(f"{name} was not understood; the model types that are: {', '.join(sorted(known))}.")
+    from lissome.models.traced.reader import read
+
+    try:
+        return read(module)
+    except UnsupportedModelError as reason:
+        raise UnsupportedModelError(f"{name} was not understood: {reason}.") from reason
+
+
+def reads_text(module: nn.Module) -> bool:
+    """Whether a module of transformers says that it reads tokens or sounds; other modules are read from a recording."""
+    return getattr(module, "main_input_name", None) in {"input_ids", "input_features", "input_values"}
 
 
 @cache

@@ -10,6 +10,7 @@ that stand beside the weights are folders of their own, ``adapter`` and ``prompt
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from lissome.core.manifest import Manifest, read_manifest, verify_files, write_m
 from lissome.models.adapters import adapters, load_adapters, save_adapters
 from lissome.models.adapters.layers import is_adapter_tensor
 from lissome.models.adapters.prompts import is_prompt_tensor, load_prompt, prompt_of, save_prompt
+from lissome.models.foreign import FOREIGN, foreign_config, foreign_skeleton
 from lissome.models.integers import STORAGE as INTEGERS
 from lissome.models.integers import give, grids, set_grid, take
 from lissome.models.model import Model, Source
@@ -35,6 +37,8 @@ MODEL_TYPE = "lissome"
 WEIGHTS = "model.safetensors"
 ADAPTER, PROMPT = "adapter", "prompt"
 _FLOAT = "__float__"
+_OWN = {"lissome-convnet": ("lissome.models.convnet", "ConvNetForImageClassification")}
+"""Module and class of the networks that lissome defines, by model type."""
 # What a configuration knows of this process: marks of removed branches, and where on this machine it was read.
 _RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset", "_name_or_path")
 
@@ -79,9 +83,10 @@ def save_model(
 
 def config_of(model: Model) -> dict[str, Any]:
     """Return what ``config.json`` says of a model: stock when that gives the sizes of all its parts, ours otherwise."""
-    module, base = model.module, stock_config(model)
+    foreign = getattr(model.module, "config", None) is None
+    module, base = model.module, foreign_config(model) if foreign else stock_config(model)
     storage = INTEGERS if grids(module) else STORAGE if masks(module) else None
-    if storage is None and describes(base, module):
+    if storage is None and not foreign and describes(base, module):
         return base
     return {
         "model_type": MODEL_TYPE,
@@ -144,8 +149,12 @@ def own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def skeleton(config: Mapping[str, Any]) -> nn.Module:
+def skeleton(config: Mapping[str, Any], into: nn.Module | None = None) -> nn.Module:
     """Build a module of the sizes that a ``config.json`` states, with empty (meta) parameters.
+
+    Args:
+        config: The configuration.
+        into: The whole module that one of a user's class was cut from; copied.
 
     Raises:
         ArtifactError: When the configuration is not one that transformers or lissome knows.
@@ -156,6 +165,8 @@ def skeleton(config: Mapping[str, Any]) -> nn.Module:
 
     ours = config.get("model_type") == MODEL_TYPE
     base: Any = config.get("base") if ours else config
+    if isinstance(base, Mapping) and base.get("model_type") == FOREIGN:
+        return foreign_skeleton(config, into)
     try:
         build = stock_class(base)._from_config
         with init_empty_weights(include_buffers=False):
@@ -171,7 +182,9 @@ def skeleton(config: Mapping[str, Any]) -> nn.Module:
 def _stock_config(fields: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[fields["model_type"]].from_dict(dict(fields))
+    kind = fields["model_type"]
+    known = stock_class(kind).config_class if kind in _OWN else CONFIG_MAPPING[kind]
+    return known.from_dict(dict(fields))
 
 
 def stock_class(config: Any) -> Any:
@@ -186,6 +199,8 @@ def stock_class(config: Any) -> Any:
     from transformers.models.auto import modeling_auto
 
     kind = config.get("model_type") if isinstance(config, Mapping) else config
+    if kind in _OWN:
+        return getattr(importlib.import_module(_OWN[kind][0]), _OWN[kind][1])
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise ArtifactError(f"model type {kind} is unknown")
     tables = {name: table.get(kind, ()) for name, table in vars(modeling_auto).items() if name.endswith("_NAMES")}
@@ -198,13 +213,19 @@ def stock_class(config: Any) -> Any:
 
 
 def load_folder(
-    folder: Path, *, name: str | None = None, dtype: torch.dtype | None = torch.float32, bare: bool = False
+    folder: Path,
+    *,
+    name: str | None = None,
+    into: nn.Module | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    bare: bool = False,
 ) -> Model:
     """Read an artifact or any Hugging Face folder with safetensors weights.
 
     Args:
         folder: The folder.
         name: What the user called it (default: the folder's path).
+        into: For a module of a class of the user's own, the whole one; it is copied, and may hold any weights.
         dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
         bare: Leave the adapters and virtual tokens that lie beside the weights where they are.
 
@@ -221,7 +242,7 @@ def load_folder(
     if not isinstance(config, dict):
         raise ArtifactError(f"{folder / 'config.json'} is not a JSON object; the file is damaged.")
     files = weight_files(folder)
-    module = scan_in_chunks(_fill(folder, config, files, dtype))
+    module = scan_in_chunks(_fill(folder, config, files, dtype, into))
     check_finite(module)
     digest = sha256_file(files[0]) if len(files) == 1 else None
     model = Model(module, load_tokenizer(folder), Source(name or str(folder), folder, digest, tuple(files)), manifest)
@@ -258,7 +279,9 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in names]
 
 
-def _fill(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.dtype | None) -> nn.Module:
+def _fill(
+    folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.dtype | None, into: nn.Module | None
+) -> nn.Module:
     from safetensors import SafetensorError
     from transformers.utils.logging import disable_progress_bar
 
@@ -269,7 +292,7 @@ def _fill(folder: Path, config: dict[str, Any], files: list[Path], dtype: torch.
                 folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True
             )
             return loaded.eval()
-        return _fill_skeleton(skeleton(config), files, dtype, _stored_dtype(config))
+        return _fill_skeleton(skeleton(config, into), files, dtype, _stored_dtype(config))
     except SafetensorError as error:
         raise ArtifactError(
             f"the weights in {folder} are damaged or cut short ({error}); restore or remake them."
@@ -301,7 +324,8 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         tensors[key] = tensor.to(wanted, copy=True)
     _, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
-    module.tie_weights()  # type: ignore[operator]
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()  # type: ignore[operator]
     empty = [key for key, parameter in module.named_parameters() if parameter.is_meta]
     if unexpected or empty:
         raise ArtifactError(

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from lissome.core.errors import SubnetError
-from lissome.models.anatomy import Anatomy, Branch
+from lissome.models.anatomy import Anatomy, Branch, Cut, Dim
 from lissome.models.integers import forget_grid
 from lissome.models.space import Space
 from lissome.models.sparse import edit_mask
+from lissome.models.stated import stated_sizes
 
 if TYPE_CHECKING:
     from lissome.models.model import Model
@@ -28,13 +29,14 @@ IndexMap = dict[str, dict[int, Tensor]]
 
 
 def narrow(tensor: Tensor, index: Mapping[int, Tensor]) -> Tensor:
-    """Cut a tensor to the kept indices of each dimension; a leading run is a view, anything else a copy."""
+    """Cut a tensor to the kept indices (ascending) of each dimension; a run is a view, anything else a copy."""
     for dim, kept in index.items():
         count = len(kept)
         if count == tensor.shape[dim]:
             continue
-        leading = count == 0 or int(kept[-1]) == count - 1
-        tensor = tensor.narrow(dim, 0, count) if leading else tensor.index_select(dim, kept.to(tensor.device))
+        first = int(kept[0]) if count else 0
+        run = count == 0 or int(kept[-1]) == first + count - 1
+        tensor = tensor.narrow(dim, first, count) if run else tensor.index_select(dim, kept.to(tensor.device))
     return tensor
 
 
@@ -50,13 +52,16 @@ class Binding:
     """The Space's axes of one module, as operations on its tensors.
 
     Attributes:
-        shapes: Shape of every parameter of the unmasked module, by name.
+        shapes: Shape of every parameter and buffer of the unmasked module, by name; tied parameters once.
+        buffers: Names of the buffers.
     """
 
     def __init__(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
         self.module = anatomy.module
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
+        self.shapes = {name: tuple(value.shape) for name, value in self.module.named_buffers()}
+        self.buffers = frozenset(self.shapes)
+        self.shapes |= {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
 
     def sizes(self, branch: Branch, subnet: Mapping[str, int]) -> dict[str, int]:
         """Kept units of each dim of a branch; 0 everywhere when the branch is removed."""
@@ -97,7 +102,7 @@ class Binding:
         return result
 
     def order(self, owner: str) -> tuple[str, ...]:
-        """Names of the parameters of one submodule, in the order in which it registered them."""
+        """Names of the parameters and buffers of one submodule, each kind in the order in which it was registered."""
         prefix = f"{owner}." if owner else ""
         names = (name.removeprefix(prefix) for name in self.shapes if name.startswith(prefix))
         return tuple(name for name in names if "." not in name)
@@ -126,7 +131,8 @@ class Masking:
         """
         target = self.space.check(subnet)
         before = self.removed
-        changed = {self.binding.anatomy.owners[name] for name in target.differs_from(self.subnet)}
+        owners = self.binding.anatomy.owners
+        changed = {owner for name in target.differs_from(self.subnet) for owner in owners[name]}
         self.subnet = target
         for name in sorted(changed):
             if name in self._undo:
@@ -161,7 +167,8 @@ class Masking:
         self._settled.close()
         anatomy = self.binding.anatomy
         fields = anatomy.family.settle(self.binding.module, self.removed, anatomy)
-        _swap_fields(self._settled, self.binding.module.config, fields)
+        if fields:
+            _swap_fields(self._settled, self.binding.module.config, fields)
 
 
 def _swap_module(stack: contextlib.ExitStack, root: nn.Module, path: str, new: nn.Module) -> None:
@@ -175,49 +182,34 @@ def _swap_module(stack: contextlib.ExitStack, root: nn.Module, path: str, new: n
 def _swap_parameter(
     stack: contextlib.ExitStack, root: nn.Module, path: str, index: Mapping[int, Tensor], views: dict[str, Tensor]
 ) -> None:
-    """Put a view of the kept slice in a parameter's place (and in `views`), and the layer's sizes with it."""
+    """Put a view of the kept slice in the place of a parameter or buffer (and in `views`), and the layer's sizes."""
     owner_path, _, name = path.rpartition(".")
     owner = root.get_submodule(owner_path)
-    entries = dict(owner._parameters)
-    parameter = entries[name]
-    assert parameter is not None
-    del owner._parameters[name]
-    view = narrow(parameter, index)
+    entries = _entries(owner, name)
+    order, whole = tuple(entries), entries.pop(name)
+    assert whole is not None
+    view = narrow(whole, index)
     vars(owner)[name] = views[path] = view
 
     def undo() -> None:
         del vars(owner)[name], views[path]
-        _restore_entry(owner, name, parameter, tuple(entries))
+        _restore_entry(entries, name, whole, order)
 
     stack.callback(undo)
     if name == "weight":
         _swap_fields(stack, owner, stated_sizes(owner, tuple(view.shape)))
 
 
-def stated_sizes(layer: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return the attributes in which a layer repeats the shape of its weight, for a weight of another shape.
-
-    Linear layers, GPT-2's Conv1D (inputs first), convolutions (depthwise ones have a group per channel), embeddings
-    and norms; a layer of another class states none, and what a family's own modules state is its `resize`'s business.
-    """
-    if isinstance(layer, nn.Linear):
-        return {"out_features": shape[0], "in_features": shape[1]}
-    if type(layer).__name__ == "Conv1D":  # of transformers, which is not imported here
-        return {"nx": shape[0], "nf": shape[1]}
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        depthwise = layer.groups > 1 and layer.weight.shape[1] == 1
-        inputs = shape[0] if depthwise else shape[1] * layer.groups
-        return {"out_channels": shape[0], "in_channels": inputs, "groups": shape[0] if depthwise else layer.groups}
-    if isinstance(layer, nn.Embedding):
-        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
-    return {"normalized_shape": shape} if hasattr(layer, "normalized_shape") else {}
+def _entries(owner: nn.Module, name: str) -> dict[str, Any]:
+    """The table of a module that a name is in, or was in: that of its buffers or that of its parameters."""
+    return owner._buffers if name in owner._buffers else owner._parameters
 
 
-def _restore_entry(owner: nn.Module, name: str, parameter: nn.Parameter | None, order: tuple[str, ...]) -> None:
-    """Register a parameter again at its old place, so that the order of parameters never changes."""
-    entries = {**owner._parameters, name: parameter}
-    owner._parameters.clear()
-    owner._parameters.update({key: entries[key] for key in order if key in entries})
+def _restore_entry(table: dict[str, Any], name: str, value: Tensor | None, order: tuple[str, ...]) -> None:
+    """Register a parameter or buffer again at its old place, so that their order never changes."""
+    entries = {**table, name: value}
+    table.clear()
+    table.update({key: entries[key] for key in order if key in entries})
 
 
 def _swap_fields(stack: contextlib.ExitStack, target: Any, fields: Mapping[str, Any]) -> None:
@@ -271,8 +263,7 @@ def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = No
     """
     with masked(model, subnet, space=space) as masking:
         memo: dict[int, Any] = {
-            id(view): nn.Parameter(view.detach().clone(memory_format=torch.contiguous_format))
-            for view in masking.views.values()
+            id(view): view.detach().clone(memory_format=torch.contiguous_format) for view in masking.views.values()
         }
         clone: nn.Module = copy.deepcopy(model.module, memo)
         index = model.binding.index_map(masking.subnet)
@@ -283,12 +274,13 @@ def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = No
 
 
 def _register(clone: nn.Module, path: str, binding: Binding, index: Mapping[int, Tensor] | None) -> None:
-    """Make a copied view of `clone` a parameter again, in the order of a fresh layer; one that is empty is gone."""
+    """Make a copied view of `clone` a parameter or buffer again, in the order of a fresh layer; empty ones are gone."""
     owner_path, _, name = path.rpartition(".")
     owner = clone.get_submodule(owner_path)
-    parameter = vars(owner).pop(name)
-    kept = parameter if parameter.numel() else None
-    _restore_entry(owner, name, kept, (*binding.order(owner_path), *owner._parameters))
+    value, buffer = vars(owner).pop(name), path in binding.buffers
+    table: dict[str, Any] = owner._buffers if buffer else owner._parameters
+    kept = None if not value.numel() else value if buffer else nn.Parameter(value)
+    _restore_entry(table, name, kept, (*binding.order(owner_path), *table))
     if index is not None:
         edit_mask(clone, path, lambda mask: narrow(mask, index))
         forget_grid(clone, path)
@@ -306,26 +298,35 @@ def reorder(model: Model, orders: Mapping[str, Tensor]) -> None:
     Raises:
         SubnetError: When an axis is unknown or an order is not a permutation.
     """
-    dims = {branch.axis(dim.name): dim for branch in model.anatomy.branches for dim in branch.dims}
+    dims: dict[str, list[Dim]] = {}
+    for branch in model.anatomy.branches:
+        for dim in branch.dims:
+            dims.setdefault(branch.axis(dim.name), []).append(dim)
     for axis, given in orders.items():
         if axis not in dims:
             raise SubnetError(f"no axis {axis!r} to reorder; axes look like {next(iter(dims))!r}.")
-        dim = dims[axis]
+        dim = dims[axis][0]
+        if dim.ordered:
+            raise SubnetError(f"the units of {axis} have an order of their own; leave it out.")
         order = given.cpu().expand(dim.lanes, -1) if given.dim() == 1 else given.cpu()
         if order.shape != (dim.lanes, dim.size) or not torch.equal(
             order.sort(1).values, _identity(dim.lanes, dim.size)
         ):
             raise SubnetError(f"the order of {axis} must be a permutation of {dim.size} units in {dim.lanes} lanes.")
-        for cut in dim.cuts:
-            lanes = torch.arange(dim.lanes)
-            source = cut.units[order.T, lanes]  # [units, lanes, width]
-            parameter = model.module.get_parameter(cut.parameter)
-            target = cut.units.flatten().to(parameter.device)
-            parameter.index_copy_(
-                cut.dim, target, parameter.index_select(cut.dim, source.flatten().to(parameter.device))
-            )
-            edit_mask(model.module, cut.parameter, partial(_moved, cut.dim, target.cpu(), source.flatten()))
-            forget_grid(model.module, cut.parameter)
+        for each in dims[axis]:
+            for cut in each.cuts:
+                _permute(model, cut, order)
+
+
+def _permute(model: Model, cut: Cut, order: Tensor) -> None:
+    """Move the units of one tensor; `order` is LongTensor[lanes, units]."""
+    source = cut.units[order.T, torch.arange(len(order))].flatten()  # of [units, lanes, width]
+    find = model.module.get_buffer if cut.parameter in model.binding.buffers else model.module.get_parameter
+    tensor: Tensor = find(cut.parameter)
+    target = cut.units.flatten().to(tensor.device)
+    tensor.index_copy_(cut.dim, target, tensor.index_select(cut.dim, source.to(tensor.device)))
+    edit_mask(model.module, cut.parameter, partial(_moved, cut.dim, target.cpu(), source))
+    forget_grid(model.module, cut.parameter)
 
 
 def _moved(dim: int, target: Tensor, source: Tensor, mask: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def example(model: Model, *, tokens: int = 128, batch: int = 1, seed: int = 0) -
         batch: Number of examples B.
         seed: Of the draw.
     """
-    config: Any = model.module.config
+    config: Any = getattr(model.module, "config", None)
     generator = torch.Generator().manual_seed(seed)
     device = next(model.module.parameters()).device
 
@@ -33,6 +33,8 @@ def example(model: Model, *, tokens: int = 128, batch: int = 1, seed: int = 0) -
     def numbers(*shape: int) -> Tensor:
         return torch.randn(batch, *shape, generator=generator).to(device, next(model.module.parameters()).dtype)
 
+    if model.anatomy.inputs:
+        return {name: numbers(*shape) for name, shape in model.anatomy.inputs.items()}
     if model.anatomy.task == "image":
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -49,9 +51,10 @@ def described(inputs: dict[str, Tensor]) -> str:
     for name, value in inputs.items():
         sizes = value.shape
         parts.append(
-            f"an image of {sizes[2]}×{sizes[3]} pixels" if name == "pixel_values"
+            f"an image of {sizes[2]}×{sizes[3]} pixels" if len(sizes) == 4
             else f"{sizes[2]} frames of sound" if name == "input_features"
             else f"{sizes[1]} tokens" if name == "input_ids"
+            else f"{sizes[1]} numbers" if value.is_floating_point()
             else f"{sizes[1]} tokens of the decoder"
         )  # fmt: skip
     return f"{' and '.join(parts)}, batch {len(next(iter(inputs.values())))}"

@@ -12,6 +12,7 @@ from torch import nn
 
 from lissome.core.errors import ArtifactError, UnknownNameError
 from lissome.core.events import EventStream
+from lissome.core.files import known_sha256
 from lissome.models.artifact import check_finite, load_folder
 from lissome.models.model import Model, Source
 
@@ -23,6 +24,8 @@ def load_model(
     target: Model | nn.Module | str | Path,
     *,
     name: str | None = None,
+    example: Any = None,
+    into: nn.Module | None = None,
     dtype: torch.dtype | None = torch.float32,
     events: EventStream | None = None,
 ) -> Model:
@@ -32,6 +35,9 @@ def load_model(
         target: A `Model` (returned as it is), a torch module (made to evaluate, with fast scans), a folder, a
             ``.gguf`` file, a ``.zip`` of a Hugging Face folder, or a hub id ``owner/name``.
         name: What to call it in tables (default: `target`).
+        example: What a torch module of any class reads: the shape of one input without the batch, or a tensor; of
+            several inputs by argument name (default: what its first layer suggests).
+        into: For a folder with a module of a class of the user's own, the whole module; it is copied.
         dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
         events: Where a conversion reports its progress.
 
@@ -47,10 +53,14 @@ def load_model(
         check_finite(target)
         from lissome.models.mixers import scan_in_chunks
 
+        if example is not None:
+            from lissome.models.traced.inputs import tell
+
+            tell(target, example)
         return Model(scan_in_chunks(target.eval()), source=Source(name or type(target).__name__))
     path = Path(target)
     if path.is_dir():
-        return load_folder(path, name=name or str(target), dtype=dtype)
+        return load_folder(path, name=name or str(target), into=into, dtype=dtype)
     if path.is_file():
         return _load_file(path, name or str(target), dtype, events)
     if isinstance(target, str) and _HUB_ID.fullmatch(target):
@@ -82,6 +92,8 @@ def _load_file(path: Path, name: str, dtype: torch.dtype | None, events: EventSt
     from lissome.models.archive import unpack_once
     from lissome.models.gguf import convert
 
+    if path.suffix == ".pth":
+        return _load_pth(path, name, dtype)
     if path.suffix not in {".gguf", ".zip"}:
         raise ArtifactError(
             f"{path} is neither a .gguf nor a .zip file; give one, a folder with safetensors, or an asset name."
@@ -89,6 +101,21 @@ def _load_file(path: Path, name: str, dtype: torch.dtype | None, events: EventSt
     folder = unpack_once(path) if path.suffix == ".zip" else convert(path, events=events)
     model = load_folder(folder, name=name, dtype=dtype)
     return replace(model, source=replace(model.source, path=path))
+
+
+def _load_pth(path: Path, name: str, dtype: torch.dtype | None) -> Model:
+    """Read the one file of this kind whose network is known: a state dict alone does not say what it belongs to."""
+    from lissome.models.convnet import EFFICIENTNET_LITE0, FILE_OF_LITE0, ConvNetConfig, in_order
+    from lissome.models.torch_file import read_tensors
+
+    digest = known_sha256(path)
+    if digest != FILE_OF_LITE0:
+        raise ArtifactError(
+            f"{path} holds tensors, but does not say of which network; build the module, fill it, and give the module."
+        )
+    module: nn.Module = in_order(ConvNetConfig(**EFFICIENTNET_LITE0), read_tensors(path))
+    check_finite(module)
+    return Model(module if dtype is None else module.to(dtype), source=Source(name, path, digest))
 
 
 def _load_hub(target: str, name: str, dtype: torch.dtype | None) -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,8 @@ RUN_FOLDER = ".run"
 def load(
     target: Model | nn.Module | str | Path,
     *,
+    example: Any = None,
+    into: nn.Module | None = None,
     dtype: torch.dtype | None = torch.float32,
     events: EventStream | None = None,
 ) -> Model:
@@ -31,6 +34,9 @@ def load(
     Args:
         target: An asset or zoo name (``lissome assets``), a folder, a ``.gguf`` file, a hub id ``owner/name``, a torch
             module, or a `Model`, which is returned as it is.
+        example: What a torch module of any class reads, such as ``(3, 224, 224)``: the shape of one input without the
+            batch, or a tensor; of several inputs by argument name (default: what its first layer suggests).
+        into: For a folder with a module of a class of the user's own, the whole module; it is copied.
         dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
         events: Where fetching and converting report their progress.
 
@@ -53,7 +59,7 @@ def load(
     ):
         raise ArtifactError(f"{target} belongs to a job that is not finished; give its command again to continue it.")
     try:
-        return load_model(target, dtype=dtype, events=events)
+        return load_model(target, example=example, into=into, dtype=dtype, events=events)
     except UnknownNameError as error:
         names = [*sorted(assets.assets()), *sorted(zoo())]
         guess, known = nearest(str(target), names), ", ".join(names)

@@ -64,7 +64,7 @@ class Recipe:
     @classmethod
     def of(cls, name: str | None, settings: Iterable[str] = ()) -> Recipe:
         """A recipe of one method, from the command line's ``--method`` and ``--set``."""
-        chosen = name or DEFAULT_METHOD
+        chosen = DEFAULT_METHOD if name is None else name
         method = find_method(chosen).load()
         return cls((RecipeStep(chosen, method, method.Config.from_assignments(settings)),))
 

@@ -1,4 +1,4 @@
-"""The verbs besides `fit`: plan, measure, evaluate, generate, export, inspect, and taking a step of a curve."""
+"""The verbs besides `fit` and `generate`: plan, measure, evaluate, export, inspect, and taking a step of a curve."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import load_file
 
 from lissome.core.config import check_seed
-from lissome.core.errors import ArtifactError, ConfigError, DataError, SubnetError, UnknownNameError, unknown_name
+from lissome.core.errors import ArtifactError, ConfigError, SubnetError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.manifest import read_curve, read_manifest
 from lissome.core.registry import MethodInfo, methods, public_files
@@ -24,7 +23,6 @@ from lissome.cost.measured import measure as time_one
 from lissome.cost.peak import peak_memory
 from lissome.cost.table import latency_table
 from lissome.data.labelled import read_labelled
-from lissome.data.text import check_ids
 from lissome.engine.evaluate import Report, evaluate_labels, versions
 from lissome.engine.evaluate import evaluate as score
 from lissome.engine.objective import tokens_of
@@ -32,6 +30,7 @@ from lissome.models.adapters import load_adapters, merged_copy, rank_space, remo
 from lissome.models.adapters.folder import SUPER
 from lissome.models.artifact import save_model
 from lissome.models.binding import extract, reorder
+from lissome.models.example import described, example
 from lissome.models.integers import grids
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
@@ -55,7 +54,7 @@ from lissome.pipeline.fitting import ORDERS
 from lissome.pipeline.job import prepare
 from lissome.pipeline.loading import load
 from lissome.pipeline.places import check_export_place, check_extract_place, check_table_place
-from lissome.pipeline.reports import GenerateReport, InspectReport, PlanReport, TableReport
+from lissome.pipeline.reports import InspectReport, PlanReport, TableReport
 
 if TYPE_CHECKING:
     from lissome.export._report import ExportReport
@@ -179,68 +178,6 @@ def _score_labels(
     return evaluate_labels(model, texts, baseline=base, seed=seed, events=events)
 
 
-def generate(
-    target: Any, prompt: str, *, max_new_tokens: int = 64, events: EventStream | None = None
-) -> GenerateReport:
-    """Let a model continue a prompt, greedily; a chat model gets it as a user's message.
-
-    Args:
-        target: Anything `load` reads.
-        prompt: The text.
-        max_new_tokens: Most tokens to write.
-        events: Where progress is reported.
-
-    Raises:
-        ConfigError: When no token may be written.
-        DataError: When the prompt is empty, or the model has no tokenizer or one that does not fit it.
-    """
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-    if not prompt.strip():
-        raise DataError("the prompt is empty; write something to continue.")
-    model = load(target, events=events)
-    model.anatomy.require("causal-lm", "continuing a prompt")
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise DataError(f"{model.name} has no tokenizer; give a folder that holds one.")
-    chat = [{"role": "user", "content": prompt}]
-    text = (
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        if tokenizer.chat_template
-        else prompt
-    )
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
-    check_ids(int(inputs["input_ids"].max()), model.anatomy.vocabulary)
-    clock = _TokenClock()
-    with torch.inference_mode():
-        output = model.module.generate(  # type: ignore[operator]
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=clock
-        )
-    prompt_tokens = inputs["input_ids"].shape[1]
-    new = output[0, prompt_tokens:]
-    start, first, *_, last = *clock.times, clock.times[-1]
-    return GenerateReport(
-        text=str(tokenizer.decode(new, skip_special_tokens=True)),
-        tokens=len(new),
-        prefill=prompt_tokens / (first - start),
-        decode=(len(new) - 1) / (last - first) if len(new) > 1 else None,
-    )
-
-
-class _TokenClock:
-    """Notes when the prompt was handed in and when each new token came; `generate` calls it a streamer."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, _: torch.Tensor) -> None:
-        """Note the time of the prompt, then of each token."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Nothing is held back."""
-
-
 def export(
     target: Any,
     to: str,
@@ -304,6 +241,7 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
             "embedding_params": counts.embedding_params,
             "cache_bytes": counts.cache_bytes,
             "axes": len(space.axes),
+            **_facts_of_recording(model, space),
             "layers": model.anatomy.layers(),
             "tags": list(model.manifest.tags) if model.manifest else ["dense"],
             **{f"zeros of {of}": f"{share:.1%}" for of, share in sparsity(model.module).items()},
@@ -312,6 +250,17 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
         },
         figures=counts.figures(),
     )
+
+
+def _facts_of_recording(model: Model, space: Space) -> dict[str, Any]:
+    """What was found in a network that was read from a recording, and why the rest of it cannot change."""
+    if not model.anatomy.inputs:
+        return {}
+    return {
+        "input": described(example(model)),
+        "space": {axis.name: list(axis.choices) for axis in space.axes},
+        "rigid": dict(model.anatomy.rigid),
+    }
 
 
 def inspect_device(*, events: EventStream | None = None) -> InspectReport:

@@ -147,16 +147,37 @@ def export(fields: Fields) -> Parts:
 def inspect(fields: Fields) -> Parts:
     """Facts about a model or a device, the counted figures, and the sizes of the layers."""
     shown = {
-        key: value for key, value in fields.items() if key not in ("figures", "layers") and value not in (None, "", [])
+        key: value
+        for key, value in fields.items()
+        if key not in _TABLES and value not in (None, "", []) and (value or key not in _OF_TEXT)
     }
     parts: list[RenderableType] = [pairs({key.replace("_", " "): _fact(key, value) for key, value in shown.items()})]
     figures = fields.get("figures") or {}
     if figures:
         rows = {LABELS.get(name, name): quantity(figures[name], unit_of(name)) for name in _ordered(figures)}
         parts.append(pairs(rows, title="Figures"))
-    if fields.get("layers"):
+    if fields.get("space"):
+        parts.append(_space(fields["space"]))
+    elif fields.get("layers"):
         parts.append(_layers(fields["layers"]))
+    if fields.get("rigid"):
+        parts.append(pairs(fields["rigid"], title="What cannot change, and why"))
     return parts
+
+
+_TABLES = ("figures", "layers", "rigid", "space")
+_OF_TEXT = ("hidden", "vocabulary", "embedding_params", "cache_bytes")  # which others have none of
+_SHOWN_CHOICES = 8
+
+
+def _space(space: Mapping[str, Sequence[int]]) -> RenderableType:
+    """The choices of every axis."""
+    table = sheet("axis", "choices", title="What can change")
+    for name, choices in space.items():
+        few = len(choices) <= _SHOWN_CHOICES
+        shown = [str(choice) for choice in (choices if few else (*choices[:3], "…", *choices[-2:]))]
+        table.add_row(name, "kept or removed" if list(choices) == [0, 1] else " ".join(shown))
+    return table
 
 
 _FACT_UNITS = {

@@ -10,7 +10,7 @@ from typing import Any
 from lissome.core.budget import TERMS
 from lissome.core.errors import ArtifactError
 from lissome.core.files import read_json
-from lissome.core.manifest import Manifest, read_curve, read_manifest
+from lissome.core.manifest import MANIFEST, Manifest, read_curve, read_manifest
 from lissome.core.method import CurvePoint
 from lissome.core.metrics import Metric
 from lissome.report.rows import Row
@@ -38,12 +38,20 @@ def read_result(folder: Path) -> dict[str, Any]:
     return fields
 
 
+def _check_artifact(folder: Path) -> None:
+    """Say what is missing before a file of it is."""
+    if not (folder / MANIFEST).exists():
+        what = "a folder" if not folder.is_dir() else "an artifact"
+        raise ArtifactError(f"{folder} is not {what} that lissome fit wrote: {MANIFEST} does not exist there.")
+
+
 def explanation(folder: Path) -> dict[str, Any]:
     """Return an artifact's manifest and curve as JSON-able fields.
 
     Raises:
         ArtifactError: When one of them is damaged or from a newer version.
     """
+    _check_artifact(folder)
     curve = [point.to_json() for point in read_curve(folder)]
     return {"manifest": read_manifest(folder).to_json(), "curve": curve}
 
@@ -54,6 +62,7 @@ def step_of(folder: Path, step: int) -> dict[str, Any]:
     Raises:
         ArtifactError: When the artifact is damaged, or has no such step.
     """
+    _check_artifact(folder)
     read_manifest(folder)
     points = {point.step: point for point in read_curve(folder)}
     if step not in points:
@@ -106,6 +115,7 @@ def read_page(folder: Path) -> PageData:
     Raises:
         ArtifactError: When its manifest or its curve is missing, damaged or from a newer version.
     """
+    _check_artifact(folder)
     manifest = read_manifest(folder)
     result = read_result(folder)
     return PageData(

@@ -43,6 +43,8 @@ def difference(got: Tensor, reference: Tensor) -> float:
 def outputs(module: nn.Module, inputs: Inputs, **options: Any) -> Tensor:
     """What a forward gives: logits [B, T, V] or [B, labels], or the last hidden states [B, T, D] without a head."""
     result = module(**inputs, **options)
+    if isinstance(result, Tensor):
+        return result
     found: Tensor = result.logits if "logits" in result else result.last_hidden_state
     return found
 

@@ -103,7 +103,7 @@ class Shears(Method):
         bits: int = option(4, "of quantised weights", low=2, high=8)
         columns: int = option(32, "inputs that share a scale and a zero point, for quantised ones", low=1)
         steps: int = option(200, "training steps of all ranks together; 0 trains nothing", low=0)
-        lr: float = option(2e-3, "peak learning rate; cosine to 0 after a warm-up of 5 %", low=0.0)
+        lr: float = option(2e-3, "peak learning rate; cosine to 0 after a warm-up of 5 %", low=0.0, high=1.0)
         batch: int | None = option(
             None, "examples per step; default 4 windows of up to 256 tokens (longer ones are cut), or 16 texts", low=1
         )

@@ -138,7 +138,7 @@ def _attach(model: Model, tokens: Tensor) -> None:
 
 def _base(model: Model) -> Any:
     """The part of the model that every forward passes through, whoever calls it; OPT's head skips the base model."""
-    base: Any = model.module.base_model
+    base: Any = getattr(model.module, "base_model", model.module)
     decoder = getattr(base, "decoder", None)
     return decoder if isinstance(decoder, nn.Module) and not hasattr(base, "encoder") else base
 

@@ -1,0 +1,94 @@
+"""What a network reads: as it was told, as its configuration says, or as its first layer suggests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from lissome.core.errors import UnsupportedModelError
+from lissome.models.traced.recorder import Recording, record
+from lissome.models.traced.stand_in import drawn_inputs
+
+ATTRIBUTE = "example_shapes"
+"""Attribute of a module that says the shape of each input without the batch, by argument name."""
+
+_SIDES = (224, 32, 28, 64, 96, 128, 160, 192, 256, 299, 384, 8, 16)  # pixels that images have, the usual ones first
+
+
+def recorded(module: nn.Module) -> tuple[dict[str, tuple[int, ...]], Recording]:
+    """Record a network, and say the shape of each input without the batch, by argument name.
+
+    Args:
+        module: The network, with random weights.
+
+    Raises:
+        UnsupportedModelError: When no size is known and none of the usual ones runs; see `record`.
+    """
+    told = getattr(module, ATTRIBUTE, None)
+    if told is not None:
+        shapes = {name: tuple(shape) for name, shape in told.items()}
+        return shapes, record(module, drawn_inputs(shapes))
+    name, first = argument(module), None
+    for shape in _candidates(module):
+        try:
+            return {name: shape}, record(module, drawn_inputs({name: shape}))
+        except UnsupportedModelError as error:
+            first = first or error
+    raise first or UnsupportedModelError(f"{type(module).__name__} has no layer that says what it reads; say example=")
+
+
+def tell(module: nn.Module, example: Any) -> None:
+    """Write down what a network reads.
+
+    Args:
+        module: The network.
+        example: Shape of one input without the batch, or a tensor with one; of several inputs by argument name.
+
+    Raises:
+        UnsupportedModelError: When a shape is none.
+    """
+    given = example if isinstance(example, Mapping) else {argument(module): example}
+    shapes = {}
+    for name, each in given.items():
+        shape = tuple(each.shape[1:]) if hasattr(each, "shape") else tuple(each) if isinstance(each, Sequence) else ()
+        if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+            raise UnsupportedModelError(
+                f"example={each!r} is no shape; give for instance (3, 224, 224), or a tensor with a batch."
+            )
+        shapes[name] = shape
+    setattr(module, ATTRIBUTE, shapes)
+
+
+def argument(module: nn.Module) -> str:
+    """Return the name of the first argument of a module's forward."""
+    named = getattr(module, "main_input_name", None)
+    if isinstance(named, str):
+        return named
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if not parameters or parameters[0].kind is parameters[0].VAR_POSITIONAL:
+        raise UnsupportedModelError(f"the forward of {type(module).__name__} names no input; say example= by name")
+    return parameters[0].name
+
+
+def _candidates(module: nn.Module) -> Iterator[tuple[int, ...]]:
+    config: Any = getattr(module, "config", None)
+    stated = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if isinstance(stated, Mapping) and stated.get("input_size"):
+        yield tuple(stated["input_size"])
+    channels = getattr(config, "num_channels", None)
+    size: Any = getattr(config, "image_size", None)
+    layer = next((part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Conv1d | nn.Linear)), None)
+    if channels is not None and size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        yield channels, height, width
+    if isinstance(layer, nn.Conv2d):
+        for side in _SIDES:
+            yield channels or layer.in_channels, side, side
+    elif isinstance(layer, nn.Conv1d):
+        for side in _SIDES:
+            yield layer.in_channels, side
+    elif isinstance(layer, nn.Linear):
+        yield (layer.in_features,)

@@ -1,0 +1,258 @@
+"""Reads the anatomy of any network that runs on shapes alone; see `lissome.models.traced`.
+
+Channels between blocks are shared dims: one decision that cuts every layer that makes or reads them. What lies outside
+of residual blocks makes branches that cannot be removed, so that every parameter belongs to one branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from lissome.core.errors import UnsupportedModelError
+from lissome.models.anatomy import Anatomy, Branch, Dim
+from lissome.models.parts import width_step
+from lissome.models.traced.depth import Block, residual_blocks
+from lissome.models.traced.groups import Found, kernels, owner, widths
+from lissome.models.traced.inputs import recorded
+from lissome.models.traced.mixing import Products, Term
+from lissome.models.traced.recorder import Recording
+from lissome.models.traced.stand_in import NoPart, Skipped, drawn_inputs, randomised
+from lissome.models.traced.verify import verified
+
+STREAM = "stream"
+"""What the names of axes begin with that decide about several branches: the channels that run between them."""
+
+_FEW = 12  # layers that make one branch; more are opened, so that costs can be added up from small parts
+
+
+def read(module: nn.Module) -> Anatomy:
+    """Read the anatomy of a network.
+
+    Raises:
+        UnsupportedModelError: When it cannot be recorded; names the module and the operation.
+    """
+    standing = randomised(module)
+    shapes, recording = recorded(standing)
+    inputs = drawn_inputs(shapes)
+    channels, rigid = widths(standing, recording)
+    crops, stiff = kernels(standing, recording.products)
+    blocks = residual_blocks(standing, recording, inputs)
+    plan = _Plan(standing, recording, blocks, [*channels, *crops], shapes)
+    anatomy, refused = verified(plan.anatomy, inputs)
+    refused = {name.removeprefix(f"{STREAM}."): reason for name, reason in refused.items()}
+    return replace(anatomy, module=module, rigid=rigid | stiff | refused)
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A branch to be: where it is, and what belongs to it."""
+
+    name: str
+    path: str
+    block: str
+    removable: bool
+    companions: tuple[str, ...]
+    tensors: tuple[str, ...]
+
+
+class _Plan:
+    """Everything that was found of one network, put together."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        recording: Recording,
+        blocks: Sequence[Block],
+        found: Sequence[Found],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._module, self._recording, self._found, self._shapes = module, recording, found, shapes
+        self._parameters = [name for name, _ in module.named_parameters()]
+        stored = module.state_dict().keys()
+        self._buffers = [name for name, _ in module.named_buffers() if name in stored]
+        self._blocks = {block.path: block for block in blocks}
+        self._sizes = {name: value.numel() for name, value in module.named_parameters()}
+        self._places = list(self._walk(""))
+        self._names = list(dict.fromkeys(place.block for place in self._places))
+
+    def anatomy(self, without: Collection[str]) -> Anatomy:
+        """Return the anatomy without the axes of the given names."""
+        banned = {name.removeprefix(f"{STREAM}.") for name in without}
+        found = [each for each in self._found if each.axis not in banned]
+        homes = {name: place.name for place in self._places for name in place.tensors}
+        users = {each.axis: {homes[cut.parameter] for cut in each.cuts} for each in found}
+        branches = [self._branch(place, found, users) for place in self._places if place.tensors]
+        stated = {
+            (place.name, dim.name): each.stated
+            for place in branches
+            for dim in place.dims
+            for each in found
+            if each.stated and place.axis(dim.name).removeprefix(f"{STREAM}.") == each.axis
+        }
+        kind = "image" if any(len(shape) == 3 for shape in self._shapes.values()) else "features"
+        config: Any = getattr(self._module, "config", None)
+        return Anatomy(
+            family=Traced(tuple(self._names), stated),
+            architecture=str(getattr(config, "model_type", type(self._module).__name__)),
+            module=self._module,
+            blocks=tuple(self._names),
+            branches=tuple(branches),
+            hidden=0,
+            vocabulary=0,
+            task=kind,
+            inputs=self._shapes,
+        )
+
+    def _branch(self, place: _Place, found: Sequence[Found], users: Mapping[str, set[str]]) -> Branch:
+        mine = frozenset(place.tensors)
+        dims = []
+        for each in found:
+            cuts = tuple(cut for cut in each.cuts if cut.parameter in mine)
+            if cuts:
+                own = len(users[each.axis]) == 1 and each.axis.startswith(f"{place.name}.")
+                dims.append(
+                    Dim(
+                        each.axis.removeprefix(f"{place.name}.") if own else f"{STREAM}.{each.axis}",
+                        each.size, cuts, step=_step(each), least=min(2, each.size), allowed=each.allowed,
+                        shared=not own, ordered=each.kind == "kernel",
+                    )
+                )  # fmt: skip
+        products = {name: macs for name, macs in self._recording.products.items() if name in mine}
+        linears = {owner(name): macs // self._sizes[name] for name, macs in products.items()}
+        convolves = any(isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for part in self._parts(place))
+        return Branch(
+            name=place.name,
+            kind="convolution" if convolves else "projection",
+            block=self._names.index(place.block),
+            path=place.path,
+            companions=place.companions,
+            dims=tuple(dims),
+            parameters=tuple(name for name in self._parameters if name in mine),
+            buffers=tuple(name for name in self._buffers if name in mine),
+            linears=tuple(linears),
+            positions=linears,
+            direct=frozenset(linears),
+            mixing=self._mixing(place, dims),
+            removable=place.removable,
+        )
+
+    def _parts(self, place: _Place) -> Iterator[nn.Module]:
+        """Layers of a branch that have parameters of their own."""
+        for name in place.tensors:
+            yield self._module.get_submodule(name.rpartition(".")[0])
+
+    def _mixing(self, place: _Place, dims: Sequence[Dim]) -> Products | None:
+        """Products between values inside of a branch, spread over one of its dims if they are."""
+        terms = []
+        for macs, sides, path in self._recording.mixings:
+            if self._home(path) is place:
+                touched = {(side.tensor, side.dim) for side in sides}
+                spread = next((dim for dim in dims for cut in dim.cuts if (cut.parameter, cut.dim) in touched), None)
+                terms.append(Term(macs // spread.size, spread.name) if spread else Term(macs))
+        return Products(tuple(terms)) if terms else None
+
+    def _home(self, path: str) -> _Place:
+        """The branch in which a module runs: the one with the longest path, else the first."""
+        holding = [place for place in self._places if f"{path}.".startswith(f"{place.path}.") or not place.path]
+        return max(holding, key=lambda place: len(place.path), default=self._places[0])
+
+    def _walk(self, path: str) -> Iterator[_Place]:
+        """Cut the tree of modules into branches."""
+        module, block = self._module.get_submodule(path), self._blocks.get(path)
+        tensors = self._below(path)
+        if isinstance(module, Skipped):
+            yield _Place(path, path, path, False, (), ())
+        elif block is not None and not block.parts and not self._split(module):
+            yield _Place(path, path, path, True, (), tensors)
+        elif block is not None:
+            yield from self._in_parts(path, block)
+        elif path and not self._opens(path, module) and tensors:
+            yield _Place(path, path, path, False, (), tensors)
+        else:
+            own = tuple(name for name in tensors if name.rpartition(".")[0] == path)
+            if own:
+                name = path or "model"
+                yield _Place(name, path, name, False, (), own)
+            for child, _ in module.named_children():
+                yield from self._walk(f"{path}.{child}" if path else child)
+
+    def _split(self, module: nn.Module) -> bool:
+        return any(isinstance(part, NoPart) for part in module.modules())
+
+    def _in_parts(self, path: str, block: Block) -> Iterator[_Place]:
+        taken: set[str] = set()
+        for part, companions in block.parts:
+            tensors = tuple(name for each in (part, *companions) for name in self._below(each))
+            taken.update(tensors)
+            yield _Place(part, part, path, True, companions, tensors)
+        rest = tuple(name for name in self._below(path) if name not in taken)
+        yield _Place(path, path, path, False, (), rest)
+
+    def _below(self, path: str) -> tuple[str, ...]:
+        prefix = f"{path}." if path else ""
+        return tuple(name for name in (*self._parameters, *self._buffers) if name.startswith(prefix))
+
+    def _opens(self, path: str, module: nn.Module) -> bool:
+        """Whether the children of a module are branches of their own."""
+        if isinstance(module, nn.Sequential | nn.ModuleList) or any(
+            each.startswith(f"{path}.") for each in self._blocks
+        ):
+            return True
+        return len({name.rpartition(".")[0] for name in self._below(path)}) > _FEW
+
+
+def _step(found: Found) -> int:
+    """Steps of channels are about an eighth of them, in multiples of 32 or 8 where that is possible."""
+    if found.kind != "width":
+        return 1
+    coarse = width_step(found.size)
+    return coarse // 8 * 8 or coarse
+
+
+class Traced:
+    """Operations on networks that were read from a recording; see `lissome.models.anatomy.Family`.
+
+    Args:
+        blocks: Names of the blocks, by their number.
+        stated: Attributes that say the size of a dim, by the names of branch and dim: path of the module, name of the
+            attribute, and how much a unit counts.
+    """
+
+    name = "traced"
+
+    def __init__(
+        self, blocks: tuple[str, ...], stated: Mapping[tuple[str, str], tuple[tuple[str, str, int], ...]]
+    ) -> None:
+        self._blocks, self._stated = blocks, stated
+
+    def absent(self, branch: Branch) -> nn.Module:
+        """Return what hands on the input, for a whole block, or adds nothing, for a part of one."""
+        block = self._blocks[branch.block]
+        return Skipped() if branch.path == block else NoPart(block)
+
+    def resize(self, module: nn.Module, branch: Branch, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        """Return the numbers of heads that modules keep; layers state their own sizes."""
+        fields: dict[str, dict[str, Any]] = {}
+        for dim, size in sizes.items():
+            for path, name, width in self._stated.get((branch.name, dim), ()):
+                fields.setdefault(path, {})[name] = size * width
+        return fields
+
+    def settle(self, module: nn.Module, removed: frozenset[str], anatomy: Anatomy) -> dict[str, Any]:
+        """Nothing: there is no cache."""
+        return {}
+
+    def finish(self, module: nn.Module) -> None:
+        """Nothing: what was removed stays marked, so that names do not change."""
+
+    def head(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        """Refuse: it predicts no tokens.
+
+        Raises:
+            UnsupportedModelError: Always.
+        """
+        raise UnsupportedModelError(f"{type(module).__name__} predicts no tokens.")

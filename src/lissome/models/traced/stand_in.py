@@ -1,0 +1,91 @@
+"""Stand-ins: a network with random weights that shows what its architecture does, and modules for what is removed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+
+class Skipped(nn.Module):
+    """Stands where a residual block was: hands on what it gets."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the input."""
+        return inputs
+
+
+class NoPart(nn.Module):
+    """Stands where a part of a residual block was: adds nothing.
+
+    Args:
+        block: Dotted name of the block.
+    """
+
+    def __init__(self, block: str) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return a zero without dimensions: it broadcasts."""
+        return inputs.new_zeros(())
+
+
+def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a copy in evaluation mode whose weights are random, of a scale that keeps signals alive.
+
+    What follows from it depends on the architecture alone: neither on training nor on whether there are weights yet.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    memo: dict[int, Any] = {}
+    for name, value in module.named_parameters():
+        memo[id(value)] = nn.Parameter(_drawn(name, value, generator), requires_grad=False)
+    for name, buffer in module.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            memo[id(buffer)] = _drawn(name, buffer, generator)
+        elif buffer.is_meta:
+            memo[id(buffer)] = torch.ones(buffer.shape, dtype=buffer.dtype)
+    return copy.deepcopy(module, memo).eval()
+
+
+def _drawn(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
+    if value.ndim >= 2 and not name.endswith("running_var"):
+        fan_in = max(1, value.numel() // value.shape[0])
+        return torch.randn(value.shape, generator=generator) * math.sqrt(2 / fan_in)
+    if name.endswith(("bias", "running_mean")):
+        return 0.1 * torch.randn(value.shape, generator=generator)
+    return 0.5 + torch.rand(value.shape, generator=generator)
+
+
+def drawn_inputs(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
+    """Draw one example of every input."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(1, *shape, generator=generator) for name, shape in shapes.items()}
+
+
+@torch.no_grad()
+def results(module: nn.Module, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return all numbers that a forward gives, flat; `tensors` take the place of parameters and buffers."""
+    given = dict(inputs)
+    found = torch.func.functional_call(module, dict(tensors), (), given) if tensors else module(**given)
+    leaves = tree_leaves(dict(found) if isinstance(found, Mapping) else found)
+    return torch.cat([value.flatten().float() for value in leaves if isinstance(value, Tensor)])
+
+
+@contextlib.contextmanager
+def without_weights(module: nn.Module) -> Iterator[None]:
+    """Set all parameters of a module to zero for a while."""
+    kept = {name: value.clone() for name, value in module.named_parameters()}
+    try:
+        for value in module.parameters():
+            value.zero_()
+        yield
+    finally:
+        for name, value in module.named_parameters():
+            value.copy_(kept[name])
