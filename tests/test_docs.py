@@ -13,6 +13,7 @@ import typer
 
 import lissome
 from lissome.cli.main import application, command_files
+from lissome.testing.networks import network
 from lissome.testing.tokenizers import toy_tokenizer
 from lissome.testing.toys import toy_model, toy_module
 
@@ -43,7 +44,11 @@ def test_python_runs(
     monkeypatch.setitem(vars(lissome), "load", lambda target, **options: toy)
     (tmp_path / "notes.txt").write_text("\n\n".join(f"Note {number}. " + "Some words. " * 50 for number in range(60)))
     for code in blocks(page, "python"):
-        names: dict[str, Any] = {"my_transformers_model": toy_module("llama"), "model": toy}
+        names: dict[str, Any] = {
+            "my_transformers_model": toy_module("llama"),
+            "my_network": network("resnet"),
+            "model": toy,
+        }
         exec(compile(code, name_of(page), "exec"), names)
         promised = [line.removeprefix("# ") for line in code.splitlines() if re.match(r"# .* (NOT )?met: ", line)]
         assert capsys.readouterr().out.splitlines()[: len(promised)] == promised

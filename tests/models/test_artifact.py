@@ -142,10 +142,11 @@ def test_a_model_of_another_kind_is_refused_in_a_short_line() -> None:
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     module = MixtralForCausalLM(MixtralConfig(vocab_size=9, num_key_value_heads=1, num_local_experts=2, **sizes))
-    for other in (module, torch.nn.Linear(2, 2)):
-        with pytest.raises(
-            UnsupportedModelError, match=r"was not understood; the model types that are: bamba, bert,"
-        ) as e:
+    for other, words in (
+        (module, r"was not understood; the model types that are: bamba, bert,"),
+        (torch.nn.Embedding(2, 2), "was not understood: Embedding has no layer that says what it reads; say example="),
+    ):
+        with pytest.raises(UnsupportedModelError, match=words) as e:
             anatomy_of(other)
         assert len(str(e.value)) < 240
         _one_line(e)

@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.traced.atoms import Atoms, Mark, Side
+from lissome.models.traced.operation import Operation
+from lissome.models.traced.rules import follow
 
 _ASKS_FOR_NUMBERS = {
     "_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
@@ -224,8 +226,6 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, and write it down."""
-        from lissome.models.traced.rules import Operation, follow
-
         packet = func.overloadpacket.__name__
         self._last = packet
         kwargs = kwargs or {}
