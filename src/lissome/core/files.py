@@ -275,6 +275,8 @@ def read_json(path: Path, *, limit: int = JSON_LIMIT, finite: bool = True) -> An
         ArtifactError: When it is missing, unreadable, too large, or not JSON.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ArtifactError(f"{path} is not a plain file; restore or remake it.")
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except FileNotFoundError as error:

@@ -178,12 +178,23 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, manifest.to_json())
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
+def verify_files(folder: Path, manifest: Manifest, *, read: Iterable[str] = ()) -> None:
     """Compare every listed file with its size and hash.
 
+    Args:
+        folder: The artifact.
+        manifest: Its manifest.
+        read: Files that must be listed, because a model is read from them.
+
     Raises:
-        ArtifactError: When a file is missing, cut short, changed, or not inside the folder; names the first.
+        ArtifactError: When a file is missing, cut short, changed, not listed or not inside the folder; names one.
     """
+    for name in read:
+        if name not in manifest.files:
+            raise ArtifactError(
+                f"{folder / name} is not listed in {MANIFEST}, so nothing tells whether it is whole; restore or remake "
+                "the artifact."
+            )
     for name, record in manifest.files.items():
         path = inside(folder, name)
         if not path.is_file():

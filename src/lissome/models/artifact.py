@@ -10,35 +10,40 @@ that stand beside the weights are folders of their own, ``adapter`` and ``prompt
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lissome.core.errors import ArtifactError, LissomeError, NumericsError
+from lissome.core.errors import ArtifactError, NumericsError, SubnetError
 from lissome.core.files import atomic_folder, inside, read_json, sha256_file
-from lissome.core.manifest import Manifest, read_manifest, verify_files, write_manifest
+from lissome.core.manifest import MANIFEST, Manifest, read_manifest, verify_files, write_manifest
 from lissome.models.adapters import adapters, load_adapters, save_adapters
 from lissome.models.adapters.layers import is_adapter_tensor
 from lissome.models.adapters.prompts import is_prompt_tensor, load_prompt, prompt_of, save_prompt
-from lissome.models.foreign import FOREIGN, foreign_config, foreign_skeleton
+from lissome.models.anatomy import Anatomy, Layer
+from lissome.models.build import MODEL_TYPE, check_quantised, is_foreign, is_memory, skeleton, stock_class
+from lissome.models.foreign import foreign_config
 from lissome.models.integers import STORAGE as INTEGERS
 from lissome.models.integers import give, grids, set_grid, take
 from lissome.models.model import Model, Source
 from lissome.models.paging import stored_tensors
+from lissome.models.space import Space
 from lissome.models.sparse import STORAGE, compress, expand, masks, set_mask
+from lissome.models.stored import check_entries, check_filled, check_loaded, check_shapes, read_entries
 
-MODEL_TYPE = "lissome"
 WEIGHTS = "model.safetensors"
 ADAPTER, PROMPT = "adapter", "prompt"
+_REMAKE = "it is damaged, restore or remake the artifact."
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json",
+    "special_tokens_map.json", "chat_template.jinja",
+)  # fmt: skip
 _FLOAT = "__float__"
-_OWN = {"lissome-convnet": ("lissome.models.convnet", "ConvNetForImageClassification")}
-"""Module and class of the networks that lissome defines, by model type."""
 # What a configuration knows of this process: marks of removed branches, and where on this machine it was read.
 _RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset", "_name_or_path")
 
@@ -88,12 +93,23 @@ def config_of(model: Model) -> dict[str, Any]:
     storage = INTEGERS if grids(module) else STORAGE if masks(module) else None
     if storage is None and not foreign and describes(base, module):
         return base
+    return uneven_config(base, model.anatomy.layers(), storage)
+
+
+def uneven_config(base: Mapping[str, Any], layers: Sequence[Layer], storage: str | None = None) -> dict[str, Any]:
+    """Return what ``config.json`` says of a model whose blocks no stock configuration can say.
+
+    Args:
+        base: Stock configuration of a model that holds every block; it states its ``dtype``.
+        layers: What each block has.
+        storage: How its weights are stored, where that is not number by number.
+    """
     return {
         "model_type": MODEL_TYPE,
         **({"storage": storage} if storage else {}),
         "architectures": ["LissomeModel"],
         "base": base,
-        "layers": model.anatomy.layers(),
+        "layers": layers,
         "dtype": base["dtype"],
         **{key: base[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size") if key in base},
     }
@@ -136,7 +152,7 @@ def _untagged(value: Any) -> Any:
 
 def describes(config: Mapping[str, Any], module: nn.Module) -> bool:
     """Whether a stock configuration alone builds a module of these parts and shapes."""
-    stock = skeleton(config)
+    stock = skeleton(config, buffers=False)
     return {name: value.shape for name, value in stock.state_dict().items()} == {
         name: value.shape for name, value in own_tensors(module.state_dict()).items()
     }
@@ -147,69 +163,6 @@ def own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name: value for name, value in tensors.items() if not is_adapter_tensor(name) and not is_prompt_tensor(name)
     }
-
-
-def skeleton(config: Mapping[str, Any], into: nn.Module | None = None) -> nn.Module:
-    """Build a module of the sizes that a ``config.json`` states, with empty (meta) parameters.
-
-    Args:
-        config: The configuration.
-        into: The whole module that one of a user's class was cut from; copied.
-
-    Raises:
-        ArtifactError: When the configuration is not one that transformers or lissome knows.
-    """
-    from accelerate import init_empty_weights
-
-    from lissome.models.binding import extract
-
-    ours = config.get("model_type") == MODEL_TYPE
-    base: Any = config.get("base") if ours else config
-    if isinstance(base, Mapping) and base.get("model_type") == FOREIGN:
-        return foreign_skeleton(config, into)
-    try:
-        build = stock_class(base)._from_config
-        with init_empty_weights(include_buffers=False):
-            module: nn.Module = build(_stock_config(base))
-        if ours:
-            whole = Model(module)
-            module = extract(whole, whole.anatomy.choices(config["layers"])).module
-    except (LissomeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"config.json does not describe a model that can be built: {error}") from error
-    return module.eval()
-
-
-def _stock_config(fields: Mapping[str, Any]) -> Any:
-    from transformers import CONFIG_MAPPING
-
-    kind = fields["model_type"]
-    known = stock_class(kind).config_class if kind in _OWN else CONFIG_MAPPING[kind]
-    return known.from_dict(dict(fields))
-
-
-def stock_class(config: Any) -> Any:
-    """Return the transformers class that a stock configuration names, from transformers' own tables and nowhere else.
-
-    A configuration that names none is of a causal language model.
-
-    Raises:
-        ArtifactError: When the model type is unknown, or the class is not one that transformers lists for it.
-    """
-    import transformers
-    from transformers.models.auto import modeling_auto
-
-    kind = config.get("model_type") if isinstance(config, Mapping) else config
-    if kind in _OWN:
-        return getattr(importlib.import_module(_OWN[kind][0]), _OWN[kind][1])
-    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
-        raise ArtifactError(f"model type {kind} is unknown")
-    tables = {name: table.get(kind, ()) for name, table in vars(modeling_auto).items() if name.endswith("_NAMES")}
-    listed = [name for found in tables.values() for name in ([found] if isinstance(found, str) else found)]
-    given = config.get("architectures") or [tables["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"]]
-    name = given[0] if isinstance(given, list) else given
-    if name not in listed:
-        raise ArtifactError(f"{name!r} is not a class of transformers for model type {kind}; only those are built")
-    return getattr(transformers, name)
 
 
 def load_folder(
@@ -235,9 +188,9 @@ def load_folder(
     """
     from lissome.models.mixers import scan_in_chunks
 
-    manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
+    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
     if manifest is not None:
-        verify_files(folder, manifest)
+        verify_files(folder, manifest, read=_read_files(folder))
     config = _untagged(read_json(folder / "config.json", finite=False))
     if not isinstance(config, dict):
         raise ArtifactError(f"{folder / 'config.json'} is not a JSON object; the file is damaged.")
@@ -250,7 +203,47 @@ def load_folder(
         load_adapters(model, folder / ADAPTER)
     if (folder / PROMPT).is_dir() and not bare:
         load_prompt(model, folder / PROMPT)
+    if manifest is not None:
+        check_stated(manifest, model.anatomy, str(folder / MANIFEST))
     return model
+
+
+def _read_files(folder: Path) -> list[str]:
+    """Names of the files of a folder from which its model is read."""
+    beside = [path for name in (ADAPTER, PROMPT) for path in (folder / name).glob("*") if path.is_file()]
+    tokenizer = [folder / name for name in _TOKENIZER if (folder / name).is_file()]
+    paths = [folder / "config.json", *weight_files(folder), *tokenizer, *beside]
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def check_stated(manifest: Manifest, anatomy: Anatomy, where: str) -> None:
+    """Compare what a manifest says of a model with the model.
+
+    Args:
+        manifest: The manifest.
+        anatomy: What is in the model that was read.
+        where: How to call the manifest in an error.
+
+    Raises:
+        ArtifactError: When it names another architecture or other sizes, or a choice that its space does not have.
+    """
+    stated, found = manifest.layers, anatomy.layers()
+    if manifest.base.architecture != anatomy.architecture:
+        kind = ascii(manifest.base.architecture)[:60]
+        raise ArtifactError(f"{where} says {kind}, but the model is of type {anatomy.architecture}; {_REMAKE}")
+    if stated and len(stated) != len(found):
+        raise ArtifactError(f"{where} lists {len(stated)} blocks, but the model has {len(found)}; {_REMAKE}")
+    for index, (given, sizes) in enumerate(zip(stated, found, strict=False)):
+        if given != sizes:
+            raise ArtifactError(f"{where} says of block {index} {ascii(given)[:80]}, but it is {sizes}; {_REMAKE}")
+    if manifest.subnet is None:
+        return
+    if manifest.space is None:
+        raise ArtifactError(f"{where} has a subnet, but not the space that it was chosen from; {_REMAKE}")
+    try:
+        Space.from_json(manifest.space, f"{where}.space").check(manifest.subnet)
+    except SubnetError as error:
+        raise ArtifactError(f"{where}: {str(error).removesuffix('.')}; {_REMAKE}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -261,22 +254,25 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / f"{WEIGHTS}.index.json"
     if not index.exists():
-        if not (folder / WEIGHTS).exists():
+        if not (folder / WEIGHTS).is_file():
             raise ArtifactError(
                 f"{folder} holds no {WEIGHTS}; only safetensors weights are read (convert other formats first)."
             )
         return [folder / WEIGHTS]
     fields = read_json(index)
-    names = sorted(set(fields["weight_map"].values())) if isinstance(fields, dict) and "weight_map" in fields else []
-    for shard in names:
+    places = fields.get("weight_map") if isinstance(fields, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise ArtifactError(f"{index} lists no tensors; it is damaged, restore or download it again.")
+    shards = {shard if isinstance(shard, str) else ascii(shard)[:40] for shard in places.values()}
+    for shard in sorted(shards):
         path = PurePosixPath(shard)
-        if path.is_absolute() or len(path.parts) != 1 or path.suffix != ".safetensors":
+        if path.is_absolute() or len(path.parts) != 1 or path.suffix != ".safetensors" or "\0" in shard:
             raise ArtifactError(f"{index} names {shard!r}; only safetensors files inside the folder are read.")
-        if not (folder / shard).exists():
+        if not (folder / shard).is_file():
             raise ArtifactError(
                 f"{folder / shard} is missing, but {index.name} lists it; restore or download it again."
             )
-    return [folder / shard for shard in names]
+    return [folder / shard for shard in sorted(shards)]
 
 
 def _fill(
@@ -287,18 +283,29 @@ def _fill(
 
     disable_progress_bar()  # progress is our event stream's business
     try:
-        if config.get("model_type") != MODEL_TYPE:
-            loaded: nn.Module = stock_class(config).from_pretrained(
-                folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True
-            )
-            return loaded.eval()
-        return _fill_skeleton(skeleton(config, into), files, dtype, _stored_dtype(config))
+        entries = read_entries(files)
+        check_quantised(config)
+        if is_foreign(config):
+            return _fill_skeleton(skeleton(config, into), files, dtype, _stored_dtype(config))
+        empty = skeleton(config, tensors=len(entries), buffers=False)
+        if config.get("model_type") == MODEL_TYPE:
+            check_shapes({name: entry.shape for name, entry in entries.items()}, empty)
+            return _fill_skeleton(skeleton(config), files, dtype, _stored_dtype(config))
+        check_entries(entries, empty)
+        loaded, info = stock_class(config).from_pretrained(
+            folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        check_loaded(info, config)
+        module: nn.Module = loaded.eval()
+        return module
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
     except SafetensorError as error:
         raise ArtifactError(
             f"the weights in {folder} are damaged or cut short ({error}); restore or remake them."
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if is_memory(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{folder} could not be read as a model: {reason}") from error
@@ -320,18 +327,13 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
     tensors, found = expand(others, {name: value.shape for name, value in module.state_dict().items()})
     tensors |= {name: read.weight.to(stored) for name, read in integers.items()}
     found |= {name: read.mask for name, read in integers.items() if read.mask is not None}
+    check_filled(tensors, module)
     for key, tensor in tensors.items():  # a copy is aligned; kernels add up in another order on a mapped, odd address
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         tensors[key] = tensor.to(wanted, copy=True)
-    _, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
+    module.load_state_dict(tensors, strict=False, assign=True)
     if hasattr(module, "tie_weights"):
         module.tie_weights()  # type: ignore[operator]
-    empty = [key for key, parameter in module.named_parameters() if parameter.is_meta]
-    if unexpected or empty:
-        raise ArtifactError(
-            f"the weights do not fit config.json: {len(empty)} tensors missing ({', '.join(empty[:2])}…), "
-            f"{len(unexpected)} unknown ({', '.join(unexpected[:2])}…)."
-        )
     for key, mask in found.items():
         set_mask(module.get_submodule(key.removesuffix(".weight")), mask)
     for key, read in integers.items():

@@ -14,7 +14,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from lissome.core.errors import ArtifactError
-from lissome.models.artifact import MODEL_TYPE, load_folder
+from lissome.models.artifact import load_folder
+from lissome.models.build import MODEL_TYPE
 
 
 class LissomeConfig(PreTrainedConfig):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lissome.core.errors import SubnetError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim
 from lissome.models.integers import forget_grid
+from lissome.models.resave import keep_sizes
 from lissome.models.space import Space
 from lissome.models.sparse import edit_mask
 from lissome.models.stated import stated_sizes
@@ -270,6 +271,7 @@ def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = No
         for path in masking.views:
             _register(clone, path, model.binding, index[path])
     model.anatomy.family.finish(clone)
+    keep_sizes(clone)
     return model.derived(clone)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from lissome.core.errors import ConfigError
 from lissome.models.model import Model
+from lissome.models.resave import keep_sizes
 
 _UNNAMED = re.compile(r"LABEL_\d+")  # what transformers writes where nobody gave names
 
@@ -69,6 +70,7 @@ def with_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> Model:
             drawn = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(seed))
             fresh.copy_(drawn * config.initializer_range)
         setattr(module.get_submodule(owner), last, nn.Parameter(fresh))
+    keep_sizes(module)
     return model.derived(module.eval())
 
 

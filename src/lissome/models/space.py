@@ -203,10 +203,12 @@ class Space:
         values: dict[str, int] = {}
         for axis in self.axes:
             if axis.name not in subnet:
-                raise SubnetError(f"the Subnet gives no value for axis {axis.name}; give one of {axis.choices}.")
+                raise SubnetError(
+                    f"the Subnet gives no value for axis {axis.name}; give one of {_listed(axis.choices)}."
+                )
             value = subnet[axis.name]
             if not hasattr(value, "__index__") or value not in axis.choices:
-                raise SubnetError(f"{axis.name}={value!r} is not a choice; allowed: {axis.choices}.")
+                raise SubnetError(f"{axis.name}={value!r} is not a choice; allowed: {_listed(axis.choices)}.")
             values[axis.name] = int(value)
         checked = self.canonical(Subnet(values))
         for names in self.quorums:
@@ -257,3 +259,10 @@ class Space:
             names.append(axis.switch)
             axis = self.by_name[axis.switch]
         return tuple(names)
+
+
+def _listed(choices: tuple[int, ...]) -> str:
+    """Choices for a message; of many, the first and the last."""
+    if len(choices) <= 8:
+        return f"({', '.join(map(str, choices))})"
+    return f"{choices[0]}, {choices[1]} … {choices[-1]} ({len(choices)} in all)"

@@ -12,13 +12,19 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from lissome.core.errors import ArtifactError
+from lissome.core.errors import ArtifactError, LissomeError
 from lissome.core.events import EventStream
 from lissome.core.files import atomic_folder, cache_dir, known_sha256, locked, read_json, write_json
+from lissome.models.artifact import config_text, uneven_config
+from lissome.models.binding import extract
+from lissome.models.build import check_widths
 from lissome.models.gguf.header import Header, damaged, read_header
-from lissome.models.gguf.mapping import config_of, takes_of
+from lissome.models.gguf.mapping import config_of, layers_of, takes_of
 from lissome.models.gguf.tokenizer import save_tokenizer
 from lissome.models.gguf.weights import BYTES, StoredType, Take, stored_type, write_safetensors
+from lissome.models.model import Model
+
+Layers = list[dict[str, dict[str, int]]]
 
 _CONVERTER = 1  # raise it when the same file would be converted to something else
 _STAMP = "source.json"
@@ -53,10 +59,10 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 
 def _convert(header: Header, digest: str, folder: Path, events: EventStream) -> None:
-    config, takes = config_of(header), takes_of(header)
-    _check(header, config, takes)
+    config, layers, takes = config_of(header), layers_of(header), takes_of(header)
+    _check(header, config, layers, takes)
     stored = stored_type(header.path, takes)
-    needed = BYTES[stored] * sum(prod(take.entry.shape) for take in takes)
+    needed = BYTES[stored] * sum(prod(take.shape) for take in takes)
     if shutil.disk_usage(folder.parent).free < needed:
         raise _disk_full(header, needed)
     total = sum(take.entry.size for take in takes)
@@ -64,7 +70,7 @@ def _convert(header: Header, digest: str, folder: Path, events: EventStream) -> 
         with atomic_folder(folder) as part, events.stage(f"convert {header.path.name}", total) as stage:
             save_tokenizer(header, part, longest=config["max_position_embeddings"])
             write_safetensors(part / "model.safetensors", header.path, takes, stored, stage)
-            AutoConfig.for_model(**config, dtype=_DTYPES[stored]).save_pretrained(part)
+            _save_config(part, {**config, "dtype": _DTYPES[stored]}, layers)
             _generation(header, config).save_pretrained(part)
             files = {path.name: path.stat().st_size for path in sorted(part.iterdir())}
             source = {"converter": _CONVERTER, "file": header.path.name, "sha256": digest, "stored": stored}
@@ -73,6 +79,13 @@ def _convert(header: Header, digest: str, folder: Path, events: EventStream) -> 
         if error.errno == errno.ENOSPC:
             raise _disk_full(header, needed) from error
         raise
+
+
+def _save_config(part: Path, config: dict[str, Any], layers: Layers | None) -> None:
+    if layers is None:
+        AutoConfig.for_model(**config).save_pretrained(part)
+    else:
+        (part / "config.json").write_text(config_text(uneven_config(config, layers)), encoding="utf-8")
 
 
 def _disk_full(header: Header, needed: int) -> ArtifactError:
@@ -90,12 +103,16 @@ def _generation(header: Header, config: dict[str, Any]) -> GenerationConfig:
     return GenerationConfig(bos_token_id=config["bos_token_id"], eos_token_id=eos, pad_token_id=config["pad_token_id"])
 
 
-def _check(header: Header, config: dict[str, Any], takes: list[Take]) -> None:
+def _check(header: Header, config: dict[str, Any], layers: Layers | None, takes: list[Take]) -> None:
     """Compare names and shapes with the model that transformers would build, which allocates nothing here."""
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+        if layers is not None:
+            check_widths(model)
+            whole = Model(model)
+            model = extract(whole, whole.anatomy.choices(layers)).module
+    except (LissomeError, ValueError, TypeError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()
         raise damaged(
             header.path, f"no model can have the sizes in its header ({reason[0] if reason else ''})"
@@ -103,7 +120,7 @@ def _check(header: Header, config: dict[str, Any], takes: list[Take]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config["tie_word_embeddings"]:
         expected.pop("lm_head.weight", None)
-    found = {take.target: take.entry.shape for take in takes}
+    found = {take.target: take.shape for take in takes}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             wanted, given = expected.get(name, "nothing"), found.get(name, "nothing")

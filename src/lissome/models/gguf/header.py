@@ -111,6 +111,19 @@ class Header:
             raise damaged(self.path, f"{self.architecture}.{key} must be a positive whole number, got {value!r:.60}")
         return value
 
+    def each(self, key: str, count: int) -> list[int]:
+        """Return a whole number of the architecture's for each of `count` blocks; 0 is one.
+
+        Raises:
+            ArtifactError: When it is missing, or is neither one such number nor as many as there are blocks.
+        """
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        values: list[Any] = value.tolist() if isinstance(value, np.ndarray) else [value] * count
+        if len(values) != count or not all(type(one) is int and 0 <= one <= _MAX_WHOLE for one in values):
+            shown = f"{value!r:.60}".replace("\n", " ")
+            raise damaged(self.path, f"{self.architecture}.{key} must be a whole number for each block, got {shown}")
+        return values
+
     def number(self, key: str, default: float) -> float:
         """Return a positive finite number of the architecture's, e.g. ``"rope.freq_base"``.
 

@@ -7,12 +7,13 @@ attention scale and layer pattern) follows llama.cpp's loader.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from lissome.core.errors import UnsupportedModelError
+from lissome.models.gguf.blocks import Block, base_heads, blocks_of
 from lissome.models.gguf.header import Header, TensorEntry, damaged
 from lissome.models.gguf.rope import rope_of
 from lissome.models.gguf.weights import Take
@@ -49,6 +50,7 @@ _FUSED = {
     "ffn_up": "mlp.gate_up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_SPLIT = {"attn_qkv": "self_attn"}  # three of ours; see `_split`
 _MAX_LAYERS = 4096
 # Tensors that only hold what `rope_of` has put into the configuration.
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -56,7 +58,7 @@ _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_
 
 @dataclass(frozen=True)
 class Facts:
-    """The numbers that every supported architecture states."""
+    """The numbers that every supported architecture states; where blocks differ, those that hold each of them."""
 
     header: Header
     layers: int
@@ -65,6 +67,7 @@ class Facts:
     heads: int
     kv_heads: int
     head_dim: int
+    blocks: tuple[Block, ...] = ()
 
     def get(self, key: str) -> Any:
         """Return an unchecked entry of the architecture's own, or None."""
@@ -91,6 +94,7 @@ class Family:
         extend: Adds what is special to the configuration.
         rotated: Query and key rows are stored in llama.cpp's interleaved rotary order.
         minus_one: Norms are stored as ``1 + w``.
+        uneven: Sizes are stated for each block.
     """
 
     model_type: str
@@ -99,6 +103,7 @@ class Family:
     extend: Callable[[Facts], Config] = lambda _: {}
     rotated: bool = False
     minus_one: bool = False
+    uneven: bool = False
 
 
 def _llama(facts: Facts) -> Config:
@@ -107,6 +112,10 @@ def _llama(facts: Facts) -> Config:
         "attention_bias": facts.has("blk.0.attn_q.bias"),
         "mlp_bias": facts.has("blk.0.ffn_up.bias"),
     }
+
+
+def _with_head_dim(facts: Facts) -> Config:
+    return {"head_dim": facts.head_dim}
 
 
 def _mistral(facts: Facts) -> Config:
@@ -180,6 +189,10 @@ _FAMILIES: dict[str, Family] = {
         minus_one=True,
     ),
     "phi3": Family("phi3", "Phi3ForCausalLM", blocks=_FUSED, extend=_phi3),
+    "deci": Family("llama", "LlamaForCausalLM", extend=_llama, rotated=True, uneven=True),
+    "openelm": Family(
+        "qwen3", "Qwen3ForCausalLM", blocks={**_COMMON, **_HEAD_NORMS, **_SPLIT}, extend=_qwen3, uneven=True
+    ),
 }
 
 
@@ -187,7 +200,7 @@ def family_of(header: Header) -> Family:
     """Return how the file's architecture maps.
 
     Raises:
-        UnsupportedModelError: For an architecture that is not one of the seven decoders, or a mixture of experts.
+        UnsupportedModelError: For an architecture that is not known here, or a mixture of experts.
     """
     name = header.architecture
     if name not in _FAMILIES:
@@ -198,6 +211,9 @@ def family_of(header: Header) -> Family:
     # llama.cpp runs Mistral's models as "llama"; only the name tells them apart.
     if name == "llama" and "mistral" in header.name:
         return _FAMILIES["mistral"]
+    # Llama has a bias in all projections of an attention or in none, Qwen2 in all but the last.
+    if name == "deci" and "blk.0.attn_q.bias" in header.tensors and "blk.0.attn_output.bias" not in header.tensors:
+        return replace(_FAMILIES["qwen2"], extend=_with_head_dim, rotated=True, uneven=True)
     return _FAMILIES[name]
 
 
@@ -210,23 +226,53 @@ def facts_of(header: Header) -> Facts:
     """
     if header.metadata.get(f"{header.architecture}.expert_count"):
         raise UnsupportedModelError(f"{header.path.name} is a mixture of experts, which cannot be read yet.")
-    hidden, heads = header.whole("embedding_length"), header.whole("attention.head_count")
-    kv_heads = header.whole("attention.head_count_kv", heads)
-    head_dim = header.whole("attention.key_length", max(1, hidden // heads))
-    if heads % kv_heads or head_dim % 2 or header.whole("attention.value_length", head_dim) != head_dim:
-        raise damaged(header.path, f"{heads} query and {kv_heads} key heads of {head_dim} numbers do not fit together")
     layers = header.whole("block_count")
     present = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
     if layers != len(present) or layers > _MAX_LAYERS:
         raise damaged(
             header.path, f"it claims {layers} blocks and holds {len(present)} (at most {_MAX_LAYERS} are read)"
         )
+    hidden = header.whole("embedding_length")
+    if family_of(header).uneven:
+        return _uneven_facts(header, layers, hidden)
+    heads = header.whole("attention.head_count")
+    kv_heads = header.whole("attention.head_count_kv", heads)
+    head_dim = _head_dim(header, max(1, hidden // heads))
+    if heads % kv_heads:
+        raise damaged(header.path, f"{heads} query heads do not fit {kv_heads} key heads")
     mlp = header.whole("feed_forward_length")
     return Facts(header, layers, hidden, mlp, heads, kv_heads, head_dim)
 
 
+def _uneven_facts(header: Header, layers: int, hidden: int) -> Facts:
+    blocks = blocks_of(header, layers)
+    head_dim = _head_dim(header, max(1, hidden // max(block.heads for block in blocks)))
+    heads, kv_heads = base_heads(blocks, hidden)
+    return Facts(header, layers, hidden, max(block.mlp for block in blocks), heads, kv_heads, head_dim, blocks)
+
+
+def _head_dim(header: Header, default: int) -> int:
+    head_dim = header.whole("attention.key_length", default)
+    if head_dim % 2 or header.whole("attention.value_length", head_dim) != head_dim:
+        raise damaged(header.path, f"heads of {head_dim} numbers cannot be turned, or their values have another size")
+    return head_dim
+
+
+def layers_of(header: Header) -> list[dict[str, dict[str, int]]] | None:
+    """Return the sizes of every block as `Anatomy.layers` has them; None where the configuration says them.
+
+    Raises:
+        ArtifactError: When the header contradicts itself.
+    """
+    facts = facts_of(header)
+    whole = Block(facts.heads, facts.kv_heads, facts.mlp)
+    if all(block == whole for block in facts.blocks):
+        return None
+    return [block.sizes() for block in facts.blocks]
+
+
 def config_of(header: Header) -> Config:
-    """Return the fields of ``config.json``.
+    """Return the fields of ``config.json``, where blocks differ those of a model that holds each; see `layers_of`.
 
     Raises:
         ArtifactError: When the header contradicts itself.
@@ -272,10 +318,30 @@ def _takes(header: Header, family: Family, facts: Facts) -> Iterator[Take]:
     for name, entry in header.tensors.items():
         if name in _ROPE_TENSORS:
             continue
+        if family.uneven and name.endswith(".attn_qkv.weight"):
+            yield from _split(header, entry, facts)
+            continue
         target, inner = _target(header, name, family)
         heads = {"attn_q": facts.heads, "attn_k": facts.kv_heads}.get(inner) if family.rotated else None
+        if heads and facts.blocks:
+            heads = max(1, entry.shape[0] // facts.head_dim)
         norm = inner.endswith("norm") or name == "output_norm.weight"
         yield Take(target, entry, _rows(header, entry, heads), family.minus_one and norm)
+
+
+def _split(header: Header, entry: TensorEntry, facts: Facts) -> Iterator[Take]:
+    """Take queries, keys and values out of the one tensor in which an uneven file has them."""
+    index = entry.name.split(".")[1]
+    if not index.isdigit() or int(index) >= len(facts.blocks):
+        raise damaged(header.path, f"tensor {entry.name[:80]!r} is of no block")
+    block = facts.blocks[int(index)]
+    sizes = [count * facts.head_dim for count in (block.heads, block.kv_heads, block.kv_heads)]
+    if sum(sizes) != entry.shape[0]:
+        raise damaged(header.path, f"tensor {entry.name} has {entry.shape[0]} rows, but its heads need {sum(sizes)}")
+    start = 0
+    for name, size in zip(("q_proj", "k_proj", "v_proj"), sizes, strict=True):
+        yield Take(f"model.layers.{int(index)}.self_attn.{name}.weight", entry, np.arange(start, start + size))
+        start += size
 
 
 def _target(header: Header, name: str, family: Family) -> tuple[str, str]:

@@ -30,7 +30,7 @@ class Take:
     Attributes:
         target: Name in the result, e.g. ``"model.norm.weight"``.
         entry: Tensor of the file.
-        rows: Order in which rows are taken, or None for the file's own.
+        rows: Which rows are taken, in order; None for all of them as they are.
         minus_one: Subtract 1 (Gemma's norms are stored as ``1 + w``).
     """
 
@@ -39,6 +39,11 @@ class Take:
     rows: np.ndarray | None = None
     minus_one: bool = False
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return self.entry.shape if self.rows is None else (len(self.rows), *self.entry.shape[1:])
+
     def pieces(self, data: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the tensor as float32 rows, in order; `data` is the mapped file as bytes."""
         entry = self.entry
@@ -46,7 +51,7 @@ class Take:
         count = entry.shape[0] if len(entry.shape) > 1 else 1
         table = stored.reshape(count, -1)
         step = max(1, _PIECE * count // prod(entry.shape))
-        for start in range(0, count, step):
+        for start in range(0, self.shape[0] if len(entry.shape) > 1 else 1, step):
             rows = table[start : start + step]
             if self.rows is not None and len(entry.shape) > 1:
                 rows = table[self.rows[start : start + step]]
@@ -111,8 +116,8 @@ def write_safetensors(target: Path, path: Path, takes: Sequence[Take], kind: Sto
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for take in takes:
-        end = offset + prod(take.entry.shape) * BYTES[kind]
-        table[take.target] = {"dtype": kind, "shape": list(take.entry.shape), "data_offsets": [offset, end]}
+        end = offset + prod(take.shape) * BYTES[kind]
+        table[take.target] = {"dtype": kind, "shape": list(take.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes

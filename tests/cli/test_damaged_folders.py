@@ -1,0 +1,57 @@
+"""Folders that cannot be used end every command that reads them with one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lissome.testing.toys import toy_module
+
+LOST = "model.layers.0.mlp.down_proj.weight"
+
+
+def _lose(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(LOST)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _change(**fields):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | fields))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_lose, f"1 missing (first {LOST})"),
+        (_change(hidden_act="nosuch"), "unknown activation 'nosuch'"),
+        (_change(num_hidden_layers=10**6), "num_hidden_layers is 1000000"),
+        (_change(num_attention_heads=-6), "num_attention_heads must be"),
+        (_change(rope_parameters={"rope_type": "zzz"}), "unknown kind 'zzz'"),
+        (_change(hidden_size="abc"), "hidden_size must be"),
+        (_change(num_key_value_heads=0), "num_key_value_heads must be"),
+    ],
+)
+def test_one_line_and_exit_code_2(run, tmp_path, damage, words):
+    toy_module("llama").save_pretrained(tmp_path)
+    damage(tmp_path)
+    for command in (["inspect"], ["generate", "--prompt", "a"], ["export", "--to", "hf"]):
+        result = run(command[0], str(tmp_path), *command[1:])
+        assert result.code == 2
+        assert result.out == ""
+        assert result.err.startswith(f"error: {tmp_path}: ")
+        assert words in result.err
+        assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["", "a" * 5000])
+def test_names_that_are_none(run, name):
+    result = run("inspect", name)
+    assert result.code == 2
+    assert result.err.count("\n") == 1
