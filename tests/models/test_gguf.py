@@ -219,9 +219,7 @@ def rewrite(path: Path, old: bytes, new: bytes) -> None:
 def test_other_architectures_are_refused_by_name(tmp_path):
     write_gguf(tmp_path / "toy.gguf")
     rewrite(tmp_path / "toy.gguf", b"llama", b"mamba")
-    refused(
-        tmp_path / "toy.gguf", UnsupportedModelError, "'mamba'; GGUF files can be read for: deci, gemma2, gemma3"
-    )
+    refused(tmp_path / "toy.gguf", UnsupportedModelError, "'mamba'; GGUF files can be read for: deci, gemma2, gemma3")
 
 
 def test_mixtures_of_experts_are_refused(tmp_path):

@@ -276,7 +276,7 @@ def read_json(path: Path, *, limit: int = JSON_LIMIT, finite: bool = True) -> An
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ArtifactError(f"{path} is not a plain file; restore or remake it.")
+            raise ArtifactError(f"{path} cannot be read (it is not a plain file); restore or remake it.")
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except FileNotFoundError as error:
