@@ -233,6 +233,12 @@ def test_a_full_disk_behind_another_error_is_still_named():
     assert code == 1
 
 
+def test_a_closed_output_is_no_failure_to_report():
+    command = f"{sys.executable} -m lissome methods >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_reader_that_goes_away_is_no_failure_to_report():
     read, write = os.pipe()
     os.close(read)

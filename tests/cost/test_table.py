@@ -234,6 +234,16 @@ def test_a_table_is_kept_for_models_of_the_same_shapes(
     assert LatencyTable.load(path) == fresh
 
 
+def test_a_cache_that_cannot_be_written_is_said_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LISSOME_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("lissome.cost.table.latency_table", pytest.fail)
+    with pytest.raises(ConfigError, match=r"file/latency/.*cannot be written \(Not a directory\)"):
+        cached_table(toy_model("llama"), request=REQUEST)
+
+
 def test_errors_of_files_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"none\.json"):
         LatencyTable.load(tmp_path / "none.json")

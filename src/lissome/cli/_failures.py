@@ -53,7 +53,8 @@ def failure(error: BaseException, *, continues: bool = True) -> tuple[str, int]:
     if isinstance(error, LissomeError):
         return _line(error), error.exit_code
     if _is_disk_full(error):
-        return f"{_disk_full(error)}; free some space, then the same command continues.", 1
+        then = "the same command continues" if continues else "give the command again"
+        return f"{_disk_full(error)}; free some space, then {then}.", 1
     if isinstance(error, USAGE):
         return _usage(error), int(getattr(error, "exit_code", 2))
     if _is_memory(error):

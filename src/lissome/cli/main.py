@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [_DEBUG] * debug + [word for word in words[:end] if word != _DEBUG] + words[end:]
     if not debug:
         _quieten_libraries()
+    if sys.stdout is None:  # closed by whoever started this process: nobody wants the answer
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (it stays open until the end)
     try:
         with _ending_politely():
             _run(words)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lissome.core.errors import ArtifactError, ConfigError, LissomeError
 from lissome.core.events import EventStream
-from lissome.core.files import cache_dir, read_json, write_json
+from lissome.core.files import cache_dir, check_writable, read_json, write_json
 from lissome.core.typed import as_json, from_json
 from lissome.cost.blocks import BlockSum, Part, Vector
 from lissome.cost.device import Device
@@ -257,6 +257,9 @@ def cached_table(
     Times do not depend on the weights' values, so that a job that is continued, or one with another text or seed,
     plans with the same table. It lies in the cache folder, named by device and shapes; delete it to measure again.
     Arguments as in `latency_table`.
+
+    Raises:
+        ConfigError: When the cache cannot be written; said before anything is measured.
     """
     request = request or Request()
     device = _device_of(model, threads)
@@ -266,6 +269,7 @@ def cached_table(
     if path.exists():
         with contextlib.suppress(LissomeError):  # damaged, or of another version: measure again
             return LatencyTable.load(path)
+    check_writable(path)
     table = latency_table(model, request=request, threads=threads, events=events)
     table.save(path)
     return table
