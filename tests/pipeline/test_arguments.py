@@ -38,6 +38,7 @@ def test_a_seed_is_checked_first(seed: Any, tmp_path: Path) -> None:
         lambda: lissome.plan("no such model", seed=seed),
         lambda: lissome.fit("no such model", seed=seed, out=out),
         lambda: lissome.evaluate("no such model", seed=seed),
+        lambda: pipeline.search("no such model", seed=-1 if seed is None else seed, out=out),  # None is its default
     ):
         with pytest.raises(ConfigError, match="the seed must be a whole number from 0 to"):
             call()

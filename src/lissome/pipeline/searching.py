@@ -18,8 +18,10 @@ from torch import Tensor
 
 from lissome import __version__
 from lissome.core.budget import Budget
+from lissome.core.config import check_seed
 from lissome.core.errors import ArtifactError, ConfigError, unknown_name
 from lissome.core.events import EventStream
+from lissome.core.files import check_writable
 from lissome.core.protocols import CostOracle
 from lissome.core.typed import as_json, from_json
 from lissome.cost.oracle import SubnetCost
@@ -146,12 +148,14 @@ def join(text: str) -> None:
 
 def _check(asked: Asked) -> None:
     """Refuse what can be refused before a model is loaded."""
+    check_seed(asked.seed)
     samplers.check(asked.config.sampler)
     ways = get_args(Latency)
     if asked.latency not in ways:
         raise ConfigError(unknown_name("way to latency", asked.latency, ways))
     if Path(asked.out).exists() and not Path(asked.out).is_dir():
         raise ArtifactError(f"{asked.out} exists and is not a folder; name another place for the search.")
+    check_writable(Path(asked.out))
     Goal.of(_objectives(asked))
 
 
