@@ -25,6 +25,20 @@ inline float from_f16(std::uint16_t bits) {
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(scaled) | special);
 }
 
+// Rounds to nearest even; what is too large becomes infinity.
+inline std::uint16_t to_f16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+  if (rest > 0x7f800000) return static_cast<std::uint16_t>(sign | 0x7e00);
+  if (rest >= 0x47800000) return static_cast<std::uint16_t>(sign | 0x7c00);  // 65536 and more
+  if (rest < 0x38800000) {  // subnormal: adding 1/2 · 2^-1 puts the rounded half into the lowest bits
+    const float moved = std::bit_cast<float>(rest) + 0.5f;
+    return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(moved) - 0x3f000000));
+  }
+  const std::uint32_t rounded = rest + 0xfff + ((rest >> 13) & 1) - 0x38000000;
+  return static_cast<std::uint16_t>(sign | (rounded >> 13));
+}
+
 template <class T>
 inline T load_as(const void* from) {
   T value;

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "bind/arrays.h"
+#include "bind/nested.h"
 #include "bind/weight.h"
 #include "linear/kernels.h"
 #include "pool/pool.h"
@@ -70,4 +71,5 @@ NB_MODULE(_native, module) {
              "Sum of the 64-bit words of a contiguous array (whole 512 bytes): reads it once, and does nothing else.");
   module.def("block", &bind::block, "bytes"_a, "Ones in the kind of memory that packed weights lie in.");
   bind::add_weight(module);
+  bind::add_nested(module);
 }

@@ -19,6 +19,7 @@ const Kernels* avx512_kernels() {
       .pack_panel = pack_panel<Bits16, Bits8>,
       .read_blocks = read_blocks,
       .unpack_panel = unpack_panel<Bits16, Bits8>,
+      .nested = nested_avx512(),
   };
   return &table;
 }

@@ -3,6 +3,7 @@
 
 #include "cpu/features.h"
 #include "linear/job.h"
+#include "nested/kernels.h"
 #include "weight/pack.h"
 
 namespace lissome {
@@ -29,6 +30,7 @@ struct Kernels {
   std::uint64_t (*read_blocks)(const std::byte* data, std::int64_t blocks) = nullptr;
   // Writes the rows of one panel out as a dense matrix.
   void (*unpack_panel)(const Weight& weight, std::int64_t panel, std::byte* out) = nullptr;
+  const NestedKernels* nested = nullptr;
 };
 
 // One file per instruction set; null when it was not compiled.

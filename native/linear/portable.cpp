@@ -16,6 +16,7 @@ const Kernels* portable_kernels() {
       .pack_panel = pack_panel<portable::Bits16, portable::Bits8>,
       .read_blocks = read_blocks,
       .unpack_panel = unpack_panel<portable::Bits16, portable::Bits8>,
+      .nested = nested_portable(),
   };
   return &table;
 }

@@ -1,0 +1,55 @@
+// What a decoder does besides multiplying by weights: a table of functions for every instruction set, all of the same
+// results bit for bit.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lissome {
+
+enum class KvType : std::uint8_t { f32, f16, int8 };
+
+constexpr std::int64_t item_of(KvType type) { return type == KvType::f32 ? 4 : type == KvType::f16 ? 2 : 1; }
+
+enum class Gate : std::uint8_t { silu, gelu };  // gelu by tanh
+
+struct Run {
+  std::int32_t first, last;  // cells [first, last)
+};
+
+// One query position against the cells of one KV head. `size` is the head's, padded to 16 with zeros.
+struct Attend {
+  const float* q = nullptr;  // [queries][size]
+  float* out = nullptr;      // [queries][size]
+  std::int64_t queries = 0, size = 0;
+  float scale = 1, cap = 0;  // cap: scores become cap · tanh(score / cap); 0 for none
+  KvType type = KvType::f16;
+  const std::byte *keys = nullptr, *values = nullptr;  // of cell 0
+  const float *key_scales = nullptr, *value_scales = nullptr;  // int8 only, of cell 0
+  std::int64_t stride = 0, scale_stride = 0;  // numbers from one cell to the next
+  const Run* runs = nullptr;
+  std::int64_t run_count = 0, cells = 0;  // cells: of all runs
+  float* scores = nullptr;                // [queries][cells rounded up to 16], for use while it works
+};
+
+struct StepKernels {
+  // x · weight / sqrt(mean x² + eps)
+  void (*norm)(const float* x, const float* weight, float eps, std::int64_t count, float* to) = nullptr;
+  // to += x
+  void (*add)(const float* x, std::int64_t count, float* to) = nullptr;
+  // gate(x[0..count)) · x[count..2 count)
+  void (*gated)(const float* x, Gate gate, std::int64_t count, float* to) = nullptr;
+  // x = cap · tanh(x / cap)
+  void (*soft_cap)(float* x, float cap, std::int64_t count) = nullptr;
+  // Turns pairs (x[i], x[i + half]) by angles given as cosines and sines.
+  void (*rotate)(float* x, const float* cosines, const float* sines, std::int64_t half) = nullptr;
+  // Writes a head's numbers as the cache holds them; returns the scale of int8, else 1.
+  float (*keep)(const float* x, std::int64_t count, KvType type, std::byte* to) = nullptr;
+  void (*attend)(const Attend& job) = nullptr;
+};
+
+const StepKernels* steps_portable();
+const StepKernels* steps_avx2();    // null when not compiled
+const StepKernels* steps_avx512();  // null when not compiled
+
+}  // namespace lissome

@@ -1,0 +1,201 @@
+// The functions of steps.h. Included once per instruction set, after LISSOME_TARGET.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "base/numbers.h"
+#include "engine/steps.h"
+#include "engine/vec.h"
+
+namespace lissome {
+namespace {
+
+LISSOME_TARGET void norm(const float* x, const float* weight, float eps, std::int64_t count, float* to) {
+  V16 squares{};
+  std::int64_t k = 0;
+  for (; k + kWide <= count; k += kWide) {
+    const V16 v = load_v<V16>(x + k);
+    squares += v * v;
+  }
+  float sum = sum_v(squares);
+  for (; k < count; ++k) sum += x[k] * x[k];
+  const float inverse = 1.0f / std::sqrt(sum / static_cast<float>(count) + eps);
+  for (k = 0; k < count; ++k) to[k] = weight[k] * (x[k] * inverse);
+}
+
+LISSOME_TARGET void add(const float* x, std::int64_t count, float* to) {
+  for (std::int64_t k = 0; k < count; ++k) to[k] += x[k];
+}
+
+LISSOME_FN V16 opened(V16 x, Gate gate) {
+  if (gate == Gate::silu) return x / (exp_v(-x) + 1.0f);
+  return 0.5f * x * (tanh_v((x + 0.044715f * x * x * x) * 0.7978845608f) + 1.0f);
+}
+
+LISSOME_FN V16 some(const float* p, std::int64_t count) {
+  if (count == kWide) return load_v<V16>(p);
+  V16 found{};
+  std::memcpy(&found, p, static_cast<std::size_t>(count) * sizeof(float));
+  return found;
+}
+
+LISSOME_FN void put_some(float* p, V16 value, std::int64_t count) {
+  std::memcpy(p, &value, static_cast<std::size_t>(count) * sizeof(float));
+}
+
+LISSOME_TARGET void gated(const float* x, Gate gate, std::int64_t count, float* to) {
+  for (std::int64_t k = 0; k < count; k += kWide) {
+    const std::int64_t n = std::min(kWide, count - k);
+    put_some(to + k, opened(some(x + k, n), gate) * some(x + count + k, n), n);
+  }
+}
+
+LISSOME_TARGET void soft_cap(float* x, float cap, std::int64_t count) {
+  for (std::int64_t k = 0; k < count; k += kWide) {
+    const std::int64_t n = std::min(kWide, count - k);
+    put_some(x + k, tanh_v(some(x + k, n) / cap) * cap, n);
+  }
+}
+
+LISSOME_TARGET void rotate(float* x, const float* cosines, const float* sines, std::int64_t half) {
+  for (std::int64_t i = 0; i < half; ++i) {
+    const float first = x[i], second = x[i + half];
+    x[i] = first * cosines[i] - second * sines[i];
+    x[i + half] = second * cosines[i] + first * sines[i];
+  }
+}
+
+LISSOME_TARGET float keep_integers(const float* x, std::int64_t count, std::int8_t* to) {
+  float most = 0;
+  for (std::int64_t k = 0; k < count; ++k) most = std::max(most, std::fabs(x[k]));
+  const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
+  constexpr float kMagic = 12582912.0f;  // 1.5 · 2^23 rounds to nearest even
+  for (std::int64_t k = 0; k < count; ++k) {
+    const auto whole = std::bit_cast<std::int32_t>(x[k] * inverse + kMagic) - std::bit_cast<std::int32_t>(kMagic);
+    to[k] = static_cast<std::int8_t>(std::clamp(whole, -127, 127));
+  }
+  return most / 127.0f;
+}
+
+LISSOME_TARGET float keep(const float* x, std::int64_t count, KvType type, std::byte* to) {
+  if (type == KvType::int8) return keep_integers(x, count, reinterpret_cast<std::int8_t*>(to));
+  if (type == KvType::f32) {
+    std::memcpy(to, x, static_cast<std::size_t>(count) * sizeof(float));
+  } else {
+    for (std::int64_t k = 0; k < count; ++k) {
+      const std::uint16_t half = to_f16(x[k]);
+      std::memcpy(to + 2 * k, &half, 2);
+    }
+  }
+  return 1.0f;
+}
+
+struct KvFloats {
+  static constexpr std::int64_t kItem = 4;
+  LISSOME_FN V16 load(const std::byte* p) { return load_v<V16>(p); }
+};
+struct KvHalves {
+  static constexpr std::int64_t kItem = 2;
+  LISSOME_FN V16 load(const std::byte* p) { return floats_of(load_v<H16>(p)); }
+};
+struct KvIntegers {
+  static constexpr std::int64_t kItem = 1;
+  LISSOME_FN V16 load(const std::byte* p) { return __builtin_convertvector(load_v<C16>(p), V16); }
+};
+
+// Calls f(cell, index among all cells) in order.
+template <class F>
+LISSOME_FN void each_cell(const Attend& job, F f) {
+  std::int64_t at = 0;
+  for (std::int64_t run = 0; run < job.run_count; ++run) {
+    for (std::int64_t cell = job.runs[run].first; cell < job.runs[run].last; ++cell) f(cell, at++);
+  }
+}
+
+template <class Kv, int Q>
+LISSOME_TARGET void score(const Attend& job, const float* q, float* scores, std::int64_t width) {
+  each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
+    const std::byte* key = job.keys + cell * job.stride * Kv::kItem;
+    V16 sums[Q] = {};
+    for (std::int64_t k = 0; k < job.size; k += kWide) {
+      const V16 v = Kv::load(key + k * Kv::kItem);
+      for (int h = 0; h < Q; ++h) sums[h] += load_v<V16>(q + h * job.size + k) * v;
+    }
+    const float scale = job.key_scales ? job.scale * job.key_scales[cell * job.scale_stride] : job.scale;
+    for (int h = 0; h < Q; ++h) scores[h * width + at] = sum_v(sums[h]) * scale;
+  });
+}
+
+template <class Kv, int Q>
+LISSOME_TARGET void mix(const Attend& job, const float* scores, std::int64_t width, float* out) {
+  for (std::int64_t k = 0; k < job.size; k += kWide) {
+    V16 sums[Q] = {};
+    each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
+      const V16 v = Kv::load(job.values + (cell * job.stride + k) * Kv::kItem);
+      for (int h = 0; h < Q; ++h) sums[h] += v * scores[h * width + at];
+    });
+    for (int h = 0; h < Q; ++h) store_v(out + h * job.size + k, sums[h]);
+  }
+}
+
+// Scores to shares that sum up to 1, times the values' scales.
+LISSOME_TARGET inline void shares(const Attend& job, float* scores, std::int64_t width) {
+  if (job.cap != 0) soft_cap(scores, job.cap, job.cells);
+  std::fill(scores + job.cells, scores + width, -3e38f);
+  V16 most = all(-3e38f);
+  for (std::int64_t k = 0; k < width; k += kWide) {
+    const V16 v = load_v<V16>(scores + k);
+    most = v > most ? v : most;
+  }
+  float largest = most[0];
+  for (int i = 1; i < kWide; ++i) largest = std::max(largest, most[i]);
+  V16 sums{};
+  for (std::int64_t k = 0; k < width; k += kWide) {
+    const V16 v = load_v<V16>(scores + k);
+    const V16 e = v > -1e38f ? exp_v(v - largest) : V16{};
+    store_v(scores + k, e);
+    sums += e;
+  }
+  const float inverse = 1.0f / sum_v(sums);
+  for (std::int64_t k = 0; k < job.cells; ++k) scores[k] *= inverse;
+  if (job.value_scales) {
+    each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
+      scores[at] *= job.value_scales[cell * job.scale_stride];
+    });
+  }
+}
+
+template <class Kv, int Q>
+LISSOME_TARGET void attend_some(const Attend& job, std::int64_t first) {
+  const std::int64_t width = (job.cells + kWide - 1) / kWide * kWide;
+  score<Kv, Q>(job, job.q + first * job.size, job.scores, width);
+  for (int h = 0; h < Q; ++h) shares(job, job.scores + h * width, width);
+  mix<Kv, Q>(job, job.scores, width, job.out + first * job.size);
+}
+
+template <class Kv>
+LISSOME_TARGET void attend_all(const Attend& job) {
+  std::int64_t done = 0;
+  for (; done + 4 <= job.queries; done += 4) attend_some<Kv, 4>(job, done);
+  switch (job.queries - done) {
+    case 3: return attend_some<Kv, 3>(job, done);
+    case 2: return attend_some<Kv, 2>(job, done);
+    case 1: return attend_some<Kv, 1>(job, done);
+    default: return;
+  }
+}
+
+LISSOME_TARGET void attend(const Attend& job) {
+  switch (job.type) {
+    case KvType::f32: return attend_all<KvFloats>(job);
+    case KvType::f16: return attend_all<KvHalves>(job);
+    case KvType::int8: return attend_all<KvIntegers>(job);
+  }
+}
+
+constexpr StepKernels kSteps{norm, add, gated, soft_cap, rotate, keep, attend};
+
+}  // namespace
+}  // namespace lissome

@@ -1,0 +1,192 @@
+// Panels of nested weights: one row of activations straight from the planes, more through a buffer of codes.
+//
+// Included once per instruction set, after LISSOME_TARGET was defined. A policy P has
+//   X, Sum, Floats      types of an encoded activation, of 16 sums along a group, of 16 results
+//   kRows               rows of activations whose sums stay in registers
+//   kDirect             whether one row goes without the buffer: a loop of its own for every number of planes
+//   Code                64 codes: of 16 outputs 4 inputs each
+//   unpack<B>(lines, codes)        8 rows of codes from the lines of B planes
+//   load(p), store(p, code)        codes in a buffer
+//   zero, add(sum, code, x)        adds 4 inputs
+//   finish(sums, scales, x_scale, x_sum)   16 results of a group: sum · (scale · x_scale) + least · x_sum
+//   floats, put, plus              results from and to memory, and their sum
+// A result is the sum over groups in their order, each a product of its own: it depends neither on rows nor on threads.
+#pragma once
+
+#include <algorithm>
+
+#include "base/memory.h"
+#include "base/target.h"
+#include "nested/kernels.h"
+
+namespace lissome {
+namespace {
+
+inline constexpr std::int64_t kBufferBlocks = 32;  // 16 KiB of codes: half of the first cache
+
+// Codes from planes.
+template <class P, int B>
+struct FromPlanes {
+  const std::byte* line[B];
+  std::int64_t stride[B];
+
+  LISSOME_TARGET FromPlanes(const Nested& weight, std::int64_t panel) {
+    for (int p = 0; p < B; ++p) {
+      stride[p] = weight.planes[static_cast<std::size_t>(p)].stride;
+      line[p] = weight.planes[static_cast<std::size_t>(p)].data + panel * weight.blocks() * stride[p];
+    }
+  }
+  LISSOME_TARGET LISSOME_INLINE void next(typename P::Code (&codes)[kBlockRows]) {
+    P::template unpack<B>(line, codes);
+#pragma GCC unroll 8
+    for (int p = 0; p < B; ++p) line[p] += stride[p];
+  }
+};
+
+// Codes as bytes.
+template <class P>
+struct FromBuffer {
+  const std::byte* at;
+  LISSOME_TARGET LISSOME_INLINE void next(typename P::Code (&codes)[kBlockRows]) {
+#pragma GCC unroll 8
+    for (int row = 0; row < kBlockRows; ++row) codes[row] = P::load(at + row * kLine);
+    at += kBlockRows * kLine;
+  }
+};
+
+struct Strip {
+  const std::byte* x;      // at the first group
+  std::int64_t stride;     // numbers
+  const float *scales, *sums;
+  std::int64_t groups;     // how many groups to add
+  std::int64_t row_groups;  // from one row's scales to the next one's
+  const std::uint16_t* w_scales;
+};
+
+template <class P, int M, int Blocks, class From>
+LISSOME_TARGET void strip(From from, const Strip& s, float* y) {
+  constexpr std::int64_t kGroup = Blocks * kBlockInputs;
+  typename P::Floats total[M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) total[m] = P::floats(y + m * kNestedPanel);
+  const auto* x = reinterpret_cast<const typename P::X*>(s.x);
+  const std::uint16_t* scales = s.w_scales;
+  for (std::int64_t g = 0; g < s.groups; ++g, x += kGroup, scales += 2 * kNestedPanel) {
+    typename P::Sum sum[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) sum[m] = P::zero();
+#pragma GCC unroll 2
+    for (int block = 0; block < Blocks; ++block) {
+      typename P::Code codes[kBlockRows];
+      from.next(codes);
+#pragma GCC unroll 8
+      for (int row = 0; row < kBlockRows; ++row) {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) P::add(sum[m], codes[row], x + m * s.stride + block * kBlockInputs + 4 * row);
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const std::int64_t at = m * s.row_groups + g;
+      total[m] = P::plus(total[m], P::finish(sum[m], scales, s.scales ? s.scales + at : nullptr, s.sums[at]));
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) P::put(y + m * kNestedPanel, total[m]);
+}
+
+template <class P, int Blocks, int M = P::kRows>
+LISSOME_TARGET void strip_of(std::int64_t rows, FromBuffer<P> from, const Strip& s, float* y) {
+  if constexpr (M > 1) {
+    if (rows < M) return strip_of<P, Blocks, M - 1>(rows, from, s, y);
+  }
+  strip<P, M, Blocks>(from, s, y);
+}
+
+LISSOME_TARGET inline void write_panel(const NestedJob& job, std::int64_t panel, std::int64_t row, std::int64_t count,
+                                       const float* sums) {
+  const std::int64_t first = panel * kNestedPanel, wide = std::min(kNestedPanel, job.weight->outputs - first);
+  for (std::int64_t m = 0; m < count; ++m) {
+    float* y = job.y + (row + m) * job.y_stride + first;
+    const float* from = sums + m * kNestedPanel;
+    for (std::int64_t n = 0; n < wide; ++n) {
+      const float value = job.bias ? from[n] + job.bias[first + n] : from[n];
+      y[n] = job.add ? y[n] + value : value;
+    }
+  }
+}
+
+LISSOME_TARGET inline Strip strip_at(const NestedJob& job, std::int64_t panel, std::int64_t row, std::int64_t group,
+                                     std::int64_t groups, std::int64_t item) {
+  const Nested& weight = *job.weight;
+  const std::int64_t all = weight.groups(), at = row * all + group;
+  return {job.x.x + (row * job.x.stride + group * weight.group) * item,
+          job.x.stride,
+          job.x.scales ? job.x.scales + at : nullptr,
+          job.x.sums + at,
+          groups,
+          all,
+          weight.scales[static_cast<std::size_t>(job.precision)] + (panel * all + group) * 2 * kNestedPanel};
+}
+
+template <class P, int B, int Blocks>
+LISSOME_TARGET void panel_one(const NestedJob& job, std::int64_t panel) {
+  alignas(64) float sums[kNestedPanel] = {};
+  const Strip s = strip_at(job, panel, 0, 0, job.weight->groups(), sizeof(typename P::X));
+  strip<P, 1, Blocks>(FromPlanes<P, B>(*job.weight, panel), s, sums);
+  write_panel(job, panel, 0, 1, sums);
+}
+
+template <class P, int B>
+LISSOME_TARGET void expand(FromPlanes<P, B>& planes, std::int64_t blocks, std::byte* buffer) {
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    typename P::Code codes[kBlockRows];
+    planes.next(codes);
+    for (int row = 0; row < kBlockRows; ++row) P::store(buffer + (block * kBlockRows + row) * kLine, codes[row]);
+  }
+}
+
+template <class P, int B>
+LISSOME_TARGET void panel_many(const NestedJob& job, std::int64_t panel, std::byte* buffer, float* sums) {
+  FromPlanes<P, B> planes(*job.weight, panel);
+  std::fill_n(sums, job.x.rows * kNestedPanel, 0.0f);
+  const std::int64_t each = job.weight->group / kBlockInputs, most = kBufferBlocks / each;
+  for (std::int64_t group = 0; group < job.weight->groups(); group += most) {
+    const std::int64_t groups = std::min(most, job.weight->groups() - group);
+    expand(planes, groups * each, buffer);
+    for (std::int64_t row = 0; row < job.x.rows; row += P::kRows) {
+      const std::int64_t count = std::min<std::int64_t>(P::kRows, job.x.rows - row);
+      const Strip s = strip_at(job, panel, row, group, groups, sizeof(typename P::X));
+      float* y = sums + row * kNestedPanel;
+      each == 1 ? strip_of<P, 1>(count, {buffer}, s, y) : strip_of<P, 2>(count, {buffer}, s, y);
+    }
+  }
+  write_panel(job, panel, 0, job.x.rows, sums);
+}
+
+template <class P, int B>
+LISSOME_TARGET void panels_at(const NestedJob& job, std::int64_t first, std::int64_t last) {
+  if constexpr (P::kDirect) {
+    if (job.x.rows == 1) {
+      for (std::int64_t panel = first; panel < last; ++panel) {
+        job.weight->group == 32 ? panel_one<P, B, 1>(job, panel) : panel_one<P, B, 2>(job, panel);
+      }
+      return;
+    }
+  }
+  static thread_local Scratch buffers, carried;
+  auto* buffer = buffers.at_least<std::byte>(kBufferBlocks * kBlockRows * kLine);
+  auto* sums = carried.at_least<float>(job.x.rows * kNestedPanel);
+  for (std::int64_t panel = first; panel < last; ++panel) panel_many<P, B>(job, panel, buffer, sums);
+}
+
+template <class P, int B = kMostBits>
+LISSOME_TARGET void run_nested(const NestedJob& job, std::int64_t first, std::int64_t last) {
+  if constexpr (B > 1) {
+    if (job.precision < B) return run_nested<P, B - 1>(job, first, last);
+  }
+  panels_at<P, B>(job, first, last);
+}
+
+}  // namespace
+}  // namespace lissome
