@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "bind/arrays.h"
+#include "bind/engine.h"
 #include "bind/nested.h"
 #include "bind/weight.h"
 #include "linear/kernels.h"
@@ -72,4 +73,5 @@ NB_MODULE(_native, module) {
   module.def("block", &bind::block, "bytes"_a, "Ones in the kind of memory that packed weights lie in.");
   bind::add_weight(module);
   bind::add_nested(module);
+  bind::add_engine(module);
 }

@@ -16,6 +16,7 @@ const Kernels* avx2_kernels() {
     made.bf16_f32 = {encode_floats, run_panels<Bf16Fma>, sizeof(float)};
     made.int8 = {encode_integers<std::int16_t, 0>, run_panels<Int8>, sizeof(std::int16_t)};
     made.read_blocks = read_blocks;
+    made.steps = steps_avx2();
     return made;
   }();
   return &table;

@@ -20,6 +20,7 @@ const Kernels* avx512_kernels() {
       .read_blocks = read_blocks,
       .unpack_panel = unpack_panel<Bits16, Bits8>,
       .nested = nested_avx512(),
+      .steps = steps_avx512(),
   };
   return &table;
 }

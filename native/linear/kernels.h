@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/features.h"
+#include "engine/steps.h"
 #include "linear/job.h"
 #include "nested/kernels.h"
 #include "weight/pack.h"
@@ -31,6 +32,7 @@ struct Kernels {
   // Writes the rows of one panel out as a dense matrix.
   void (*unpack_panel)(const Weight& weight, std::int64_t panel, std::byte* out) = nullptr;
   const NestedKernels* nested = nullptr;
+  const StepKernels* steps = nullptr;
 };
 
 // One file per instruction set; null when it was not compiled.

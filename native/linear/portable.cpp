@@ -17,6 +17,7 @@ const Kernels* portable_kernels() {
       .read_blocks = read_blocks,
       .unpack_panel = unpack_panel<portable::Bits16, portable::Bits8>,
       .nested = nested_portable(),
+      .steps = steps_portable(),
   };
   return &table;
 }

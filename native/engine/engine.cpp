@@ -1,0 +1,302 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "linear/kernels.h"
+#include "pool/pool.h"
+
+namespace lissome {
+namespace {
+
+constexpr std::int64_t kHeadPad = 16;
+constexpr std::int64_t kWorthSplitting = 1 << 15;  // numbers: below, waking threads takes longer
+
+const StepKernels& steps() { return *kernels().steps; }
+
+}  // namespace
+
+struct Engine::Work {
+  const Batch* batch = nullptr;
+  std::vector<std::int32_t> cells;
+  std::vector<std::vector<Run>> runs;          // of [window][token]
+  std::vector<std::int64_t> run_cells;         // likewise
+  std::vector<Vector> cosines, sines;          // by rope: [token][pair]
+  float* hidden = nullptr;
+  std::int64_t rows = 0;
+  int threads = 1;
+
+  std::size_t at(std::size_t window, std::int64_t row) const {
+    return window * static_cast<std::size_t>(rows) + static_cast<std::size_t>(row);
+  }
+};
+
+Engine::Engine(Decoder model, const Settings& settings)
+    : model_(std::move(model)), settings_(settings), cells_(settings.cells < 1 ? 1 : settings.cells) {
+  if (settings.cells < 1 || settings.cells > (std::int64_t{1} << 24)) {
+    throw std::invalid_argument("a cache has 1 to 2^24 cells, got " + std::to_string(settings.cells));
+  }
+  check_decoder(model_);
+  for (const Layer& layer : model_.layers) {
+    Cache& cache = caches_.emplace_back();
+    if (!layer.attention) continue;
+    const Attention& part = *layer.attention;
+    cache.size = round_up(part.size, kHeadPad);
+    cache.stride = part.kv_heads * cache.size;
+    const std::int64_t bytes = settings.cells * cache.stride * item_of(settings.kv);
+    cache.keys = allocate<std::byte>(bytes), cache.values = allocate<std::byte>(bytes);
+    cell_bytes_ += 2 * cache.stride * item_of(settings.kv);
+    if (settings.kv == KvType::int8) {
+      cache.key_scales = allocate<float>(settings.cells * part.kv_heads);
+      cache.value_scales = allocate<float>(settings.cells * part.kv_heads);
+      cell_bytes_ += 8 * part.kv_heads;
+    }
+    if (std::find(windows_.begin(), windows_.end(), part.window) == windows_.end()) windows_.push_back(part.window);
+  }
+}
+
+bool Engine::reads(int precision) const {
+  const auto has = [&](const Nested& weight) { return weight.has(precision); };
+  return (!model_.embedding || has(*model_.embedding)) && (!model_.head || has(model_.head->weight)) &&
+         std::all_of(model_.layers.begin(), model_.layers.end(), [&](const Layer& layer) {
+           return (!layer.attention || (has(layer.attention->qkv) && has(layer.attention->out))) &&
+                  (!layer.mlp || (has(layer.mlp->gate_up) && has(layer.mlp->down)));
+         });
+}
+
+std::int64_t Engine::weight_bytes(int precision) const {
+  std::int64_t bytes = model_.head ? model_.head->weight.bytes(precision) : 0;
+  for (const Layer& layer : model_.layers) {
+    if (layer.attention) bytes += layer.attention->qkv.bytes(precision) + layer.attention->out.bytes(precision);
+    if (layer.mlp) bytes += layer.mlp->gate_up.bytes(precision) + layer.mlp->down.bytes(precision);
+  }
+  return bytes;
+}
+
+void Engine::check(const Batch& batch, const std::vector<std::int64_t>& wanted) const {
+  if (batch.count < 1) throw std::invalid_argument("a batch has at least one token");
+  if (!reads(batch.precision)) {
+    throw std::invalid_argument("these weights are not read at " + std::to_string(batch.precision) + " bits");
+  }
+  if ((batch.tokens != nullptr) != model_.embedding.has_value() || (batch.hidden != nullptr) == (batch.tokens != nullptr)) {
+    throw std::invalid_argument("a range that begins with the embedding takes tokens, another one hidden states");
+  }
+  for (std::int64_t i = 0; i < batch.count; ++i) {
+    if (batch.tokens && (batch.tokens[i] < 0 || batch.tokens[i] >= model_.embedding->outputs)) {
+      throw std::invalid_argument("token " + std::to_string(batch.tokens[i]) + " is not in the vocabulary");
+    }
+    if (batch.positions[i] < 0) throw std::invalid_argument("positions cannot be negative");
+    if (batch.sequences[i] == 0) throw std::invalid_argument("every token belongs to a sequence");
+  }
+  for (const std::int64_t row : wanted) {
+    if (row < 0 || row >= batch.count) throw std::invalid_argument("a result is wanted of a token that is not there");
+  }
+}
+
+Outcome Engine::forward(const Batch& batch, const std::vector<std::int64_t>& wanted, float* to) {
+  check(batch, wanted);
+  Work work;
+  work.batch = &batch, work.rows = batch.count, work.threads = settings_.threads;
+  work.cells = cells_.take(batch.count);
+  if (work.cells.empty()) return Outcome::full;
+  for (std::int64_t row = 0; row < work.rows; ++row) {
+    cells_.set(work.cells[static_cast<std::size_t>(row)], batch.positions[row], batch.sequences[row]);
+  }
+  work.runs.resize(windows_.size() * static_cast<std::size_t>(work.rows));
+  work.run_cells.resize(work.runs.size());
+  for (std::size_t window = 0; window < windows_.size(); ++window) {
+    for (std::int64_t row = 0; row < work.rows; ++row) {
+      auto& runs = work.runs[work.at(window, row)];
+      cells_.visible(batch.sequences[row], batch.positions[row], windows_[window], runs);
+      for (const Run& run : runs) work.run_cells[work.at(window, row)] += run.last - run.first;
+    }
+  }
+  for (const Rope& rope : model_.ropes) {
+    Vector& cosines = work.cosines.emplace_back();
+    Vector& sines = work.sines.emplace_back();
+    for (std::int64_t row = 0; row < work.rows; ++row) {
+      for (const float frequency : rope.frequencies) {
+        const float angle = static_cast<float>(batch.positions[row]) * frequency;
+        cosines.push_back(std::cos(angle) * rope.scale);
+        sines.push_back(std::sin(angle) * rope.scale);
+      }
+    }
+  }
+  work.hidden = hidden_.at_least<float>(work.rows * model_.hidden);
+  embed(work);
+  for (std::size_t index = 0; index < model_.layers.size(); ++index) {
+    if (cancelled_.exchange(false, std::memory_order_relaxed)) {
+      for (const std::int32_t cell : work.cells) cells_.free(cell);
+      return Outcome::cancelled;
+    }
+    if (model_.layers[index].attention) attention(work, *model_.layers[index].attention, caches_[index]);
+    if (model_.layers[index].mlp) mlp(work, *model_.layers[index].mlp);
+  }
+  result(work, wanted, to);
+  return Outcome::done;
+}
+
+void Engine::embed(Work& work) const {
+  const std::int64_t count = model_.hidden;
+  if (!model_.embedding) {
+    std::memcpy(work.hidden, work.batch->hidden, static_cast<std::size_t>(work.rows * count) * sizeof(float));
+    return;
+  }
+  parallel_ranges(work.rows, work.rows < 8 ? 1 : work.threads, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t row = first; row < last; ++row) {
+      float* to = work.hidden + row * count;
+      nested_row(*model_.embedding, work.batch->precision, work.batch->tokens[row], to);
+      if (model_.embedding_scale != 1.0f) {
+        for (std::int64_t k = 0; k < count; ++k) to[k] *= model_.embedding_scale;
+      }
+    }
+  });
+}
+
+void Engine::normed(Work& work, const Vector& norm, const float* x, std::int64_t rows, float* to) {
+  const std::int64_t count = model_.hidden;
+  parallel_ranges(rows, rows * count < kWorthSplitting ? 1 : work.threads, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t row = first; row < last; ++row) {
+      steps().norm(x + row * count, norm.data(), model_.eps, count, to + row * count);
+    }
+  });
+}
+
+void Engine::multiply(Work& work, const Nested& weight, const float* x, std::int64_t rows, const Vector& bias, float* y,
+                      bool add) {
+  const Activations mode = settings_.activations;
+  const Encoded encoded = encode_rows({x, rows, weight.inputs}, weight.inputs, weight.group, mode, work.threads);
+  run_nested_job({&weight, work.batch->precision, encoded, bias.empty() ? nullptr : bias.data(), y, weight.outputs, add},
+                 mode, work.threads);
+}
+
+// Adds what a sub-block gave to the hidden states, after a norm of its own.
+void Engine::add_result(Work& work, const Vector& post_norm, float* result) {
+  const std::int64_t count = model_.hidden;
+  normed(work, post_norm, result, work.rows, result);
+  steps().add(result, work.rows * count, work.hidden);
+}
+
+void Engine::attention(Work& work, const Attention& part, Cache& cache) {
+  const std::int64_t padded = part.heads * cache.size, wide = (part.heads + 2 * part.kv_heads) * part.size;
+  float* normal = normed_.at_least<float>(work.rows * model_.hidden);
+  float* qkv = wide_.at_least<float>(work.rows * (wide + padded));
+  float* queries = qkv + work.rows * wide;
+  float* mixed = mixed_.at_least<float>(work.rows * padded);
+  normed(work, part.norm, work.hidden, work.rows, normal);
+  multiply(work, part.qkv, normal, work.rows, part.qkv_bias, qkv, false);
+  const bool few = work.rows * wide < kWorthSplitting;
+  parallel_ranges(work.rows, few ? 1 : work.threads, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t row = first; row < last; ++row) {
+      heads(work, part, cache, qkv, row);
+      for (std::int64_t head = 0; head < part.heads; ++head) {
+        float* to = queries + row * padded + head * cache.size;
+        std::memcpy(to, qkv + row * wide + head * part.size, static_cast<std::size_t>(part.size) * sizeof(float));
+        std::fill(to + part.size, to + cache.size, 0.0f);
+      }
+    }
+  });
+  std::int64_t seen = 0;
+  const auto window = static_cast<std::size_t>(std::find(windows_.begin(), windows_.end(), part.window) - windows_.begin());
+  for (std::int64_t row = 0; row < work.rows; ++row) seen += work.run_cells[work.at(window, row)];
+  const bool light = seen * padded < 4 * kWorthSplitting;
+  parallel_ranges(work.rows * part.kv_heads, light ? 1 : work.threads, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t unit = first; unit < last; ++unit) {
+      const std::int64_t row = unit / part.kv_heads, head = unit % part.kv_heads;
+      attend(work, part, cache, queries + row * padded, row, head, mixed + row * padded);
+    }
+  });
+  if (cache.size != part.size) {  // heads side by side again
+    for (std::int64_t head = 0; head < work.rows * part.heads; ++head) {
+      std::memmove(mixed + head * part.size, mixed + head * cache.size, static_cast<std::size_t>(part.size) * sizeof(float));
+    }
+  }
+  const bool add = part.post_norm.empty();
+  multiply(work, part.out, mixed, work.rows, part.out_bias, add ? work.hidden : normal, add);
+  if (!add) add_result(work, part.post_norm, normal);
+}
+
+// Norms and turns the heads of one token, and puts its keys and values into the cache.
+void Engine::heads(Work& work, const Attention& part, Cache& cache, float* qkv, std::int64_t row) const {
+  const auto rope = static_cast<std::size_t>(part.rope);
+  const auto half = static_cast<std::int64_t>(model_.ropes[rope].frequencies.size());
+  const float *cosines = work.cosines[rope].data() + row * half, *sines = work.sines[rope].data() + row * half;
+  float* head = qkv + row * (part.heads + 2 * part.kv_heads) * part.size;
+  for (std::int64_t index = 0; index < part.heads + part.kv_heads; ++index) {
+    const Vector& norm = index < part.heads ? part.query_norm : part.key_norm;
+    float* at = head + index * part.size;
+    if (!norm.empty()) steps().norm(at, norm.data(), model_.eps, part.size, at);
+    steps().rotate(at, cosines, sines, half);
+  }
+  const std::int64_t cell = work.cells[static_cast<std::size_t>(row)], item = item_of(settings_.kv);
+  float padded[4096] = {};
+  for (std::int64_t index = 0; index < 2 * part.kv_heads; ++index) {
+    const bool key = index < part.kv_heads;
+    const std::int64_t kv_head = key ? index : index - part.kv_heads;
+    std::memcpy(padded, head + (part.heads + index) * part.size, static_cast<std::size_t>(part.size) * sizeof(float));
+    std::byte* to = (key ? cache.keys : cache.values).get() + (cell * cache.stride + kv_head * cache.size) * item;
+    const float scale = steps().keep(padded, cache.size, settings_.kv, to);
+    if (settings_.kv == KvType::int8) (key ? cache.key_scales : cache.value_scales)[cell * part.kv_heads + kv_head] = scale;
+  }
+}
+
+void Engine::attend(Work& work, const Attention& part, const Cache& cache, const float* q, std::int64_t row,
+                    std::int64_t head, float* out) const {
+  static thread_local Scratch scores;
+  const auto window = static_cast<std::size_t>(std::find(windows_.begin(), windows_.end(), part.window) - windows_.begin());
+  const std::size_t at = work.at(window, row);
+  const std::int64_t queries = part.heads / part.kv_heads, item = item_of(settings_.kv);
+  Attend job;
+  job.q = q + head * queries * cache.size, job.out = out + head * queries * cache.size;
+  job.queries = queries, job.size = cache.size, job.scale = part.scale, job.cap = part.cap;
+  job.type = settings_.kv;
+  job.keys = cache.keys.get() + head * cache.size * item, job.values = cache.values.get() + head * cache.size * item;
+  if (settings_.kv == KvType::int8) {
+    job.key_scales = cache.key_scales.get() + head, job.value_scales = cache.value_scales.get() + head;
+  }
+  job.stride = cache.stride, job.scale_stride = part.kv_heads;
+  job.runs = work.runs[at].data(), job.run_count = static_cast<std::int64_t>(work.runs[at].size());
+  job.cells = work.run_cells[at];
+  job.scores = scores.at_least<float>(queries * round_up(job.cells, kHeadPad));
+  steps().attend(job);
+}
+
+void Engine::mlp(Work& work, const Mlp& part) {
+  float* normal = normed_.at_least<float>(work.rows * model_.hidden);
+  float* wide = wide_.at_least<float>(work.rows * 2 * part.width);
+  float* gated = gated_.at_least<float>(work.rows * part.width);
+  normed(work, part.norm, work.hidden, work.rows, normal);
+  multiply(work, part.gate_up, normal, work.rows, part.gate_up_bias, wide, false);
+  const bool few = work.rows * part.width < kWorthSplitting;
+  parallel_ranges(work.rows, few ? 1 : work.threads, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t row = first; row < last; ++row) {
+      steps().gated(wide + row * 2 * part.width, part.gate, part.width, gated + row * part.width);
+    }
+  });
+  const bool add = part.post_norm.empty();
+  multiply(work, part.down, gated, work.rows, part.down_bias, add ? work.hidden : normal, add);
+  if (!add) add_result(work, part.post_norm, normal);
+}
+
+void Engine::result(Work& work, const std::vector<std::int64_t>& wanted, float* to) {
+  const std::int64_t count = model_.hidden, rows = static_cast<std::int64_t>(wanted.size());
+  if (rows == 0) return;
+  float* kept = wide_.at_least<float>(rows * count);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    std::memcpy(kept + row * count, work.hidden + wanted[static_cast<std::size_t>(row)] * count,
+                static_cast<std::size_t>(count) * sizeof(float));
+  }
+  if (!model_.head) {
+    std::memcpy(to, kept, static_cast<std::size_t>(rows * count) * sizeof(float));
+    return;
+  }
+  float* normal = normed_.at_least<float>(rows * count);
+  normed(work, model_.head->norm, kept, rows, normal);
+  multiply(work, model_.head->weight, normal, rows, {}, to, false);
+  if (model_.head->cap != 0) steps().soft_cap(to, model_.head->cap, rows * outputs());
+}
+
+}  // namespace lissome

@@ -1,0 +1,86 @@
+// Runs a range of layers over a batch of tokens of any sequences.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <vector>
+
+#include "base/memory.h"
+#include "engine/cells.h"
+#include "engine/model.h"
+
+namespace lissome {
+
+struct Settings {
+  std::int64_t cells = 2048;  // positions that all sequences together hold
+  KvType kv = KvType::f16;
+  Activations activations = Activations::int8;
+  int threads = 1;
+};
+
+// A batch: token i has position positions[i] and belongs to sequences[i].
+struct Batch {
+  std::int64_t count = 0;
+  const std::int32_t* tokens = nullptr;  // where the range begins with an embedding
+  const float* hidden = nullptr;         // elsewhere: [count, hidden]
+  const std::int32_t* positions = nullptr;
+  const Sequences* sequences = nullptr;
+  int precision = 0;
+};
+
+enum class Outcome { done, cancelled, full };
+
+class Engine {
+ public:
+  // Throws std::invalid_argument, and std::bad_alloc when the cache does not fit.
+  Engine(Decoder model, const Settings& settings);
+
+  // Runs all tokens; `wanted` lists tokens whose results are written to `to`, in order: logits where the range has a
+  // head, else hidden states. Unless it is done, the cache is as it was. Throws std::invalid_argument for tokens,
+  // positions, sequences or a precision that cannot be.
+  Outcome forward(const Batch& batch, const std::vector<std::int64_t>& wanted, float* to);
+
+  // Makes a forward that is running in another thread, or the next one, stop before its next layer.
+  void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+
+  Cells& cells() { return cells_; }
+  const Decoder& model() const { return model_; }
+  const Settings& settings() const { return settings_; }
+  std::int64_t outputs() const { return model_.head ? model_.head->weight.outputs : model_.hidden; }
+  bool reads(int precision) const;
+  // Bytes of weights that one token reads, and of its place in the cache.
+  std::int64_t weight_bytes(int precision) const;
+  std::int64_t cell_bytes() const { return cell_bytes_; }
+
+ private:
+  struct Cache {  // of one attention
+    Buffer<std::byte> keys, values;
+    Buffer<float> key_scales, value_scales;
+    std::int64_t size = 0, stride = 0;  // of a head, padded to 16; of a cell
+  };
+  struct Work;  // what one forward needs
+
+  void check(const Batch& batch, const std::vector<std::int64_t>& wanted) const;
+  void embed(Work& work) const;
+  void attention(Work& work, const Attention& part, Cache& cache);
+  void heads(Work& work, const Attention& part, Cache& cache, float* qkv, std::int64_t row) const;
+  void attend(Work& work, const Attention& part, const Cache& cache, const float* qkv, std::int64_t row,
+              std::int64_t head, float* out) const;
+  void mlp(Work& work, const Mlp& part);
+  void multiply(Work& work, const Nested& weight, const float* x, std::int64_t rows, const Vector& bias, float* y,
+                bool add);
+  void normed(Work& work, const Vector& norm, const float* x, std::int64_t rows, float* to);
+  void add_result(Work& work, const Vector& post_norm, float* result);
+  void result(Work& work, const std::vector<std::int64_t>& wanted, float* to);
+
+  Decoder model_;
+  Settings settings_;
+  Cells cells_;
+  std::vector<Cache> caches_;  // by layer
+  std::vector<std::int32_t> windows_;
+  std::int64_t cell_bytes_ = 0;
+  std::atomic<bool> cancelled_{false};
+  Scratch hidden_, normed_, wide_, mixed_, gated_;
+};
+
+}  // namespace lissome

@@ -1,0 +1,243 @@
+"""Runs a file of nested weights, or a contiguous range of its layers, in compiled code.
+
+A cell of the key-value cache has a position and a set of sequences. A token sees the cells of its sequences up to its
+position; a token of several sequences, a node of a tree of guesses, sees the cells that all of them share. Results of a
+token depend on what it sees and on the precision, and on nothing else: neither on the batch nor on threads.
+"""
+
+# M tokens of a batch, D residual width, V tokens of the vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lissome.core.errors import ArtifactError, ConfigError
+from lissome.models.nested.file import NestedFile, open_nested
+from lissome.models.nested.spec import AttentionSpec, LayerSpec, MlpSpec
+from lissome.ops.kernels import native
+
+Floats = NDArray[np.float32]
+SEQUENCES = 64
+"""Sequences that a cache tells apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings:
+    """How a decoder runs.
+
+    Attributes:
+        cells: Positions that all sequences together hold. Default 2048.
+        kv: How keys and values are held: ``"f16"`` (default), ``"int8"`` with a scale per head and position, ``"f32"``.
+        activations: ``"int8"`` (default): quantised per token and group of inputs; ``"f32"``: as they are, which is
+            some five times slower and exact.
+        threads: Threads (default 0: all that the process may use); no result depends on it.
+        layers: First and last + 1 of the layers to run (default: all). The first range takes tokens, the last one gives
+            logits, others take and give hidden states.
+        resident: Copy weights to huge pages instead of mapping the file. Default: yes, it reads faster; mapped weights
+            are shared by processes.
+    """
+
+    cells: int = 2048
+    kv: Literal["f16", "int8", "f32"] = "f16"
+    activations: Literal["int8", "f32"] = "int8"
+    threads: int = 0
+    layers: tuple[int, int] | None = None
+    resident: bool = True
+
+
+class Cancelled(Exception):  # noqa: N818  # nothing went wrong
+    """A forward was cancelled; the cache is as it was before."""
+
+
+class Decoder:
+    """A model that is ready to run.
+
+    Args:
+        file: The weights.
+        settings: How to run.
+
+    Raises:
+        ArtifactError: When the weights do not fit the description.
+        ConfigError: When a setting cannot be, or there are no compiled kernels.
+    """
+
+    def __init__(self, file: NestedFile, settings: DecoderSettings | None = None) -> None:
+        self.file, self.settings = file, settings or DecoderSettings()
+        self.spec = file.spec
+        count = len(self.spec.layers)
+        self.first, self.last = self.settings.layers or (0, count)
+        if not 0 <= self.first <= self.last <= count:
+            raise ConfigError(f"layers must be a range within 0 to {count}, got {self.first} to {self.last}.")
+        if not 1 <= self.settings.cells <= 1 << 24:
+            raise ConfigError(f"cells must be 1 to {1 << 24}, got {self.settings.cells}.")
+        self._native = native.required()
+        try:
+            self._engine = self._built()
+        except ValueError as error:
+            raise ArtifactError(f"{file.path} cannot be run: {error}.") from error
+
+    @classmethod
+    def open(cls, path: Path | str, **settings: Any) -> Self:
+        """Open a file or folder; settings are those of `DecoderSettings`."""
+        return cls(open_nested(path), DecoderSettings(**settings))
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """Precisions that it runs at, the lowest first."""
+        return self.file.layout.precisions
+
+    @property
+    def width(self) -> int:
+        """Numbers of a result: V, or D where the range does not end with logits."""
+        return int(self._engine.outputs)
+
+    def forward(
+        self,
+        tokens: Sequence[int] | NDArray[np.int32] | Floats,
+        positions: Sequence[int] | NDArray[np.int32],
+        sequences: Sequence[int | Sequence[int]] | int = 0,
+        precision: int | None = None,
+        *,
+        wanted: Sequence[int] | None = None,
+    ) -> Floats:
+        """Run a batch and keep its keys and values.
+
+        Args:
+            tokens: Int[M], or hidden states float32[M, D] where the range does not begin with the embedding.
+            positions: Int[M].
+            sequences: The sequence of all tokens, or for each one its sequence or sequences, 0 to 63.
+            precision: Bits to read (default: all).
+            wanted: Tokens whose results to return (default: the last).
+
+        Returns:
+            float32[len(wanted), V] logits, or hidden states [len(wanted), D].
+
+        Raises:
+            ConfigError: When something given cannot be, or the cache is full.
+            Cancelled: When `cancel` was called.
+        """
+        where = np.ascontiguousarray(positions, np.int32)
+        given = np.asarray(tokens)
+        ready = np.ascontiguousarray(given, np.float32 if given.ndim == 2 else np.int32)
+        rows = [len(where) - 1] if wanted is None else list(wanted)
+        out = np.empty((len(rows), self.width), np.float32)
+        bits = self.file.layout.bits if precision is None else precision
+        try:
+            outcome = self._engine.forward(ready, where, _sets(sequences, len(where)), bits, rows, out)
+        except ValueError as error:
+            raise ConfigError(f"this batch cannot be run: {error}.") from error
+        if outcome == "full":
+            used, cells = self._engine.used, self.settings.cells
+            raise ConfigError(
+                f"the cache holds {used} of {cells} positions, {len(where)} more do not fit; remove sequences with "
+                "seq_rm, or give more cells."
+            )
+        if outcome == "cancelled":
+            raise Cancelled
+        return out
+
+    def cancel(self) -> None:
+        """Stop a forward of another thread, or else the next one, before its next layer."""
+        self._engine.cancel()
+
+    def seq_cp(self, source: int, target: int, first: int = 0, last: int = 2**31 - 1) -> None:
+        """Let positions [first, last) of a sequence belong to another one too; nothing is copied."""
+        self._engine.seq_cp(source, target, first, last)
+
+    def seq_rm(self, sequence: int, first: int = 0, last: int = 2**31 - 1) -> None:
+        """Take positions [first, last) from a sequence, or from all when it is −1."""
+        self._engine.seq_rm(sequence, first, last)
+
+    def seq_last(self, sequence: int) -> int:
+        """Return the largest position of a sequence; −1 when it has none."""
+        return int(self._engine.seq_last(sequence))
+
+    def weight_bytes(self, precision: int) -> int:
+        """Bytes of weights that a token reads."""
+        return int(self._engine.weight_bytes(precision))
+
+    def _built(self) -> Any:
+        spec, whole = self.spec, self.last == len(self.spec.layers)
+        starts = self.first == 0
+        embedding = self._weight("embedding") if starts or (whole and spec.tied) else None
+        head = None
+        if whole:
+            head = embedding if spec.tied else self._weight("head")
+        return self._native.Engine(
+            hidden=spec.hidden,
+            eps=spec.eps,
+            ropes=[(self.file.vector(f"ropes.{at}"), rope.scale) for at, rope in enumerate(spec.ropes)],
+            layers=[self._layer(at, spec.layers[at]) for at in range(self.first, self.last)],
+            embedding=embedding if starts else None,
+            embedding_scale=spec.embedding_scale,
+            head=head,
+            head_norm=self.file.vector("norm") if whole else None,
+            head_cap=spec.head_cap,
+            cells=self.settings.cells,
+            kv=self.settings.kv,
+            activations=self.settings.activations,
+            threads=self.settings.threads,
+        )
+
+    def _layer(self, at: int, layer: LayerSpec) -> tuple[Any, Any]:
+        attention = None if layer.attention is None else self._attention(f"layers.{at}.attention", layer.attention)
+        return attention, None if layer.mlp is None else self._mlp(f"layers.{at}.mlp", layer.mlp)
+
+    def _attention(self, name: str, part: AttentionSpec) -> Any:
+        return self._native.Attention(
+            qkv=self._weight(f"{name}.qkv"),
+            out=self._weight(f"{name}.out"),
+            heads=part.heads,
+            kv_heads=part.kv_heads,
+            size=part.size,
+            scale=part.scale,
+            cap=part.cap,
+            window=part.window,
+            rope=part.rope,
+            **self._vectors(name, "norm", "post_norm", "query_norm", "key_norm", "qkv_bias", "out_bias"),
+        )
+
+    def _mlp(self, name: str, part: MlpSpec) -> Any:
+        return self._native.Mlp(
+            gate_up=self._weight(f"{name}.gate_up"),
+            down=self._weight(f"{name}.down"),
+            width=part.width,
+            gate=part.gate,
+            **self._vectors(name, "norm", "post_norm", "gate_up_bias", "down_bias"),
+        )
+
+    def _vectors(self, name: str, *parts: str) -> dict[str, Floats]:
+        return {part: self.file.vector(f"{name}.{part}") for part in parts if f"{name}.{part}" in self.file.places}
+
+    def _weight(self, name: str) -> Any:
+        outputs, inputs = self.spec.weights()[name]
+        segments = [self._resident(array) for array in self.file.segments(name)]
+        scales = {precision: self._resident(array) for precision, array in self.file.scales(name).items()}
+        return self._native.Nested(outputs, inputs, self.file.layout.group, segments, scales)
+
+    def _resident(self, array: NDArray[Any]) -> NDArray[Any]:
+        if not self.settings.resident:
+            return array
+        kept: NDArray[np.uint8] = self._native.block(array.nbytes)
+        kept[:] = array.view(np.uint8)
+        return kept.view(array.dtype)
+
+
+def _sets(sequences: Sequence[int | Sequence[int]] | int, count: int) -> NDArray[np.uint64]:
+    """Sets of sequences as bits."""
+    listed = [sequences] * count if isinstance(sequences, int) else list(sequences)
+    if len(listed) != count:
+        raise ConfigError(f"there are {count} positions and {len(listed)} sequences; give one for each.")
+    found = np.zeros(count, np.uint64)
+    for at, given in enumerate(listed):
+        for sequence in [given] if isinstance(given, int) else given:
+            if not 0 <= sequence < SEQUENCES:
+                raise ConfigError(f"sequences are 0 to {SEQUENCES - 1}, got {sequence}.")
+            found[at] |= np.uint64(1 << sequence)
+    return found

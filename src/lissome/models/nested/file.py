@@ -1,0 +1,240 @@
+"""The file of nested weights: safetensors, laid out so that it can be mapped and read in place.
+
+Every matrix ``W`` is stored as ``W.planes.I``, bytes of segment I, and ``W.scales.B``, halves of precision B, in the
+order that kernels read (``native/nested/nested.h``); vectors are float32. What the lowest precision reads comes first,
+then what each higher one adds, so that bits that are not wanted are never fetched. Matrices start at multiples of 64
+bytes. The metadata hold the layout and the decoder's description. Reading needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lissome.core.errors import ArtifactError, ConfigError
+from lissome.core.files import atomic_file
+from lissome.core.typed import as_json, from_json
+from lissome.models.nested.spec import DecoderSpec
+from lissome.ops.nested import BLOCK, LINE, PANEL, Layout, NestedCodes, from_planes, from_scales, to_planes, to_scales
+
+FORMAT, VERSION = "lissome-nested", "1"
+NAME = "nested.safetensors"
+"""Name of the file in a folder."""
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
+_DTYPES = {"U8": np.dtype(np.uint8), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an array lies: its type, how many numbers it has, and its first byte."""
+
+    dtype: str
+    count: int
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of it."""
+        return self.count * _DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class NestedFile:
+    """A file that is open for reading.
+
+    Attributes:
+        path: Where it is.
+        layout: How its codes are cut.
+        spec: The decoder.
+        places: Where its arrays lie.
+        data: The mapped file.
+    """
+
+    path: Path
+    layout: Layout
+    spec: DecoderSpec
+    places: Mapping[str, Place]
+    data: NDArray[np.uint8]
+
+    def array(self, name: str) -> Array:
+        """Return an array as it lies in the file, not a copy."""
+        place = self.places[name]
+        return self.data[place.offset : place.offset + place.nbytes].view(_DTYPES[place.dtype])
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """Return a vector.
+
+        Raises:
+            ArtifactError: When it has NaN or infinity.
+        """
+        found: NDArray[np.float32] = self.array(name)
+        if not np.isfinite(found).all():
+            raise ArtifactError(f"{self.path}: {name} has numbers that are NaN or infinite; the file is damaged.")
+        return found
+
+    def segments(self, name: str, precision: int | None = None) -> list[Array]:
+        """Return the segments of a matrix that a precision reads, all by default."""
+        count = len(self.layout.planes) if precision is None else self.layout.precisions.index(precision) + 1
+        return [self.array(f"{name}.planes.{index}") for index in range(count)]
+
+    def scales(self, name: str) -> dict[int, Array]:
+        """Return the scales of a matrix by precision."""
+        return {precision: self.array(f"{name}.scales.{precision}") for precision in self.layout.precisions}
+
+    def weight(self, name: str, precision: int) -> NDArray[np.float32]:
+        """Return a matrix at a precision, float32[N, K]."""
+        shape = self.spec.weights()[name]
+        codes = from_planes(self.segments(name, precision), shape, self.layout)
+        scale, least = from_scales(self.array(f"{name}.scales.{precision}"), shape[0])
+        alone = Layout((precision,), self.layout.group)
+        return NestedCodes(codes, {precision: scale}, {precision: least}, shape[1], alone).weight(precision)
+
+
+def open_nested(path: Path | str) -> NestedFile:
+    """Open a file, or the one in a folder; everything it says is checked against what it holds.
+
+    Raises:
+        ArtifactError: When it is missing, cut short, of another format or version, or contradicts itself.
+    """
+    path = Path(path)
+    path = path / NAME if path.is_dir() else path
+    if not path.is_file():
+        raise ArtifactError(f"{path} is not a file; make one with lissome.models.nested.make.")
+    metadata, places = _header(path)
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise ArtifactError(
+            f"{path} is of format {metadata.get('format')!r:.40} and version {metadata.get('version')!r:.20}; "
+            f"this reads {FORMAT} {VERSION}."
+        )
+    try:
+        layout = Layout(tuple(json.loads(metadata["planes"])), json.loads(metadata["group"]))
+        spec = from_json(DecoderSpec, json.loads(metadata["decoder"]), f"{path.name}: decoder")
+    except (KeyError, ValueError, TypeError, RecursionError, ConfigError) as error:
+        raise ArtifactError(f"{path} does not say how it is laid out ({error!s:.80}); the file is damaged.") from error
+    spec.check(str(path))
+    wanted = {name: (dtype, count) for name, dtype, count in _arrays(spec, layout)}
+    found = {name: (place.dtype, place.count) for name, place in places.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ArtifactError(
+                f"{path}: for {name} it describes {wanted.get(name, 'nothing')} and holds {found.get(name, 'nothing')}."
+            )
+    return NestedFile(path, layout, spec, places, np.memmap(path, np.uint8, "r"))
+
+
+def _header(path: Path) -> tuple[dict[str, str], dict[str, Place]]:
+    """Read names and places; safetensors itself checks that arrays fill the file and none overlaps another."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            fields = json.loads(file.read(min(length, _LONGEST_HEADER)))
+        places = {}
+        for name, field in fields.items():
+            if name == "__metadata__":
+                continue
+            dtype, (first, last) = field["dtype"], field["data_offsets"]
+            place = Place(dtype, prod(field["shape"]), 8 + length + first)
+            if dtype not in _DTYPES or place.nbytes != last - first or place.offset % _DTYPES[dtype].itemsize:
+                raise ArtifactError(f"{path}: {name:.80} of type {dtype} is nothing that this format holds.")
+            places[name] = place
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged or cut short ({error!s:.80}); restore or remake it.") from error
+    return metadata, places
+
+
+def _arrays(spec: DecoderSpec, layout: Layout) -> Iterator[tuple[str, str, int]]:
+    """Name, type and count of all arrays in the order of the file."""
+    weights = {name: _sizes(shape, layout) for name, shape in spec.weights().items()}
+    for index, (planes, precision) in enumerate(zip(layout.planes, layout.precisions, strict=True)):
+        for name, (lines, scales) in weights.items():
+            yield f"{name}.scales.{precision}", "F16", scales
+            yield f"{name}.planes.{index}", "U8", lines * LINE * planes
+    for name, count in spec.vectors().items():
+        yield name, "F32", count
+
+
+def _sizes(shape: tuple[int, int], layout: Layout) -> tuple[int, int]:
+    """Lines of one plane, and numbers of one precision's scales."""
+    panels, groups = -(-shape[0] // PANEL), -(-shape[1] // layout.group)
+    return panels * groups * (layout.group // BLOCK), panels * groups * 2 * PANEL
+
+
+class NestedWriter:
+    """Takes arrays in any order, one matrix at a time, so that memory holds no more than that."""
+
+    def __init__(self, data: NDArray[np.uint8], places: Mapping[str, Place], layout: Layout) -> None:
+        self._data, self._places, self._layout = data, places, layout
+        self._missing = set(places)
+
+    def matrix(self, name: str, codes: NestedCodes) -> None:
+        """Write a matrix."""
+        for index, segment in enumerate(to_planes(codes.codes, self._layout)):
+            self._put(f"{name}.planes.{index}", segment)
+        for precision in self._layout.precisions:
+            stored = to_scales(codes.scales[precision], codes.leasts[precision])
+            self._put(f"{name}.scales.{precision}", stored)
+
+    def vector(self, name: str, values: NDArray[np.float32]) -> None:
+        """Write a vector."""
+        self._put(name, np.ascontiguousarray(values, np.float32))
+
+    def _put(self, name: str, array: Array) -> None:
+        place = self._places[name]
+        assert array.nbytes == place.nbytes, name
+        self._data[place.offset : place.offset + place.nbytes] = array.reshape(-1).view(np.uint8)
+        self._missing.discard(name)
+
+    def done(self) -> None:
+        """Check that nothing is missing."""
+        assert not self._missing, sorted(self._missing)[:3]
+
+
+@contextmanager
+def write_nested(path: Path, spec: DecoderSpec, layout: Layout) -> Iterator[NestedWriter]:
+    """Yield a writer; the file is whole or absent.
+
+    Raises:
+        OSError: When the disk is full or the place cannot be written.
+    """
+    fields: dict[str, Any] = {
+        "__metadata__": {
+            "format": FORMAT,
+            "version": VERSION,
+            "planes": json.dumps(list(layout.planes)),
+            "group": json.dumps(layout.group),
+            "decoder": json.dumps(as_json(spec)),
+        }
+    }
+    places, offset = {}, 0
+    for name, dtype, count in _arrays(spec, layout):
+        places[name] = Place(dtype, count, offset)
+        fields[name] = {"dtype": dtype, "shape": [count], "data_offsets": [offset, offset + places[name].nbytes]}
+        offset += places[name].nbytes
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % LINE)  # data begin at a cache line
+    start = 8 + len(text)
+    places = {name: Place(place.dtype, place.count, start + place.offset) for name, place in places.items()}
+    with atomic_file(path) as part:
+        with part.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(start + offset)
+        data = np.memmap(part, np.uint8, "r+")
+        writer = NestedWriter(data, places, layout)
+        yield writer
+        writer.done()
+        data.flush()

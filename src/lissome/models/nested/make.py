@@ -1,0 +1,112 @@
+"""From a model to a file of nested weights, one matrix at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lissome.core.events import EventStream
+from lissome.models.model import Model
+from lissome.models.nested.blocks import BlockReader
+from lissome.models.nested.describe import describe
+from lissome.models.nested.file import NAME, write_nested
+from lissome.ops.nested import Layout, NestedCodes, from_blocks, quantise
+
+_PIECE = 1 << 22  # weights that are quantised at a time
+
+
+def make(
+    model: Model,
+    path: Path | str,
+    *,
+    layout: Layout | None = None,
+    importance: Mapping[str, Tensor] | None = None,
+    events: EventStream | None = None,
+) -> Path:
+    """Write a model's nested weights.
+
+    Blocks of a GGUF file that the model was read from, and whose bits and groups are those of the layout, are taken as
+    they are: nothing is lost at the whole precision.
+
+    Args:
+        model: A causal language model.
+        path: The file to write.
+        layout: How codes are cut. Default: 3 + 1 bits, groups of 32.
+        importance: By which squared errors of weights count, by parameter's name, e.g. from
+            `lissome.engine.decode.fisher`; of others all errors count alike.
+        events: Where progress goes: a stage ``nest`` counted in weights.
+
+    Raises:
+        UnsupportedModelError: When the engine does not run models of this kind.
+        OSError: When the disk is full or the place cannot be written.
+    """
+    layout, path, found = layout or Layout(), Path(path), describe(model)
+    importance = importance or {}
+    blocks = BlockReader.of(model, layout)
+    total = sum(prod(shape) for shape in found.spec.weights().values())
+    with (
+        write_nested(path, found.spec, layout) as writer,
+        (events or EventStream()).stage("nest", total) as stage,
+    ):
+        for name, vector in found.vectors.items():
+            writer.vector(name, vector.numpy())
+        for name, parts in found.matrices.items():
+            pieces = []
+            for part in parts:
+                weight = model.module.get_parameter(part).detach()
+                pieces += [_codes(blocks, part, weight, layout, importance.get(part))]
+                stage.advance(weight.numel())
+            writer.matrix(name, _stacked(pieces))
+    return path
+
+
+def make_folder(model: Model, folder: Path | str, **settings: Any) -> Path:
+    """Write a folder with the weights, the tokenizer and how to generate; settings are those of `make`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    make(model, folder / NAME, **settings)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+    generation = getattr(model.module, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(folder)
+    return folder
+
+
+def _codes(
+    blocks: BlockReader | None, name: str, weight: Tensor, layout: Layout, importance: Tensor | None
+) -> NestedCodes:
+    """Codes of one parameter, rows in pieces."""
+    rows = max(1, _PIECE // weight.shape[1])
+    pieces = []
+    for first in range(0, weight.shape[0], rows):
+        values = weight[first : first + rows].float().numpy()
+        counts: NDArray[np.float32] | None = None
+        if importance is not None:
+            counts = importance[first : first + rows].float().numpy()
+        exact = None if blocks is None else blocks.read(name, first, values)
+        if exact is None:
+            pieces.append(quantise(values, layout, counts))
+        else:
+            pieces.append(from_blocks(*exact, layout, counts))
+    return _stacked(pieces)
+
+
+def _stacked(pieces: list[NestedCodes]) -> NestedCodes:
+    """Rows of several, one after the other."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    return NestedCodes(
+        np.concatenate([piece.codes for piece in pieces]),
+        {key: np.concatenate([piece.scales[key] for piece in pieces]) for key in first.scales},
+        {key: np.concatenate([piece.leasts[key] for piece in pieces]) for key in first.leasts},
+        first.inputs,
+        first.layout,
+    )
