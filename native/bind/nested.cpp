@@ -15,29 +15,19 @@ Activations activations_of(const std::string& name) {
 }
 
 HeldNested::HeldNested(std::int64_t outputs, std::int64_t inputs, std::int64_t group, std::vector<In> segments,
-                       std::map<int, In> scales)
+                       std::map<int, std::pair<int, In>> scales)
     : segments_(std::move(segments)), scales_(std::move(scales)) {
-  view_.outputs = outputs, view_.inputs = inputs, view_.group = group;
-  view_.bits = 1;  // until the segments say it
-  check_nested(view_);
-  const std::int64_t line_bytes = view_.lines() * kLine;
-  view_.bits = 0;
+  std::vector<SegmentBytes> bytes;
   for (const In& segment : segments_) {
-    const auto bytes = static_cast<std::int64_t>(segment.nbytes());
-    const std::int64_t planes = bytes / line_bytes;
-    if (planes < 1 || planes > kMostBits - view_.bits) throw std::invalid_argument("a weight has 1 to 8 planes");
-    const auto* data =
-        reinterpret_cast<const std::byte*>(vector_of<std::uint8_t>(segment, planes * line_bytes, "a segment"));
-    for (std::int64_t p = 0; p < planes; ++p) {
-      view_.planes[static_cast<std::size_t>(view_.bits++)] = {data + p * kLine, planes * kLine};
-    }
+    const auto count = static_cast<std::int64_t>(segment.nbytes());
+    bytes.push_back({reinterpret_cast<const std::byte*>(vector_of<std::uint8_t>(segment, count, "a segment")), count});
   }
-  if (view_.bits == 0 || scales_.empty()) throw std::invalid_argument("a weight has planes and scales");
-  for (const auto& [precision, array] : scales_) {
-    if (precision < 1 || precision > view_.bits) throw std::invalid_argument("scales of a precision without planes");
-    view_.scales[static_cast<std::size_t>(precision)] =
-        vector_of<std::uint16_t>(array, view_.scale_count(), "scales");
+  std::vector<ScaleHalves> halves;
+  for (const auto& [precision, pair] : scales_) {
+    const auto count = static_cast<std::int64_t>(pair.second.size());
+    halves.push_back({precision, pair.first, vector_of<std::uint16_t>(pair.second, count, "scales"), count});
   }
+  view_ = assemble(outputs, inputs, group, bytes, halves);
 }
 
 namespace {
@@ -90,9 +80,9 @@ void write_rows(const HeldNested& held, const Out& out, int precision, std::int6
 void add_nested(nb::module_& module) {
   using namespace nb::literals;
   nb::class_<HeldNested>(module, "Nested", "Weights by planes of bits; see native/nested/nested.h for the layout.")
-      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::vector<In>, std::map<int, In>>(), "outputs"_a,
+      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::vector<In>, std::map<int, std::pair<int, In>>>(), "outputs"_a,
            "inputs"_a, "group"_a, "segments"_a, "scales"_a,
-           "Takes uint8 segments and uint16 scales by precision, without a copy. ValueError when they do not fit.")
+           "Takes uint8 segments and (planes, uint16 scales) by precision, without a copy. ValueError when they do not fit.")
       .def("linear", &multiply, "x"_a, "y"_a, "precision"_a, "activations"_a, "bias"_a = nb::none(), "threads"_a = 0,
            "y[M, N] = x[M, K] Wᵀ + bias, all float32.")
       .def("rows", &write_rows, "out"_a, "precision"_a, "first"_a = 0, "Writes rows of W, float32.")

@@ -17,6 +17,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "base/types.h"
 
@@ -47,7 +48,10 @@ struct Nested {
   std::int64_t group = 32;
   int bits = 0;                                             // p, of all planes
   std::array<Plane, kMostBits> planes{};                    // the highest bit first
-  std::array<const std::uint16_t*, kMostBits + 1> scales{};  // by precision; null where it cannot be read
+  // By precision: null where it cannot be read, and how many planes are. Precisions are those of the whole file, whose
+  // head may have more bits than its blocks at each of them.
+  std::array<const std::uint16_t*, kMostBits + 1> scales{};
+  std::array<int, kMostBits + 1> read{};
 
   std::int64_t panels() const { return ceil_div(outputs, kNestedPanel); }
   std::int64_t width() const { return round_up(inputs, group); }
@@ -56,13 +60,26 @@ struct Nested {
   std::int64_t lines() const { return panels() * blocks(); }                       // of one plane
   std::int64_t scale_count() const { return panels() * groups() * 2 * kNestedPanel; }  // of one precision
   // Bytes that are read at a precision.
-  std::int64_t bytes(int precision) const { return lines() * kLine * precision + 2 * scale_count(); }
+  std::int64_t bytes(int precision) const { return lines() * kLine * read[static_cast<std::size_t>(precision)] + 2 * scale_count(); }
   bool has(int precision) const {
-    return precision >= 1 && precision <= bits && scales[static_cast<std::size_t>(precision)] != nullptr;
+    return precision >= 1 && precision <= kMostBits && scales[static_cast<std::size_t>(precision)] != nullptr;
   }
 };
 
-// Throws std::invalid_argument unless sizes are positive and can be computed with.
-void check_nested(const Nested& weight);
+// Arrays of a file, of which nothing is believed.
+struct SegmentBytes {
+  const std::byte* data = nullptr;
+  std::int64_t bytes = 0;
+};
+struct ScaleHalves {
+  int precision = 0, planes = 0;  // planes: that are read at it
+  const std::uint16_t* data = nullptr;
+  std::int64_t count = 0;
+};
+
+// Throws std::invalid_argument unless sizes can be computed with and arrays have the lengths that they imply, so that no
+// kernel reads outside of them.
+Nested assemble(std::int64_t outputs, std::int64_t inputs, std::int64_t group,
+                const std::vector<SegmentBytes>& segments, const std::vector<ScaleHalves>& scales);
 
 }  // namespace lissome

@@ -183,7 +183,7 @@ LISSOME_TARGET void panels_at(const NestedJob& job, std::int64_t first, std::int
 template <class P, int B = kMostBits>
 LISSOME_TARGET void run_nested(const NestedJob& job, std::int64_t first, std::int64_t last) {
   if constexpr (B > 1) {
-    if (job.precision < B) return run_nested<P, B - 1>(job, first, last);
+    if (job.weight->read[static_cast<std::size_t>(job.precision)] < B) return run_nested<P, B - 1>(job, first, last);
   }
   panels_at<P, B>(job, first, last);
 }

@@ -94,7 +94,7 @@ void nested_row(const Nested& weight, int precision, std::int64_t output, float*
   for (std::int64_t k = 0; k < weight.inputs; ++k) {
     const Place at = place(o, static_cast<int>(k % kBlockInputs));
     unsigned code = 0;
-    for (int p = 0; p < precision; ++p) {
+    for (int p = 0; p < weight.read[static_cast<std::size_t>(precision)]; ++p) {
       const Plane& plane = weight.planes[static_cast<std::size_t>(p)];
       const std::byte* line = plane.data + (panel * weight.blocks() + k / kBlockInputs) * plane.stride;
       code = 2 * code + ((std::to_integer<unsigned>(line[at.byte]) >> at.bit) & 1);

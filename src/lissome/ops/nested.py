@@ -46,8 +46,8 @@ class Layout:
         whole = all(isinstance(count, int) and count >= 1 for count in self.planes)
         if not self.planes or not whole or not 2 <= sum(self.planes) <= MOST_BITS or self.planes[0] < 2:
             raise ConfigError(
-                f"planes are counts of bits, the first at least 2 and all together at most {MOST_BITS}, such as (3, 1); "
-                f"got {self.planes}."
+                f"planes are counts of bits, the first at least 2 and all together at most {MOST_BITS}, such as "
+                f"(3, 1); got {self.planes}."
             )
         if self.group not in GROUPS:
             raise ConfigError(f"a group has 32 or 64 inputs, got {self.group}.")
@@ -90,9 +90,7 @@ class NestedCodes:
         return found
 
 
-def quantise(
-    weight: Floats, layout: Layout, importance: Floats | None = None, *, rounds: int = 6
-) -> NestedCodes:
+def quantise(weight: Floats, layout: Layout, importance: Floats | None = None, *, rounds: int = 6) -> NestedCodes:
     """Choose codes for a matrix, then scales for every precision.
 
     Scales start from each group's least and largest weight; codes and scales are then improved in turns, and the best
@@ -125,7 +123,8 @@ def fitted(groups: Floats, codes: Codes, layout: Layout, counts: Floats, inputs:
     """Fit scales for every precision to given codes, all [N, J, G]."""
     scales, leasts = {}, {}
     for precision in layout.precisions:
-        scale, least = _fitted(groups, codes >> (layout.bits - precision), counts)
+        coarse: Codes = (codes >> (layout.bits - precision)).astype(np.uint8)
+        scale, least = _fitted(groups, coarse, counts)
         scales[precision], leasts[precision] = _as_halves(scale), _as_halves(least)
     return NestedCodes(codes.reshape(len(codes), -1), scales, leasts, inputs, layout)
 
@@ -137,7 +136,8 @@ def from_blocks(
 
     Args:
         codes: uint8[N, K], whole groups.
-        scale, least: float16[N, J]: at the whole precision a weight is ``code · scale + least``.
+        scale: What a code is worth at the whole precision, float16[N, J].
+        least: What code 0 is worth, float16[N, J].
         layout: How codes are cut.
         importance: As in `quantise`.
     """
@@ -176,7 +176,8 @@ def _as_halves(values: Floats) -> Halves:
 def _rounded(groups: Floats, scale: Floats, least: Floats, most: int) -> Codes:
     scale, least = _column(scale), _column(least)
     steps = np.divide(groups - least, scale, out=np.zeros_like(groups), where=scale != 0)
-    return np.clip(np.rint(steps), 0, most).astype(np.uint8)
+    codes: Codes = np.clip(np.rint(steps), 0, most).astype(np.uint8)
+    return codes
 
 
 def _column(values: Floats) -> Floats:

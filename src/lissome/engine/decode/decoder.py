@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lissome.core.errors import ArtifactError, ConfigError
-from lissome.models.nested.file import NestedFile, open_nested
+from lissome.models.nested.file import NestedFile, layout_of, open_nested
 from lissome.models.nested.spec import AttentionSpec, LayerSpec, MlpSpec
 from lissome.ops.kernels import native
 
@@ -125,6 +125,8 @@ class Decoder:
         where = np.ascontiguousarray(positions, np.int32)
         given = np.asarray(tokens)
         ready = np.ascontiguousarray(given, np.float32 if given.ndim == 2 else np.int32)
+        if not len(where):
+            raise ConfigError("a batch has at least one token, got none.")
         rows = [len(where) - 1] if wanted is None else list(wanted)
         out = np.empty((len(rows), self.width), np.float32)
         bits = self.file.layout.bits if precision is None else precision
@@ -218,8 +220,9 @@ class Decoder:
     def _weight(self, name: str) -> Any:
         outputs, inputs = self.spec.weights()[name]
         segments = [self._resident(array) for array in self.file.segments(name)]
-        scales = {precision: self._resident(array) for precision, array in self.file.scales(name).items()}
-        return self._native.Nested(outputs, inputs, self.file.layout.group, segments, scales)
+        scales = {key: (bits, self._resident(array)) for key, (bits, array) in self.file.scales(name).items()}
+        group = layout_of(name, self.file.layout, self.file.head).group
+        return self._native.Nested(outputs, inputs, group, segments, scales)
 
     def _resident(self, array: NDArray[Any]) -> NDArray[Any]:
         if not self.settings.resident:

@@ -53,32 +53,30 @@ class BlockReader:
     Attributes:
         data: The mapped file.
         takes: What became of its tensors, by parameter's name.
-        layout: What codes are wanted.
     """
 
     data: NDArray[np.uint8]
     takes: dict[str, Any]
-    layout: Layout
 
     @classmethod
-    def of(cls, model: Model, layout: Layout) -> BlockReader | None:
-        """Return a reader of the model's GGUF file; None when it was not read from one, or groups are not of 32."""
+    def of(cls, model: Model) -> BlockReader | None:
+        """Return a reader of the model's GGUF file; None when it was not read from one."""
         path = model.source.path
-        if path is None or path.suffix != ".gguf" or layout.group != _GROUP:
+        if path is None or path.suffix != ".gguf":
             return None
         from lissome.models.gguf.header import read_header
         from lissome.models.gguf.mapping import takes_of
 
         takes = {take.target: take for take in takes_of(read_header(path))}
-        return cls(np.memmap(path, np.uint8, "r"), takes, layout)
+        return cls(np.memmap(path, np.uint8, "r"), takes)
 
-    def read(self, name: str, first: int, values: Floats) -> Exact | None:
+    def read(self, name: str, first: int, values: Floats, layout: Layout) -> Exact | None:
         """Return what lies behind rows of a parameter, from row `first` on.
 
-        None when blocks have other bits than the layout, or other values than the parameter has now.
+        None when blocks have other bits or groups than the layout, or other values than the parameter has now.
         """
         take = self.takes.get(name)
-        if take is None or BITS.get(take.entry.kind.name) != self.layout.bits:
+        if take is None or BITS.get(take.entry.kind.name) != layout.bits or layout.group != _GROUP:
             return None
         entry = take.entry
         table = self.data[entry.offset : entry.offset + entry.size].reshape(entry.shape[0], -1)

@@ -117,9 +117,7 @@ class _Reader:
         weight = norm.weight.detach().float()
         self.vectors[name] = weight + 1 if self.gemma else weight
 
-    def _attention(
-        self, name: str, path: str, part: Any, ropes: Mapping[str, tuple[int, RopeSpec]]
-    ) -> AttentionSpec:
+    def _attention(self, name: str, path: str, part: Any, ropes: Mapping[str, tuple[int, RopeSpec]]) -> AttentionSpec:
         shape = attention_shape(part)
         assert shape is not None
         inner = ("qkv_proj",) if hasattr(part, "qkv_proj") else ("q_proj", "k_proj", "v_proj")

@@ -30,7 +30,7 @@ FORMAT, VERSION = "lissome-nested", "1"
 NAME = "nested.safetensors"
 """Name of the file in a folder."""
 _LONGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
-_DTYPES = {"U8": np.dtype(np.uint8), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
+_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
 
 Array = NDArray[Any]
 
@@ -46,7 +46,7 @@ class Place:
     @property
     def nbytes(self) -> int:
         """Bytes of it."""
-        return self.count * _DTYPES[self.dtype].itemsize
+        return self.count * int(_DTYPES[self.dtype].itemsize)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,9 @@ class NestedFile:
 
     Attributes:
         path: Where it is.
-        layout: How its codes are cut.
+        layout: How the codes of blocks are cut; its precisions are the file's.
+        head: The same for the embedding and the head, which often need more bits; its precisions are read with those of
+            `layout`, in order.
         spec: The decoder.
         places: Where its arrays lie.
         data: The mapped file.
@@ -63,6 +65,7 @@ class NestedFile:
 
     path: Path
     layout: Layout
+    head: Layout
     spec: DecoderSpec
     places: Mapping[str, Place]
     data: NDArray[np.uint8]
@@ -70,7 +73,8 @@ class NestedFile:
     def array(self, name: str) -> Array:
         """Return an array as it lies in the file, not a copy."""
         place = self.places[name]
-        return self.data[place.offset : place.offset + place.nbytes].view(_DTYPES[place.dtype])
+        found: Array = self.data[place.offset : place.offset + place.nbytes].view(_DTYPES[place.dtype])
+        return found
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """Return a vector.
@@ -88,17 +92,20 @@ class NestedFile:
         count = len(self.layout.planes) if precision is None else self.layout.precisions.index(precision) + 1
         return [self.array(f"{name}.planes.{index}") for index in range(count)]
 
-    def scales(self, name: str) -> dict[int, Array]:
-        """Return the scales of a matrix by precision."""
-        return {precision: self.array(f"{name}.scales.{precision}") for precision in self.layout.precisions}
+    def scales(self, name: str) -> dict[int, tuple[int, Array]]:
+        """Return, by precision, how many planes of a matrix are read and its scales."""
+        own = layout_of(name, self.layout, self.head).precisions
+        pairs = zip(self.layout.precisions, own, strict=True)
+        return {precision: (bits, self.array(f"{name}.scales.{bits}")) for precision, bits in pairs}
 
     def weight(self, name: str, precision: int) -> NDArray[np.float32]:
         """Return a matrix at a precision, float32[N, K]."""
         shape = self.spec.weights()[name]
-        codes = from_planes(self.segments(name, precision), shape, self.layout)
-        scale, least = from_scales(self.array(f"{name}.scales.{precision}"), shape[0])
-        alone = Layout((precision,), self.layout.group)
-        return NestedCodes(codes, {precision: scale}, {precision: least}, shape[1], alone).weight(precision)
+        bits, stored = self.scales(name)[precision]
+        own = Layout((bits,), layout_of(name, self.layout, self.head).group)
+        codes = from_planes(self.segments(name, precision), shape, own)
+        scale, least = from_scales(stored, shape[0])
+        return NestedCodes(codes, {bits: scale}, {bits: least}, shape[1], own).weight(bits)
 
 
 def open_nested(path: Path | str) -> NestedFile:
@@ -118,19 +125,20 @@ def open_nested(path: Path | str) -> NestedFile:
             f"this reads {FORMAT} {VERSION}."
         )
     try:
-        layout = Layout(tuple(json.loads(metadata["planes"])), json.loads(metadata["group"]))
+        layout, head = (Layout(tuple(planes), group) for planes, group in json.loads(metadata["layouts"]))
+        check_layouts(layout, head)
         spec = from_json(DecoderSpec, json.loads(metadata["decoder"]), f"{path.name}: decoder")
     except (KeyError, ValueError, TypeError, RecursionError, ConfigError) as error:
         raise ArtifactError(f"{path} does not say how it is laid out ({error!s:.80}); the file is damaged.") from error
     spec.check(str(path))
-    wanted = {name: (dtype, count) for name, dtype, count in _arrays(spec, layout)}
+    wanted = {name: (dtype, count) for name, dtype, count in _arrays(spec, layout, head)}
     found = {name: (place.dtype, place.count) for name, place in places.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise ArtifactError(
                 f"{path}: for {name} it describes {wanted.get(name, 'nothing')} and holds {found.get(name, 'nothing')}."
             )
-    return NestedFile(path, layout, spec, places, np.memmap(path, np.uint8, "r"))
+    return NestedFile(path, layout, head, spec, places, np.memmap(path, np.uint8, "r"))
 
 
 def _header(path: Path) -> tuple[dict[str, str], dict[str, Place]]:
@@ -157,13 +165,32 @@ def _header(path: Path) -> tuple[dict[str, str], dict[str, Place]]:
     return metadata, places
 
 
-def _arrays(spec: DecoderSpec, layout: Layout) -> Iterator[tuple[str, str, int]]:
+def layout_of(name: str, layout: Layout, head: Layout) -> Layout:
+    """Return the layout of a matrix."""
+    return head if name in ("embedding", "head") else layout
+
+
+def check_layouts(layout: Layout, head: Layout) -> None:
+    """Refuse a head that cannot be read at every precision of the blocks.
+
+    Raises:
+        ConfigError: When it has another number of segments.
+    """
+    if len(layout.planes) != len(head.planes):
+        raise ConfigError(
+            f"blocks of {layout.planes} bits and a head of {head.planes} bits must have as many segments, because they "
+            "are read together."
+        )
+
+
+def _arrays(spec: DecoderSpec, layout: Layout, head: Layout) -> Iterator[tuple[str, str, int]]:
     """Name, type and count of all arrays in the order of the file."""
-    weights = {name: _sizes(shape, layout) for name, shape in spec.weights().items()}
-    for index, (planes, precision) in enumerate(zip(layout.planes, layout.precisions, strict=True)):
-        for name, (lines, scales) in weights.items():
-            yield f"{name}.scales.{precision}", "F16", scales
-            yield f"{name}.planes.{index}", "U8", lines * LINE * planes
+    for index in range(len(layout.planes)):
+        for name, shape in spec.weights().items():
+            own = layout_of(name, layout, head)
+            lines, scales = _sizes(shape, own)
+            yield f"{name}.scales.{own.precisions[index]}", "F16", scales
+            yield f"{name}.planes.{index}", "U8", lines * LINE * own.planes[index]
     for name, count in spec.vectors().items():
         yield name, "F32", count
 
@@ -177,15 +204,15 @@ def _sizes(shape: tuple[int, int], layout: Layout) -> tuple[int, int]:
 class NestedWriter:
     """Takes arrays in any order, one matrix at a time, so that memory holds no more than that."""
 
-    def __init__(self, data: NDArray[np.uint8], places: Mapping[str, Place], layout: Layout) -> None:
-        self._data, self._places, self._layout = data, places, layout
+    def __init__(self, data: NDArray[np.uint8], places: Mapping[str, Place]) -> None:
+        self._data, self._places = data, places
         self._missing = set(places)
 
     def matrix(self, name: str, codes: NestedCodes) -> None:
         """Write a matrix."""
-        for index, segment in enumerate(to_planes(codes.codes, self._layout)):
+        for index, segment in enumerate(to_planes(codes.codes, codes.layout)):
             self._put(f"{name}.planes.{index}", segment)
-        for precision in self._layout.precisions:
+        for precision in codes.layout.precisions:
             stored = to_scales(codes.scales[precision], codes.leasts[precision])
             self._put(f"{name}.scales.{precision}", stored)
 
@@ -205,23 +232,24 @@ class NestedWriter:
 
 
 @contextmanager
-def write_nested(path: Path, spec: DecoderSpec, layout: Layout) -> Iterator[NestedWriter]:
+def write_nested(path: Path, spec: DecoderSpec, layout: Layout, head: Layout) -> Iterator[NestedWriter]:
     """Yield a writer; the file is whole or absent.
 
     Raises:
+        ConfigError: When blocks and head have not as many segments.
         OSError: When the disk is full or the place cannot be written.
     """
+    check_layouts(layout, head)
     fields: dict[str, Any] = {
         "__metadata__": {
             "format": FORMAT,
             "version": VERSION,
-            "planes": json.dumps(list(layout.planes)),
-            "group": json.dumps(layout.group),
+            "layouts": json.dumps([[list(one.planes), one.group] for one in (layout, head)]),
             "decoder": json.dumps(as_json(spec)),
         }
     }
     places, offset = {}, 0
-    for name, dtype, count in _arrays(spec, layout):
+    for name, dtype, count in _arrays(spec, layout, head):
         places[name] = Place(dtype, count, offset)
         fields[name] = {"dtype": dtype, "shape": [count], "data_offsets": [offset, offset + places[name].nbytes]}
         offset += places[name].nbytes
@@ -234,7 +262,7 @@ def write_nested(path: Path, spec: DecoderSpec, layout: Layout) -> Iterator[Nest
             file.write(struct.pack("<Q", len(text)) + text)
             file.truncate(start + offset)
         data = np.memmap(part, np.uint8, "r+")
-        writer = NestedWriter(data, places, layout)
+        writer = NestedWriter(data, places)
         yield writer
         writer.done()
         data.flush()

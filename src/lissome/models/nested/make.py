@@ -15,8 +15,8 @@ from lissome.core.events import EventStream
 from lissome.models.model import Model
 from lissome.models.nested.blocks import BlockReader
 from lissome.models.nested.describe import describe
-from lissome.models.nested.file import NAME, write_nested
-from lissome.ops.nested import Layout, NestedCodes, from_blocks, quantise
+from lissome.models.nested.file import NAME, layout_of, write_nested
+from lissome.ops.nested import MOST_BITS, Layout, NestedCodes, from_blocks, quantise
 
 _PIECE = 1 << 22  # weights that are quantised at a time
 
@@ -26,6 +26,7 @@ def make(
     path: Path | str,
     *,
     layout: Layout | None = None,
+    head: Layout | None = None,
     importance: Mapping[str, Tensor] | None = None,
     events: EventStream | None = None,
 ) -> Path:
@@ -37,7 +38,10 @@ def make(
     Args:
         model: A causal language model.
         path: The file to write.
-        layout: How codes are cut. Default: 3 + 1 bits, groups of 32.
+        layout: How codes of blocks are cut. Default: 3 + 1 bits, groups of 32.
+        head: The same for the embedding and the head, in as many segments. Default: two bits more in the first, because
+            the head's errors reach the result unmixed: SmolLM2's perplexity rises by 5.5 % at 4 bits, 0.6 % at 5, and
+            less than 0.1 % at 6.
         importance: By which squared errors of weights count, by parameter's name, e.g. from
             `lissome.engine.decode.fisher`; of others all errors count alike.
         events: Where progress goes: a stage ``nest`` counted in weights.
@@ -47,20 +51,20 @@ def make(
         OSError: When the disk is full or the place cannot be written.
     """
     layout, path, found = layout or Layout(), Path(path), describe(model)
-    importance = importance or {}
-    blocks = BlockReader.of(model, layout)
+    head = head or with_more_bits(layout)
+    importance, blocks = importance or {}, BlockReader.of(model)
     total = sum(prod(shape) for shape in found.spec.weights().values())
     with (
-        write_nested(path, found.spec, layout) as writer,
+        write_nested(path, found.spec, layout, head) as writer,
         (events or EventStream()).stage("nest", total) as stage,
     ):
         for name, vector in found.vectors.items():
             writer.vector(name, vector.numpy())
         for name, parts in found.matrices.items():
-            pieces = []
+            pieces, own = [], layout_of(name, layout, head)
             for part in parts:
                 weight = model.module.get_parameter(part).detach()
-                pieces += [_codes(blocks, part, weight, layout, importance.get(part))]
+                pieces.append(_codes(blocks, part, weight, own, importance.get(part)))
                 stage.advance(weight.numel())
             writer.matrix(name, _stacked(pieces))
     return path
@@ -79,6 +83,12 @@ def make_folder(model: Model, folder: Path | str, **settings: Any) -> Path:
     return folder
 
 
+def with_more_bits(layout: Layout) -> Layout:
+    """Return a layout with two bits more in its first segment, 8 in all at most."""
+    more = min(2, MOST_BITS - layout.bits)
+    return Layout((layout.planes[0] + more, *layout.planes[1:]), layout.group)
+
+
 def _codes(
     blocks: BlockReader | None, name: str, weight: Tensor, layout: Layout, importance: Tensor | None
 ) -> NestedCodes:
@@ -90,7 +100,7 @@ def _codes(
         counts: NDArray[np.float32] | None = None
         if importance is not None:
             counts = importance[first : first + rows].float().numpy()
-        exact = None if blocks is None else blocks.read(name, first, values)
+        exact = None if blocks is None else blocks.read(name, first, values, layout)
         if exact is None:
             pieces.append(quantise(values, layout, counts))
         else:
