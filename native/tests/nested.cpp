@@ -1,6 +1,7 @@
 // Nested weights and the engine: every array of exact length, sizes and lengths damaged at random. Damage is refused, or
 // harmless: no damage makes a kernel read outside of an array.
-#include <cstring>
+#include <algorithm>
+#include <memory>
 #include <stdexcept>
 
 #include "check.h"
@@ -42,6 +43,7 @@ struct Arrays {
 };
 
 std::int64_t damaged(std::int64_t value, Random& random) {
+  value = std::clamp<std::int64_t>(value, -1000, 1000);  // it may have been damaged before
   const std::int64_t other[] = {0, -1, 1, value + 1, value - 1, 2 * value, value + 16, value + 32, value - 32,
                                 std::int64_t{1} << 40, std::int64_t{1} << 62, -(std::int64_t{1} << 62)};
   return other[random() % 12];
