@@ -7,7 +7,8 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lissome.testing.toys import toy_module
+from lissome.models.artifact import save_model
+from lissome.testing.toys import toy_model
 
 LOST = "model.layers.0.mlp.down_proj.weight"
 
@@ -39,13 +40,13 @@ def _change(**fields):
     ],
 )
 def test_one_line_and_exit_code_2(run, tmp_path, damage, words):
-    toy_module("llama").save_pretrained(tmp_path)
-    damage(tmp_path)
+    folder = save_model(toy_model("llama"), tmp_path / "model")
+    damage(folder)
     for command in (["inspect"], ["generate", "--prompt", "a"], ["export", "--to", "hf"]):
-        result = run(command[0], str(tmp_path), *command[1:])
+        result = run(command[0], str(folder), *command[1:])
         assert result.code == 2
         assert result.out == ""
-        assert result.err.startswith(f"error: {tmp_path}: ")
+        assert result.err.startswith(f"error: {folder}: ")
         assert words in result.err
         assert result.err.count("\n") == 1
 

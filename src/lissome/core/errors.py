@@ -28,6 +28,7 @@ import difflib
 from collections.abc import Iterable
 
 _SHOWN = 24  # names that a message lists: all methods, terms and settings, but not the hundreds of axes of a model
+_WIDTH = 400  # characters that they may take together, the longest counting for all
 
 
 class LissomeError(Exception):
@@ -119,9 +120,10 @@ def unknown_name(what: str, given: str, known: Iterable[str], next_step: str = "
         next_step: What the user can do next, appended as its own clause.
     """
     names = sorted(known)
+    shown = max(1, min(_SHOWN, _WIDTH // (1 + max(map(len, names), default=0))))
     guess = nearest(given, names)
     hint = f" did you mean {guess!r}?" if guess else ""
-    more = f" … ({len(names)} in all)" if len(names) > _SHOWN else ""
-    listing = (", ".join(names[:_SHOWN]) or "none") + more
+    more = f" … ({len(names)} in all)" if len(names) > shown else ""
+    listing = (", ".join(names[:shown]) or "none") + more
     tail = f" {next_step}" if next_step else ""
     return f"unknown {what} {given!r};{hint} known: {listing}.{tail}"

@@ -323,6 +323,28 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     Raises:
         UnsupportedModelError: When no family recognises it; says what its family misses, or which families are known.
     """
+    try:
+        return family_anatomy(module)
+    except OtherArchitectureError as unknown:
+        name = type(module).__name__
+        if reads_text(module):
+            names = ", ".join(sorted(unknown.known))
+            raise UnsupportedModelError(f"{name} was not understood; the model types that are: {names}.") from unknown
+    from lissome.models.traced.reader import read
+
+    try:
+        return read(module)
+    except UnsupportedModelError as reason:
+        raise UnsupportedModelError(f"{name} was not understood: {reason}.") from reason
+
+
+def family_anatomy(module: nn.Module) -> Anatomy:
+    """Read the anatomy of a module that a family knows; nothing is run, unlike with networks of any kind.
+
+    Raises:
+        OtherArchitectureError: When no family does; has the model types that are known.
+        UnsupportedModelError: When its family misses something.
+    """
     from lissome.models.adapters.elastic import with_adapters
 
     known: list[str] = []
@@ -335,15 +357,7 @@ def anatomy_of(module: nn.Module) -> Anatomy:
             raise UnsupportedModelError(f"{type(module).__name__} was not understood: {reason}.") from reason
         else:
             return with_adapters(anatomy)
-    name = type(module).__name__
-    if reads_text(module):
-        raise UnsupportedModelError(f"{name} was not understood; the model types that are: {', '.join(sorted(known))}.")
-    from lissome.models.traced.reader import read
-
-    try:
-        return read(module)
-    except UnsupportedModelError as reason:
-        raise UnsupportedModelError(f"{name} was not understood: {reason}.") from reason
+    raise OtherArchitectureError(f"{type(module).__name__} is of no family", known)
 
 
 def reads_text(module: nn.Module) -> bool:

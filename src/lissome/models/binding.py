@@ -151,18 +151,19 @@ class Masking:
         self.subnet = self.space.full
 
     def _apply(self, branch: Branch) -> contextlib.ExitStack:
-        stack, module = contextlib.ExitStack(), self.binding.module
-        if not self.subnet.get(branch.name, 1):
-            _swap_module(stack, module, branch.path, self.binding.anatomy.family.absent(branch))
-            for path in branch.companions:
-                _swap_module(stack, module, path, nn.Identity())
-            return stack
-        sizes = self.binding.sizes(branch, self.subnet)
-        for parameter, index in self.binding.branch_index(branch, sizes).items():
-            _swap_parameter(stack, module, parameter, index, self.views)
-        for path, fields in self.binding.anatomy.family.resize(module, branch, sizes).items():
-            _swap_fields(stack, module.get_submodule(path), fields)
-        return stack
+        module = self.binding.module
+        with contextlib.ExitStack() as stack:  # what fails half-way is undone
+            if not self.subnet.get(branch.name, 1):
+                _swap_module(stack, module, branch.path, self.binding.anatomy.family.absent(branch))
+                for path in branch.companions:
+                    _swap_module(stack, module, path, nn.Identity())
+                return stack.pop_all()
+            sizes = self.binding.sizes(branch, self.subnet)
+            for parameter, index in self.binding.branch_index(branch, sizes).items():
+                _swap_parameter(stack, module, parameter, index, self.views)
+            for path, fields in self.binding.anatomy.family.resize(module, branch, sizes).items():
+                _swap_fields(stack, module.get_submodule(path), fields)
+            return stack.pop_all()
 
     def _settle(self) -> None:
         self._settled.close()

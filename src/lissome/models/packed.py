@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lissome.core.errors import ConfigError, UnsupportedModelError
-from lissome.models.anatomy import anatomy_of
+from lissome.models.anatomy import family_anatomy
 from lissome.models.parts import is_conv1d
 from lissome.ops.kernels.linear import SparseLinear
 from lissome.ops.kernels.packed import BREAK_EVEN, Form
@@ -135,6 +135,6 @@ def _head(module: nn.Module) -> nn.Module | None:
 def _read_directly(module: nn.Module) -> set[str]:
     """Names of layers whose weight is read without a call, as far as the model's family says it."""
     try:
-        return {name for branch in anatomy_of(module).branches for name in branch.direct}
+        return {name for branch in family_anatomy(module).branches for name in branch.direct}
     except UnsupportedModelError:
         return set()

@@ -220,7 +220,9 @@ def _order_message(name: str, lacking: list[str], removed_by: Mapping[str, str],
     if tag in removed_by:
         return f"{name} needs a model that is {tag}, but {removed_by[tag]} before it leaves none; put {name} first."
     makers = [info.name for info in methods().values() if tag in info.load().leaves]
-    fitting = sorted(info.name for info in methods().values() if info.load().needs <= tags)
+    together = find_method(name).family == "federate"  # a job is of one model, or of many clients
+    alike = (info for info in methods().values() if (info.family == "federate") is together)
+    fitting = sorted(info.name for info in alike if info.load().needs <= tags)
     if makers:
         advice = f"put {' or '.join(makers)} before it"
     else:

@@ -71,11 +71,24 @@ def drawn_inputs(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str
 
 @torch.no_grad()
 def results(module: nn.Module, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Return all numbers that a forward gives, flat; `tensors` take the place of parameters and buffers."""
-    given = dict(inputs)
-    found = torch.func.functional_call(module, dict(tensors), (), given) if tensors else module(**given)
+    """Return all numbers that a forward gives, flat; `tensors` take the place of parameters for this once."""
+    with _with_values(module, tensors or {}):
+        found = module(**inputs)
     leaves = tree_leaves(dict(found) if isinstance(found, Mapping) else found)
     return torch.cat([value.flatten().float() for value in leaves if isinstance(value, Tensor)])
+
+
+@contextlib.contextmanager
+def _with_values(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Write numbers into parameters for a while: torch.func.functional_call loses those of modules held twice."""
+    kept = {name: module.get_parameter(name).clone() for name in tensors}
+    try:
+        for name, value in tensors.items():
+            module.get_parameter(name).copy_(value)
+        yield
+    finally:
+        for name, value in kept.items():
+            module.get_parameter(name).copy_(value)
 
 
 @contextlib.contextmanager
