@@ -210,8 +210,9 @@ def check_fields(config: Mapping[str, Any], tensors: int | None = None, prefix: 
             if config.get(name) is not None and not fits(config[name]):
                 raise _wrong(prefix + name, config[name], allowed)
     for name in _LAYERS:
-        if tensors is not None and (config.get(name) or 0) > max(tensors, _FEW):
-            raise ArtifactError(f"{prefix}{name} is {config[name]}, but the weights hold {tensors} tensors in all.")
+        count = config.get(name)
+        if tensors is not None and type(count) is int and count > max(tensors, _FEW):
+            raise ArtifactError(f"{prefix}{name} is {count}, but the weights hold {tensors} tensors in all.")
     _check_activations(config, prefix)
     for name in ("rope_parameters", "rope_scaling"):
         if config.get(name) is not None:
