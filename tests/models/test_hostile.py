@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -12,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lissome.cli._failures import failure
-from lissome.core.errors import ArtifactError
+from lissome.core.errors import ArtifactError, LissomeError
 from lissome.core.manifest import Base, Manifest
 from lissome.models.binding import extract
 from lissome.models.load import load_model
@@ -236,6 +239,11 @@ def test_configurations_name_the_field(kind: str, case: str, request: pytest.Fix
         ({"rope_parameters": 5}, "rope_parameters must be an object"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": -1}}, r"rope_theta must be a positive number"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "x"}}, "factor must be a positive"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 3}},
+            "up to 1, got 3",
+        ),
+        ({"chunk_size_feed_forward": -1}, "chunk_size_feed_forward must be"),
         ({"num_key_value_heads": 0}, "num_key_value_heads must be a whole number"),
         ({"num_key_value_heads": 4}, "has the shape"),
         ({"head_dim": 10**9}, "has the shape"),
@@ -304,6 +312,49 @@ def test_manifests_are_compared_with_the_model(case: str, uneven: Path) -> None:
 def test_a_file_that_was_added_is_not_read(uneven: Path) -> None:
     (uneven / "tokenizer.json").write_text("{}")
     refused(uneven, r"tokenizer\.json is not listed")
+
+
+# Anything at all
+
+VALUES = st.sampled_from([
+    None, True, 0, -1, 1, 3, 1.5, 10**6, 10**9, 2**63, 10**30, 10**400, "", "abc", "../x", "float16", "I8", [], [1], {},
+    {"a": 1}, float("nan"), float("inf"),
+])  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of everything inside a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [inner for key, item in items for inner in [(*path, key), *places(item, (*path, key))]]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.parametrize("file", ["config.json", "manifest.json", "model.safetensors"])
+def test_whatever_stands_in_a_file_is_read_or_refused_in_one_line(file: str, uneven: Path, data: st.DataObject) -> None:
+    copied = uneven.parent / "case"
+    shutil.rmtree(copied, ignore_errors=True)
+    shutil.copytree(uneven, copied)
+    if file != "manifest.json":
+        forget_manifest(copied)
+    content = (copied / file).read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little") if file == "model.safetensors" else len(content)
+    fields = json.loads(content[8:end] if file == "model.safetensors" else content)
+    *path, last = data.draw(st.sampled_from(places(fields)))
+    inner = fields
+    for key in path:
+        inner = inner[key]
+    inner[last] = data.draw(VALUES)
+    text = json.dumps(fields).encode()
+    if file == "model.safetensors":
+        text = len(text).to_bytes(8, "little") + text + content[end:]
+    (copied / file).write_bytes(text)
+    try:
+        load_model(copied)
+    except LissomeError as error:
+        line, code = failure(error)
+        assert code in (2, 4)
+        assert "\n" not in line
 
 
 # What is missing or left over on purpose

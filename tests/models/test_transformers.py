@@ -23,7 +23,8 @@ from lissome.models.binding import extract, masked
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.stated import stated_sizes
-from lissome.pipeline import generate, inspect, plan
+from lissome.pipeline.verbs import inspect, plan
+from lissome.pipeline.writing import generate
 from lissome.testing import conformance
 from lissome.testing.toys import FAMILIES, toy_inputs, toy_model, toy_module
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,6 +69,10 @@ class Hooks:
     def path(self, step: int, rng: random.Random) -> AbstractContextManager[Any]:
         """Return a context for one forward and backward pass, e.g. ``masked(model, space.sample(rng))``."""
         return contextlib.nullcontext()
+
+    def passes(self, step: int, rng: random.Random) -> Sequence[AbstractContextManager[Any]]:
+        """Return a context for each pass over one micro-batch, in order; the mean of their losses is trained on."""
+        return (self.path(step, rng),)
 
     def weigh(self, batch: Batch) -> Tensor | None:
         """Return Tensor[B] of factors on the examples' losses (mean 1 keeps the scale), or None."""

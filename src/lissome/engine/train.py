@@ -172,7 +172,8 @@ class _Loop:
 
     def __init__(self, task: Task, config: TrainConfig, seed: int, hooks: Hooks, checkpoint: Checkpoint | None) -> None:
         self.task, self.config, self.seed, self.hooks, self.checkpoint = task, config, seed, hooks, checkpoint
-        unused = DistributedDataParallelKwargs(find_unused_parameters=type(hooks).path is not Hooks.path)
+        several = type(hooks).path is not Hooks.path or type(hooks).passes is not Hooks.passes
+        unused = DistributedDataParallelKwargs(find_unused_parameters=several)
         self.accelerator = Accelerator(kwargs_handlers=[unused])
         objective = _Objective(task)
         optimizer = self._optimizer()
@@ -217,21 +218,28 @@ class _Loop:
         """Accumulate the gradient of one step; return the mean loss of this process's examples."""
         config, total = self.config, 0.0
         for part in range(config.accumulation):
-            self._seed_generators(part)
+            self._seed_generators(part, 0)
             batch = self._batch(part)
-            last = part == config.accumulation - 1
-            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective)
-            path = self.hooks.path(self.step, random.Random(derive(self.seed, "path", self.step, part)))
-            with sync, path:
-                with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
-                    losses = self.objective(batch)
-                if losses.shape != batch.indices.shape:
-                    raise ConfigError(f"the loss must be one number per example, got shape {tuple(losses.shape)}.")
-                weights = self.hooks.weigh(batch)
-                loss = (losses if weights is None else losses * weights).float().mean() / config.accumulation
-                self.accelerator.backward(loss)
-            total += loss.item()
+            paths = self.hooks.passes(self.step, random.Random(derive(self.seed, "path", self.step, part)))
+            for turn, path in enumerate(paths):
+                if turn:
+                    self._seed_generators(part, turn)
+                last = part == config.accumulation - 1 and turn == len(paths) - 1
+                sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective)
+                with sync, path:
+                    total += self._pass(batch, config.accumulation * len(paths))
         return total
+
+    def _pass(self, batch: Batch, passes: int) -> float:
+        """Go forward and backward once; return what this pass adds to the mean loss of the step's `passes`."""
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
+            losses = self.objective(batch)
+        if losses.shape != batch.indices.shape:
+            raise ConfigError(f"the loss must be one number per example, got shape {tuple(losses.shape)}.")
+        weights = self.hooks.weigh(batch)
+        loss = (losses if weights is None else losses * weights).float().mean() / passes
+        self.accelerator.backward(loss)
+        return float(loss.detach())
 
     def _update(self, loss: float) -> float:
         """Mask, clip and noise the gradient, and step; return the learning rate."""
@@ -289,9 +297,10 @@ class _Loop:
         examples, *second = (send_to_device(one, device) for one in stacked)
         return Batch(examples, picks[0].to(device), second[0] if second else None, self.step)
 
-    def _seed_generators(self, part: int) -> None:
+    def _seed_generators(self, part: int, turn: int) -> None:
         """Dropout and anything else that draws from a global generator follows from (seed, step) too."""
-        value = derive(self.seed, "global", self.step, part, self.accelerator.process_index)
+        turns = (turn,) if turn else ()
+        value = derive(self.seed, "global", self.step, part, *turns, self.accelerator.process_index)
         random.seed(value)
         np.random.seed(value % 2**32)
         torch.manual_seed(value)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 IndexMap = dict[str, dict[int, Tensor]]
 
+_REMEMBERED = 2048  # sizes of dims whose indices are kept: megabytes for wide models
+
 
 def narrow(tensor: Tensor, index: Mapping[int, Tensor]) -> Tensor:
     """Cut a tensor to the kept indices (ascending) of each dimension; a run is a view, anything else a copy."""
@@ -63,6 +65,15 @@ class Binding:
         self.shapes = {name: tuple(value.shape) for name, value in self.module.named_buffers()}
         self.buffers = frozenset(self.shapes)
         self.shapes |= {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
+        self._owners: dict[str, nn.Module] = {}
+        self._known: dict[tuple[str, str, int], dict[tuple[str, int], Tensor]] = {}
+
+    def owner(self, tensor: str) -> nn.Module:
+        """Return the module that a parameter or buffer belongs to."""
+        path = tensor.rpartition(".")[0]
+        if path not in self._owners:
+            self._owners[path] = self.module.get_submodule(path)
+        return self._owners[path]
 
     def sizes(self, branch: Branch, subnet: Mapping[str, int]) -> dict[str, int]:
         """Kept units of each dim of a branch; 0 everywhere when the branch is removed."""
@@ -72,19 +83,30 @@ class Binding:
 
     def branch_index(self, branch: Branch, sizes: Mapping[str, int]) -> IndexMap:
         """Kept indices by parameter and dimension, for the parameters of a branch that get smaller."""
-        keep: dict[tuple[str, int], Tensor] = {}
+        index: IndexMap = {}
         for dim in branch.dims:
             if sizes[dim.name] == dim.size:
                 continue
-            for cut in dim.cuts:
-                key = (cut.parameter, cut.dim)
-                if key not in keep:
-                    keep[key] = torch.ones(self.shapes[cut.parameter][cut.dim], dtype=torch.bool)
-                keep[key][cut.dropped(sizes[dim.name])] = False
-        index: IndexMap = {}
-        for (parameter, dimension), flags in keep.items():
-            index.setdefault(parameter, {})[dimension] = flags.nonzero().flatten()
+            for (parameter, dimension), kept in self._kept(branch, dim, sizes[dim.name]).items():
+                places = index.setdefault(parameter, {})
+                other = places.get(dimension)
+                places[dimension] = kept if other is None else kept[torch.isin(kept, other)]
         return index
+
+    def _kept(self, branch: Branch, dim: Dim, size: int) -> dict[tuple[str, int], Tensor]:
+        """Indices that one dim keeps, by parameter and dimension; remembered, so that switching is quick."""
+        key = (branch.name, dim.name, size)
+        if key not in self._known:
+            flags: dict[tuple[str, int], Tensor] = {}
+            for cut in dim.cuts:
+                place = (cut.parameter, cut.dim)
+                if place not in flags:
+                    flags[place] = torch.ones(self.shapes[cut.parameter][cut.dim], dtype=torch.bool)
+                flags[place][cut.dropped(size)] = False
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = {place: flag.nonzero().flatten() for place, flag in flags.items()}
+        return self._known[key]
 
     def index_map(self, subnet: Mapping[str, int]) -> dict[str, dict[int, Tensor] | None]:
         """What a Subnet keeps of every parameter it touches.
@@ -160,7 +182,7 @@ class Masking:
                 return stack.pop_all()
             sizes = self.binding.sizes(branch, self.subnet)
             for parameter, index in self.binding.branch_index(branch, sizes).items():
-                _swap_parameter(stack, module, parameter, index, self.views)
+                _swap_parameter(stack, self.binding.owner(parameter), parameter, index, self.views)
             for path, fields in self.binding.anatomy.family.resize(module, branch, sizes).items():
                 _swap_fields(stack, module.get_submodule(path), fields)
             return stack.pop_all()
@@ -182,11 +204,10 @@ def _swap_module(stack: contextlib.ExitStack, root: nn.Module, path: str, new: n
 
 
 def _swap_parameter(
-    stack: contextlib.ExitStack, root: nn.Module, path: str, index: Mapping[int, Tensor], views: dict[str, Tensor]
+    stack: contextlib.ExitStack, owner: nn.Module, path: str, index: Mapping[int, Tensor], views: dict[str, Tensor]
 ) -> None:
     """Put a view of the kept slice in the place of a parameter or buffer (and in `views`), and the layer's sizes."""
-    owner_path, _, name = path.rpartition(".")
-    owner = root.get_submodule(owner_path)
+    name = path.rpartition(".")[2]
     entries = _entries(owner, name)
     order, whole = tuple(entries), entries.pop(name)
     assert whole is not None
@@ -216,14 +237,16 @@ def _restore_entry(table: dict[str, Any], name: str, value: Tensor | None, order
 
 def _swap_fields(stack: contextlib.ExitStack, target: Any, fields: Mapping[str, Any]) -> None:
     """Set attributes (None deletes an existing one) and remember how they were."""
+    # a module's own way looks for parameters first, which takes longer
+    put = object.__setattr__ if isinstance(target, nn.Module) else setattr
     for name, value in fields.items():
         had, old = hasattr(target, name), getattr(target, name, None)
         if value is not None:
-            setattr(target, name, value)
+            put(target, name, value)
         elif had:
             delattr(target, name)
         if had:
-            stack.callback(setattr, target, name, old)
+            stack.callback(put, target, name, old)
         elif value is not None:
             stack.callback(delattr, target, name)
 

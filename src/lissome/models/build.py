@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ _SIZES = (
 _WORDS = frozenset({"auto"})  # what some of them may be instead of a number
 _NUMBERS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "query_pre_attn_scalar")
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
+_FLAGS = ("output_hidden_states", "output_attentions", "return_dict", "use_cache", "tie_word_embeddings")
 _LARGEST = 1 << 31
 _LEGACY_ROPE = ("default", "su", "mrope")  # kinds of scaled positions that configuration classes translate themselves
 _WIDEST = 1 << 22  # the largest vocabularies have 2^18 words
@@ -203,17 +204,15 @@ def check_fields(config: Mapping[str, Any], tensors: int | None = None, prefix: 
     Raises:
         ArtifactError: Names the field, what it says, and what it may say.
     """
-    for name in _SIZES:
-        value = config.get(name)
-        words = isinstance(value, str) and value in _WORDS
-        if value is not None and not words and (type(value) is not int or not 0 < value <= _LARGEST):
-            raise _wrong(prefix + name, value, f"a whole number from 1 to {_LARGEST}")
+    dropouts = [name for name in config if "dropout" in name or name.endswith("_pdrop")]
+    for names, fits, allowed in (*_RULES, (dropouts, _share, "a number from 0 to 1")):
+        for name in names:
+            if config.get(name) is not None and not fits(config[name]):
+                raise _wrong(prefix + name, config[name], allowed)
     for name in _LAYERS:
-        if tensors is not None and (config.get(name) or 0) > max(tensors, _FEW):
-            raise ArtifactError(f"{prefix}{name} is {config[name]}, but the weights hold {tensors} tensors in all.")
-    for name in _NUMBERS:
-        if config.get(name) is not None and not _positive(config[name]):
-            raise _wrong(prefix + name, config[name], "a positive number")
+        count = config.get(name)
+        if tensors is not None and type(count) is int and count > max(tensors, _FEW):
+            raise ArtifactError(f"{prefix}{name} is {count}, but the weights hold {tensors} tensors in all.")
     _check_activations(config, prefix)
     for name in ("rope_parameters", "rope_scaling"):
         if config.get(name) is not None:
@@ -246,12 +245,36 @@ def _check_rope(given: Any, name: str) -> None:
         for key in ("rope_theta", "factor"):
             if settings.get(key) is not None and not _positive(settings[key]):
                 raise _wrong(f"{place}.{key}", settings[key], "a positive number")
+        part = settings.get("partial_rotary_factor")
+        if part is not None and not (_share(part) and part):
+            raise _wrong(f"{place}.partial_rotary_factor", part, "a number above 0 and up to 1")
+
+
+def _size(value: Any) -> bool:
+    return (isinstance(value, str) and value in _WORDS) or (type(value) is int and 0 < value <= _LARGEST)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST
 
 
 def _positive(value: Any) -> bool:
     if type(value) is int:
         return 0 < value <= _LARGEST**2
     return type(value) is float and math.isfinite(value) and value > 0
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, bool) or (type(value) in {int, float} and 0 <= value <= 1)
+
+
+_RULES: tuple[tuple[Iterable[str], Callable[[Any], bool], str], ...] = (
+    (_SIZES, _size, f"a whole number from 1 to {_LARGEST}"),
+    (_NUMBERS, _positive, "a positive number"),
+    (_FLAGS, lambda value: isinstance(value, bool), "true or false"),
+    (("chunk_size_feed_forward",), _count, f"a whole number from 0 to {_LARGEST}"),
+)
+"""Fields, what they may be where they are stated, and how that is said."""
 
 
 def _layers(given: Any) -> list[dict[str, dict[str, int]]]:
