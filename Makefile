@@ -53,7 +53,7 @@ $(VENV)/installed-run: $(NEEDS) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed-run
-	$(EDITABLE) '.[bench,dev,eval,federate,gguf,report,tensorboard]'
+	$(EDITABLE) '.[bench,dev,eval,federate,gguf,images,report,tensorboard]'
 	touch $@
 
 # llama.cpp is compiled here (some minutes, without its picture part); Chromium looks at the report page; PostgreSQL and

@@ -267,6 +267,38 @@ def test_a_configuration_without_sizes_takes_no_memory(tmp_path: Path) -> None:
     refused(tmp_path, "missing")
 
 
+def test_keys_that_occur_twice(stock: Path) -> None:
+    text = (stock / "config.json").read_text()
+    (stock / "config.json").write_text('{"vocab_size": 5,' + text.lstrip()[1:])
+    refused(stock, "'vocab_size' occurs twice")
+    (stock / "config.json").write_text(text)
+    content = (stock / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    name = matrix(load_file(stock / "model.safetensors"))
+    twice = (json.dumps(header)[:-1] + f", {json.dumps(name)}: {json.dumps(header[name])}}}").encode()
+    (stock / "model.safetensors").write_bytes(len(twice).to_bytes(8, "little") + twice + content[end:])
+    refused(stock, f"{re.escape(name)}' occurs twice")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("generation_config.json", "{", "is not valid JSON"),
+        ("generation_config.json", "[" * 10**5, "is not valid JSON"),
+        ("generation_config.json", "[1]", "is not a JSON object"),
+        ("generation_config.json", '{"eos_token_id": {"a": []}}', "eos_token_id must be the number of a token"),
+        ("adapter_config.json", '{"base_model_name_or_path": "../other"}', "names a model to load instead"),
+        ("tokenizer_config.json", "[]", "the tokenizer"),
+        ("tokenizer.json", "[" * 10**5, "the tokenizer"),
+    ],
+)
+def test_what_lies_beside_the_weights(name: str, text: str, words: str, tmp_path: Path) -> None:
+    toy_module("llama").save_pretrained(tmp_path)  # type: ignore[operator]
+    (tmp_path / name).write_text(text)
+    refused(tmp_path, words)
+
+
 @pytest.mark.parametrize("text", ["", "[" * 10**5, '{"a":' * 10**5, '{"model_type": ' + "9" * 10**5 + "}", "\0", "{}"])
 def test_texts_that_are_no_configuration(text: str, stock: Path) -> None:
     (stock / "config.json").write_text(text)

@@ -297,14 +297,23 @@ def parse_json(content: bytes | str, where: str, *, finite: bool = True) -> Any:
         finite: Refuse NaN and infinity.
 
     Raises:
-        ArtifactError: When it is not JSON.
+        ArtifactError: When it is not JSON, or an object has a key twice.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8")
-        return json.loads(text, parse_constant=_refuse if finite else None)
+        return json.loads(text, parse_constant=_refuse if finite else None, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of too many digits
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{where} is not valid JSON ({reason}); it is damaged, restore or remake it.") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object, whose keys must differ: readers do not agree on which of two values counts."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)[:60]!r} occurs twice")
+    return made
 
 
 def _refuse(constant: str) -> float:

@@ -26,7 +26,7 @@ from lissome.models.adapters import adapters, load_adapters, save_adapters
 from lissome.models.adapters.layers import is_adapter_tensor
 from lissome.models.adapters.prompts import is_prompt_tensor, load_prompt, prompt_of, save_prompt
 from lissome.models.anatomy import Anatomy, Layer
-from lissome.models.build import MODEL_TYPE, check_quantised, is_foreign, is_memory, skeleton, stock_class
+from lissome.models.build import FAILURES, MODEL_TYPE, check_quantised, is_foreign, is_memory, skeleton, stock_class
 from lissome.models.foreign import foreign_config
 from lissome.models.integers import STORAGE as INTEGERS
 from lissome.models.integers import give, grids, set_grid, take
@@ -34,7 +34,7 @@ from lissome.models.model import Model, Source
 from lissome.models.paging import stored_tensors
 from lissome.models.space import Space
 from lissome.models.sparse import STORAGE, compress, expand, masks, set_mask
-from lissome.models.stored import check_entries, check_filled, check_loaded, check_shapes, read_entries
+from lissome.models.stored import check_beside, check_entries, check_filled, check_loaded, check_shapes, read_entries
 
 WEIGHTS = "model.safetensors"
 ADAPTER, PROMPT = "adapter", "prompt"
@@ -292,6 +292,7 @@ def _fill(
             check_shapes({name: entry.shape for name, entry in entries.items()}, empty)
             return _fill_skeleton(skeleton(config), files, dtype, _stored_dtype(config))
         check_entries(entries, empty)
+        check_beside(folder)
         loaded, info = stock_class(config).from_pretrained(
             folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, output_loading_info=True
         )
@@ -299,16 +300,16 @@ def _fill(
         module: nn.Module = loaded.eval()
         return module
     except ArtifactError as error:
-        raise ArtifactError(f"{folder}: {error}") from error
+        raise ArtifactError(f"{folder}: {error}" if str(folder) not in str(error) else str(error)) from error
     except SafetensorError as error:
         raise ArtifactError(
             f"the weights in {folder} are damaged or cut short ({error}); restore or remake them."
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, *FAILURES) as error:
         if is_memory(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{folder} could not be read as a model: {reason}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ArtifactError(f"{folder} could not be read as a model: {reason}; restore it or get it again.") from error
 
 
 def _stored_dtype(config: Mapping[str, Any]) -> torch.dtype:

@@ -74,7 +74,7 @@ def skeleton(
             check_widths(module)
             whole = Model(module)
             module = extract(whole, whole.anatomy.choices(_layers(config.get("layers")))).module
-    except _BUILDING as error:
+    except FAILURES as error:
         if is_memory(error):
             raise
         raise ArtifactError(
@@ -89,11 +89,11 @@ def is_foreign(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == MODEL_TYPE and isinstance(base, Mapping) and base.get("model_type") == FOREIGN
 
 
-# What configuration and model classes raise over fields that do not go together.
-_BUILDING = (
+FAILURES = (
     LissomeError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError,
     StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
+"""What configuration and model classes raise over fields that do not go together."""
 
 
 def _reason(error: Exception) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lissome.core.errors import ArtifactError
+from lissome.core.files import parse_json, read_json
 from lissome.models.build import configuration, sibling_classes
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -39,19 +40,26 @@ def read_entries(files: Iterable[Path]) -> dict[str, Entry]:
 
     Raises:
         SafetensorError: When a file is damaged.
-        ArtifactError: When two files hold a tensor of one name.
+        ArtifactError: When a tensor is there twice.
     """
     from safetensors import safe_open
 
     found: dict[str, Entry] = {}
     for file in files:
-        with safe_open(file, "pt") as opened:
+        with safe_open(file, "pt") as opened:  # it checks lengths and offsets, but takes the last of equal names
+            _check_header(file)
             for name in opened.keys():  # noqa: SIM118 (not a mapping)
                 if name in found:
                     raise ArtifactError(f"{file.name} holds {name}, and so does another file of the folder; {_REMEDY}.")
                 part = opened.get_slice(name)
                 found[name] = Entry(part.get_dtype(), tuple(part.get_shape()))
     return found
+
+
+def _check_header(file: Path) -> None:
+    """Refuse a header that has a name twice; its length was checked."""
+    with file.open("rb") as opened:
+        parse_json(opened.read(int.from_bytes(opened.read(8), "little")), f"the header of {file.name}")
 
 
 def check_entries(entries: Mapping[str, Entry], module: nn.Module) -> None:
@@ -126,6 +134,26 @@ def check_loaded(info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     wrong = [name for name, *_ in info["mismatched_keys"]]
     if info["missing_keys"] or unknown or wrong:
         raise misfit(sorted(info["missing_keys"]), unknown, wrong)
+
+
+def check_beside(folder: Path) -> None:
+    """Refuse what transformers reads beside the weights without a word: broken settings, another model's adapter.
+
+    Raises:
+        ArtifactError: Names the file.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ArtifactError("adapter_config.json names a model to load instead; give that one, or remove the file.")
+    path = folder / "generation_config.json"
+    fields = read_json(path) if path.exists() else {}
+    if not isinstance(fields, dict):
+        raise ArtifactError(f"{path.name} is not a JSON object; restore it or remove it.")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = fields.get(name)
+        if not all(
+            type(token) is int for token in (given if isinstance(given, list) else [given]) if token is not None
+        ):
+            raise ArtifactError(f"{path.name}: {name} must be the number of a token, got {ascii(given)[:60]}.")
 
 
 def misfit(missing: Collection[str], unknown: Collection[str], wrong: Collection[str]) -> ArtifactError:

@@ -1,0 +1,259 @@
+"""Labelled images from a folder of folders, a NumPy archive or a `datasets` id, dealt into parts that share none.
+
+Pictures that are stored compressed stay so in memory, and are decoded when they are asked for.
+"""
+
+# N images, H × W pixels, C channels
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lissome.core.errors import DataError
+from lissome.core.optional import optional_import
+
+_PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
+_FORMS = (
+    "give a folder with a folder of pictures for each class, an .npz archive, or a datasets id NAME[:CONFIG][@SPLIT]"
+)
+_ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>\w+))?")
+_SPLITS = ("train", "val", "test")
+_SAME = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
+
+Picture = Callable[[], NDArray[np.uint8]]
+"""Gives the pixels of one image, uint8[H, W, C]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images with their classes.
+
+    Attributes:
+        name: What the user called them.
+        pictures: One each.
+        labels: Class of each, an index into `classes`.
+        classes: Names of the classes, in order.
+        splits: Positions of the images by the split that the source says, ``train``, ``val`` or ``test``; empty where
+            it says none.
+        sha256: Hash of the source's content.
+    """
+
+    name: str
+    pictures: tuple[Picture, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    splits: Mapping[str, tuple[int, ...]]
+    sha256: str
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.pictures)
+
+    def some(self, indices: Sequence[int]) -> Images:
+        """Return the images at some positions, of the same classes."""
+        marked = hashlib.sha256(f"{self.sha256}/{list(indices)}".encode()).hexdigest()
+        pictures, labels = tuple(self.pictures[at] for at in indices), tuple(self.labels[at] for at in indices)
+        return replace(self, pictures=pictures, labels=labels, splits={}, sha256=marked)
+
+    def split(self, name: str) -> Images:
+        """Return a split that the source has.
+
+        Raises:
+            DataError: When it has no such split; names those that it has.
+        """
+        if name not in self.splits:
+            have = ", ".join(self.splits) or "none"
+            raise DataError(f"{self.name} has no split {name!r}; it has: {have}. Deal one out with parts().")
+        return self.some(self.splits[name])
+
+    def parts(self, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, Images]:
+        """Deal the images out, each class by itself, so that every part has nearly the same mixture.
+
+        Args:
+            shares: Share of each part by name; they sum to at most 1. What is left over is dropped.
+            seed: Of the dealing.
+
+        Raises:
+            DataError: When the shares are no shares, or a part gets no image.
+        """
+        if not shares or min(shares.values()) <= 0 or sum(shares.values()) > 1 + 1e-9:
+            raise DataError(f"shares must be positive and sum to at most 1, got {dict(shares)}.")
+        chosen: dict[str, list[int]] = {name: [] for name in shares}
+        rng, labels = Random(seed), np.array(self.labels)
+        for label in range(len(self.classes)):
+            members = np.flatnonzero(labels == label).tolist()
+            rng.shuffle(members)
+            start = 0.0
+            for name, share in shares.items():
+                chosen[name] += members[round(start * len(members)) : round((start + share) * len(members))]
+                start += share
+        for name, found in chosen.items():
+            if not found:
+                raise DataError(
+                    f"{self.name} has {len(self)} images, too few for the part {name!r}; give more of them."
+                )
+        return {name: self.some(sorted(found)) for name, found in chosen.items()}
+
+
+def read_images(source: str | Path) -> Images:
+    """Read labelled images.
+
+    Args:
+        source: A folder with one folder of pictures per class, perhaps below ``train``, ``val`` and ``test``; an
+            ``.npz`` archive with ``image`` (uint8, N×H×W or N×H×W×C) or ``blob`` and ``offsets`` (pictures one behind
+            the other), ``label``, and perhaps ``classes`` and ``is_train``; or a `datasets` id,
+            ``NAME[:CONFIG][@SPLIT]``.
+
+    Raises:
+        DataError: When there is nothing of that name, it holds no labelled images, or a file is damaged.
+        MissingExtraError: When a library that reads it is not installed.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _of_folder(path)
+    if path.is_file():
+        if path.suffix != ".npz":
+            raise DataError(f"{path} is no archive of images; {_FORMS}.")
+        return _of_archive(path)
+    match = _ID.fullmatch(str(source))
+    if match is None or path.suffix in {".npz", ".zip", ".tar"}:
+        raise DataError(f"there is no {str(source)!r}; {_FORMS}.")
+    return _of_dataset(match)
+
+
+def decoded(content: bytes, where: str) -> NDArray[np.uint8]:
+    """Decode one picture to uint8[H, W, C], C being 1 or 3.
+
+    Raises:
+        DataError: When it is no picture; says where.
+        MissingExtraError: When Pillow is not installed.
+    """
+    module = optional_import("PIL.Image", extra="images")
+    try:
+        with module.open(BytesIO(content)) as picture:
+            pixels = np.asarray(picture.convert("L" if picture.mode in {"1", "L"} else "RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{where} is no picture that can be read ({error}); remove or replace it.") from error
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _images(name: str, rows: Sequence[tuple[Picture, str, str]], digest: str, classes: Sequence[str] = ()) -> Images:
+    """Put rows of (picture, class, split) together."""
+    known = tuple(classes) or tuple(sorted({label for _, label, _ in rows}))
+    if not rows or len(known) < 2:
+        raise DataError(
+            f"{name} has {len(rows)} images of {len(known)} class; at least two classes are needed; {_FORMS}."
+        )
+    place = {label: index for index, label in enumerate(known)}
+    splits: dict[str, list[int]] = {}
+    for index, (_, _, split) in enumerate(rows):
+        if split:
+            splits.setdefault(split, []).append(index)
+    return Images(
+        name=name,
+        pictures=tuple(picture for picture, _, _ in rows),
+        labels=tuple(place[label] for _, label, _ in rows),
+        classes=known,
+        splits={split: tuple(found) for split, found in splits.items()},
+        sha256=digest,
+    )
+
+
+def _of_folder(path: Path) -> Images:
+    below = {_SAME.get(child.name, child.name): child for child in sorted(path.iterdir()) if child.is_dir()}
+    parts = {name: child for name, child in below.items() if name in _SPLITS} or {"": path}
+    digest, rows = hashlib.sha256(), list[tuple[Picture, str, str]]()
+    for split, part in parts.items():
+        for file in sorted(part.glob("*/**/*")):
+            if file.suffix.lower() in _PICTURES and file.is_file():
+                label = file.relative_to(part).parts[0]
+                rows.append((_from_file(file), label, split))
+                digest.update(f"{split}/{label}/{file.name}/{file.stat().st_size}/".encode())
+    return _images(str(path), rows, digest.hexdigest())
+
+
+def _from_file(file: Path) -> Picture:
+    return lambda: decoded(file.read_bytes(), str(file))
+
+
+def _of_archive(path: Path) -> Images:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {Path(name).stem: _array(archive, name) for name in archive.namelist() if name.endswith(".npy")}
+        rows = _rows_of(path, arrays)
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an archive of images ({error}); get or write it again.") from error
+    names = [str(name) for name in arrays["classes"]] if "classes" in arrays else []
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(value).tobytes() for _, value in sorted(arrays.items())))
+    if names:
+        unknown = sorted({label for _, label, _ in rows if int(label) >= len(names)})
+        if unknown:
+            raise DataError(f"{path}: label {unknown[0]} is not among its {len(names)} classes; write it again.")
+        rows = [(picture, names[int(label)], split) for picture, label, split in rows]
+    return _images(str(path), rows, digest.hexdigest(), names or sorted({label for _, label, _ in rows}, key=int))
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    with archive.open(name) as file:
+        found: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return found
+
+
+def _rows_of(path: Path, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[Picture, str, str]]:
+    if "label" not in arrays or not ("image" in arrays or {"blob", "offsets"} <= arrays.keys()):
+        raise ValueError(
+            f"it has {', '.join(sorted(arrays)) or 'nothing'}; image (or blob and offsets) and label are needed"
+        )
+    labels = arrays["label"]
+    count = len(arrays["image"]) if "image" in arrays else len(arrays["offsets"]) - 1
+    if len(labels) != count or ("is_train" in arrays and len(arrays["is_train"]) != count):
+        raise ValueError(f"it has {count} images, but {len(labels)} labels")
+    if "image" in arrays and (arrays["image"].dtype != np.uint8 or arrays["image"].ndim not in {3, 4}):
+        raise ValueError("its images are not uint8 of N×H×W or N×H×W×C")
+    split = ["train" if one else "test" for one in arrays["is_train"]] if "is_train" in arrays else [""] * count
+    return [(_from_arrays(path, arrays, at), str(int(labels[at])), split[at]) for at in range(count)]
+
+
+def _from_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], at: int) -> Picture:
+    if "image" in arrays:
+        image = arrays["image"]
+        return lambda: image[at].reshape(*image.shape[1:3], -1)
+    blob, offsets = arrays["blob"], arrays["offsets"]
+    return lambda: decoded(blob[offsets[at] : offsets[at + 1]].tobytes(), f"{path}: image {at}")
+
+
+def _of_dataset(match: re.Match[str]) -> Images:
+    name, split = match[0], match["split"] or "train"
+    datasets = optional_import("datasets", extra="eval")
+    try:
+        table = datasets.load_dataset(match["id"], match["config"], split=split)
+    except Exception as error:  # the hub, the network and parsers raise a hundred kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{name!r} is no file, and as a datasets id it could not be read ({reason}); {_FORMS}."
+        ) from error
+    columns = table.column_names
+    image = next((column for column in ("image", "img", "pixels") if column in columns), None)
+    label = next((column for column in ("label", "labels", "fine_label") if column in columns), None)
+    if image is None or label is None:
+        raise DataError(f"{name} has the columns {', '.join(columns)}; image and label are needed.")
+    names = getattr(table.features[label], "names", None)
+    known = _SAME.get(split, split) if _SAME.get(split, split) in _SPLITS else ""
+
+    def picture(at: int) -> Picture:
+        return lambda: np.asarray(table[at][image].convert("RGB"))
+
+    rows = [(picture(at), names[value] if names else str(value), known) for at, value in enumerate(table[label])]
+    digest = hashlib.sha256(str(getattr(table, "_fingerprint", name)).encode()).hexdigest()
+    return _images(name, rows, digest, names or ())

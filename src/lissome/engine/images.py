@@ -1,0 +1,88 @@
+"""Images as training sees them: sized, normalised, perhaps moved and mirrored; and how many are put right."""
+
+# B images, C channels, H × W pixels
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from lissome.data.images import Images
+from lissome.models.example import example
+from lissome.models.model import Model
+
+
+class ImageExamples:
+    """Examples for `lissome.engine.train`: ``{"pixel_values": FloatTensor[C, H, W], "label": int}``.
+
+    Args:
+        images: The images.
+        shape: C, H and W that the model reads; grey and colour are turned into each other.
+        mean: What is subtracted from pixels in [0, 1], by channel.
+        std: What they are divided by then.
+        moved: Pixels by which an image is moved at most, and whether it is mirrored, at random: 0 changes nothing.
+            Draws come from torch's global generator, which the training loop seeds for every step.
+    """
+
+    def __init__(
+        self, images: Images, shape: Sequence[int], *, mean: Sequence[float], std: Sequence[float], moved: int = 0
+    ) -> None:
+        self.images, self._shape, self._moved = images, tuple(shape), moved
+        self._mean, self._std = (torch.tensor(list(each), dtype=torch.float32).view(-1, 1, 1) for each in (mean, std))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one example."""
+        return {"pixel_values": self._augmented(self.pixels(index)), "label": self.images.labels[index]}
+
+    def pixels(self, index: int) -> Tensor:
+        """Return one image as the model reads it, FloatTensor[C, H, W], not moved."""
+        channels, height, width = self._shape
+        found = torch.from_numpy(self.images.pictures[index]().copy()).permute(2, 0, 1).float() / 255
+        if found.shape[0] != channels:
+            found = found.mean(0, keepdim=True).expand(channels, -1, -1)
+        if found.shape[1:] != (height, width):
+            found = interpolate(found[None], (height, width), mode="bilinear", antialias=True)[0]
+        return (found - self._mean) / self._std
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all images in order, not moved, with their labels: [B, C, H, W] and [B]."""
+        labels = torch.tensor(self.images.labels)
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            yield torch.stack([self.pixels(index) for index in range(start, stop)]), labels[start:stop]
+
+    def _augmented(self, pixels: Tensor) -> Tensor:
+        if not self._moved:
+            return pixels
+        height, width = self._shape[1:]
+        top, left, mirrored = (int(torch.randint(high, ())) for high in (2 * self._moved + 1, 2 * self._moved + 1, 2))
+        wide = pad(pixels, [self._moved] * 4)[:, top : top + height, left : left + width]
+        return wide.flip(-1) if mirrored else wide
+
+
+def examples(model: Model, images: Images, *, moved: int = 0) -> ImageExamples:
+    """Return images as a model reads them: its size, and its mean and deviation where its configuration says them."""
+    (shape,) = (value.shape[1:] for value in example(model).values())
+    config: Any = getattr(model.module, "config", None)
+    mean, std = (getattr(config, f"image_{name}", None) or [0.5] * shape[0] for name in ("mean", "std"))
+    return ImageExamples(images, shape, mean=mean, std=std, moved=moved)
+
+
+@torch.no_grad()
+def accuracy(model: Model, data: ImageExamples, *, batch: int = 64) -> float:
+    """Return the share of images whose class has the highest logit."""
+    right, device = 0, next(model.module.parameters()).device
+    name = next(iter(example(model)))
+    for pixels, labels in data.batches(batch):
+        result = model.module(**{name: pixels.to(device)})
+        logits = result if isinstance(result, Tensor) else result.logits
+        right += int((logits.argmax(-1).cpu() == labels).sum())
+    return right / len(data)

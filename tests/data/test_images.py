@@ -1,0 +1,146 @@
+"""Labelled images: what is read, dealt out and refused."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from lissome.core.errors import DataError
+from lissome.data.images import read_images
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (12, 6, 5, 3), dtype=np.uint8)
+LABELS = np.arange(12) % 3
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def archive(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def packed() -> dict[str, Any]:
+    each = [png(pixels) for pixels in PIXELS]
+    return {
+        "blob": np.frombuffer(b"".join(each), np.uint8),
+        "offsets": np.cumsum([0, *map(len, each)]),
+        "label": LABELS,
+        "is_train": LABELS < 2,
+        "classes": np.array(["cat", "dog", "ant"]),
+    }
+
+
+def folder(root: Path, *, splits: bool) -> Path:
+    for index, pixels in enumerate(PIXELS):
+        place = root / (("train" if index < 9 else "valid") if splits else "") / f"class{LABELS[index]}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{index:02}.png").write_bytes(png(pixels))
+    return root
+
+
+def test_archives_of_arrays_and_of_pictures_are_read_alike(tmp_path: Path) -> None:
+    plain = read_images(archive(tmp_path / "plain.npz", image=PIXELS, label=LABELS))
+    small = read_images(archive(tmp_path / "packed.npz", **packed()))
+    assert plain.classes == ("0", "1", "2")
+    assert small.classes == ("cat", "dog", "ant")
+    assert plain.labels == small.labels == tuple(LABELS)
+    for index, pixels in enumerate(PIXELS):
+        assert np.array_equal(plain.pictures[index](), pixels)
+        assert np.array_equal(small.pictures[index](), pixels)
+    assert len(small.split("train")) == 8
+    assert set(small.split("test").labels) == {2}
+
+
+def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+    grey = read_images(archive(tmp_path / "grey.npz", image=PIXELS[..., 0], label=LABELS * 5))
+    assert grey.pictures[0]().shape == (6, 5, 1)
+    assert grey.classes == ("0", "5", "10")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_folder_of_folders(splits: bool, tmp_path: Path) -> None:
+    images = read_images(folder(tmp_path / "images", splits=splits))
+    assert images.classes == ("class0", "class1", "class2")
+    assert len(images) == 12
+    assert {name: len(found) for name, found in images.splits.items()} == ({"train": 9, "val": 3} if splits else {})
+    first = images.some([0]).pictures[0]()
+    assert any(np.array_equal(first, pixels) for pixels in PIXELS)
+
+
+def test_parts_share_no_image_and_have_the_same_mixture(tmp_path: Path) -> None:
+    images = read_images(archive(tmp_path / "plain.npz", image=PIXELS, label=LABELS))
+    parts = images.parts({"train": 0.5, "val": 0.25, "test": 0.25}, seed=1)
+    assert [sorted(part.labels) for part in parts.values()] == [[0, 0, 1, 1, 2, 2], [0, 1, 2], [0, 1, 2]]
+    seen = [part.pictures[index]().tobytes() for part in parts.values() for index in range(len(part))]
+    assert len(set(seen)) == 12
+    again = images.parts({"train": 0.5, "val": 0.25, "test": 0.25}, seed=1)
+    assert [part.sha256 for part in again.values()] == [part.sha256 for part in parts.values()]
+    with pytest.raises(DataError, match="too few for the part 'rest'"):
+        images.parts({"most": 0.99, "rest": 0.01})
+    with pytest.raises(DataError, match="sum to at most 1"):
+        images.parts({"a": 0.9, "b": 0.9})
+
+
+def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    images = read_images(archive(tmp_path / "packed.npz", **packed()))
+    with pytest.raises(DataError, match=r"has no split 'val'; it has: test, train|train, test"):
+        images.split("val")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"image": PIXELS}, "it has image; image"),
+        ({"image": PIXELS, "label": LABELS[:3]}, "12 images, but 3 labels"),
+        ({"image": PIXELS.astype(float), "label": LABELS}, "not uint8"),
+        ({"image": PIXELS, "label": LABELS * 0}, "two classes are needed"),
+        ({"image": PIXELS, "label": LABELS, "classes": np.array(["a", "b"])}, "label 2 is not among its 2 classes"),
+        ({"image": np.array([None] * 12), "label": LABELS}, "cannot be read"),
+    ],
+)
+def test_archives_that_are_no_images_are_refused(arrays: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=words) as error:
+        read_images(archive(tmp_path / "x.npz", **arrays))
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+    root = folder(tmp_path / "images", splits=False)
+    (root / "class0" / "00.png").write_bytes(b"no picture")
+    images = read_images(root)
+    with pytest.raises(DataError, match=r"00\.png is no picture"):
+        [picture() for picture in images.pictures]
+
+
+@pytest.mark.parametrize("source", ["nowhere.npz", "no/such/folder", "x.txt"])
+def test_what_is_not_there_is_refused(source: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(DataError, match="give a folder"):
+        read_images(tmp_path / source)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 images"):
+        read_images(tmp_path)
+
+
+DATA = Path(os.environ.get("LISSOME_DATA", "")) / "vision"
+
+
+@pytest.mark.skipif(not (DATA / "cifar10_jpeg.npz").is_file(), reason="LISSOME_DATA holds no CIFAR-10")
+def test_cifar_10() -> None:
+    images = read_images(DATA / "cifar10_jpeg.npz")
+    assert (len(images), len(images.classes)) == (60_000, 10)
+    assert {name: len(found) for name, found in images.splits.items()} == {"train": 50_000, "test": 10_000}
+    assert images.pictures[59_999]().shape == (32, 32, 3)

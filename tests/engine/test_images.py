@@ -1,0 +1,77 @@
+"""Images as examples: size, channels, normalisation; a tiny network learns them through the shared trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lissome.data.images import Images, read_images
+from lissome.engine.elastic import Elastic, task_loss
+from lissome.engine.hooks import Batch, Task
+from lissome.engine.images import accuracy, examples
+from lissome.engine.norms import reestimate
+from lissome.engine.paths import Sandwich
+from lissome.engine.train import TrainConfig, train
+from lissome.models.binding import extract
+from lissome.models.convnet import ConvNetForImageClassification, resnet
+from lissome.models.model import Model
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """Stripes that lie or stand: nothing that a network could not learn in seconds."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    stripes = np.broadcast_to((np.arange(10) % 2 * 200)[:, None], (10, 10)).astype(np.uint8)
+    pixels = np.stack([(stripes if label else stripes.T) + rng.integers(0, 50, (10, 10)) for label in labels])
+    path = tmp_path_factory.mktemp("images") / "stripes.npz"
+    np.savez(path, image=pixels.astype(np.uint8), label=labels)
+    return read_images(path)
+
+
+def model() -> Model:
+    torch.manual_seed(0)
+    config = resnet(width=4, blocks=1, stages=2, labels=2, image_size=8)
+    return Model(ConvNetForImageClassification(config).eval())
+
+
+def test_images_are_sized_coloured_and_normalised(images: Images) -> None:
+    data = examples(model(), images)
+    example = data[3]
+    assert example["pixel_values"].shape == (3, 8, 8)
+    assert torch.equal(example["pixel_values"][0], example["pixel_values"][2])
+    assert -1 <= float(example["pixel_values"].min()) < 0 < float(example["pixel_values"].max()) <= 1
+    assert example["label"] == 1
+
+
+def test_moved_images_follow_the_global_seed(images: Images) -> None:
+    data = examples(model(), images, moved=2)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(data[0]["pixel_values"])
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_super_network_learns_images_and_its_smallest_does_too(images: Images) -> None:
+    parts = images.parts({"train": 0.6, "test": 0.4})
+    net = model()
+    data = examples(net, parts["train"])
+
+    def forward(module: Any, batch: Batch) -> Tensor:
+        logits: Tensor = module(batch.examples["pixel_values"]).logits
+        return logits
+
+    loss = task_loss(forward, lambda logits, batch: cross_entropy(logits, batch.examples["label"], reduction="none"))
+    config = TrainConfig(steps=25, batch=12, lr=0.02, precision="fp32")
+    train(Task(module=net.module, loss=loss, data=data), config, seed=0, hooks=Elastic(net, Sandwich(net.space())))
+    small = extract(net, net.space().smallest)
+    for each in (net, small):
+        reestimate(each.module, [pixels for pixels, _ in data.batches(12)])
+        assert accuracy(each, examples(each, parts["test"])) >= 0.9
