@@ -251,6 +251,8 @@ def _check_rope(given: Any, name: str) -> None:
 
 
 def _size(value: Any) -> bool:
+    if isinstance(value, list):  # one for each stage, as networks of images have them
+        return bool(value) and not any(isinstance(each, list) for each in value) and all(map(_size, value))
     return (isinstance(value, str) and value in _WORDS) or (type(value) is int and 0 < value <= _LARGEST)
 
 

@@ -175,7 +175,7 @@ class _Broken(nn.Module):
 
 
 def test_a_forward_that_fails_names_module_and_operation() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"1 \(_Broken\) cannot be traced at view: shape"):
+    with pytest.raises(UnsupportedModelError, match=r"1 \(_Broken\) cannot be traced, at view: shape"):
         load_model(nn.Sequential(nn.Linear(4, 4), _Broken())).space()
 
 
@@ -222,3 +222,36 @@ def test_inspect_says_what_can_change_and_what_cannot() -> None:
     assert facts["input"] == "an image of 16×16 pixels, batch 1"
     assert facts["space"]["blocks.0.mlp"] == [0, 1]
     assert re.match("layer_norm", facts["rigid"]["patches.width"])
+
+
+_STOCK: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet": ("ResNet", {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2]}),
+    "mobilenet": ("MobileNetV2", {"image_size": 32, "depth_multiplier": 0.25}),
+    "regnet": ("RegNet", {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2], "groups_width": 8}),
+    "convnext": ("ConvNext", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": 32}),
+    "deit": (
+        "DeiT",
+        {
+            "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "image_size": 16, "patch_size": 4,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _STOCK)
+def test_networks_of_transformers(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    kind, fields = _STOCK[name]
+    config = getattr(transformers, f"{kind}Config")(num_labels=3, **fields)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = getattr(transformers, f"{kind}ForImageClassification")(config)
+        for parameter in module.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    model = load_model(module)
+    small = check_identities(model, 1)
+    conformance.check_saved(small, tmp_path / "small", example(model))
+    if name == "deit":
+        assert {"deit.layers.0.attention", "deit.layers.1.mlp"} <= {axis.name for axis in model.space().axes}

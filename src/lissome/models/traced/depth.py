@@ -25,13 +25,13 @@ class Block:
 
     Attributes:
         path: Dotted name of its module.
-        parts: Names of the modules in it that can go one by one, with what goes with each; empty for a block that goes
-            as a whole, or that is gone.
+        parts: Names of the modules in it that can go one by one, with what goes with each, and the length of the tuple
+            that each returns (0 for a tensor); empty for a block that goes as a whole, or that is gone.
         gone: Whether it was removed before.
     """
 
     path: str
-    parts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    parts: tuple[tuple[str, tuple[str, ...], int], ...] = ()
     gone: bool = False
 
 
@@ -99,14 +99,24 @@ def _passes(part: nn.Module, taken: Tensor) -> bool:
     """Whether a module without weights hands on what it gets."""
     if next(part.parameters(), None) is None or not taken.any():
         return False
+    given = _given(part, taken)
+    if not isinstance(given, Tensor) or given.shape != taken.shape:
+        return False
+    return bool((given - taken).abs().max() <= _NEAR * taken.abs().max())
+
+
+def _given(part: nn.Module, taken: Tensor) -> Any:
+    """What a module gives without weights; None when it needs more than one tensor."""
     with without_weights(part):
-        given: Tensor = part(taken.clone())
-    return given.shape == taken.shape and bool((given - taken).abs().max() <= _NEAR * taken.abs().max())
+        try:
+            return part(taken.clone())
+        except (RuntimeError, TypeError, ValueError):
+            return None
 
 
 def _parts(
     module: nn.Module, recording: Recording, block: Call, calls: dict[str, Call], takes: dict[str, Tensor]
-) -> list[tuple[str, tuple[str, ...]]]:
+) -> list[tuple[str, tuple[str, ...], int]]:
     """Modules of a block, the outermost ones, whose output is added to something, with what only they read."""
     inside = [
         call
@@ -119,7 +129,7 @@ def _parts(
         if not held and _is_added(recording, call) and _vanishes(module.get_submodule(call.module), takes[call.module]):
             found.append(call)
     found.sort(key=lambda call: call.start)
-    return [(call.module, _companions(recording, call, inside)) for call in found]
+    return [(call.module, _companions(recording, call, inside), call.entries) for call in found]
 
 
 def _is_added(recording: Recording, call: Call) -> bool:
@@ -140,12 +150,9 @@ def _vanishes(part: nn.Module, taken: Tensor) -> bool:
     """Whether a module without weights gives zero."""
     if next(part.parameters(), None) is None:
         return False
-    with without_weights(part):
-        try:
-            given = part(taken.clone())
-        except (RuntimeError, TypeError):  # it takes more than one tensor
-            return False
-    return isinstance(given, Tensor) and not bool(given.any())
+    given = _given(part, taken)
+    first = given[0] if isinstance(given, tuple) and given else given
+    return isinstance(first, Tensor) and not bool(first.any())
 
 
 def _companions(recording: Recording, part: Call, inside: Sequence[Call]) -> tuple[str, ...]:

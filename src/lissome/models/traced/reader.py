@@ -96,7 +96,7 @@ class _Plan:
         kind = "image" if any(len(shape) == 3 for shape in self._shapes.values()) else "features"
         config: Any = getattr(self._module, "config", None)
         return Anatomy(
-            family=Traced(tuple(self._names), stated),
+            family=Traced(tuple(self._names), stated, self._entries()),
             architecture=str(getattr(config, "model_type", type(self._module).__name__)),
             module=self._module,
             blocks=tuple(self._names),
@@ -106,6 +106,9 @@ class _Plan:
             task=kind,
             inputs=self._shapes,
         )
+
+    def _entries(self) -> dict[str, int]:
+        return {part: entries for block in self._blocks.values() for part, _, entries in block.parts}
 
     def _branch(self, place: _Place, found: Sequence[Found], users: Mapping[str, set[str]]) -> Branch:
         mine = frozenset(place.tensors)
@@ -185,7 +188,7 @@ class _Plan:
 
     def _in_parts(self, path: str, block: Block) -> Iterator[_Place]:
         taken: set[str] = set()
-        for part, companions in block.parts:
+        for part, companions, _ in block.parts:
             tensors = tuple(name for each in (part, *companions) for name in self._below(each))
             taken.update(tensors)
             yield _Place(part, part, path, True, companions, tensors)
@@ -220,19 +223,23 @@ class Traced:
         blocks: Names of the blocks, by their number.
         stated: Attributes that say the size of a dim, by the names of branch and dim: path of the module, name of the
             attribute, and how much a unit counts.
+        entries: Lengths of the tuples that parts of blocks return.
     """
 
     name = "traced"
 
     def __init__(
-        self, blocks: tuple[str, ...], stated: Mapping[tuple[str, str], tuple[tuple[str, str, int], ...]]
+        self,
+        blocks: tuple[str, ...],
+        stated: Mapping[tuple[str, str], tuple[tuple[str, str, int], ...]],
+        entries: Mapping[str, int],
     ) -> None:
-        self._blocks, self._stated = blocks, stated
+        self._blocks, self._stated, self._entries = blocks, stated, entries
 
     def absent(self, branch: Branch) -> nn.Module:
         """Return what hands on the input, for a whole block, or adds nothing, for a part of one."""
         block = self._blocks[branch.block]
-        return Skipped() if branch.path == block else NoPart(block)
+        return Skipped() if branch.path == block else NoPart(block, self._entries.get(branch.path, 0))
 
     def resize(self, module: nn.Module, branch: Branch, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         """Return the numbers of heads that modules keep; layers state their own sizes."""

@@ -56,7 +56,8 @@ class Call:
         stop: Number of the first step after it.
         takes: Numbers of the values among its positional arguments.
         gives: Numbers of the values that it returns.
-        alone: Whether it takes one tensor and nothing else, and returns one of the same shape.
+        alone: Whether it takes one tensor, first and without a name, and returns one of the same shape.
+        entries: Length of the tuple that it returns, of which the first entry alone is a tensor; 0 for a tensor.
     """
 
     module: str
@@ -65,6 +66,7 @@ class Call:
     takes: tuple[int, ...]
     gives: tuple[int, ...]
     alone: bool
+    entries: int = 0
 
 
 @dataclass(eq=False)
@@ -136,7 +138,7 @@ class Recorder(TorchDispatchMode):
         self._entered: list[int] = []
         self._takes: list[tuple[int, ...]] = []
         self._varied: set[int] = set()  # of tensors that follow from the inputs or the parameters
-        self._last = "the call of the model"
+        self._at = "before any operation"
         self._next = 0
         named = [*module.named_parameters(), *module.named_buffers()]
         for name, value in named:
@@ -180,7 +182,7 @@ class Recorder(TorchDispatchMode):
     def blame(self, error: str) -> str:
         """Word a failure: the module and the operation that were running."""
         line = next((each for each in error.splitlines() if each.strip()), "no reason given")
-        return f"{self.place().strip()} cannot be traced at {self._last}: {line.strip()[:160].rstrip('.')}"
+        return f"{self.place().strip()} cannot be traced, {self._at}: {line.strip()[:160].rstrip('.')}"
 
     def hooked(self) -> contextlib.ExitStack:
         """Return a context in which calls of modules are written down."""
@@ -201,18 +203,19 @@ class Recorder(TorchDispatchMode):
     def _leave(self, path: str) -> Any:
         def leave(_module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             self._running.pop()
-            given = [value for value in tree_leaves((args, kwargs)) if value is not None]
+            given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
             gives = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
             alone = (
-                len(given) == len(args) == 1
+                len(given) == 1
+                and bool(args)
                 and isinstance(args[0], Tensor)
                 and isinstance(result, Tensor)
                 and args[0].shape == result.shape
             )
             numbers = tuple(self.number(value) for value in gives)
-            self.seen.calls.append(
-                Call(path, self._entered.pop(), len(self.seen.steps), self._takes.pop(), numbers, alone)
-            )
+            entries = len(result) if isinstance(result, tuple) and len(numbers) == 1 else 0
+            span = self._entered.pop(), len(self.seen.steps)
+            self.seen.calls.append(Call(path, *span, self._takes.pop(), numbers, alone, entries))
 
         return leave
 
@@ -227,7 +230,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, and write it down."""
         packet = func.overloadpacket.__name__
-        self._last = packet
+        self._at = f"at {packet}"
         kwargs = kwargs or {}
         taken = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         varied = any(id(value) in self._varied for value in taken)
@@ -238,6 +241,7 @@ class Recorder(TorchDispatchMode):
             )
         reads = tuple(self.number(value) for value in taken)
         result = func(*args, **kwargs)
+        self._at = f"after {packet}"
         given = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
         for value in given:
             self._held[id(value)] = value

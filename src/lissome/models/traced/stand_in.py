@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 class Skipped(nn.Module):
     """Stands where a residual block was: hands on what it gets."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the input."""
         return inputs
 
@@ -26,15 +26,17 @@ class NoPart(nn.Module):
 
     Args:
         block: Dotted name of the block.
+        entries: Length of the tuple that the part returned, whose first entry counts; 0 when it returned a tensor.
     """
 
-    def __init__(self, block: str) -> None:
+    def __init__(self, block: str, entries: int = 0) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.entries = block, entries
 
-    def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return a zero without dimensions: it broadcasts."""
-        return inputs.new_zeros(())
+        zero = inputs.new_zeros(())
+        return (zero, *[None] * (self.entries - 1)) if self.entries else zero
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
