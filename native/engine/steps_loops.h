@@ -128,16 +128,27 @@ LISSOME_TARGET void score(const Attend& job, const float* q, float* scores, std:
   });
 }
 
+template <class Kv, int Q, int C>
+LISSOME_TARGET void mix_columns(const Attend& job, const float* scores, std::int64_t width, std::int64_t k,
+                                float* out) {
+  V16 sums[Q][C] = {};
+  each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
+    const std::byte* value = job.values + (cell * job.stride + k) * Kv::kItem;
+    for (int c = 0; c < C; ++c) {
+      const V16 v = Kv::load(value + c * kWide * Kv::kItem);
+      for (int h = 0; h < Q; ++h) sums[h][c] += v * scores[h * width + at];
+    }
+  });
+  for (int h = 0; h < Q; ++h) {
+    for (int c = 0; c < C; ++c) store_v(out + h * job.size + k + c * kWide, sums[h][c]);
+  }
+}
+
 template <class Kv, int Q>
 LISSOME_TARGET void mix(const Attend& job, const float* scores, std::int64_t width, float* out) {
-  for (std::int64_t k = 0; k < job.size; k += kWide) {
-    V16 sums[Q] = {};
-    each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
-      const V16 v = Kv::load(job.values + (cell * job.stride + k) * Kv::kItem);
-      for (int h = 0; h < Q; ++h) sums[h] += v * scores[h * width + at];
-    });
-    for (int h = 0; h < Q; ++h) store_v(out + h * job.size + k, sums[h]);
-  }
+  std::int64_t k = 0;
+  for (; k + 4 * kWide <= job.size; k += 4 * kWide) mix_columns<Kv, Q, 4>(job, scores, width, k, out);
+  for (; k < job.size; k += kWide) mix_columns<Kv, Q, 1>(job, scores, width, k, out);
 }
 
 // Scores to shares that sum up to 1, times the values' scales.
