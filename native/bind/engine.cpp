@@ -138,6 +138,12 @@ class HeldEngine {
     engine_->cells().remove(sequence, first, last);
   }
 
+  std::int32_t first(int sequence, std::int32_t start) {
+    check_sequence(sequence);
+    const std::lock_guard lock(busy_);
+    return engine_->cells().first(sequence, start);
+  }
+
   std::int32_t last(int sequence) {
     check_sequence(sequence);
     const std::lock_guard lock(busy_);
@@ -182,6 +188,7 @@ void add_engine(nb::module_& module) {
       .def("cancel", [](HeldEngine& held) { held.engine().cancel(); })
       .def("seq_cp", &HeldEngine::copy, "source"_a, "target"_a, "first"_a = 0, "last"_a = kEnd)
       .def("seq_rm", &HeldEngine::remove, "sequence"_a, "first"_a = 0, "last"_a = kEnd)
+      .def("seq_first", &HeldEngine::first, "sequence"_a, "start"_a = 0)
       .def("seq_last", &HeldEngine::last, "sequence"_a)
       .def("reads", [](HeldEngine& held, int precision) { return held.engine().reads(precision); })
       .def("weight_bytes", [](HeldEngine& held, int precision) { return held.engine().weight_bytes(precision); })

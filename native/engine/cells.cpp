@@ -75,6 +75,15 @@ void Cells::remove(int sequence, std::int32_t first, std::int32_t last) {
   shrink();
 }
 
+std::int32_t Cells::first(int sequence, std::int32_t start) const {
+  std::int32_t found = -1;
+  for (const Cell& cell : cells_) {
+    const bool meant = ((cell.sequences >> sequence) & 1) != 0 && cell.position >= start;
+    if (meant && (found < 0 || cell.position < found)) found = cell.position;
+  }
+  return found;
+}
+
 std::int32_t Cells::last(int sequence) const {
   std::int32_t found = -1;
   for (const Cell& cell : cells_) {

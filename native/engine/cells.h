@@ -37,6 +37,8 @@ class Cells {
   void remove(int sequence, std::int32_t first, std::int32_t last);
   // The largest position of a sequence, or -1.
   std::int32_t last(int sequence) const;
+  // The smallest one from `start` on, or -1.
+  std::int32_t first(int sequence, std::int32_t start) const;
 
  private:
   struct Cell {

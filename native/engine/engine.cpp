@@ -45,13 +45,13 @@ Engine::Engine(Decoder model, const Settings& settings)
     if (!layer.attention) continue;
     const Attention& part = *layer.attention;
     cache.size = round_up(part.size, kHeadPad);
-    cache.stride = part.kv_heads * cache.size;
-    const std::int64_t bytes = settings.cells * cache.stride * item_of(settings.kv);
-    cache.keys = allocate<std::byte>(bytes), cache.values = allocate<std::byte>(bytes);
-    cell_bytes_ += 2 * cache.stride * item_of(settings.kv);
+    cache.stride = settings.cells * cache.size;
+    const std::int64_t bytes = part.kv_heads * cache.stride * item_of(settings.kv);
+    cache.keys = allocate_block<std::byte>(bytes), cache.values = allocate_block<std::byte>(bytes);
+    cell_bytes_ += 2 * part.kv_heads * cache.size * item_of(settings.kv);
     if (settings.kv == KvType::int8) {
-      cache.key_scales = allocate<float>(settings.cells * part.kv_heads);
-      cache.value_scales = allocate<float>(settings.cells * part.kv_heads);
+      cache.key_scales = allocate_block<float>(settings.cells * part.kv_heads);
+      cache.value_scales = allocate_block<float>(settings.cells * part.kv_heads);
       cell_bytes_ += 8 * part.kv_heads;
     }
     if (std::find(windows_.begin(), windows_.end(), part.window) == windows_.end()) windows_.push_back(part.window);
@@ -237,9 +237,9 @@ void Engine::heads(Work& work, const Attention& part, Cache& cache, float* qkv, 
     const bool key = index < part.kv_heads;
     const std::int64_t kv_head = key ? index : index - part.kv_heads;
     std::memcpy(padded, head + (part.heads + index) * part.size, static_cast<std::size_t>(part.size) * sizeof(float));
-    std::byte* to = (key ? cache.keys : cache.values).get() + (cell * cache.stride + kv_head * cache.size) * item;
+    std::byte* to = (key ? cache.keys : cache.values).get() + (kv_head * cache.stride + cell * cache.size) * item;
     const float scale = steps().keep(padded, cache.size, settings_.kv, to);
-    if (settings_.kv == KvType::int8) (key ? cache.key_scales : cache.value_scales)[cell * part.kv_heads + kv_head] = scale;
+    if (settings_.kv == KvType::int8) (key ? cache.key_scales : cache.value_scales)[kv_head * settings_.cells + cell] = scale;
   }
 }
 
@@ -253,11 +253,11 @@ void Engine::attend(Work& work, const Attention& part, const Cache& cache, const
   job.q = q + head * queries * cache.size, job.out = out + head * queries * cache.size;
   job.queries = queries, job.size = cache.size, job.scale = part.scale, job.cap = part.cap;
   job.type = settings_.kv;
-  job.keys = cache.keys.get() + head * cache.size * item, job.values = cache.values.get() + head * cache.size * item;
+  job.keys = cache.keys.get() + head * cache.stride * item, job.values = cache.values.get() + head * cache.stride * item;
   if (settings_.kv == KvType::int8) {
-    job.key_scales = cache.key_scales.get() + head, job.value_scales = cache.value_scales.get() + head;
+    job.key_scales = cache.key_scales.get() + head * settings_.cells;
+    job.value_scales = cache.value_scales.get() + head * settings_.cells;
   }
-  job.stride = cache.stride, job.scale_stride = part.kv_heads;
   job.runs = work.runs[at].data(), job.run_count = static_cast<std::int64_t>(work.runs[at].size());
   job.cells = work.run_cells[at];
   job.scores = scores.at_least<float>(queries * round_up(job.cells, kHeadPad));

@@ -54,9 +54,9 @@ class Engine {
 
  private:
   struct Cache {  // of one attention
-    Buffer<std::byte> keys, values;
-    Buffer<float> key_scales, value_scales;
-    std::int64_t size = 0, stride = 0;  // of a head, padded to 16; of a cell
+    Block<std::byte> keys, values;         // [head][cell][size]
+    Block<float> key_scales, value_scales;  // [head][cell]
+    std::int64_t size = 0, stride = 0;      // of a head, padded to 16; from one head to the next
   };
   struct Work;  // what one forward needs
 

@@ -24,9 +24,8 @@ struct Attend {
   std::int64_t queries = 0, size = 0;
   float scale = 1, cap = 0;  // cap: scores become cap · tanh(score / cap); 0 for none
   KvType type = KvType::f16;
-  const std::byte *keys = nullptr, *values = nullptr;  // of cell 0
+  const std::byte *keys = nullptr, *values = nullptr;  // of cell 0; cells lie side by side
   const float *key_scales = nullptr, *value_scales = nullptr;  // int8 only, of cell 0
-  std::int64_t stride = 0, scale_stride = 0;  // numbers from one cell to the next
   const Run* runs = nullptr;
   std::int64_t run_count = 0, cells = 0;  // cells: of all runs
   float* scores = nullptr;                // [queries][cells rounded up to 16], for use while it works

@@ -114,16 +114,20 @@ LISSOME_FN void each_cell(const Attend& job, F f) {
   }
 }
 
+inline constexpr std::int64_t kCellsAhead = 16;  // keys and values are asked for that early
+
 template <class Kv, int Q>
 LISSOME_TARGET void score(const Attend& job, const float* q, float* scores, std::int64_t width) {
   each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
-    const std::byte* key = job.keys + cell * job.stride * Kv::kItem;
+    const std::byte* key = job.keys + cell * job.size * Kv::kItem;
+    __builtin_prefetch(key + kCellsAhead * job.size * Kv::kItem, 0, 3);
+    __builtin_prefetch(key + kCellsAhead * job.size * Kv::kItem + 64, 0, 3);
     V16 sums[Q] = {};
     for (std::int64_t k = 0; k < job.size; k += kWide) {
       const V16 v = Kv::load(key + k * Kv::kItem);
       for (int h = 0; h < Q; ++h) sums[h] += load_v<V16>(q + h * job.size + k) * v;
     }
-    const float scale = job.key_scales ? job.scale * job.key_scales[cell * job.scale_stride] : job.scale;
+    const float scale = job.key_scales ? job.scale * job.key_scales[cell] : job.scale;
     for (int h = 0; h < Q; ++h) scores[h * width + at] = sum_v(sums[h]) * scale;
   });
 }
@@ -133,7 +137,9 @@ LISSOME_TARGET void mix_columns(const Attend& job, const float* scores, std::int
                                 float* out) {
   V16 sums[Q][C] = {};
   each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
-    const std::byte* value = job.values + (cell * job.stride + k) * Kv::kItem;
+    const std::byte* value = job.values + (cell * job.size + k) * Kv::kItem;
+    __builtin_prefetch(value + kCellsAhead * job.size * Kv::kItem, 0, 3);
+    __builtin_prefetch(value + kCellsAhead * job.size * Kv::kItem + 64, 0, 3);
     for (int c = 0; c < C; ++c) {
       const V16 v = Kv::load(value + c * kWide * Kv::kItem);
       for (int h = 0; h < Q; ++h) sums[h][c] += v * scores[h * width + at];
@@ -173,7 +179,7 @@ LISSOME_TARGET inline void shares(const Attend& job, float* scores, std::int64_t
   for (std::int64_t k = 0; k < job.cells; ++k) scores[k] *= inverse;
   if (job.value_scales) {
     each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
-      scores[at] *= job.value_scales[cell * job.scale_stride];
+      scores[at] *= job.value_scales[cell];
     });
   }
 }

@@ -160,6 +160,15 @@ class Decoder:
         """Return the largest position of a sequence; −1 when it has none."""
         return int(self._engine.seq_last(sequence))
 
+    def seq_first(self, sequence: int, start: int = 0) -> int:
+        """Return the smallest position of a sequence from `start` on; −1 when it has none."""
+        return int(self._engine.seq_first(sequence, start))
+
+    @property
+    def free(self) -> int:
+        """Cells that hold nothing."""
+        return self.settings.cells - int(self._engine.used)
+
     def weight_bytes(self, precision: int) -> int:
         """Bytes of weights that a token reads."""
         return int(self._engine.weight_bytes(precision))
