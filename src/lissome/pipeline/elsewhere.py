@@ -10,10 +10,12 @@ from lissome.core.errors import LissomeError
 from lissome.core.events import EventStream
 from lissome.cost.counted import Counter
 from lissome.cost.llama_cpp import time_files
+from lissome.cost.peak import give_back
 from lissome.export.gguf import export as export_gguf
 from lissome.export.gguf import source_type
 from lissome.models.adapters import merged_copy
 from lissome.models.model import Model
+from lissome.models.paging import park
 from lissome.pipeline.compare import against, file_sized
 from lissome.pipeline.reports import Figure, Row
 
@@ -52,6 +54,8 @@ def beside_the_file(base: Model, small: Model, folder: Path, events: EventStream
     about = f"size of the file: {base.name} as it was given, the result exported to GGUF {kind}"
     try:
         report = export_gguf(merged_copy(small), file, type=kind, pad=True, events=events)
+        park(small)
+        give_back()  # the copy, before another program takes its own
         sized, notes = file_sized(file.stat().st_size), (about, *report.notes)
         if importlib.util.find_spec("llama_cpp") is None:
             return Elsewhere(sized=sized, notes=(*notes, _HINT))

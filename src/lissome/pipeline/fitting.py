@@ -125,7 +125,9 @@ def _run_steps(job: Job, folder: RunFolder, events: EventStream) -> _Result:
         give_back()
         steps.append(_lineage(job, step, outcome, time.monotonic() - started, float(peak.above)))
     assert outcome is not None
-    return _Result(spill(model, folder.state / WEIGHTS), outcome, tuple(steps))
+    spilled = spill(model, folder.state / WEIGHTS)
+    give_back()  # what held the weights before they were mapped
+    return _Result(spilled, outcome, tuple(steps))
 
 
 def _context(job: Job, folder: RunFolder, index: int, step: RecipeStep, events: EventStream) -> Context:
