@@ -102,3 +102,14 @@ def test_events_go_on_after_events(run, artifact, tmp_path):
     events.write_text('{"kind": "message"}\n')
     run("--events", str(events), "generate", "none", "--prompt", "a")
     assert events.read_text().startswith('{"kind": "message"}\n')
+
+
+def test_a_model_from_elsewhere_is_not_written_over(run, model, tmp_path):
+    """What transformers saved there may be somebody's only copy; what lissome wrote there is replaced."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    model_of("llama", tokenizer=True).module.save_pretrained(theirs)
+    before = {file.name: file.read_bytes() for file in theirs.iterdir()}
+    refused(run("export", str(model), "--to", "hf", "--out", str(theirs)), "did not write")
+    assert {file.name: file.read_bytes() for file in theirs.iterdir()} == before
+    for _ in range(2):
+        assert run("export", str(model), "--to", "hf", "--out", str(ours)).code == 0

@@ -179,3 +179,11 @@ def test_saving_replaces_only_a_whole_folder(small: Model, tmp_path: Path, monke
         toy_model("llama").save(target)
     assert (target / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_model_from_elsewhere_is_not_written_over(small: Model, tmp_path: Path) -> None:
+    toy_model("llama").module.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ArtifactError, match="did not write"):
+        small.save(tmp_path / "theirs")
+    for _ in range(2):
+        small.save(tmp_path / "ours")

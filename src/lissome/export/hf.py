@@ -25,7 +25,7 @@ from lissome.export._padding import Sizes, padded, paddings_of, uniform_sizes
 from lissome.export._report import ExportReport
 from lissome.export._stack import Layer, Piece, Stack, read_stack, stacked, whole
 from lissome.models.anatomy import anatomy_of
-from lissome.models.artifact import config_text, describes, own_tensors, stock_config
+from lissome.models.artifact import MARK, check_own, config_text, describes, own_tensors, stock_config
 from lissome.models.build import skeleton
 from lissome.models.families.decoder import COMPANIONS
 from lissome.models.model import Model
@@ -72,7 +72,7 @@ def export(
     Raises:
         ExportError: When no stock configuration can say the model's sizes and `pad` is not given.
         ConfigError: When `type` is not one of the above.
-        ArtifactError: When `target` is a file or somebody else's folder.
+        ArtifactError: When `target` is a file, or a folder or model that lissome did not write.
     """
     if type is not None and type not in _TYPES:
         raise ConfigError(unknown_name("number type", type, _TYPES))
@@ -224,8 +224,9 @@ def _named(layer: Layer, model_type: str) -> Iterator[tuple[str, str, Piece]]:
 def _save(model: Model, target: Path, config: Mapping[str, Any], state: dict[str, Tensor]) -> None:
     from huggingface_hub import save_torch_state_dict
 
+    check_own(target)
     with atomic_folder(target) as part:
-        save_torch_state_dict(state, part, max_shard_size=_SHARD)
+        save_torch_state_dict(state, part, max_shard_size=_SHARD, metadata=dict(MARK))
         (part / "config.json").write_text(config_text(config), encoding="utf-8")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:

@@ -38,6 +38,8 @@ from lissome.models.stored import check_beside, check_entries, check_filled, che
 
 WEIGHTS = "model.safetensors"
 ADAPTER, PROMPT = "adapter", "prompt"
+MARK = {"format": "pt", "written_by": "lissome"}
+"""Metadata of the weights in every folder that lissome writes, by which it knows what it may replace."""
 _REMAKE = "it is damaged, restore or remake the artifact."
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json",
@@ -60,13 +62,15 @@ def save_model(
         extras: Small files to put beside the weights, by name; one folder deep at most.
 
     Raises:
+        ArtifactError: When a model that lissome did not write stands there, or anything else that is no artifact.
         OSError: When the disk is full or the place cannot be written; nothing is left behind.
     """
     from safetensors.torch import save_file
 
+    check_own(folder)
     with atomic_folder(folder) as part:
         integers, others = take(own_tensors(stored_tensors(model.module)), model.module)
-        save_file(integers | compress(others, masks(model.module)), part / WEIGHTS, metadata={"format": "pt"})
+        save_file(integers | compress(others, masks(model.module)), part / WEIGHTS, metadata=MARK)
         (part / "config.json").write_text(config_text(config_of(model)), encoding="utf-8")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:
@@ -84,6 +88,28 @@ def save_model(
         if manifest is not None:
             write_manifest(part, manifest.with_files(part))
     return folder
+
+
+def check_own(folder: Path) -> None:
+    """Refuse to replace a model that lissome did not write, which may be somebody's only copy.
+
+    Raises:
+        ArtifactError: When `folder` holds a configuration and weights without our mark.
+    """
+    if (folder / MANIFEST).exists() or not (folder / "config.json").exists():
+        return
+    if not any(_marked(file) for file in folder.glob("*.safetensors")):
+        raise ArtifactError(f"{folder} holds a model that lissome did not write; name a new or an empty folder.")
+
+
+def _marked(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return MARK.items() <= (opened.metadata() or {}).items()
+    except (SafetensorError, OSError):
+        return False
 
 
 def config_of(model: Model) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.files import check_replaceable, check_writable
 from lissome.core.manifest import MANIFEST
 from lissome.cost.table import LatencyTable
+from lissome.models.artifact import check_own
 from lissome.models.gguf.header import read_header
 from lissome.models.model import Model
 
@@ -24,7 +25,7 @@ def check_export_place(target: Any, out: Path) -> None:
 
     Raises:
         ConfigError: Says which, or that the place cannot be written.
-        ArtifactError: When a folder there is no saved model.
+        ArtifactError: When a folder there is no saved model, or one that lissome did not write.
     """
     check_writable(out)
     source = target.source.path if isinstance(target, Model) else target
@@ -32,6 +33,7 @@ def check_export_place(target: Any, out: Path) -> None:
         raise ConfigError(f"{out} is the model that shall be exported; name another place.")
     if out.is_dir():
         check_replaceable(out)
+        check_own(out)
     elif out.is_file() and out.suffix == ".gguf" and not _written_here(out):
         raise ConfigError(f"{out} exists and was not written by lissome; name another file, or remove that one.")
 
