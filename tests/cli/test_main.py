@@ -26,6 +26,7 @@ FROZEN = {
     "eval": {"TARGET", "--against", "--data", "--text", "--tasks", "--limit", "--json"},
     "explain": {"ARTIFACT", "--step", "--extract", "--out", "--json"},
     "export": {"TARGET", "--to", "--type", "--pad", "--out", "--json"},
+    "extract": {"ARTIFACT", "--budget", "--out", "--json"},
     "federate": {
         "WHAT", "TARGET", "--out", "--backend", "--dry-run", "--credentials", "--client", "--host", "--port", "--data",
         "--state", "--set", "--json",

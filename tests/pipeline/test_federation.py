@@ -107,6 +107,32 @@ def test_the_result_is_an_artifact_that_learned_something(place: Path) -> None:
 
 
 @pytest.mark.long
+def test_any_size_is_cut_from_what_was_trained_for_all(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "recipe.toml").write_text(RECIPE.replace('"fedavg"', '"raffm"'))
+    federate(place / "recipe.toml", out=place / "out")
+    command = ["extract", str(place / "out"), "--out", str(place / "small"), "--json", "--budget"]
+    assert main([*command, "block_params<=50%"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer) == documented("extract")
+    small, whole = load_model(place / "small"), load_model(place / "out")
+    sizes = [
+        sum(value.numel() for block in one.anatomy.blocks for value in one.module.get_submodule(block).parameters())
+        for one in (small, whole)
+    ]
+    assert sizes[0] == answer["figures"]["block_params"]
+    assert 0.3 < sizes[0] / sizes[1] <= 0.5
+    assert labels_of(small) == labels_of(whole)
+    manifest = read_manifest(place / "small")
+    assert manifest.tags == ("dense", "federated", "pruned")
+    assert manifest.subnet
+    for budget, code in (("block_params<=1%", 3), ("latency<=50%", 2)):
+        assert main([*command[:3], str(place / "other"), "--budget", budget]) == code
+        assert "reachable is" in (line := capsys.readouterr().err) or "not counted" in line
+    assert main(["extract", str(place / "small"), "--out", str(place / "other"), "--budget", "params<=50%"]) == 2
+    assert "not trained for many sizes" in capsys.readouterr().err
+
+
+@pytest.mark.long
 def test_next_tokens_with_adapters_and_owners(place: Path) -> None:
     model = replace(toy_model("llama", vocab_size=TOY_VOCABULARY, num_hidden_layers=2), tokenizer=toy_tokenizer())
     model.save(place / "model")

@@ -132,6 +132,42 @@ class Sandwich:
         return (self.space.full, *self._random.draw(step, rng), self._random.smallest())
 
 
+class Together:
+    """One random share for all axes: each takes its largest choice of at most that share of the whole.
+
+    That is ordered dropout, which trains nested models (FjORD; Horváth et al. 2021, arXiv 2102.13451).
+
+    Args:
+        space: The axes.
+        shares: Shares to draw from, each equally likely.
+        within: A Subnet that is the whole for whoever draws, such as what a device holds; it can be drawn too, and
+            shares beyond it cannot.
+    """
+
+    def __init__(self, space: Space, shares: Sequence[float], *, within: Mapping[str, int] | None = None) -> None:
+        held = {axis.name: (within or space.full).get(axis.name, axis.full) for axis in space.axes}
+        found = [at_share(space, share) for share in shares]
+        fits = [one for one in found if all(value <= held[name] for name, value in one.items())]
+        axes = (
+            replace(one, choices=tuple(value for value in one.choices if value <= held[one.name])) for one in space.axes
+        )
+        self.space = Space(tuple(axes), space.quorums)
+        self._drawn = tuple(dict.fromkeys((*fits, self.space.full)))
+
+    def draw(self, step: int, rng: random.Random) -> tuple[Subnet, ...]:
+        """Draw one."""
+        return (rng.choice(self._drawn),)
+
+
+def at_share(space: Space, share: float) -> Subnet:
+    """Return the Subnet in which every axis has its largest choice of at most a share of the whole, or its smallest."""
+    values = {
+        axis.name: max((one for one in axis.choices if one <= share * axis.full), default=axis.choices[0])
+        for axis in space.axes
+    }
+    return space.canonical(Subnet(values))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of progressive shrinking.

@@ -328,9 +328,11 @@ def reorder(model: Model, orders: Mapping[str, Tensor]) -> None:
     for branch in model.anatomy.branches:
         for dim in branch.dims:
             dims.setdefault(branch.axis(dim.name), []).append(dim)
-    for axis, given in orders.items():
+    for axis in orders:
         if axis not in dims:
             raise SubnetError(f"no axis {axis!r} to reorder; axes look like {next(iter(dims))!r}.")
+    # Lanes are of the model as it is: query heads go before the KV groups that carry them move.
+    for axis, given in sorted(orders.items(), key=lambda entry: dims[entry[0]][0].lanes == 1):
         dim = dims[axis][0]
         if dim.ordered:
             raise SubnetError(f"the units of {axis} have an order of their own; leave it out.")

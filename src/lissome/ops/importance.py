@@ -30,6 +30,24 @@ def magnitude(weights: Sequence[tuple[Tensor, int, Tensor]]) -> Tensor:
     return total.T.contiguous()
 
 
+def salience(weights: Sequence[tuple[Tensor, int, Tensor]], *, norm: int = 1) -> Tensor:
+    """Score of RaFFM (arXiv 2310.00247): the norms of the slices of a unit, summed over all tensors that have some.
+
+    Args:
+        weights: For each tensor that makes or reads the units: itself, their dimension, and their index [U, L, W].
+        norm: 1 or 2; norms are taken over each tensor's slice.
+
+    Returns:
+        Tensor[L, U].
+    """
+    total: Tensor | float = 0.0
+    for weight, dim, units in weights:
+        rows = weight.detach().float().abs().pow(norm).transpose(0, dim).flatten(1).sum(1)
+        total = total + rows[units.to(rows.device)].sum(-1).pow(1 / norm)
+    assert isinstance(total, Tensor)
+    return total.T.contiguous()
+
+
 def activation(weights: Sequence[tuple[Tensor, int, Tensor]], norms: Mapping[int, Tensor]) -> Tensor:
     """Activation-aware score in the manner of Wanda (arXiv 2306.11695): |weight| times the norm of what it reads.
 

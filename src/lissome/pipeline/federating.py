@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from safetensors.torch import save as safetensors_bytes
-
 from lissome.core.errors import ConfigError, FederationError
 from lissome.core.events import EventStream
-from lissome.core.files import json_text, read_json
-from lissome.core.manifest import Base, Manifest, Step
-from lissome.core.metrics import Metric
+from lissome.core.files import read_json
 from lissome.core.typed import as_json
 from lissome.cost.memory import Sizes, predict_training
 from lissome.cost.peak import peak_memory
-from lissome.engine.evaluate import versions
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.orders import AnswerHead, OrderHead
 from lissome.engine.federate.parcel import WEIGHT, Parcel
 from lissome.engine.federate.program import Program
-from lissome.engine.federate.rounds import Federation, Round
-from lissome.engine.federate.training import TASK, Bound
+from lissome.engine.federate.rounds import Federation
 from lissome.engine.train import derive
-from lissome.models.artifact import save_model
 from lissome.models.space import Subnet
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.federation import FederationJob, FederationRecipe
-from lissome.pipeline.loading import licence_of
+from lissome.pipeline.outcome import stage
 from lissome.pipeline.run import RESULT, RunFolder, check_place
 
 Backend = Literal["inprocess", "ray", "deployment"]
 BACKENDS: tuple[str, ...] = ("inprocess", "ray", "deployment")
-CLASSIFIER = "task.safetensors"
-"""File of an artifact with what the task added to the model, such as its classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +190,7 @@ def federate(
         (folder.state / "recipe.toml").write_text(job.recipe.to_toml(), encoding="utf-8")
         with peak_memory() as peak:
             federation = _run(job, folder, backend, server, stream)
-        _stage(job, federation, folder, time.monotonic() - start, float(peak.above))
+        stage(job, federation, folder, time.monotonic() - start, float(peak.above))
         folder.publish()
     return read_federation(Path(out))
 
@@ -292,9 +279,9 @@ def _parcels(
         subnet=subnet.to_json() if subnet is not None else None, down=str(phase.down), up=str(phase.up),
         settings=dict(program.settings(phase, 1, profile)), federation=job.name,
     )  # fmt: skip
-    layout = program.layout(phase, profile, subnet)
+    layout = program.layout(phase, 1, profile, subnet)
     down = phase.down.spec(layout.templates(program.tensors)) if phase.sends else {}
-    returned = program.returns(phase, profile, subnet)
+    returned = program.returns(phase, 1, profile, subnet)
     up = phase.up.spec(returned.templates(program.tensors)) if phase.merger is not None else {}
     answer = AnswerHead(ticket=ticket, tick=100 + index)
     return (
@@ -325,73 +312,3 @@ def _forecast(
         name=profile.name, kind=profile.kind, examples=profile.examples, budget=profile.budget, subnet=changes,
         figures=dict(figures), down=down, up=up, memory=memory,
     )  # fmt: skip
-
-
-def _stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds: float, peak: float) -> None:
-    """Put the artifact together: the global model, what the task adds, the ledger, the audit log and the rounds."""
-    program, last = federation.program, federation.rounds[-1]
-    bound = Bound.of(job.model, job.model, job.silos.server(job.model).around(job.model), None)
-    bound.load({name: value for name, value in program.tensors.items() if name in bound.parameters})
-    task = {name: value for name, value in bound.values(list(bound.parameters)).items() if name.startswith(TASK)}
-    state = folder.state / "server"
-    report = _report(federation, seconds)
-    step = Step(
-        method=job.recipe.step.name, config=job.recipe.step.config.to_mapping(), seed=job.recipe.seed,
-        data=job.silos.partition.fingerprint, after=_metrics(last), seconds=seconds, peak_memory=peak,
-        versions=versions(), details={"rounds": last.number, "bytes": report["bytes"]},
-    )  # fmt: skip
-    manifest = Manifest(
-        name=f"{job.model.name} after {job.recipe.step.name}",
-        base=Base(
-            name=job.model.name, architecture=job.model.anatomy.architecture, sha256=job.model.source.sha256,
-            license=licence_of(job.model),
-        ),
-        tags=tuple(sorted(job.method.leaves | {"dense"})),
-        layers=tuple(job.model.anatomy.layers()), lineage=(step,),
-    )  # fmt: skip
-    audit = state / "audit.jsonl"
-    extras = {
-        RESULT: json_text({**report, "job": job.identity()}, RESULT).encode(),
-        "recipe.toml": job.recipe.to_toml().encode(), "ledger.csv": federation.ledger.csv().encode(),
-        "audit.jsonl": audit.read_bytes() if audit.exists() else b"",
-        "partition.json": (folder.state / "partition.json").read_bytes(),
-    }  # fmt: skip
-    if task:
-        extras[CLASSIFIER] = safetensors_bytes(task)
-        extras["classes.json"] = json.dumps(list(job.classes)).encode()
-    save_model(job.model, folder.staged, manifest=manifest, extras=extras)
-    if (folder.state / "clients").is_dir():
-        # What clients kept is no part of the artifact, hence not listed; what they are known by goes nowhere.
-        ignored = shutil.ignore_patterns("token")
-        shutil.copytree(folder.state / "clients", folder.staged / "clients", dirs_exist_ok=True, ignore=ignored)
-
-
-def _report(federation: Federation, seconds: float) -> dict[str, Any]:
-    total = federation.bytes()
-    events = Counter(str(line["event"]) for line in federation.audit.lines)
-    return {
-        "rounds": [one.to_json() for one in federation.rounds], "bytes": total.to_json(),
-        "subnets": _histogram(federation.program, federation.rounds), "audit": dict(events), "seconds": seconds,
-    }  # fmt: skip
-
-
-def _histogram(program: Program, rounds: Sequence[Round]) -> dict[str, int]:
-    """How many orders to train each size of Subnet had, by its share of the parameters in percent."""
-    planner = getattr(program, "planner", None)
-    sizes: Counter[str] = Counter()
-    for one in rounds:
-        for client in one.clients:
-            chosen = one.subnets.get(client)
-            share = 1.0
-            if chosen is not None and planner is not None:
-                share = planner.figures(Subnet(chosen))["params"] / planner.full["params"]
-            sizes[f"{share:.0%}"] += 1
-    return dict(sorted(sizes.items(), key=lambda item: int(item[0][:-1])))
-
-
-def _metrics(last: Round) -> tuple[Metric, ...]:
-    lower = {"loss", "ppl"}
-    return tuple(
-        Metric(name=name, value=value, better="lower" if name.rpartition("/")[2] in lower else "higher")
-        for name, value in last.metrics.items()
-    )

@@ -82,7 +82,9 @@ def read_answer(
         FederationError: When it breaks a rule; says which.
     """
     phase = order.phase
-    layout = program.returns(phase, order.client, order.subnet) if phase.merger is not None else Layout({})
+    layout = (
+        program.returns(phase, order.head.round, order.client, order.subnet) if phase.merger is not None else Layout({})
+    )
     templates = layout.templates(program.tensors)
     check_size(parcel, phase.up.payload(templates) + phase.extra, len(templates))
     weight, metrics = check_numbers(parcel.numbers)

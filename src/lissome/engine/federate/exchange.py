@@ -158,7 +158,7 @@ class Exchange:
         for subnet, members in groups.items():
             shared: dict[tuple[str, ...], Mapping[str, Tensor]] = {}
             for client in members:
-                layout = self._layout(now.phase, client, subnet)
+                layout = self._layout(now.phase, now.round, client, subnet)
                 key = (*layout.keys, *layout.keys.values())
                 if key not in shared:
                     shared = {key: now.phase.down.encode(layout.cut(self._program.tensors))}
@@ -167,8 +167,8 @@ class Exchange:
                 order = OpenOrder(client=client, address=address, phase=now.phase, head=head, subnet=subnet)
                 self._dispatch(order, shared[key])
 
-    def _layout(self, phase: Phase, client: Profile, subnet: Subnet | None) -> Layout:
-        return self._program.layout(phase, client, subnet) if phase.sends else Layout({})
+    def _layout(self, phase: Phase, round: int, client: Profile, subnet: Subnet | None) -> Layout:
+        return self._program.layout(phase, round, client, subnet) if phase.sends else Layout({})
 
     def _head(self, now: _Phase, client: Profile, subnet: Subnet | None) -> OrderHead:
         phase, number, tick = now.phase, now.round, now.tick
@@ -283,7 +283,7 @@ class Exchange:
     def _resend(self, order: OpenOrder) -> None:
         """Send an order again; whoever repeats it gives the same answer."""
         order = replace(order, head=replace(order.head, ticket=self._ticket(order.head.ticket)))
-        layout = self._layout(order.phase, order.client, order.subnet)
+        layout = self._layout(order.phase, order.head.round, order.client, order.subnet)
         self._dispatch(order, order.phase.down.encode(layout.cut(self._program.tensors)))
 
     def _join(self, incoming: Incoming, round: int) -> None:

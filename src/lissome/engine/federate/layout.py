@@ -60,6 +60,40 @@ class Layout:
         found = ((name, index.get(name, {})) for name in names)
         return cls({name: place for name, place in found if place is not None})
 
+    @classmethod
+    def of_window(cls, model: Model, subnet: Mapping[str, int], names: Iterable[str], first: int) -> Layout:
+        """As `of_subnet`, with units ``first``, ``first + 1`` …, counted round, in place of the leading ones of a dim.
+
+        A client still extracts the Subnet; what it is sent fits it, because the units keep their order. Units with an
+        order of their own (a kernel's) do not move.
+
+        Args:
+            model: The whole model.
+            subnet: How many units of each dim.
+            names: Names of global tensors.
+            first: Number of the first unit, modulo the size of each dim.
+        """
+        flags: dict[str, dict[int, Tensor]] = {}
+        gone: set[str] = set()
+        for branch in model.anatomy.branches:
+            if not subnet.get(branch.name, 1):
+                gone.update(branch.parameters)
+                continue
+            sizes = model.binding.sizes(branch, subnet)
+            for dim in branch.dims:
+                start = 0 if dim.ordered else first
+                dropped = (torch.arange(sizes[dim.name], dim.size) + start) % max(1, dim.size)
+                for held in dim.cuts if len(dropped) else ():
+                    whole = torch.ones(model.binding.shapes[held.parameter][held.dim], dtype=torch.bool)
+                    flag = flags.setdefault(held.parameter, {}).setdefault(held.dim, whole)
+                    flag[held.units[dropped].flatten()] = False
+        found: dict[str, Place] = {}
+        for name in names:
+            place = {dim: flag.nonzero().flatten() for dim, flag in flags.get(name, {}).items()}
+            if name not in gone and all(map(len, place.values())):
+                found[name] = place
+        return cls(found)
+
     def only(self, names: Iterable[str]) -> Layout:
         """The part of the layout that concerns the named tensors."""
         wanted = set(names)

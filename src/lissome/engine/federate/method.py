@@ -161,10 +161,15 @@ class FederatedMethod(Method):
 
     def client(self, site: ClientSite) -> ClientProgram:
         """Return a client's side; by default one that trains its Subnet."""
-        return TrainingClient(
-            facts=site.facts, base=site.model, lesson=site.lesson, config=self.config.training(len(site.lesson)),
-            private=self.config.private, moments=self.config.moments,
-        )  # fmt: skip
+        return TrainingClient(**self.training(site))
+
+    def training(self, site: ClientSite) -> dict[str, Any]:
+        """Return what a `TrainingClient` is built from, by name."""
+        return {
+            "facts": site.facts, "base": site.model, "lesson": site.lesson,
+            "config": self.config.training(len(site.lesson)), "private": self.config.private,
+            "moments": self.config.moments,
+        }  # fmt: skip
 
     def plan(self, card: ModelCard, budget: Budget) -> Plan:
         """Refuse: a federated method is not a step of `fit`."""

@@ -108,13 +108,20 @@ class Program:
         """
         return dict.fromkeys((one.name for one in clients), None)
 
-    def layout(self, phase: Phase, client: Profile, subnet: Subnet | None) -> Layout:
-        """Return which global tensors, and what of them, go to a client in a phase."""
+    def judged(
+        self, round: int, clients: Sequence[Profile], trained: Mapping[str, Subnet | None], rng: Random
+    ) -> Mapping[str, Subnet | None]:
+        """Return what each client evaluates; default: what it trained, and for the others what they are assigned."""
+        missing = [one for one in clients if one.name not in trained]
+        return {**trained, **(self.assign(round, missing, rng) if missing else {})}
+
+    def layout(self, phase: Phase, round: int, client: Profile, subnet: Subnet | None) -> Layout:
+        """Return which global tensors, and what of them, go to a client in a phase of a round."""
         return Layout.whole(self.tensors)
 
-    def returns(self, phase: Phase, client: Profile, subnet: Subnet | None) -> Layout:
+    def returns(self, phase: Phase, round: int, client: Profile, subnet: Subnet | None) -> Layout:
         """Return which of them come back, where there is a merger; default: what goes down."""
-        return self.layout(phase, client, subnet)
+        return self.layout(phase, round, client, subnet)
 
     def static(self, client: Profile, subnet: Subnet | None) -> tuple[str, Mapping[str, Tensor]]:
         """Return tensors that a client is sent once and keeps, with a tag that changes when they do; default: none."""

@@ -193,10 +193,9 @@ class Federation:
     def _evaluate(
         self, number: int, index: int, present: Sequence[Any], subnets: Mapping[str, Any], metrics: dict[str, float]
     ) -> dict[str, Mapping[str, float]]:
-        """Let all clients evaluate what they hold; those that were not sampled are assigned something for it."""
-        missing = [one for one in present if one.name not in subnets]
+        """Let all clients evaluate what the program says."""
         rng = Random(derive(self.seed, "assign", number, "evaluate"))
-        held = {**subnets, **(self.program.assign(number, missing, rng) if missing else {})}
+        held = self.program.judged(number, present, subnets, rng)
         phase = self.program.evaluation()
         _, reports = self._exchange.phase(phase, number, index, present, held, enough=len(present))
         metrics |= _named(phase.action, mean_metrics(reports))

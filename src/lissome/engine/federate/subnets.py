@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from lissome.core.errors import ConfigError
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.method import FederatedConfig, ServerSite
@@ -17,9 +18,34 @@ from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import TRAIN, Phase, Program
 from lissome.engine.federate.training import Bound, Lesson, global_tensors
 from lissome.models.model import Model
-from lissome.models.space import Space, Subnet
+from lissome.models.space import Axis, Space, Subnet
 
 _LAYOUTS = 64  # of Subnets, kept because every phase of a round asks for them again
+
+
+def share_space(model: Model, kinds: Sequence[str], shares: Sequence[float]) -> Space:
+    """Return the Space in which dims have shares of their units; branches all stay.
+
+    Args:
+        model: The whole model.
+        kinds: Of dims, such as ``("width", "groups")``; others have one size.
+        shares: Of the whole, at most 1; every size is the largest that the dim allows within a share.
+
+    Raises:
+        ConfigError: When the model has no dim of such kinds.
+    """
+    axes: dict[str, Axis] = {}
+    for branch in model.anatomy.branches:
+        for dim in branch.dims:
+            if dim.kind not in kinds or dim.size < 2:
+                continue
+            allowed = dim.allowed or range(max(1, dim.least), dim.size + 1)
+            sizes = {max((one for one in allowed if one <= share * dim.size), default=allowed[0]) for share in shares}
+            axes.setdefault(branch.axis(dim.name), Axis(branch.axis(dim.name), tuple(sorted(sizes | {dim.size}))))
+    if not axes:
+        known = sorted({dim.kind for branch in model.anatomy.branches for dim in branch.dims})
+        raise ConfigError(f"{model.name} has no dims of the kinds {', '.join(kinds)}; it has: {', '.join(known)}.")
+    return Space(tuple(axes.values()))
 
 
 class SubnetProgram(Program):
@@ -83,11 +109,21 @@ class SubnetProgram(Program):
 
     def choose(self, client: Profile, rng: Random) -> Subnet | None:
         """Return the Subnet of one client."""
+        return self.largest(client)
+
+    def largest(self, client: Profile) -> Subnet | None:
+        """Return the largest Subnet within a client's budget; None, the whole model, when it has none."""
         if self.planner is None or not client.bounds:
             return None
         return self.planner.largest(client.bounds)
 
-    def layout(self, phase: Phase, client: Profile, subnet: Subnet | None) -> Layout:
+    def judged(
+        self, round: int, clients: Sequence[Profile], trained: Mapping[str, Subnet | None], rng: Random
+    ) -> dict[str, Subnet | None]:
+        """Let every client evaluate the largest Subnet within its budget, whatever it trained."""
+        return {one.name: self.largest(one) for one in clients}
+
+    def layout(self, phase: Phase, round: int, client: Profile, subnet: Subnet | None) -> Layout:
         """Return what a Subnet keeps of the exchanged tensors."""
         return self.layout_of(subnet)
 

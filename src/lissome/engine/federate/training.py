@@ -172,7 +172,7 @@ class TrainingClient:
             losses, kept = self._continued(work, bound, task, config)
             facts = {"seed": work.kept.facts.get("seed", work.head.seed)}
         else:
-            losses = train(task, config, seed=work.head.seed, hooks=self.hooks).losses
+            losses = train(task, config, seed=work.head.seed, hooks=self.hooks_for(work, bound)).losses
             kept, facts = {}, {}
         private = [name for name in bound.trained() if is_private(name, self.private)]
         keep = {**bound.values(private), **kept}
@@ -183,6 +183,10 @@ class TrainingClient:
             metrics={"loss": sum(losses) / max(1, len(losses))},
             keep=Kept(keep, {"steps": done, **facts}) if keep else None,
         )
+
+    def hooks_for(self, work: Work, bound: Bound) -> Hooks | None:
+        """Return where training differs for an order; default: `hooks`."""
+        return self.hooks
 
     def _continued(
         self, work: Work, bound: Bound, task: Task, config: TrainConfig
@@ -195,7 +199,7 @@ class TrainingClient:
         )
         # The seed of the first order for all: the position in the data is then a matter of the step.
         seed = int(work.kept.facts.get("seed", work.head.seed))
-        result = train(task, stretched, seed=seed, hooks=self.hooks, checkpoint=carried)
+        result = train(task, stretched, seed=seed, hooks=self.hooks_for(work, bound), checkpoint=carried)
         return result.losses[done:], carried.moments
 
     def _bound(self, head: OrderHead) -> Bound:
