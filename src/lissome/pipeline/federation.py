@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -277,8 +277,13 @@ class FederationJob:
         name_of_all = self.name if federation is None else federation
         return Worker(self.method.client(site), ClientStore(folder), federation=name_of_all)
 
-    def local_link(self, folder: Path) -> LocalLink:
-        """Return all clients in this process; each is built when it works."""
+    def local_link(self, folder: Path, names: Sequence[str] = ()) -> LocalLink:
+        """Return clients in this process; each is built when it works.
+
+        Args:
+            folder: Their disks.
+            names: Which ones (default: all).
+        """
         workers: dict[str, Worker] = {}
 
         def make(name: str) -> Worker:
@@ -287,7 +292,7 @@ class FederationJob:
                 workers[name] = self.worker(name, folder / name)
             return workers[name]
 
-        clients = {name: partial(make, name) for name in self.silos.names}
+        clients = {name: partial(make, name) for name in names or self.silos.names}
         devices = {name: kind.behaviour() for name, kind in self.kinds.items()}
         return LocalLink(clients, devices, seed=self.recipe.seed)
 

@@ -73,11 +73,11 @@ def _report(federation: Federation, seconds: float) -> dict[str, Any]:
     events = Counter(str(line["event"]) for line in federation.audit.lines)
     return {
         "rounds": [one.to_json() for one in federation.rounds], "bytes": total.to_json(),
-        "subnets": _histogram(federation.program, federation.rounds), "audit": dict(events), "seconds": seconds,
+        "subnets": histogram(federation.program, federation.rounds), "audit": dict(events), "seconds": seconds,
     }  # fmt: skip
 
 
-def _histogram(program: Program, rounds: Sequence[Round]) -> dict[str, int]:
+def histogram(program: Program, rounds: Sequence[Round]) -> dict[str, int]:
     """How many orders to train each size of Subnet had, by its share of the parameters in percent."""
     planner = getattr(program, "planner", None)
     sizes: Counter[str] = Counter()

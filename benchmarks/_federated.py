@@ -1,0 +1,97 @@
+"""What claims on federation share: a fleet that learns to tell languages apart, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shears.texts import declarations
+from lissome.core.events import EventStream
+from lissome.data.labelled import Labelled
+from lissome.data.partition import deal
+from lissome.engine.federate.rounds import Federation
+from lissome.engine.train import derive
+from lissome.pipeline.federating import serve
+from lissome.pipeline.federation import FederationJob, FederationRecipe
+from lissome.pipeline.silos import Silos
+
+LANGUAGES = ("ces", "dan", "deu_1996", "fin", "fra", "hrv", "ita", "nld", "pol", "por_PT", "spa", "swe")
+LENGTH, CLIENTS, ALPHA = 32, 10, 0.3
+
+
+@cache
+def texts() -> dict[str, Labelled]:
+    """Runs of four words of some languages, dealt by article: nothing tested translates anything learnt."""
+    found = {}
+    for part, all_of_them in declarations().items():
+        kept = [at for at, label in enumerate(all_of_them.labels) if all_of_them.classes[label] in LANGUAGES]
+        some = all_of_them.some(kept)
+        names = [some.classes[label] for label in some.labels]
+        labels = tuple(LANGUAGES.index(name) for name in names)
+        found[part] = Labelled(some.name, some.texts, labels, LANGUAGES)
+    return found
+
+
+def recipe(
+    step: Mapping[str, Any], *, seed: int, rounds: int, devices: Sequence[Mapping[str, Any]] = ({},), **loop: Any
+) -> FederationRecipe:
+    """Return the recipe of one arm; the data are those of `texts`.
+
+    Args:
+        step: Method and settings.
+        seed: Of everything.
+        rounds: How many.
+        devices: Kinds of devices.
+        loop: Other settings of the loop.
+    """
+    from lissome.core.config import to_toml
+
+    return FederationRecipe.from_toml(
+        to_toml(
+            {
+                "model": "minilm", "seed": seed, "data": {"source": "declarations", "length": LENGTH},
+                "partition": {"scheme": "dirichlet", "clients": CLIENTS, "alpha": ALPHA},
+                "federation": {"rounds": rounds, **loop}, "device": [dict(one) for one in devices],
+                "step": [dict(step)],
+            }
+        )
+    )  # fmt: skip
+
+
+def job_of(made: FederationRecipe) -> FederationJob:
+    """Return both sides of an arm on the data of `texts`: dealt by the seed, tested on other articles."""
+    parts = texts()
+    dealt = deal(parts["train"], made.partition, seed=derive(made.seed, "deal") % 2**32)
+    job = FederationJob(made)
+    vars(job)["silos"] = Silos(made.data, dealt, LANGUAGES, (parts["train"], parts["test"]), made.seed)
+    return job
+
+
+def run(job: FederationJob, folder: Path, names: Sequence[str] = ()) -> tuple[Federation, dict[str, Any]]:
+    """Run an arm; a run that was interrupted continues.
+
+    Args:
+        job: The arm.
+        folder: Of this arm alone.
+        names: Clients that take part (default: all).
+
+    Returns:
+        The federation, and what a cell stores: accuracy of the global model by round, of each client at the end, bytes,
+        and how often each size was trained.
+    """
+    federation = serve(job, job.local_link(folder / "clients", names), folder / "server", EventStream())
+    last, total = federation.rounds[-1], federation.bytes()
+    return federation, {
+        "accuracy": [one.metrics.get("server/accuracy") for one in federation.rounds],
+        "clients": {name: scores.get("accuracy") for name, scores in last.scores.items()},
+        "payload": total.payload, "message": total.message, "trained": _trained(federation),
+        "examples": {name: len(job.silos.partition.parts[name]) for name in job.silos.names},
+    }  # fmt: skip
+
+
+def _trained(federation: Federation) -> dict[str, int]:
+    from lissome.pipeline.outcome import histogram
+
+    return histogram(federation.program, federation.rounds)

@@ -1,0 +1,93 @@
+"""The arms of the claim, their fleet, and what becomes of the model when it is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from benchmarks._federated import job_of, recipe, run
+from lissome.engine.federate.rounds import Federation
+from lissome.engine.federate.subnets import SubnetProgram
+from lissome.engine.federate.training import Bound, cut_model
+from lissome.engine.train import derive
+from lissome.methods.federate.raffm import RaFFM
+from lissome.models.model import Model
+from lissome.models.space import Subnet
+from lissome.pipeline.federation import FederationJob
+
+ROUNDS, SIZES = 12, 24
+STEP: dict[str, Any] = {"lr": 3e-4, "epochs": 2.0, "batch": 16}
+FLEET = (
+    {"name": "big", "share": 2.0},
+    {"name": "middle", "share": 4.0, "budget": "block_params<=65%"},
+    {"name": "small", "share": 4.0, "budget": "block_params<=35%"},
+)
+"""Of ten clients two hold the whole model; who they are is drawn by the seed, how much data they have is stored."""
+
+ARMS: dict[str, dict[str, Any]] = {
+    "raffm": {"method": "raffm"},
+    "heterofl": {"method": "raffm", "order": "none", "assign": "largest"},
+    "fjord": {"method": "raffm", "order": "none", "assign": "largest", "nested": True},
+    "fedrolex": {"method": "raffm", "order": "none", "assign": "largest", "window": "rolling"},
+    "static": {"method": "raffm", "assign": "largest"},
+    "full": {"method": "fedavg"},
+    "big-only": {"method": "fedavg"},
+    "smallest": {"method": "raffm", "order": "none", "assign": "largest"},
+}
+"""`static` has RaFFM's order without the sandwich; `full` ignores budgets; `smallest` gives all the weakest's size."""
+
+
+def arm(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Run one arm and return what its cell stores."""
+    fleet = ({},) if name == "full" else ({"budget": FLEET[2]["budget"]},) if name == "smallest" else FLEET
+    job = job_of(recipe({**STEP, **ARMS[name]}, seed=seed, rounds=rounds, devices=fleet))
+    big = [one for one in job.silos.names if not job.kinds[one].budget] if name == "big-only" else []
+    if big:
+        job = job_of(recipe({**STEP, **ARMS[name]}, seed=seed, rounds=rounds, devices=fleet, clients=len(big)))
+    federation, cell = run(job, folder, big)
+    cell["kinds"] = {one: kind.name for one, kind in job.kinds.items()}
+    if ARMS[name]["method"] == "raffm":
+        cell["sizes"] = sizes(job, federation, seed)
+    return cell
+
+
+def sizes(job: FederationJob, federation: Federation, seed: int) -> list[dict[str, float]]:
+    """Cut the trained model to random sizes and the smallest one, without training."""
+    program = federation.program
+    assert isinstance(program, SubnetProgram)
+    assert program.planner is not None
+    program.loaded()
+    rng, space = Random(derive(seed, "sizes")), program.planner.space
+    drawn = [space.smallest, space.full, *(space.sample(rng) for _ in range(SIZES - 2))]
+    return [_judged(job, program, subnet) for subnet in drawn]
+
+
+def _judged(job: FederationJob, program: SubnetProgram, subnet: Subnet) -> dict[str, float]:
+    small = cut_model(job.model, subnet)
+    lesson = job.silos.server(job.model)
+    bound = Bound.of(job.model, small, lesson.around(small), subnet)
+    bound.load(program.layout_of(subnet).cut(program.tensors))
+    bound.module.eval()
+    assert program.planner is not None
+    return {
+        "share": program.planner.figures(subnet)["block_params"] / program.planner.full["block_params"],
+        "accuracy": lesson.score(bound.module)[1]["accuracy"],
+    }
+
+
+@torch.no_grad()
+def preserved(seed: int) -> dict[str, float]:
+    """Return how far the order of units moves the hidden states of MiniLM, and how large these are."""
+    from lissome.pipeline import load
+
+    model: Model = load("minilm")
+    ids = torch.randint(1000, 20000, (8, 32), generator=torch.Generator().manual_seed(seed))
+    before = model.module(input_ids=ids).last_hidden_state
+    RaFFM(RaFFM.Config()).prepare(model, seed)
+    return {
+        "difference": float((model.module(input_ids=ids).last_hidden_state - before).abs().max()),
+        "size": float(before.abs().max()),
+    }
