@@ -187,3 +187,10 @@ def test_a_model_from_elsewhere_is_not_written_over(small: Model, tmp_path: Path
         small.save(tmp_path / "theirs")
     for _ in range(2):
         small.save(tmp_path / "ours")
+
+
+def test_what_is_beside_a_model_says_where_the_model_is(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no config\.json.* did you mean .*small"):
+        load_model(tmp_path)
+    with pytest.raises(ArtifactError, match=r"weights alone; give the folder .*small$"):
+        load_model(folder / "model.safetensors")

@@ -25,9 +25,10 @@ from lissome.export._padding import Sizes, padded, paddings_of, uniform_sizes
 from lissome.export._report import ExportReport
 from lissome.export._stack import Layer, Piece, Stack, read_stack, stacked, whole
 from lissome.models.anatomy import anatomy_of
-from lissome.models.artifact import MARK, check_own, config_text, describes, own_tensors, stock_config
+from lissome.models.artifact import config_text, describes, own_tensors, stock_config
 from lissome.models.build import skeleton
 from lissome.models.families.decoder import COMPANIONS
+from lissome.models.marks import check_own
 from lissome.models.model import Model
 from lissome.models.paging import stored_tensors
 
@@ -226,7 +227,7 @@ def _save(model: Model, target: Path, config: Mapping[str, Any], state: dict[str
 
     check_own(target)
     with atomic_folder(target) as part:
-        save_torch_state_dict(state, part, max_shard_size=_SHARD, metadata=dict(MARK))
+        save_torch_state_dict(state, part, max_shard_size=_SHARD)
         (part / "config.json").write_text(config_text(config), encoding="utf-8")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lissome import __version__
 from lissome.core.errors import ArtifactError, NumericsError, SubnetError
 from lissome.core.files import atomic_folder, inside, read_json, sha256_file
 from lissome.core.manifest import MANIFEST, Manifest, read_manifest, verify_files, write_manifest
@@ -30,6 +31,7 @@ from lissome.models.build import FAILURES, MODEL_TYPE, check_quantised, is_forei
 from lissome.models.foreign import foreign_config
 from lissome.models.integers import STORAGE as INTEGERS
 from lissome.models.integers import give, grids, set_grid, take
+from lissome.models.marks import MARK, check_own, read_config
 from lissome.models.model import Model, Source
 from lissome.models.paging import stored_tensors
 from lissome.models.space import Space
@@ -38,16 +40,14 @@ from lissome.models.stored import check_beside, check_entries, check_filled, che
 
 WEIGHTS = "model.safetensors"
 ADAPTER, PROMPT = "adapter", "prompt"
-MARK = {"format": "pt", "written_by": "lissome"}
-"""Metadata of the weights in every folder that lissome writes, by which it knows what it may replace."""
 _REMAKE = "it is damaged, restore or remake the artifact."
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json",
     "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
 _FLOAT = "__float__"
-# What a configuration knows of this process: marks of removed branches, and where on this machine it was read.
-_RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset", "_name_or_path")
+# What a configuration knows of this process: marks of removed branches, where it was read, and who wrote that.
+_RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset", "_name_or_path", MARK)
 
 
 def save_model(
@@ -70,7 +70,7 @@ def save_model(
     check_own(folder)
     with atomic_folder(folder) as part:
         integers, others = take(own_tensors(stored_tensors(model.module)), model.module)
-        save_file(integers | compress(others, masks(model.module)), part / WEIGHTS, metadata=MARK)
+        save_file(integers | compress(others, masks(model.module)), part / WEIGHTS, metadata={"format": "pt"})
         (part / "config.json").write_text(config_text(config_of(model)), encoding="utf-8")
         generation = getattr(model.module, "generation_config", None)
         if generation is not None:
@@ -88,28 +88,6 @@ def save_model(
         if manifest is not None:
             write_manifest(part, manifest.with_files(part))
     return folder
-
-
-def check_own(folder: Path) -> None:
-    """Refuse to replace a model that lissome did not write, which may be somebody's only copy.
-
-    Raises:
-        ArtifactError: When `folder` holds a configuration and weights without our mark.
-    """
-    if (folder / MANIFEST).exists() or not (folder / "config.json").exists():
-        return
-    if not any(_marked(file) for file in folder.glob("*.safetensors")):
-        raise ArtifactError(f"{folder} holds a model that lissome did not write; name a new or an empty folder.")
-
-
-def _marked(file: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            return MARK.items() <= (opened.metadata() or {}).items()
-    except (SafetensorError, OSError):
-        return False
 
 
 def config_of(model: Model) -> dict[str, Any]:
@@ -154,7 +132,7 @@ def stock_config(model: Model) -> dict[str, Any]:
 
 def config_text(config: Mapping[str, Any]) -> str:
     """Return a configuration as the text of ``config.json``."""
-    return json.dumps(_tagged(config), indent=2, sort_keys=True) + "\n"
+    return json.dumps(_tagged({**config, MARK: __version__}), indent=2, sort_keys=True) + "\n"
 
 
 def _tagged(value: Any) -> Any:
@@ -217,9 +195,7 @@ def load_folder(
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
     if manifest is not None:
         verify_files(folder, manifest, read=_read_files(folder))
-    config = _untagged(read_json(folder / "config.json", finite=False))
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{folder / 'config.json'} is not a JSON object; the file is damaged.")
+    config = _untagged(read_config(folder))
     files = weight_files(folder)
     module = scan_in_chunks(_fill(folder, config, files, dtype, into))
     check_finite(module)

@@ -205,10 +205,13 @@ def check_fields(config: Mapping[str, Any], tensors: int | None = None, prefix: 
         ArtifactError: Names the field, what it says, and what it may say.
     """
     dropouts = [name for name in config if "dropout" in name or name.endswith("_pdrop")]
+    staged = "num_channels" in config  # networks of images may have a size for each of their stages
     for names, fits, allowed in (*_RULES, (dropouts, _share, "a number from 0 to 1")):
         for name in names:
-            if config.get(name) is not None and not fits(config[name]):
-                raise _wrong(prefix + name, config[name], allowed)
+            value = config.get(name)
+            each = value if staged and isinstance(value, list) and value else [value]
+            if value is not None and not all(map(fits, each)):
+                raise _wrong(prefix + name, value, allowed)
     for name in _LAYERS:
         count = config.get(name)
         if tensors is not None and type(count) is int and count > max(tensors, _FEW):
@@ -251,8 +254,6 @@ def _check_rope(given: Any, name: str) -> None:
 
 
 def _size(value: Any) -> bool:
-    if isinstance(value, list):  # one for each stage, as networks of images have them
-        return bool(value) and not any(isinstance(each, list) for each in value) and all(map(_size, value))
     return (isinstance(value, str) and value in _WORDS) or (type(value) is int and 0 < value <= _LARGEST)
 
 

@@ -94,6 +94,10 @@ def _load_file(path: Path, name: str, dtype: torch.dtype | None, events: EventSt
 
     if path.suffix == ".pth":
         return _load_pth(path, name, dtype)
+    if path.suffix == ".safetensors":
+        raise ArtifactError(
+            f"{path} holds weights alone; give the folder with its config.json: {path.absolute().parent}"
+        )
     if path.suffix not in {".gguf", ".zip"}:
         raise ArtifactError(
             f"{path} is neither a .gguf nor a .zip file; give one, a folder with safetensors, or an asset name."

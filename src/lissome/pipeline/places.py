@@ -9,8 +9,8 @@ from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.files import check_replaceable, check_writable
 from lissome.core.manifest import MANIFEST
 from lissome.cost.table import LatencyTable
-from lissome.models.artifact import check_own
 from lissome.models.gguf.header import read_header
+from lissome.models.marks import check_own
 from lissome.models.model import Model
 
 _MARK = "lissome.version"  # in the header of every GGUF file that lissome writes
