@@ -18,7 +18,7 @@ IDS = [5, 9, 300, 17, 2, 88, 41, 6, 7, 12, 13, 250]
 
 
 def test_formats_are_found_by_file_name():
-    assert [info.name for info in public_files("lissome.export")] == ["gguf", "hf"]
+    assert [info.name for info in public_files("lissome.export")] == ["gguf", "hf", "nested"]
 
 
 @pytest.mark.parametrize("family", DECODERS)

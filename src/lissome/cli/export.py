@@ -13,13 +13,19 @@ from lissome.cli._session import JsonFlag, TargetArgument, answer, derived_file,
 def command(
     ctx: typer.Context,
     target: TargetArgument,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="hf (a transformers folder) or gguf (llama.cpp).")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="FORMAT", help="hf (a transformers folder), gguf (llama.cpp) or nested (lissome's engine)."
+        ),
+    ],
     type: Annotated[
         str | None,
         typer.Option(
             "--type",
             metavar="TYPE",
-            help="Number type, e.g. F16, Q8_0, Q4_1 or Q4_0 (default: the original file's, else F16).",
+            help="Number type, e.g. F16, Q8_0, Q4_1 or Q4_0 (default: the original file's, else F16); of nested: bits "
+            "of each segment (default: 3+1).",
         ),
     ] = None,
     pad: Annotated[

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from lissome.core.errors import NumericsError, UnsupportedModelError
 from lissome.core.events import EventStream
 from lissome.core.metrics import Metric
 from lissome.cost.clock import Clock, fixed_threads
+from lissome.cost.timed import Timed, Writing
 from lissome.models.anatomy import TASKS
 from lissome.models.example import described, example
 from lissome.models.model import Model
@@ -137,6 +138,9 @@ class Comparison:
     ratios: Mapping[str, Metric]
 
 
+Target = Model | nn.Module | Writing
+
+
 def measure(
     target: Model | nn.Module,
     request: Request | None = None,
@@ -172,14 +176,29 @@ def compare(
     events: EventStream | None = None,
 ) -> Comparison:
     """Time two models in turns; arguments and errors as in `measure`."""
+    _, (comparison,) = compare_all(base, [other], request, rounds=rounds, threads=threads, events=events)
+    return comparison
+
+
+def compare_all(
+    base: Target,
+    others: Sequence[Target],
+    request: Request | None = None,
+    *,
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    events: EventStream | None = None,
+) -> tuple[Timing, list[Comparison]]:
+    """Time several models in turns, and compare each with the first one; arguments and errors as in `measure`."""
     request = request or Request()
-    first, second = race([base, other], request, rounds=rounds, threads=threads, events=events)
-    ours, theirs = _samples(first, request), _samples(second, request)
-    return Comparison(
-        base=Timing.of(first, request),
-        other=Timing.of(second, request),
-        ratios={name: _ratio(name, theirs[name], ours[name]) for name in ours},
-    )
+    first, *rest = race([base, *others], request, rounds=rounds, threads=threads, events=events)
+    ours, timing = _samples(first, request), Timing.of(first, request)
+    found = []
+    for laps in rest:
+        theirs = _samples(laps, request)
+        ratios = {name: _ratio(name, theirs[name], ours[name]) for name in ours}
+        found.append(Comparison(base=timing, other=Timing.of(laps, request), ratios=ratios))
+    return timing, found
 
 
 def _samples(laps: Sequence[Lap], request: Request) -> dict[str, list[float]]:
@@ -192,7 +211,7 @@ def _samples(laps: Sequence[Lap], request: Request) -> dict[str, list[float]]:
 
 
 def race(
-    targets: Sequence[Model | nn.Module],
+    targets: Sequence[Target],
     request: Request,
     *,
     rounds: int = ROUNDS,
@@ -207,7 +226,7 @@ def race(
     """
     events, forward = events or EventStream(), _only_forward(targets)
     with fixed_threads(threads), torch.inference_mode(), events.stage("time", rounds) as stage:
-        runners = [Forward(target, request) if forward else Runner(_module(target), request) for target in targets]
+        runners = [_timed(target, request, forward=forward) for target in targets]
         warm = _lockstep(runners, 0 if forward else min(_WARM_STEPS, request.steps), 0)
         passes = _passes(warm) if forward else 1
         laps: list[list[Lap]] = [[] for _ in runners]
@@ -219,6 +238,12 @@ def race(
     return laps
 
 
+def _timed(target: Target, request: Request, *, forward: bool) -> Timed:
+    if not isinstance(target, Model | nn.Module):
+        return target.timed(request)
+    return Forward(target, request) if forward else Runner(_module(target), request)
+
+
 def asked(target: Model, request: Request | None = None) -> str:
     """Word what is timed of a model."""
     request = request or Request()
@@ -227,11 +252,11 @@ def asked(target: Model, request: Request | None = None) -> str:
     return f"one forward of {described(example(target, tokens=request.prompt, batch=request.batch))}"
 
 
-def _writes(target: Model | nn.Module) -> bool:
+def _writes(target: Target) -> bool:
     return not isinstance(target, Model) or target.anatomy.task == "causal-lm"
 
 
-def _only_forward(targets: Sequence[Model | nn.Module]) -> bool:
+def _only_forward(targets: Sequence[Target]) -> bool:
     """Whether a request is one forward; models are compared by the same request only."""
     tasks = {target.anatomy.task if isinstance(target, Model) else "causal-lm" for target in targets}
     if len(tasks) > 1:
@@ -261,19 +286,6 @@ def _lockstep(runners: Sequence[Timed], steps: int, turn: int) -> list[Lap]:
     for runner in runners:
         runner.close()
     return [Lap(prefills[runner], tuple(times[runner])) for runner in runners]
-
-
-class Timed(Protocol):
-    """What is timed: a request in pieces."""
-
-    def prefill(self) -> float:
-        """Begin the request; seconds."""
-
-    def step(self) -> float:
-        """Go on by one token; seconds."""
-
-    def close(self) -> None:
-        """End it."""
 
 
 class Forward:

@@ -15,6 +15,7 @@ from lissome.core.manifest import MANIFEST
 from lissome.data import assets
 from lissome.models.load import check_target, load_model
 from lissome.models.model import Model
+from lissome.models.nested.folder import nested_folder
 from lissome.models.zoo import LICENCE, load_zoo, zoo
 
 RUN_FOLDER = ".run"
@@ -47,6 +48,11 @@ def load(
         NumericsError: When a weight is NaN or infinite.
     """
     check_target(target)
+    if nested_folder(target) is not None:
+        raise ArtifactError(
+            f"{target} holds nested weights, which the decoder engine runs (generate, bench, inspect, serve); for all "
+            "else give the model that it was made from."
+        )
     if isinstance(target, str) and target in assets.assets() and not Path(target).exists():
         model = load_model(assets.fetch(target, events=events), name=target, dtype=dtype, events=events)
         return replace(model, source=replace(model.source, name=target))

@@ -34,9 +34,11 @@ from lissome.models.example import described, example
 from lissome.models.integers import grids
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
+from lissome.models.nested.folder import nested_folder
 from lissome.models.space import Space
 from lissome.models.sparse import sparsity
 from lissome.ops.kernels.native import choice as kernel_choice
+from lissome.pipeline import decoding
 from lissome.pipeline.compare import (
     class_notes,
     counted_figures,
@@ -53,6 +55,7 @@ from lissome.pipeline.compare import (
 from lissome.pipeline.fitting import ORDERS
 from lissome.pipeline.job import prepare
 from lissome.pipeline.loading import load
+from lissome.pipeline.nested_timing import measure_nested
 from lissome.pipeline.places import check_export_place, check_extract_place, check_table_place
 from lissome.pipeline.reports import InspectReport, PlanReport, TableReport
 
@@ -94,6 +97,8 @@ def measure(
         LissomeError: When a model cannot be read, or no one request suits both.
     """
     start, stream = time.monotonic(), quiet(events)
+    if nested_folder(target) is not None or nested_folder(against) is not None:
+        return measure_nested(target, against, save_table=save_table, events=stream)
     if save_table is not None:
         check_table_place(Path(save_table))
     model = load(target, events=stream)
@@ -224,6 +229,9 @@ def inspect(target: Any, *, events: EventStream | None = None) -> InspectReport:
     Raises:
         UnsupportedModelError: When its parts are not understood.
     """
+    folder = nested_folder(target)
+    if folder is not None:
+        return decoding.inspect(folder)
     model = load(target, events=events)
     counter, space = Counter(model), model.space()
     counts = counter.count()

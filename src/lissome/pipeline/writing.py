@@ -1,17 +1,12 @@
-"""The verb `generate`: a model continues a prompt."""
+"""The verb `generate`: a model continues a prompt, in torch or, from nested weights, in the decoder engine."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
-
-import torch
 
 from lissome.core.errors import ConfigError, DataError
 from lissome.core.events import EventStream
-from lissome.data.text import check_ids
-from lissome.models.model import Model
-from lissome.pipeline.loading import load
+from lissome.models.nested.folder import nested_folder
 from lissome.pipeline.reports import GenerateReport
 
 
@@ -21,7 +16,7 @@ def generate(
     """Let a model continue a prompt, greedily; a chat model gets it as a user's message.
 
     Args:
-        target: Anything `load` reads.
+        target: Anything `load` reads, or a folder of nested weights, which is run without torch.
         prompt: The text.
         max_new_tokens: Most tokens to write; fewer where the model reads no more.
         events: Where progress is reported.
@@ -35,52 +30,11 @@ def generate(
         raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     if not prompt.strip():
         raise DataError("the prompt is empty; write something to continue.")
-    model = load(target, events=events)
-    model.anatomy.require("causal-lm", "continuing a prompt")
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise DataError(f"{model.name} has no tokenizer; give a folder that holds one.")
-    chat = [{"role": "user", "content": prompt}]
-    text = (
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        if tokenizer.chat_template
-        else prompt
-    )
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
-    check_ids(int(inputs["input_ids"].max()), model.anatomy.vocabulary)
-    prompt_tokens = inputs["input_ids"].shape[1]
-    room = _room(model) - prompt_tokens
-    if room < 1:
-        raise DataError(f"the prompt has {prompt_tokens} tokens, {model.name} reads {_room(model)}; shorten it.")
-    clock = _TokenClock()
-    with torch.inference_mode():
-        output = model.module.generate(  # type: ignore[operator]
-            **inputs, max_new_tokens=min(max_new_tokens, room), do_sample=False, num_beams=1, streamer=clock
-        )
-    new = output[0, prompt_tokens:]
-    start, first, *_, last = *clock.times, clock.times[-1]
-    return GenerateReport(
-        text=str(tokenizer.decode(new, skip_special_tokens=True)),
-        tokens=len(new),
-        prefill=prompt_tokens / (first - start),
-        decode=(len(new) - 1) / (last - first) if len(new) > 1 else None,
-    )
+    folder = nested_folder(target)
+    if folder is not None:
+        from lissome.pipeline import decoding
 
+        return decoding.generate(folder, prompt, max_new_tokens=max_new_tokens)
+    from lissome.pipeline import in_torch
 
-def _room(model: Model) -> int:
-    """Tokens that a model reads; without end for one that counts no positions."""
-    return int(getattr(model.module.config, "max_position_embeddings", None) or 1 << 30)
-
-
-class _TokenClock:
-    """Notes when the prompt was handed in and when each new token came; `generate` calls it a streamer."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, _: torch.Tensor) -> None:
-        """Note the time of the prompt, then of each token."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Nothing is held back."""
+    return in_torch.generate(target, prompt, max_new_tokens=max_new_tokens, events=events)

@@ -187,6 +187,8 @@ _RATES = {"bandwidth": "/s", "flops": "FLOP/s"}
 
 
 def _fact(name: str, value: Any) -> str:
+    if name == "token_bytes":
+        return ", ".join(f"{quantity(float(size), 'bytes')} at {bits} bits" for bits, size in value.items())
     if name in _FACT_UNITS:
         return f"{quantity(float(value), _FACT_UNITS[name])}{_RATES.get(name, '')}"
     return (

@@ -25,6 +25,7 @@ LABELS = {
     "dense_disk": "size with all weights written out",
     "memory": "peak memory",
     "macs": "multiply-accumulates",
+    "token_bytes": "weights read for a token",
     "latency": "latency of a request",
     "prefill": "prefill",
     "decode": "decode",

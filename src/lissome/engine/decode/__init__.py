@@ -2,5 +2,6 @@
 
 from lissome.engine.decode.decoder import Decoder, DecoderSettings
 from lissome.engine.decode.session import Sampling, Session
+from lissome.engine.decode.writing import Order, Piece, write
 
-__all__ = ["Decoder", "DecoderSettings", "Sampling", "Session"]
+__all__ = ["Decoder", "DecoderSettings", "Order", "Piece", "Sampling", "Session", "write"]

@@ -25,6 +25,7 @@ from lissome.ops.kernels import native
 Floats = NDArray[np.float32]
 SEQUENCES = 64
 """Sequences that a cache tells apart."""
+_PIECE = 1 << 22  # bytes of the file in memory at a time, while it is copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,11 @@ class Decoder:
         return int(self._engine.seq_first(sequence, start))
 
     @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache's cells."""
+        return int(self._engine.cell_bytes) * self.settings.cells
+
+    @property
     def free(self) -> int:
         """Cells that hold nothing."""
         return self.settings.cells - int(self._engine.used)
@@ -237,7 +243,10 @@ class Decoder:
         if not self.settings.resident:
             return array
         kept: NDArray[np.uint8] = self._native.block(array.nbytes)
-        kept[:] = array.view(np.uint8)
+        given = array.view(np.uint8)
+        for first in range(0, len(given), _PIECE):  # what was copied is let go, or weights would be in memory twice
+            kept[first : first + _PIECE] = given[first : first + _PIECE]
+            self.file.release()
         return kept.view(array.dtype)
 
 

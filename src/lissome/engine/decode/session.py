@@ -59,12 +59,44 @@ class Session:
         self.decoder, self.sequence, self.overflow, self.keep = decoder, sequence, overflow, keep
         self.computed = 0  # tokens computed so far, for those who want to know what the cache saved
         self._known: list[tuple[int, int]] = []  # (token, bits) by position
+        self._wanted: list[tuple[int, int]] = []  # the same for what it shall become
         self._slid = False
 
     def forget(self) -> None:
         """Empty the sequence."""
         self.decoder.seq_rm(self.sequence)
         self._known, self._slid = [], False
+
+    @property
+    def length(self) -> int:
+        """Tokens that it consists of."""
+        return len(self._known)
+
+    def shares(self, tokens: Sequence[int], schedule: Schedule) -> int:
+        """Return how many of the first tokens need not be computed: the cache has them, computed with the same bits."""
+        same, most = 0, 0 if self._slid else min(len(tokens) - 1, len(self._known))
+        while same < most and (tokens[same], schedule(same)) == self._known[same]:
+            same += 1
+        return same
+
+    def start(self, tokens: Sequence[int], schedule: Schedule) -> None:
+        """Let the sequence become these tokens; `work` computes them.
+
+        Raises:
+            DataError: When there are no tokens, or more than the cache holds.
+        """
+        if not tokens or len(tokens) > self.decoder.settings.cells:
+            raise DataError(f"a prompt must have 1 to {self.decoder.settings.cells} tokens, got {len(tokens)}.")
+        same = self.shares(tokens, schedule)
+        self.decoder.seq_rm(self.sequence, same)
+        del self._known[same:]
+        self._slid = False
+        self._wanted = [(int(token), schedule(at)) for at, token in enumerate(tokens)]
+
+    def work(self) -> Floats | None:
+        """Compute a piece of what was started; once all is done, returns the logits after it, float32[V]."""
+        logits = self._run(self._next_batch(self._wanted))
+        return logits if len(self._known) == len(self._wanted) else None
 
     def feed(self, tokens: Sequence[int], schedule: Schedule) -> Floats:
         """Make the sequence consist of these tokens and return the logits after the last one, float32[V].
@@ -74,20 +106,10 @@ class Session:
         Raises:
             DataError: When there are no tokens, or more than the cache holds.
         """
-        if not tokens or len(tokens) > self.decoder.settings.cells:
-            raise DataError(f"a prompt must have 1 to {self.decoder.settings.cells} tokens, got {len(tokens)}.")
-        wanted = [(int(token), schedule(at)) for at, token in enumerate(tokens)]
-        if self._slid:
-            self.forget()
-        same = 0
-        while same < min(len(wanted) - 1, len(self._known)) and wanted[same] == self._known[same]:
-            same += 1
-        self.decoder.seq_rm(self.sequence, same)
-        del self._known[same:]
-        logits: Floats | None = None
-        while len(self._known) < len(wanted):
-            logits = self._run(self._next_batch(wanted))
-        assert logits is not None
+        self.start(tokens, schedule)
+        logits = None
+        while logits is None:
+            logits = self.work()
         return logits
 
     def generate(
@@ -141,6 +163,11 @@ class Session:
         self._known += batch
         return logits
 
+    def took(self, token: int, bits: int) -> None:
+        """Note that a token at the end was computed by `advance`."""
+        self._known.append((token, bits))
+        self.computed += 1
+
     def _room(self) -> bool:
         """Whether there is a cell for one more token; makes room where that is wanted."""
         if self.decoder.free > 0:
@@ -151,6 +178,33 @@ class Session:
         self.decoder.seq_rm(self.sequence, self.keep, held + (len(self._known) - held) // 2)
         self._slid = True
         return self.decoder.free > 0
+
+
+def advance(sessions: Sequence[Session], tokens: Sequence[int], bits: Sequence[int]) -> list[Floats]:
+    """Add one token to each of several sequences of one decoder; weights are read once for all with the same bits.
+
+    Args:
+        sessions: Different sequences.
+        tokens: The token of each.
+        bits: What each is computed with.
+
+    Returns:
+        The logits after each, float32[V].
+    """
+    found: dict[int, Floats] = {}
+    for precision in sorted(set(bits)):
+        rows = [at for at, own in enumerate(bits) if own == precision]
+        logits = sessions[rows[0]].decoder.forward(
+            [tokens[at] for at in rows],
+            [sessions[at].length for at in rows],
+            [sessions[at].sequence for at in rows],
+            precision,
+            wanted=range(len(rows)),
+        )
+        for row, at in enumerate(rows):
+            sessions[at].took(tokens[at], precision)
+            found[at] = logits[row]
+    return [found[at] for at in range(len(sessions))]
 
 
 def choose(logits: Floats, sampling: Sampling, position: int) -> int:

@@ -9,6 +9,7 @@ bytes. The metadata hold the layout and the decoder's description. Reading needs
 from __future__ import annotations
 
 import json
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ class NestedFile:
             `layout`, in order.
         spec: The decoder.
         places: Where its arrays lie.
-        data: The mapped file.
+        mapped: The mapped file.
+        data: Its bytes.
     """
 
     path: Path
@@ -68,7 +70,12 @@ class NestedFile:
     head: Layout
     spec: DecoderSpec
     places: Mapping[str, Place]
+    mapped: mmap.mmap
     data: NDArray[np.uint8]
+
+    def release(self) -> None:
+        """Let the memory of what was read go; it is read from the file again when it is looked at again."""
+        self.mapped.madvise(mmap.MADV_DONTNEED)
 
     def array(self, name: str) -> Array:
         """Return an array as it lies in the file, not a copy."""
@@ -117,7 +124,7 @@ def open_nested(path: Path | str) -> NestedFile:
     path = Path(path)
     path = path / NAME if path.is_dir() else path
     if not path.is_file():
-        raise ArtifactError(f"{path} is not a file; make one with lissome.models.nested.make.")
+        raise ArtifactError(f"{path} is not a file; make one with: lissome export MODEL --to nested.")
     metadata, places = _header(path)
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise ArtifactError(
@@ -138,7 +145,9 @@ def open_nested(path: Path | str) -> NestedFile:
             raise ArtifactError(
                 f"{path}: for {name} it describes {wanted.get(name, 'nothing')} and holds {found.get(name, 'nothing')}."
             )
-    return NestedFile(path, layout, head, spec, places, np.memmap(path, np.uint8, "r"))
+    with path.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    return NestedFile(path, layout, head, spec, places, mapped, np.frombuffer(mapped, np.uint8))
 
 
 def _header(path: Path) -> tuple[dict[str, str], dict[str, Place]]:

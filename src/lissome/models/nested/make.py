@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lissome.core.events import EventStream
+from lissome.core.files import atomic_folder
+from lissome.core.manifest import Base, Manifest, write_manifest
 from lissome.models.model import Model
 from lissome.models.nested.blocks import BlockReader
 from lissome.models.nested.describe import describe
@@ -71,16 +74,39 @@ def make(
 
 
 def make_folder(model: Model, folder: Path | str, **settings: Any) -> Path:
-    """Write a folder with the weights, the tokenizer and how to generate; settings are those of `make`."""
+    """Write a folder that is whole or absent: weights, tokenizer, how to generate, and a manifest.
+
+    Args:
+        model: A causal language model.
+        folder: Where; an older artifact there is replaced when the new one is whole.
+        settings: Those of `make`.
+
+    Raises:
+        UnsupportedModelError: When the engine does not run models of this kind.
+        ArtifactError: When the place is a file or somebody else's folder.
+        OSError: When the disk is full or the place cannot be written.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    make(model, folder / NAME, **settings)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
-    generation = getattr(model.module, "generation_config", None)
-    if generation is not None:
-        generation.save_pretrained(folder)
+    with atomic_folder(folder) as part:
+        make(model, part / NAME, **settings)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(part)
+        generation = getattr(model.module, "generation_config", None)
+        if generation is not None:
+            generation.save_pretrained(part)
+        write_manifest(part, _manifest(model).with_files(part))
     return folder
+
+
+def _manifest(model: Model) -> Manifest:
+    """What is known of the model, and that its weights are nested now."""
+    known = model.manifest or Manifest(
+        name=model.name,
+        base=Base(name=model.name, architecture=model.anatomy.architecture, sha256=model.source.sha256),
+        tags=("dense",),
+        layers=tuple(model.anatomy.layers()),
+    )
+    return replace(known, tags=tuple(sorted({*known.tags, "nested"})))
 
 
 def with_more_bits(layout: Layout) -> Layout:

@@ -1,0 +1,110 @@
+"""Texts instead of tokens: an order is written piece by piece, alone or beside others, with the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lissome.core.errors import DataError
+from lissome.engine.decode.decoder import Floats
+from lissome.engine.decode.session import Sampling, Schedule, Session, advance, choose
+from lissome.models.nested.text import TextCodec, TextStream
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What shall be written.
+
+    Attributes:
+        prompt: Token ids to continue.
+        most: New tokens at most, at least 1.
+        sampling: How they are chosen.
+        schedule: Bits by absolute position (default: all bits everywhere).
+        stop: Texts that end the answer, and do not appear in it.
+    """
+
+    prompt: tuple[int, ...]
+    most: int
+    sampling: Sampling = field(default_factory=Sampling)
+    schedule: Schedule | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token added.
+
+    Attributes:
+        text: New text; often empty, while a character or a stop text is not whole.
+        tokens: New tokens so far, without one that ended the text.
+        finish: Why this piece is the last: ``"stop"``, ``"length"``, ``"cancelled"`` or ``"error"``; None before.
+    """
+
+    text: str
+    tokens: int
+    finish: Finish | None = None
+
+
+class Writer:
+    """One order on one sequence: first its prompt, by `Session.work`, then a token for each logits.
+
+    Args:
+        session: The sequence.
+        codec: The model's tokenizer.
+        order: What to write.
+
+    Raises:
+        DataError: When the prompt is empty, longer than the cache, or has tokens that the model does not know.
+    """
+
+    def __init__(self, session: Session, codec: TextCodec, order: Order) -> None:
+        vocabulary, bits = session.decoder.spec.vocabulary, session.decoder.file.layout.bits
+        if order.prompt and not 0 <= min(order.prompt) <= max(order.prompt) < vocabulary:
+            raise DataError(f"the prompt has tokens beyond the model's {vocabulary}; the tokenizer is another model's.")
+        self.session, self._codec, self._order = session, codec, order
+        self._schedule = order.schedule or (lambda _: bits)
+        self._stream = TextStream(codec, order.stop)
+        self.tokens, self.token = 0, -1
+        session.start(order.prompt, self._schedule)
+
+    @property
+    def bits(self) -> int:
+        """What the token that comes next in the sequence is computed with."""
+        return self._schedule(self.session.length)
+
+    def take(self, logits: Floats) -> Piece:
+        """Choose the next token; it is in `token` until `advance` has computed it.
+
+        Raises:
+            NumericsError: When logits are no numbers.
+        """
+        token = choose(logits, self._order.sampling, self.session.length)
+        if token in self._codec.ends:
+            return Piece(self._stream.end(), self.tokens, "stop")
+        self.tokens, self.token = self.tokens + 1, token
+        text = self._stream.add(token)
+        if not self._stream.stopped and self.tokens == self._order.most:
+            text += self._stream.end()
+            return Piece(text, self.tokens, "stop" if self._stream.stopped else "length")
+        return Piece(text, self.tokens, "stop" if self._stream.stopped else None)
+
+
+def write(session: Session, codec: TextCodec, order: Order) -> Iterator[Piece]:
+    """Yield a text piece by piece, one for each token; the last one says why it is the last.
+
+    Raises:
+        DataError: When the prompt is empty, longer than the cache, or has tokens that the model does not know.
+        NumericsError: When logits are no numbers.
+    """
+    writer, logits = Writer(session, codec, order), None
+    while logits is None:
+        logits = session.work()
+    while True:
+        piece = writer.take(logits)
+        yield piece
+        if piece.finish:
+            return
+        (logits,) = advance([session], [writer.token], [writer.bits])

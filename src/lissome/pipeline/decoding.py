@@ -1,0 +1,120 @@
+"""What the verbs do with a folder of nested weights: the decoder engine runs it, and no torch is imported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lissome.core.errors import DataError
+from lissome.engine.decode import Decoder, DecoderSettings, Order, Session, write
+from lissome.engine.decode.session import Schedule
+from lissome.models.nested.file import layout_of
+from lissome.models.nested.folder import NestedFolder
+from lissome.pipeline.reports import GenerateReport, InspectReport
+
+_PROMPT = 128  # tokens of the default request, whose cache `inspect` states
+_NEW = 64
+
+
+def generate(target: Path, prompt: str, *, max_new_tokens: int, schedule: Schedule | None = None) -> GenerateReport:
+    """Continue a prompt greedily; a chat model gets it as a user's message.
+
+    Args:
+        target: The folder.
+        prompt: The text.
+        max_new_tokens: Most tokens to write; fewer where the model reads no more.
+        schedule: Bits by absolute position (default: all bits everywhere).
+
+    Raises:
+        ArtifactError: When a file of the folder is damaged.
+        DataError: When the prompt fills all that the model reads, or the folder has no tokenizer.
+    """
+    folder = NestedFolder.open(target)
+    ids = folder.text.prompt(prompt)
+    context = folder.file.spec.context
+    if len(ids) >= context:
+        raise DataError(f"the prompt has {len(ids)} tokens, {folder.name} reads {context}; shorten it.")
+    most = min(max_new_tokens, context - len(ids))
+    decoder = Decoder(folder.file, DecoderSettings(cells=len(ids) + most))
+    order = Order(prompt=tuple(ids), most=most, schedule=schedule)
+    start, times, texts, tokens = time.perf_counter(), [], [], 0
+    for piece in write(Session(decoder, keep=0), folder.text, order):
+        times.append(time.perf_counter())
+        texts.append(piece.text)
+        tokens = piece.tokens
+    return GenerateReport(
+        text="".join(texts),
+        tokens=tokens,
+        prefill=len(ids) / (times[0] - start),
+        decode=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+    )
+
+
+def inspect(target: Path) -> InspectReport:
+    """Say what is in a folder of nested weights.
+
+    Raises:
+        ArtifactError: When a file of the folder is damaged.
+    """
+    folder = NestedFolder.open(target)
+    file, manifest = folder.file, folder.manifest
+    spec, counts = file.spec, sizes(folder)
+    decoder = Decoder(file, DecoderSettings(cells=_PROMPT + _NEW, resident=False))
+    outside = [name for name in spec.weights() if layout_of(name, file.layout, file.head) is file.head]
+    return InspectReport(
+        name=folder.name,
+        kind="model",
+        facts={
+            "architecture": spec.kind,
+            "family": "nested",
+            "task": "causal-lm",
+            "source": str(folder.path),
+            "sha256": folder.sha256,
+            "hidden": spec.hidden,
+            "vocabulary": spec.vocabulary,
+            "embedding_params": sum(_numbers(spec.weights()[name]) for name in outside),
+            "cache_bytes": decoder.cache_bytes,
+            "axes": 0,
+            "precisions": list(file.layout.precisions),
+            "planes": ["+".join(map(str, layout.planes)) for layout in (file.layout, file.head)],
+            "token_bytes": {str(bits): decoder.weight_bytes(bits) for bits in decoder.precisions},
+            "layers": _layers(folder),
+            "tags": list(manifest.tags) if manifest else ["nested"],
+        },
+        figures=counts,
+    )
+
+
+def sizes(folder: NestedFolder) -> dict[str, float]:
+    """Return counted figures by budget term."""
+    spec, head = folder.file.spec, folder.file.head
+    weights = spec.weights()
+    inner = sum(
+        _numbers(shape) for name, shape in weights.items() if layout_of(name, folder.file.layout, head) is not head
+    )
+    vectors = {name: count for name, count in spec.vectors().items() if not name.startswith("ropes.")}
+    inside = sum(count for name, count in vectors.items() if name.startswith("layers."))
+    return {
+        "params": float(sum(map(_numbers, weights.values())) + sum(vectors.values())),
+        "block_params": float(inner + inside),
+        "disk": float(folder.bytes),
+    }
+
+
+def _numbers(shape: Sequence[int]) -> int:
+    return shape[0] * shape[1]
+
+
+def _layers(folder: NestedFolder) -> list[dict[str, Any]]:
+    """Sizes of every block, in the words of the anatomy."""
+    layers: list[dict[str, Any]] = []
+    for layer in folder.file.spec.layers:
+        parts: dict[str, Any] = {}
+        if (attention := layer.attention) is not None:
+            parts["attention"] = {"groups": attention.kv_heads, "queries": attention.heads // attention.kv_heads}
+        if layer.mlp is not None:
+            parts["mlp"] = {"width": layer.mlp.width}
+        layers.append(parts)
+    return layers
