@@ -133,6 +133,30 @@ def test_any_size_is_cut_from_what_was_trained_for_all(place: Path, capsys: pyte
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("arm", ["centralised", "local", "zero-shot"])
+def test_arms_that_a_federation_is_compared_with(arm: str, place: Path) -> None:
+    (place / "recipe.toml").write_text(RECIPE.replace("seed = 3", f'seed = 3\narm = "{arm}"'))
+    report = federate(place / "recipe.toml", out=place / "out")
+    last = report.rounds[-1]
+    assert all(0 <= one["accuracy"] <= 1 for one in last["scores"].values())
+    moved = last["metrics"]["server/loss"] != report.rounds[0]["metrics"]["server/loss"]
+    if arm == "centralised":
+        assert set(last["scores"]) == {"all"}
+        assert moved
+        assert last["metrics"]["server/accuracy"] > report.rounds[0]["metrics"]["server/accuracy"] + 0.15
+    else:
+        assert len(last["scores"]) == 4
+        assert not moved, "nobody sends the server anything to learn from"
+    if arm == "local":
+        assert report.bytes["payload_up"] == report.bytes["payload_down"] == 0
+        first = report.rounds[1]["metrics"]["evaluate/loss"]
+        assert last["metrics"]["evaluate/loss"] < first, "clients go on from what they kept"
+    text = RECIPE.replace("seed = 3", 'seed = 3\narm = "alone"')
+    with pytest.raises(ConfigError, match="centralised"):
+        FederationRecipe.from_toml(text)
+
+
+@pytest.mark.long
 def test_next_tokens_with_adapters_and_owners(place: Path) -> None:
     model = replace(toy_model("llama", vocab_size=TOY_VOCABULARY, num_hidden_layers=2), tokenizer=toy_tokenizer())
     model.save(place / "model")

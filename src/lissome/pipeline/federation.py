@@ -34,7 +34,8 @@ from lissome.pipeline.loading import load
 from lissome.pipeline.recipe import RecipeStep
 from lissome.pipeline.silos import DataConfig, Silos, read_silos
 
-_TABLES = ("model", "seed", "data", "partition", "federation", "device", "step")
+ARMS = ("federated", "centralised", "local", "zero-shot")
+_TABLES = ("model", "seed", "arm", "data", "partition", "federation", "device", "step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class FederationRecipe:
         rounds: Settings of the loop.
         devices: Kinds of devices.
         seed: The one source of randomness.
+        arm: ``"federated"``, or what that is compared with: ``"centralised"`` (one client with all data and no budget),
+            ``"local"`` (clients train, but exchange nothing), ``"zero-shot"`` (nobody trains).
     """
 
     model: str
@@ -82,6 +85,11 @@ class FederationRecipe:
     rounds: RoundsConfig
     devices: tuple[DeviceConfig, ...] = (DeviceConfig(),)
     seed: int = 0
+    arm: str = "federated"
+
+    def __post_init__(self) -> None:
+        if self.arm not in ARMS:
+            raise ConfigError(unknown_name("arm", str(self.arm), ARMS))
 
     @classmethod
     def from_toml(cls, text: str, base: Path | None = None) -> FederationRecipe:
@@ -123,7 +131,7 @@ class FederationRecipe:
             model=_beside(model, base), step=_only_step(_tables(fields, "step")), data=data,
             partition=PartitionConfig.from_mapping(_table(fields, "partition")),
             rounds=RoundsConfig.from_mapping(_table(fields, "federation")),
-            devices=devices or (DeviceConfig(),), seed=seed,
+            devices=devices or (DeviceConfig(),), seed=seed, arm=fields.get("arm", "federated"),
         )  # fmt: skip
 
     @classmethod
@@ -141,7 +149,7 @@ class FederationRecipe:
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON-able fields."""
         return {
-            "model": self.model, "seed": self.seed, "data": self.data.to_mapping(),
+            "model": self.model, "seed": self.seed, "arm": self.arm, "data": self.data.to_mapping(),
             "partition": self.partition.to_mapping(), "federation": self.rounds.to_mapping(),
             "device": [one.to_mapping() for one in self.devices], "step": [self.step.to_json()],
         }  # fmt: skip
@@ -149,6 +157,19 @@ class FederationRecipe:
     def to_toml(self) -> str:
         """Write the recipe so that `from_toml` reads an equal one."""
         return to_toml(self.to_json())
+
+    def acted(self) -> FederationRecipe:
+        """Return the recipe in which the arm is spelled out in the settings that make it."""
+        config = self.step.config
+        match self.arm:
+            case "centralised":
+                return replace(self, devices=tuple(replace(one, budget="") for one in self.devices))
+            case "local":
+                private = type(config).from_mapping({**config.to_mapping(), "private": ["*"]})
+                return replace(self, step=replace(self.step, config=private))
+            case "zero-shot":
+                return replace(self, rounds=replace(self.rounds, rounds=1, train=False))
+        return self
 
 
 class FederationJob:
@@ -163,7 +184,7 @@ class FederationJob:
     def __init__(
         self, recipe: FederationRecipe, events: EventStream | None = None, *, classes: tuple[str, ...] = ()
     ) -> None:
-        self.recipe, self._events, self._classes = recipe, events, classes
+        self.recipe, self._events, self._classes = recipe.acted(), events, classes
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -198,7 +219,8 @@ class FederationJob:
     @cached_property
     def silos(self) -> Silos:
         """The data, dealt out."""
-        return read_silos(self.recipe.data, self.recipe.partition, seed=self.recipe.seed)
+        found = read_silos(self.recipe.data, self.recipe.partition, seed=self.recipe.seed)
+        return found.together() if self.recipe.arm == "centralised" else found
 
     @cached_property
     def kinds(self) -> dict[str, DeviceConfig]:

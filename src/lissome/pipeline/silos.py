@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -53,6 +53,11 @@ class Silos:
     def names(self) -> tuple[str, ...]:
         """Names of the clients."""
         return tuple(sorted(self.partition.parts))
+
+    def together(self) -> Silos:
+        """Return the same data with one client, ``all``, that has everything that was dealt out."""
+        places = tuple(sorted(place for part in self.partition.parts.values() for place in part))
+        return replace(self, partition=replace(self.partition, parts={"all": places}))
 
     def server(self, model: Model) -> Lesson:
         """What the server is judged by; it has nothing to learn from."""

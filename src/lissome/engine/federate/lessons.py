@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lissome.engine.classify import Classifier, Encoded, OwnHead, answers, classification
+from lissome.engine.forward import quick_attention
 from lissome.engine.hooks import Task
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
@@ -45,6 +47,30 @@ class Classes:
         """Return the task of learning the classes."""
         return classification(module, self.data)
 
+    def outputs(self, module: Any, examples: Any) -> Tensor:
+        """Return the logits [B, K] of texts."""
+        ids, mask, _ = examples
+        with quick_attention(ids.shape[1], ids.device):
+            logits: Tensor = module(ids, mask)
+        return logits.float()
+
+    def losses(self, logits: Tensor, examples: Any) -> Tensor:
+        """Return the cross entropy of each text."""
+        return F.cross_entropy(logits, examples[2], reduction="none")
+
+    @property
+    def held(self) -> int:
+        """Number of texts held out."""
+        return len(self.held_out)
+
+    def some(self, learned: Sequence[int], held: Sequence[int]) -> Classes:
+        """Return the lesson with the texts at some positions."""
+        return replace(self, data=self.data.some(learned), held_out=self.held_out.some(held))
+
+    def turned(self) -> Classes:
+        """Return the lesson that is judged by the texts it learns from."""
+        return replace(self, held_out=self.data)
+
     def score(self, module: Any) -> tuple[int, dict[str, float]]:
         """Return how many texts are held out, the share put into the right class, and the mean loss."""
         if not len(self.held_out):
@@ -77,19 +103,39 @@ class Tokens:
 
     def task(self, module: Any) -> Task:
         """Return the task of predicting each next token; a loss per window, the mean over its tokens."""
-        return Task(module=module, loss=lambda inner, batch: _window_losses(inner, batch.examples), data=self.data)
+        return Task(
+            module=module, data=self.data,
+            loss=lambda inner, batch: self.losses(self.outputs(inner, batch.examples), batch.examples),
+        )  # fmt: skip
+
+    def outputs(self, module: Any, examples: Any) -> Tensor:
+        """Return the logits [B, T-1, V] of all tokens but the last; the head is trained with the rest."""
+        logits: Tensor = module(input_ids=examples.to(next(module.parameters()).device), use_cache=False).logits
+        return logits[:, :-1].float()
+
+    def losses(self, logits: Tensor, examples: Any) -> Tensor:
+        """Return the mean next-token loss of each window in nats."""
+        targets = examples[:, 1:].to(logits.device)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.view(len(examples), -1).mean(1)
+
+    @property
+    def held(self) -> int:
+        """Number of windows held out."""
+        return len(self.held_out)
+
+    def some(self, learned: Sequence[int], held: Sequence[int]) -> Tokens:
+        """Return the lesson with the windows at some positions."""
+        return Tokens(self.data[list(learned)], self.held_out[list(held)])
+
+    def turned(self) -> Tokens:
+        """Return the lesson that is judged by the windows it learns from."""
+        return Tokens(self.data, self.data)
 
     @torch.no_grad()
     def score(self, module: Any) -> tuple[int, dict[str, float]]:
         """Return how many windows are held out, and the mean loss per token in nats."""
         if not len(self.held_out):
             return 0, {}
-        losses = [_window_losses(module, rows) for rows in self.held_out.split(8)]
+        losses = [self.losses(self.outputs(module, rows), rows) for rows in self.held_out.split(8)]
         return len(self.held_out), {"loss": float(torch.cat(losses).double().mean())}
-
-
-def _window_losses(module: Any, ids: Tensor) -> Tensor:
-    """Mean next-token loss of each window [N] in nats; the head is trained with the rest."""
-    logits = module(input_ids=ids.to(next(module.parameters()).device), use_cache=False).logits[:, :-1]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten().to(logits.device), reduction="none")
-    return losses.view(len(ids), -1).mean(1)

@@ -145,7 +145,7 @@ class FederatedMethod(Method):
         """
         config = self.config
         if config.trains == "adapters":
-            add_lora(model, rank=config.rank, alpha=config.alpha, seed=derive(seed, "adapters"))
+            self.put_adapters(model, derive(seed, "adapters"))
         elif config.trains == "head":
             model.module.requires_grad_(False)
         if config.trains != "all" and labels_of(model):
@@ -154,6 +154,10 @@ class FederatedMethod(Method):
         for name, parameter in model.module.named_parameters():
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze):
                 parameter.requires_grad_(False)
+
+    def put_adapters(self, model: Model, seed: int) -> None:
+        """Put adapters on a model, in place; by default of one rank on all linear layers."""
+        add_lora(model, rank=self.config.rank, alpha=self.config.alpha, seed=seed)
 
     def server(self, site: ServerSite) -> Program:
         """Return the server's side."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Literal
 
@@ -89,6 +89,10 @@ class Program:
         self.tensors: dict[str, Tensor] = dict(tensors)
         self.outer: Outer = outer or Replace()
         self._phases = tuple(phases)
+
+    def change(self, **fields: Any) -> None:
+        """Change fields of all phases, such as their merger."""
+        self._phases = tuple(replace(phase, **fields) for phase in self._phases)
 
     def phases(self, round: int) -> Sequence[Phase]:
         """Return the phases of a round, from 1."""

@@ -50,6 +50,7 @@ class RoundsConfig(MethodConfig):
     )
     strikes: int = option(3, "rejected answers after which a client is asked no more", low=1)
     failures: int = option(3, "rounds in a row without a quorum after which the federation ends", low=1)
+    train: bool = option(True, "no: nothing is trained, clients evaluate what there is at the start")
     evaluate_every: int = option(1, "rounds between evaluations at the clients; 0: never", low=0)
 
 
@@ -169,7 +170,7 @@ class Federation:
         chosen = sampled(present, asked, rng)
         subnets = dict(self.program.assign(number, chosen, Random(derive(self.seed, "assign", number))))
         start, metrics, answered, ok = self._link.now(), dict[str, float](), 0, bool(chosen)
-        phases = [*self.program.phases(number)]
+        phases = [*self.program.phases(number)] if self.config.train else []
         for index, phase in enumerate(phases):
             clients = chosen if phase.who == "sampled" else present
             enough = wanted if phase.who == "sampled" else len(present)

@@ -45,8 +45,24 @@ class Lesson(Protocol):
     def task(self, module: nn.Module) -> Task:
         """Return the task of training that module."""
 
+    def outputs(self, module: nn.Module, examples: Any) -> Tensor:
+        """Return the logits [B, …, K] of a batch of the task's examples."""
+
+    def losses(self, logits: Tensor, examples: Any) -> Tensor:
+        """Return the loss of each example [B], given its logits."""
+
     def score(self, module: nn.Module) -> tuple[int, dict[str, float]]:
         """Return the number of examples held out, and means over them by name."""
+
+    @property
+    def held(self) -> int:
+        """Number of examples held out."""
+
+    def some(self, learned: Sequence[int], held: Sequence[int]) -> Lesson:
+        """Return the lesson with the examples at some positions, of what is learned and of what is held out."""
+
+    def turned(self) -> Lesson:
+        """Return the lesson that is judged by what it learns from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +183,8 @@ class TrainingClient:
     def learn(self, work: Work, bound: Bound) -> Answer:
         """Train with the shared loop."""
         config = TrainConfig.from_mapping({**self.config.to_mapping(), **work.head.settings.get("train", {})})
-        task = self.lesson.task(bound.module)
+        extra, said = self.remember(work, bound)
+        task = self.task_for(work, bound, extra)
         if self.moments:
             losses, kept = self._continued(work, bound, task, config)
             facts = {"seed": work.kept.facts.get("seed", work.head.seed)}
@@ -175,14 +192,26 @@ class TrainingClient:
             losses = train(task, config, seed=work.head.seed, hooks=self.hooks_for(work, bound)).losses
             kept, facts = {}, {}
         private = [name for name in bound.trained() if is_private(name, self.private)]
-        keep = {**bound.values(private), **kept}
+        keep = {**bound.values(private), **kept, **extra}
         done = int(work.kept.facts.get("steps", 0)) + len(losses)
         return Answer(
             weight=len(self.lesson),
-            tensors=bound.values(list(work.tensors)),
+            tensors=bound.values(self.answered(work, bound)),
             metrics={"loss": sum(losses) / max(1, len(losses))},
-            keep=Kept(keep, {"steps": done, **facts}) if keep else None,
+            keep=Kept(keep, {"steps": done, **facts, **said}) if keep or said else None,
         )
+
+    def remember(self, work: Work, bound: Bound) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and facts to keep besides, found before training; names of tensors hold a ``|``."""
+        return {}, {}
+
+    def task_for(self, work: Work, bound: Bound, kept: Mapping[str, Tensor]) -> Task:
+        """Return what is trained for an order, given what `remember` returned; default: the lesson's task."""
+        return self.lesson.task(bound.module)
+
+    def answered(self, work: Work, bound: Bound) -> Sequence[str]:
+        """Return the names of the tensors that go back; default: those that came."""
+        return list(work.tensors)
 
     def hooks_for(self, work: Work, bound: Bound) -> Hooks | None:
         """Return where training differs for an order; default: `hooks`."""

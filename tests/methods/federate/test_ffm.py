@@ -1,0 +1,235 @@
+"""FFM: how adapters are merged, by identities; what travels; arms."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lissome.core.errors import ConfigError, FederationError
+from lissome.cost.oracle import SubnetCost
+from lissome.engine.federate.client import Worker
+from lissome.engine.federate.continual import chunk, summary
+from lissome.engine.federate.layout import Layout
+from lissome.engine.federate.lessons import Classes, Tokens
+from lissome.engine.federate.lora import Fold, Products
+from lissome.engine.federate.merge import Overlap, Piece
+from lissome.engine.federate.method import ClientSite, ServerSite
+from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.rounds import Federation, Round
+from lissome.engine.federate.store import ClientStore
+from lissome.methods.federate.ffm import FFM
+from lissome.models.model import Model
+from lissome.testing.toys import toy_model
+from tests.engine.federate.fleet import encoder, federation, lesson, rows
+
+A, B = "x.adapter.A", "x.adapter.B"
+
+
+def run(folder: Path, *, model: Model | None = None, count: int = 3, **changes: Any) -> tuple[Federation, Any]:
+    """A federation of FFM in this process, to its end."""
+    loop = {name: changes.pop(name) for name in ("rounds", "evaluate_every") if name in changes}
+    budgets = changes.pop("budgets", [""] * count)
+    config = FFM.Config(**{"lr": 0.02, "batch": 8, "rank": 4, **changes})
+    whole = model or encoder()
+    method = FFM(config)
+    method.prepare(whole, 0)
+    server: Any = method.server(
+        ServerSite(model=whole, lesson=lesson(9), cost=SubnetCost(whole), seed=0, folder=folder)
+    )
+    who = {}
+    for index in range(count):
+        facts = Profile(name=f"c{index}", examples=0, budget=budgets[index])
+        client = method.client(ClientSite(facts=facts, model=whole, lesson=lesson(index), seed=0))
+        who[facts.name] = partial(Worker, client, ClientStore(folder / facts.name))
+    job = federation(server, who, folder / "server", **loop)
+    job.run()
+    return job, server
+
+
+def pair(seed: int, rank: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {A: torch.randn(rank, 7, generator=generator), B: torch.randn(9, rank, generator=generator)}
+
+
+def piece(name: str, weight: float, tensors: dict[str, Tensor], rank: int) -> Piece:
+    kept = torch.arange(rank)
+    return Piece(client=name, weight=weight, layout=Layout({A: {0: kept}, B: {1: kept}}), tensors=tensors)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), st.lists(st.tuples(st.integers(1, 4), st.integers(1, 50)), min_size=1, max_size=5))
+def test_products_are_averaged_as_well_as_the_rank_allows(seed: int, clients: list[tuple[int, int]]) -> None:
+    base = {**pair(0, 4), "w": torch.zeros(9, 7)}
+    given_pairs = [(weight, rank, pair(seed + index, rank)) for index, (rank, weight) in enumerate(clients)]
+    total = sum(weight for weight, _, _ in given_pairs)
+    mean = sum(weight * one[B].double() @ one[A].double() for weight, _, one in given_pairs) / total
+    merge, fold = Products(base), Products(base, {"x": Fold("w", 0.5, transposed=False)})
+    for index, (weight, rank, one) in enumerate(given_pairs):
+        merge.add(piece(f"c{index}", float(weight), one, rank))
+        fold.add(piece(f"c{index}", float(weight), one, rank))
+    found = merge.result()
+    assert found[A].shape == (4, 7)
+    assert found[B].shape == (9, 4)
+    left, values, right = torch.linalg.svd(mean)
+    best = left[:, :4] * values[:4] @ right[:4]
+    assert torch.allclose(found[B].double() @ found[A].double(), best, atol=1e-4)
+    assert torch.allclose(fold.result()["w"].double(), 0.5 * mean, atol=1e-5), "folding loses nothing"
+    assert bool((found[A].norm(dim=1) > 0.99).all()), "what is zero in B can still be trained"
+
+
+def test_the_mean_of_factors_is_another_thing() -> None:
+    one, other = {A: torch.ones(1, 7), B: torch.ones(9, 1)}, {A: -torch.ones(1, 7), B: -torch.ones(9, 1)}
+    results = {}
+    for merger in (Overlap, Products):
+        merge = merger({A: torch.zeros(1, 7), B: torch.zeros(9, 1)})
+        for name, tensors in (("a", one), ("b", other)):
+            merge.add(piece(name, 1.0, tensors, 1))
+        found = merge.result()
+        results[merger] = found[B] @ found[A]
+    assert torch.allclose(results[Products], torch.ones(9, 7)), "both clients have this product"
+    assert not results[Overlap].any(), "and their factors cancel"
+
+
+def test_products_need_both_factors_of_whole_layers() -> None:
+    merge = Products(pair(0, 4))
+    for layout in (Layout({A: {}}), Layout({A: {1: torch.arange(3)}, B: {}}), Layout({A: {}, B: {0: torch.arange(3)}})):
+        with pytest.raises(FederationError, match="whole layers"):
+            merge.add(Piece(client="a", weight=1.0, layout=layout, tensors=layout.cut(pair(1, 4))))
+
+
+@pytest.mark.parametrize("lora", ["factors", "product", "freeze-a", "stack"])
+def test_every_merge_of_adapters_learns_and_sends_little(lora: str, tmp_path: Path) -> None:
+    job, server = run(tmp_path, lora=lora, rounds=3, epochs=3)
+    assert job.rounds[-1].metrics["server/loss"] < job.rounds[0].metrics["server/loss"] - 0.05
+    sent = {name for name in server.tensors if name.endswith(".adapter.A")}
+    assert bool(sent) == (lora != "freeze-a")
+    up = job.bytes(action="train").payload_up
+    whole = sum(value.numel() for value in encoder().module.parameters()) * 4
+    assert up < 3 * 3 * whole / 3
+    if lora == "stack":
+        start = dict(encoder().module.named_parameters())
+        name = "encoder.layer.0.attention.self.query.weight"
+        assert not torch.equal(server.tensors[name], start[name].detach()), "products are in the weights"
+        assert not any(value.any() for key, value in server.tensors.items() if key.endswith(".adapter.B"))
+
+
+def test_ranks_fit_devices(tmp_path: Path) -> None:
+    job, _ = run(tmp_path, lora="product", rounds=2, budgets=["", "uplink<=60%", "uplink<=60%"])
+    chosen = job.rounds[-1].subnets
+    assert set(chosen) == {"c1", "c2"}
+    assert all(name.endswith(".rank") and 0 < value <= 4 for one in chosen.values() for name, value in one.items())
+    assert not job.audit.lines
+
+
+def test_pretraining_from_nothing(tmp_path: Path) -> None:
+    one, other, third = (toy_model("llama", seed=seed) for seed in (0, 1, 1))
+    for model, seed in ((one, 5), (other, 5), (third, 6)):
+        FFM(FFM.Config(recipe="pretrain", trains="all", fresh=True, freeze=())).prepare(model, seed)
+    weights = [dict(model.module.named_parameters()) for model in (one, other, third)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not torch.equal(weights[0]["lm_head.weight"], weights[2]["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora": "product", "trains": "all"}, "trains=adapters"),
+        ({"lora": "stack", "merge": "mean"}, "merges products"),
+        ({"fresh": True}, "pretrain"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        FFM.Config(**changes)
+
+
+def speaker(**changes: Any) -> Model:
+    return toy_model("llama", num_hidden_layers=2, **changes)
+
+
+def spoken(seed: int) -> Tokens:
+    """Windows that repeat two tokens, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(3, 7, (20, 1), generator=generator).expand(-1, 10) + torch.arange(10) % 2
+    return Tokens(rows[:16].contiguous(), rows[16:].contiguous())
+
+
+@pytest.mark.parametrize("recipe", ["prompt", "prompt-search"])
+def test_virtual_tokens_alone_travel(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.lesson", spoken)
+    model = speaker()
+    frozen = {name: value.detach().clone() for name, value in model.module.named_parameters()}
+    settings = {"tokens": 5, "candidates": 8, "dimensions": 6, "lr": 0.05, "epochs": 4}
+    job, _ = run(tmp_path, model=model, recipe=recipe, rounds=6, **settings)
+    rounds, clients, width = 6, 3, model.anatomy.hidden
+    if recipe == "prompt":
+        assert job.bytes(action="train").payload == 5 * width * 4 * 2 * clients * rounds, "m·d·4·2·|S|·R"
+    else:
+        assert job.bytes(action="score").payload == 8 * 6 * 4 * clients * rounds, "candidates down, losses up"
+    assert job.rounds[-1].metrics["server/loss"] < job.rounds[0].metrics["server/loss"] - 0.05
+    for name, value in frozen.items():
+        assert torch.equal(model.module.get_parameter(name), value), name
+
+
+def test_a_search_for_tokens_continues_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.lesson", spoken)
+    settings = {"recipe": "prompt-search", "tokens": 3, "candidates": 6, "dimensions": 4, "rounds": 4}
+    _, whole = run(tmp_path / "one", model=speaker(), **settings)
+    record = Federation._record
+
+    def killed(self: Federation, one: Round) -> None:
+        record(self, one)
+        if one.number == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Federation, "_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "two", model=speaker(), **settings)
+    job, again = run(tmp_path / "two", model=speaker(), **settings)
+    assert [one.number for one in job.rounds] == [0, 1, 2, 3, 4]
+    assert all(torch.equal(again.tensors[name], whole.tensors[name]) for name in whole.tensors)
+
+
+def shifted(seed: int) -> Classes:
+    """Two slices of time: first classes 0 and 1, then 1 and 2."""
+    data = rows(48, seed)
+    order = data.labels.argsort(stable=True).tolist()
+    held = rows(30, 500 + seed)
+    return Classes(data.some(order), held.some(held.labels.argsort(stable=True).tolist()), 3)
+
+
+def _matrix(job: Federation, slices: int) -> list[list[float]]:
+    ends = [one for one in job.rounds if one.number and one.number % 2 == 0]
+    return [[one.metrics[f"evaluate/slice-{index + 1}/accuracy"] for index in range(slices)] for one in ends]
+
+
+def test_what_keeps_from_forgetting_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.lesson", shifted)
+    lost = {}
+    for protect, strength in (("none", 0.0), ("replay", 0.0), ("ewc", 1.0), ("distil", 3.0)):
+        job, _ = run(
+            tmp_path / protect, recipe="continual", trains="all", slices=2, period=2, protect=protect, rounds=4,
+            strength=strength, lr=0.01, epochs=4, evaluate_every=2, count=2,
+        )  # fmt: skip
+        lost[protect] = summary(_matrix(job, 2))
+        kept = sorted((tmp_path / protect / "c0").glob("0*/facts.json"))
+        assert bool(kept) == (protect in {"ewc", "distil"}), "what is kept stays with the client"
+    assert lost["none"]["forgetting"] > 0.3
+    for protect in ("replay", "ewc", "distil"):
+        assert lost[protect]["forgetting"] < lost["none"]["forgetting"] - 0.05, lost[protect]
+    assert lost["replay"]["average"] > lost["none"]["average"], lost
+
+
+def test_slices_are_all_of_the_rows_once() -> None:
+    for count, parts in ((0, 3), (2, 3), (10, 3), (11, 4)):
+        assert [place for index in range(parts) for place in chunk(count, index, parts)] == list(range(count))
+    assert summary([[0.9, 0.2], [0.5, 0.8]]) == {"average": 0.65, "forgetting": 0.4, "forward": 0.2}
+    assert summary([[0.9]]) == {"average": 0.9}
