@@ -9,6 +9,7 @@ and what is φ and ℓ makes the stage. It has no code; the algorithms are the c
   (FedBPT, 2310.01467): clients score candidates, the server moves towards the better ones.
 - ``continual``: data come in slices of time; replay, EWC (1612.00796) or the old model's opinion (1606.09282) keep what
   was learned before.
+- ``retrieve``: nothing is trained; queries go out, clients rank their own documents, the server merges the lists.
 - ``pretrain``: φ is everything, ℓ the next token, and the server takes a Nesterov step (DiLoCo, 2311.08105).
 
 The arms that it is compared with (centralised, local, zero-shot) are settings of any federation: ``arm = "local"``.
@@ -28,6 +29,7 @@ from lissome.engine.federate.continual import ContinualClient
 from lissome.engine.federate.lora import FoldingClient, FoldingProgram, Products, folded_tensors, folds
 from lissome.engine.federate.method import ClientSite, FederatedConfig, FederatedMethod, ServerSite
 from lissome.engine.federate.program import Program
+from lissome.engine.federate.retrieval import Librarian, Retrieval
 from lissome.engine.federate.subnets import SubnetProgram
 from lissome.engine.train import derive
 from lissome.models.adapters import Design, adaptable, adapters, add_adapters, rank_space
@@ -48,7 +50,7 @@ class FFM(FederatedMethod):
     class Config(FederatedConfig):
         """Settings: those that all federated methods share, and the stage."""
 
-        recipe: Literal["finetune", "pretrain", "prompt", "prompt-search", "continual"] = option(
+        recipe: Literal["finetune", "pretrain", "prompt", "prompt-search", "continual", "retrieve"] = option(
             "finetune", "which stage"
         )
         trains: Literal["all", "adapters", "head"] = option(
@@ -66,6 +68,7 @@ class FFM(FederatedMethod):
         protect: Literal["none", "replay", "ewc", "distil"] = option("replay", "of continual: against forgetting")
         memory: int = option(100, "of replay: most examples of earlier slices, private to each client", low=1)
         strength: float = option(1.0, "of ewc and distil: weight beside the task", low=0.0)
+        results: int = option(5, "of retrieve: documents of a list", low=1)
         fresh: bool = option(False, "pretrain: start from new random weights instead of the model's own")
 
         def __post_init__(self) -> None:
@@ -93,6 +96,9 @@ class FFM(FederatedMethod):
                 for parameter in head_parameters(model):
                     parameter.requires_grad_(True)
             return
+        if self.config.recipe == "retrieve":
+            model.module.requires_grad_(False)
+            return
         super().prepare(model, seed)
         if self.config.lora == "freeze-a":
             for adapter in adapters(model.module).values():
@@ -109,6 +115,8 @@ class FFM(FederatedMethod):
     def server(self, site: ServerSite) -> Program:
         """Return the server's side of the stage."""
         config = self.config
+        if config.recipe == "retrieve":
+            return Retrieval(site.model, site.lesson, config.results)
         if config.recipe == "prompt-search":
             search = PromptSearch.of(site, config)
             search.begin(self._projection(site.model, site.seed), config.candidates, site.seed)
@@ -126,6 +134,8 @@ class FFM(FederatedMethod):
 
     def client(self, site: ClientSite) -> ClientProgram:
         """Return a client's side of the stage."""
+        if self.config.recipe == "retrieve":
+            return Librarian(facts=site.facts, base=site.model, lesson=site.lesson, count=self.config.results)
         if self.config.recipe == "prompt-search":
             meaning = self._projection(site.model, site.seed)
             return PromptScorer(**self.training(site), projection=meaning, candidates=self.config.candidates)

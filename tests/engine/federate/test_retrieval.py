@@ -1,0 +1,95 @@
+"""Search over clients' documents: the central index's list when all answer, and what is left when some do not."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+from lissome.core.errors import ConfigError
+from lissome.cost.oracle import SubnetCost
+from lissome.engine.federate.client import Worker
+from lissome.engine.federate.layout import Layout
+from lissome.engine.federate.lessons import Tokens
+from lissome.engine.federate.local import Device
+from lissome.engine.federate.merge import Piece
+from lissome.engine.federate.method import ClientSite, ServerSite
+from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.retrieval import ANSWER, CLASSES, OWNERS, PLACES, SCORES, Best, embed, judged, ranked
+from lissome.engine.federate.store import ClientStore
+from lissome.methods.federate.ffm import FFM
+from tests.engine.federate.fleet import encoder, federation, lesson
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 6))
+def test_merged_lists_are_those_of_a_central_index(seed: int, sizes: list[int], count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    queries = normalize(torch.randn(4, 3, generator=generator), dim=-1)
+    parts = [normalize(torch.randn(size, 3, generator=generator), dim=-1) for size in sizes]
+    labels = [torch.randint(0, 3, (size,), generator=generator) for size in sizes]
+    central = ranked(queries, torch.cat(parts), torch.cat(labels), count)
+    names: list[str] = []
+    merge = Best(central, names)
+    for number, (part, own) in enumerate(zip(parts, labels, strict=True)):
+        lists = ranked(queries, part, own, count)
+        merge.add(Piece(client=f"c{number}", weight=1.0, layout=Layout.whole(ANSWER), tensors=lists))
+    found = merge.result()
+    assert torch.allclose(found[SCORES], central[SCORES], atol=1e-6)
+    assert torch.equal(found[CLASSES], central[CLASSES])
+    starts = torch.tensor([sum(sizes[:number]) for number in range(len(sizes))])
+    real = found[PLACES] >= 0
+    assert torch.equal((starts[found[OWNERS]] + found[PLACES])[real], central[PLACES][real])
+
+
+def run(folder: Path, dropout: float = 0.0) -> tuple[Any, Any]:
+    model = encoder()
+    method = FFM(FFM.Config(recipe="retrieve", results=3))
+    method.prepare(model, 0)
+    server = method.server(ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=folder))
+    who = {}
+    for index, name in enumerate("abc"):
+        client = method.client(
+            ClientSite(facts=Profile(name=name, examples=0), model=model, lesson=lesson(index), seed=0)
+        )
+        who[name] = partial(Worker, client, ClientStore(folder / name))
+    devices = {"c": Device(dropout=dropout)}
+    job = federation(server, who, folder / "s", rounds=1, evaluate_every=1, devices=devices, deadline=5.0)
+    job.run()
+    return job, server
+
+
+def test_all_answer_or_one_is_down(tmp_path: Path) -> None:
+    model, asked = encoder(), lesson(9).held_out
+    whole, server = run(tmp_path / "all")
+    texts = [lesson(index).data for index in range(3)]
+    central = ranked(
+        embed(model, asked), torch.cat([embed(model, one) for one in texts]),
+        torch.cat([one.labels for one in texts]), 3,
+    )  # fmt: skip
+    assert torch.allclose(server.tensors[SCORES], central[SCORES], atol=1e-6)
+    assert server.evaluate(1) == judged(central[CLASSES], asked.labels)
+    assert server.owners == ["a", "b", "c"]
+    assert set(whole.rounds[-1].scores) == {"a", "b", "c"}
+    part, fewer = run(tmp_path / "down", dropout=1.0)
+    assert part.rounds[-1].ok
+    assert fewer.owners == ["a", "b"]
+    assert bool((fewer.tensors[SCORES] <= server.tensors[SCORES]).all())
+    assert not any("embeddings" in name for name in server.tensors)
+    sent = whole.bytes(action="search")
+    assert sent.payload_down == 3 * 12 * 24 * 4, "embeddings of the queries"
+    assert sent.payload_up == 3 * 12 * 3 * (4 + 8 + 8), "a score, a place and a class for each document of a list"
+
+
+def test_texts_without_classes_cannot_judge(tmp_path: Path) -> None:
+    windows = Tokens(torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long))
+    with pytest.raises(ConfigError, match="labelled"):
+        FFM(FFM.Config(recipe="retrieve")).server(
+            ServerSite(model=encoder(), lesson=windows, cost=SubnetCost(encoder()), seed=0, folder=tmp_path)
+        )
