@@ -53,7 +53,7 @@ $(VENV)/installed-run: $(NEEDS) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed-run
-	$(EDITABLE) '.[bench,dev,eval,federate,gguf,images,report,tensorboard]'
+	$(EDITABLE) '.[bench,dev,eval,federate,gguf,images,report,serve,tensorboard]'
 	touch $@
 
 # llama.cpp is compiled here (some minutes, without its picture part); Chromium looks at the report page; PostgreSQL and
@@ -62,5 +62,5 @@ $(VENV)/installed-peers: $(VENV)/installed-test
 	which chromium cmake g++ > /dev/null || { apt-get update -qq && apt-get install -qq -y chromium cmake g++; }
 	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y postgresql; }
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) llama-cpp-python
-	$(INSTALL) optuna-dashboard 'psycopg[binary]' 'flwr[simulation]' ray
+	$(INSTALL) openai optuna-dashboard 'psycopg[binary]' 'flwr[simulation]' ray
 	touch $@
