@@ -41,6 +41,7 @@ FROZEN = {
         "MODEL", "--method", "--recipe", "--budget", "--data", "--set", "--seed", "--max-memory", "--device", "--json",
     },
     "report": {"ARTIFACT", "--out", "--json"},
+    "serve": {"ARTIFACT", "--host", "--port", "--key", "--context", "--parallel", "--queue"},
     "search": {
         "S", "--budget", "--objective", "--trials", "--sampler", "--data", "--latency", "--device", "--check",
         "--workers", "--study", "--set", "--seed", "--out", "--json",
