@@ -26,7 +26,6 @@ FROZEN = {
     "eval": {"TARGET", "--against", "--data", "--text", "--tasks", "--limit", "--json"},
     "explain": {"ARTIFACT", "--step", "--extract", "--out", "--json"},
     "export": {"TARGET", "--to", "--type", "--pad", "--out", "--json"},
-    "extract": {"ARTIFACT", "--budget", "--out", "--json"},
     "federate": {
         "WHAT", "TARGET", "--out", "--backend", "--dry-run", "--credentials", "--client", "--host", "--port", "--data",
         "--state", "--set", "--json",
@@ -42,6 +41,8 @@ FROZEN = {
     },
     "report": {"ARTIFACT", "--out", "--json"},
     "serve": {"ARTIFACT", "--host", "--port", "--key", "--context", "--parallel", "--queue"},
+    "supernet": {"MODEL", "--method", "--data", "--set", "--seed", "--out", "--json"},
+    "extract": {"ARTIFACT", "--budget", "--point", "--out", "--json"},
     "search": {
         "S", "--budget", "--objective", "--trials", "--sampler", "--data", "--latency", "--device", "--check",
         "--workers", "--study", "--set", "--seed", "--out", "--json",

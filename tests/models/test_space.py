@@ -212,3 +212,22 @@ def test_a_repaired_choice_is_allowed_and_one_that_was_stays(space: Space, data:
     assert space.check(repaired) == repaired
     if space.allows(space.canonical(Subnet(values))):
         assert repaired == space.canonical(Subnet(values))
+
+
+@given(st.integers(1, 5), st.integers(0, 5), st.integers(0, 99))
+def test_of_a_chain_only_the_last_ones_go(length: int, fixed: int, seed: int) -> None:
+    names = tuple(f"block.{index}" for index in range(length))
+    axes = tuple(Axis(name, (1,) if index < fixed else (0, 1)) for index, name in enumerate(names))
+    space = Space((*axes, Axis("width", (4, 8))), quorums=(names,), chains=(names,))
+    rng = Random(seed)
+    for subnet in (space.smallest, space.full, space.sample(rng), space.neighbour(space.sample(rng), rng)):
+        kept = [subnet[name] for name in names]
+        assert kept == sorted(kept, reverse=True)
+        assert kept[0] == 1 and space.check(subnet) == subnet
+    assert sum(space.smallest[name] for name in names) == max(1, min(fixed, length))
+    assert Space.from_json(json.loads(json.dumps(space.to_json()))) == space
+    if length > 1 and fixed == 0:
+        with pytest.raises(SubnetError, match="only the last ones"):
+            space.check({**space.full, names[0]: 0})
+    with pytest.raises(SubnetError, match="free to go"):
+        Space((Axis("a", (0, 1)), Axis("b", (1,))), chains=(("a", "b"),))

@@ -1,4 +1,4 @@
-"""Cut a model of a wanted size out of one that was trained for many sizes."""
+"""Cut a model of a wanted size out of one that was trained for many sizes; it needs no data."""
 
 from __future__ import annotations
 
@@ -9,20 +9,36 @@ import typer
 
 from lissome.cli._session import JsonFlag, answer, working
 
+TakeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget", metavar="EXPR", help="A bound such as macs<=50%; may be repeated (default: the search's choice)."
+    ),
+]
+
 
 def command(
     ctx: typer.Context,
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder with an elastic model.")],
-    budget: Annotated[
-        str, typer.Option("--budget", metavar="BOUNDS", help="What it may cost, such as block_params<=50%.")
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the model goes.")],
+    budget: TakeOption = None,
+    point: Annotated[
+        int | None, typer.Option("--point", metavar="N", min=0, help="Take this point of the search instead.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the model goes.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Cut a model of a wanted size out of one that was trained for many sizes."""
-    from lissome.pipeline.extracting import extract_within
+    """Cut a model of a wanted size out of one that was trained for many sizes; it needs no data.
+
+    Of a super-network that was searched the best point that holds the budget goes, of any other the largest size.
+    """
+    from lissome import pipeline
+    from lissome.cli._session import derived_folder, exclusive
     from lissome.report import answers
 
+    exclusive(budget=budget, point=point is not None)
+    folder = out or derived_folder(str(artifact), budget or ["extract"], point=point)
     with working(ctx) as events:
-        figures = extract_within(artifact, budget, out, events=events)
-    answer({"path": str(out), "figures": figures}, answers.path, as_json)
+        report = pipeline.extract_for(
+            artifact, budget=tuple(budget) if budget else None, point=point, out=folder, events=events
+        )
+    answer(report.to_json(), answers.extracted, as_json)

@@ -28,7 +28,7 @@ from lissome.core.errors import UnknownNameError, unknown_name
 from lissome.core.registry import FileInfo, public_files
 
 _DEBUG = "--debug"
-_CONTINUING = frozenset({"fit", "search", "federate"})
+_CONTINUING = frozenset({"fit", "search", "federate", "supernet"})
 """Commands that continue when they are given again."""
 
 

@@ -22,7 +22,7 @@ ObjectiveOption = Annotated[
     typer.Option(
         "--objective",
         metavar="NAME",
-        help="What to make better, the most important first; may be repeated (default: ppl and what is bounded).",
+        help="What to make better, the most important first; may be repeated (default: quality and what is bounded).",
     ),
 ]
 
@@ -59,7 +59,11 @@ def command(
     seed: SeedOption = 0,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder of the search (default: named after what was asked)."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder of the search (default: named after what was asked, in S if that is a super-network).",
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -70,7 +74,8 @@ def command(
     from lissome import pipeline
     from lissome.report import answers
 
-    folder = out or derived_folder(
+    inside = Path(target) if pipeline.is_elastic(target) else Path()
+    folder = out or inside / derived_folder(
         target, ["search", *(budget or [])], objective=objective, sampler=sampler, data=data, latency=latency,
         device=device, settings=settings, seed=seed,
     )  # fmt: skip

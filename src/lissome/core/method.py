@@ -114,6 +114,7 @@ class Context:
         memory_limit: Bytes that cached activations may take before they are spilled to `folder`.
         confirm: Measures a finished model and returns figures of the budget's predicted terms (empty when all are
             counted); a method whose prediction was too kind goes on from there.
+        tags: State of the model, which `needs` and `leaves` speak of.
     """
 
     budget: Budget
@@ -125,6 +126,7 @@ class Context:
     cost: CostOracle
     memory_limit: int = 256 << 20
     confirm: Callable[[Any], Mapping[str, float]] = lambda _: {}
+    tags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +194,7 @@ class Method(abc.ABC):
     leaves: ClassVar[frozenset[str]] = frozenset()
     removes: ClassVar[frozenset[str]] = frozenset()
     budget_terms: ClassVar[frozenset[str]] = frozenset()
+    makes: ClassVar[OutcomeKind] = "model"
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: MethodConfig) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lissome.core.metrics import Provenance
 from lissome.cost.batch import BatchSum
 from lissome.cost.blocks import BlockSum, Part, Vector
-from lissome.cost.counted import COUNTED, Counter
+from lissome.cost.counted import COUNTED, Counter, Counts
 from lissome.cost.memory import CACHE_COPIES, SLACK, Sizes, predict_inference
 from lissome.cost.table import LatencyTable
 from lissome.models.anatomy import Branch
@@ -23,8 +23,8 @@ from lissome.models.space import Space
 class SubnetCost:
     """Figures of any Subnet of one model; an instance is what `lissome.core.protocols.CostOracle` asks for.
 
-    ``params``, ``block_params``, ``disk`` and ``macs`` are counted, ``memory`` is predicted; ``latency``, ``prefill``
-    and ``decode`` are predicted from a latency table and missing without one.
+    ``params``, ``block_params``, ``disk`` and ``macs`` are counted, ``memory`` is predicted, of models with a residual
+    width; ``latency``, ``prefill`` and ``decode`` are predicted from a latency table and missing without one.
 
     Args:
         model: The model, not masked now.
@@ -39,12 +39,7 @@ class SubnetCost:
             table.require(model)
         self._table, self._counter = table, Counter(model)
         whole = self._counter.count()
-        sizes = Sizes(
-            weights=float(whole.disk), params=float(whole.params), block_params=float(whole.block_params),
-            hidden=model.anatomy.hidden, layers=len(model.anatomy.blocks), vocabulary=model.anatomy.vocabulary,
-        )  # fmt: skip
-        run = predict_inference(sizes, whole.cache_bytes).total
-        self._fixed_memory = run - _varying(whole.disk, whole.cache_bytes)  # what does not depend on the Subnet
+        self._fixed_memory = None if not model.anatomy.hidden else _fixed_memory(model, whole)
         self._model = model
         self._batch: BatchSum | None = None
         self._sum = BlockSum(model, self._block, Counter.WIDTH + (LatencyTable.WIDTH if table else 0))
@@ -53,7 +48,9 @@ class SubnetCost:
         """Return figures by budget term, in the terms' units; axes that `subnet` does not name are full."""
         total = self._sum.total(subnet)
         counts = self._counter.counts_of(total[: Counter.WIDTH])
-        figures = counts.figures() | {"memory": self._fixed_memory + _varying(counts.disk, counts.cache_bytes)}
+        figures = counts.figures()
+        if self._fixed_memory is not None:
+            figures["memory"] = self._fixed_memory + _varying(counts.disk, counts.cache_bytes)
         if self._table is not None:
             figures |= self._table.figures_of(total[Counter.WIDTH :])
         return figures
@@ -71,7 +68,8 @@ class SubnetCost:
         totals = self._batch.totals(rows)
         counts = self._counter.columns_of(totals[:, : Counter.WIDTH])
         figures = {name: counts[name].astype(np.float64) for name in COUNTED}
-        figures["memory"] = self._fixed_memory + _varying(counts["disk"], counts["cache_bytes"])
+        if self._fixed_memory is not None:
+            figures["memory"] = self._fixed_memory + _varying(counts["disk"], counts["cache_bytes"])
         if self._table is not None:
             figures |= self._table.figures_of(list(totals[:, Counter.WIDTH :].T))
         return figures
@@ -95,6 +93,15 @@ class SubnetCost:
     def _beside(self, branches: Sequence[Branch]) -> Vector:
         counted = (0.0,) * Counter.WIDTH
         return counted + self._table.beside(branches) if self._table is not None else counted
+
+
+def _fixed_memory(model: Model, whole: Counts) -> float:
+    """Resident bytes of a run that do not depend on the Subnet."""
+    sizes = Sizes(
+        weights=float(whole.disk), params=float(whole.params), block_params=float(whole.block_params),
+        hidden=model.anatomy.hidden, layers=len(model.anatomy.blocks), vocabulary=model.anatomy.vocabulary,
+    )  # fmt: skip
+    return predict_inference(sizes, whole.cache_bytes).total - float(_varying(whole.disk, whole.cache_bytes))
 
 
 def _varying(disk: Any, cache: Any) -> Any:

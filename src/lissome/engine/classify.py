@@ -148,12 +148,17 @@ def classification(classifier: nn.Module, data: Encoded) -> Task:
     """
 
     def loss(module: Any, batch: Batch) -> Tensor:
-        ids, mask, labels = batch.examples
-        with quick_attention(ids.shape[1], ids.device):
-            logits = module(ids, mask)
-        return F.cross_entropy(logits.float(), labels, reduction="none")
+        return F.cross_entropy(logits_of(module, batch).float(), batch.examples[2], reduction="none")
 
     return Task(module=classifier, loss=loss, data=data)
+
+
+def logits_of(module: Any, batch: Batch) -> Tensor:
+    """Let a classifier look at a batch of `Encoded`: logits [B, K]."""
+    ids, mask, _ = batch.examples
+    with quick_attention(ids.shape[1], ids.device):
+        logits: Tensor = module(ids, mask)
+    return logits
 
 
 @torch.no_grad()

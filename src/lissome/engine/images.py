@@ -26,12 +26,20 @@ class ImageExamples:
         std: What they are divided by then.
         moved: Pixels by which an image is moved at most, and whether it is mirrored, at random: 0 changes nothing.
             Draws come from torch's global generator, which the training loop seeds for every step.
+        name: Name of the argument by which the model takes images.
     """
 
     def __init__(
-        self, images: Images, shape: Sequence[int], *, mean: Sequence[float], std: Sequence[float], moved: int = 0
+        self,
+        images: Images,
+        shape: Sequence[int],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        moved: int = 0,
+        name: str = "pixel_values",
     ) -> None:
-        self.images, self._shape, self._moved = images, tuple(shape), moved
+        self.images, self.name, self._shape, self._moved = images, name, tuple(shape), moved
         self._mean, self._std = (torch.tensor(list(each), dtype=torch.float32).view(-1, 1, 1) for each in (mean, std))
 
     def __len__(self) -> int:
@@ -41,6 +49,12 @@ class ImageExamples:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one example."""
         return {"pixel_values": self._augmented(self.pixels(index)), "label": self.images.labels[index]}
+
+    def some(self, indices: Sequence[int]) -> ImageExamples:
+        """Return the images at some positions."""
+        mean, std = (each.flatten().tolist() for each in (self._mean, self._std))
+        chosen = self.images.some(indices)
+        return ImageExamples(chosen, self._shape, mean=mean, std=std, moved=self._moved, name=self.name)
 
     def pixels(self, index: int) -> Tensor:
         """Return one image as the model reads it, FloatTensor[C, H, W], not moved."""
@@ -70,10 +84,10 @@ class ImageExamples:
 
 def examples(model: Model, images: Images, *, moved: int = 0) -> ImageExamples:
     """Return images as a model reads them: its size, and its mean and deviation where its configuration says them."""
-    (shape,) = (value.shape[1:] for value in example(model).values())
+    ((name, shape),) = ((name, value.shape[1:]) for name, value in example(model).items())
     config: Any = getattr(model.module, "config", None)
     mean, std = (getattr(config, f"image_{name}", None) or [0.5] * shape[0] for name in ("mean", "std"))
-    return ImageExamples(images, shape, mean=mean, std=std, moved=moved)
+    return ImageExamples(images, shape, mean=mean, std=std, moved=moved, name=name)
 
 
 @torch.no_grad()

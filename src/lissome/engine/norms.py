@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lissome.core.errors import DataError
+from lissome.core.errors import ArtifactError, DataError
 
 
 def batch_norms(module: nn.Module) -> list[Any]:
@@ -66,6 +66,30 @@ def reestimate(
     if not count:
         raise DataError("statistics of batch norms need at least one batch of examples; give some.")
     return count
+
+
+def statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Copy the running statistics of all batch norms, as large as they are now, by their names in the module."""
+    return {
+        f"{path}.{name}": getattr(part, name).clone()
+        for path, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and part.running_mean is not None
+        for name in ("running_mean", "running_var")
+    }
+
+
+@torch.no_grad()
+def take_statistics(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Put running statistics in the place of a module's own; the inverse of `statistics`.
+
+    Raises:
+        ArtifactError: When they are of another network.
+    """
+    own = {name: value for name, value in module.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    for name, value in own.items():
+        if name not in values or values[name].shape != value.shape:
+            raise ArtifactError(f"there are no statistics of {name} that fit it; search the super-network again.")
+        value.copy_(values[name])
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""What a model is to be good at: the next token of text, or the classes of labelled texts.
+"""What a model is to be good at: the next token of text, or the classes of labelled texts or images.
 
 A method that trains asks its objective for the inputs to calibrate on, the task of the training loop and what to choose
-by; so one method serves causal language models and encoders alike.
+by; so one method serves causal language models, encoders and networks of images alike.
 """
 
 # N examples, B texts, T tokens
@@ -21,17 +21,22 @@ from lissome.core.method import ModelCard
 from lissome.core.protocols import Splits
 from lissome.data.labelled import Labelled
 from lissome.data.text import spread
-from lissome.engine.classify import Encoded, OwnHead, answers, classification, encode
-from lissome.engine.hooks import Task
+from lissome.engine.classify import Encoded, OwnHead, answers, classification, encode, logits_of
+from lissome.engine.elastic import taught_loss
+from lissome.engine.hooks import Batch, Loss, Task
+from lissome.engine.pictures import ImageSplits, Pictures
 from lissome.engine.recover import RecoverConfig, shorter, token_loss
-from lissome.engine.scoring import bounded_exp
+from lissome.engine.scoring import bounded_exp, perplexity, score_text
+from lissome.engine.search.found import Split
 from lissome.engine.stream import Inputs, windows_of
 from lissome.engine.train import TrainConfig
 from lissome.engine.walk import Walk
 from lissome.models.labels import head_parameters
 from lissome.models.model import Model
+from lissome.models.precision import fast_dtype, in_dtype
 
 _SHARES = {"recovery": 0.7, "selection": 0.1, "test": 0.2}
+_SEARCHED = {"recovery": 0.6, "search": 0.1, "selection": 0.1, "test": 0.2}
 _LENGTH = 128  # tokens of a text beyond which it is cut; most sentences and short reviews have fewer
 _BATCH = 16  # texts of a step
 _WARMUP = 0.05
@@ -48,6 +53,7 @@ class LabelSplits:
         classes: Names of the classes.
         source: What the file was called.
         fingerprint: Hash of texts, labels, tokens and split.
+        search: Texts that a search looks at; None where nothing is searched.
     """
 
     recovery: Encoded
@@ -56,6 +62,7 @@ class LabelSplits:
     classes: tuple[str, ...]
     source: str
     fingerprint: str
+    search: Encoded | None = None
 
     @property
     def calibration(self) -> Tensor:
@@ -68,7 +75,7 @@ class LabelSplits:
 
     def describe(self) -> dict[str, Any]:
         """Return JSON-able facts for a manifest or report."""
-        counts = {name: len(getattr(self, name)) for name in _SHARES}
+        counts = {name: len(part) for name in _SEARCHED if (part := getattr(self, name)) is not None}
         facts = {"source": self.source, "texts": counts, "classes": list(self.classes)}
         return {**facts, "fingerprint": self.fingerprint}
 
@@ -83,14 +90,20 @@ def tokens_of(model: Model, data: Labelled) -> Encoded:
     return encode(model, data, length=min(_LENGTH, most))
 
 
-def label_splits(model: Model, data: Labelled) -> LabelSplits:
+def label_splits(model: Model, data: Labelled, *, searched: bool = False) -> LabelSplits:
     """Deal labelled texts out and tokenise them for a model; the split does not depend on a job's seed.
+
+    Args:
+        model: With its tokenizer.
+        data: The texts.
+        searched: Whether there is to be a split for a search too.
 
     Raises:
         DataError: When there are too few texts for every part, or the model's tokenizer cannot pad.
     """
-    parts = {name: tokens_of(model, part) for name, part in data.parts(_SHARES, seed=0).items()}
-    digest = hashlib.sha256(json.dumps([data.sha256, _SHARES]).encode())
+    shares = _SEARCHED if searched else _SHARES
+    parts = {name: tokens_of(model, part) for name, part in data.parts(shares, seed=0).items()}
+    digest = hashlib.sha256(json.dumps([data.sha256, shares]).encode())
     for part in parts.values():
         digest.update(part.ids.numpy().tobytes())
     return LabelSplits(**parts, classes=data.classes, source=data.name, fingerprint=digest.hexdigest())
@@ -105,8 +118,18 @@ class Objective(Protocol):
     def task(self, model: Model) -> Task:
         """Return the task of the training loop; thaws what must be trained beside adapters."""
 
+    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
+        """Return the task's loss with the opinion of another model in it; see `lissome.engine.elastic.taught_loss`."""
+
     def training(self, *, steps: int, lr: float, batch: int | None, max_seconds: float | None) -> TrainConfig:
         """Settings of the training loop; `batch` None is the objective's own choice."""
+
+    def figures(self, model: Model, split: Split) -> dict[str, float]:
+        """How good a model is on a split, by name of the figure, the most important first."""
+
+    @property
+    def splits(self) -> Mapping[str, str]:
+        """What each split is that there is; see `figures`."""
 
     @property
     def selects(self) -> bool:
@@ -138,6 +161,27 @@ class NextToken:
         given = {} if batch is None else {"batch": batch}
         config = RecoverConfig(steps=steps, lr=lr, max_seconds=max_seconds, **given)
         return config.training(shorter(self.data.recovery).shape[1])
+
+    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
+        """Return the loss with a teacher's opinion of every token, always at temperature 1."""
+        device = next(model.module.parameters()).device
+        return token_loss(model, in_dtype(teacher, fast_dtype(device)), share)
+
+    def figures(self, model: Model, split: Split) -> dict[str, float]:
+        """Perplexity."""
+        return {"ppl": perplexity(list(score_text(model, self._windows[split]).nll))}
+
+    @property
+    def splits(self) -> Mapping[str, str]:
+        """What each split is that there is."""
+        found = {name: each for name, each in self._windows.items() if len(each)}
+        return {name: f"{len(each)} windows of {each.shape[1]} tokens" for name, each in found.items()}
+
+    @property
+    def _windows(self) -> dict[str, Tensor]:
+        """Windows by split: every other one that is there to choose by is the search's."""
+        kept = self.data.selection
+        return {"search": kept[::2], "selection": kept[1::2], "test": getattr(self.data, "test", kept[:0])}
 
     @property
     def selects(self) -> bool:
@@ -176,6 +220,27 @@ class Classes:
         size = min(_BATCH if batch is None else batch, len(self.data.recovery))
         return TrainConfig(steps=steps, lr=lr, batch=size, warmup=round(_WARMUP * steps), max_seconds=max_seconds)
 
+    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
+        """Return the loss with a teacher's opinion of every text."""
+
+        def judge(logits: Tensor, batch: Batch) -> Tensor:
+            return F.cross_entropy(logits.float(), batch.examples[2], reduction="none")
+
+        return taught_loss(logits_of, judge, OwnHead(teacher), share=share, temperature=temperature)
+
+    def figures(self, model: Model, split: Split) -> dict[str, float]:
+        """Accuracy and cross entropy."""
+        texts = getattr(self.data, split)
+        found = answers(OwnHead(model), texts)
+        right = (found.argmax(-1) == texts.labels).double().mean()
+        return {"accuracy": float(right), "loss": float(F.cross_entropy(found, texts.labels))}
+
+    @property
+    def splits(self) -> Mapping[str, str]:
+        """What each split is that there is."""
+        parts = {name: getattr(self.data, name) for name in ("search", "selection", "test")}
+        return {name: f"{len(part)} texts" for name, part in parts.items() if part is not None and len(part)}
+
     @property
     def selects(self) -> bool:
         """Whether there are texts to choose by."""
@@ -193,6 +258,8 @@ class Classes:
 
 def objective_of(data: Splits) -> Objective:
     """Return the objective that data is for."""
+    if isinstance(data, ImageSplits):
+        return Pictures(data)
     return Classes(data) if isinstance(data, LabelSplits) else NextToken(data)
 
 

@@ -89,11 +89,12 @@ class RandomPath:
 
     Args:
         space: The axes to draw from.
-        depth: How blocks are skipped (default: each by itself).
+        depth: How blocks are skipped (default: as the Space's chains say, all others each by itself).
         count: Subnets per micro-batch.
     """
 
     def __init__(self, space: Space, *, depth: Depth | None = None, count: int = 1) -> None:
+        depth = Depth(space.chains) if depth is None and space.chains else depth
         self.space, self.depth, self._count = space, depth, count
         if depth is not None:
             groups = (tuple(name for name in group if name in space.by_name) for group in depth.groups)
@@ -174,8 +175,8 @@ class Stage:
 
     Attributes:
         steps: Steps that it lasts.
-        kinds: Kinds of axes that are elastic in it, such as ``("kernel", "depth")``: the last part of an axis's name,
-            or ``"depth"`` for keep-axes. All others stay at their largest.
+        kinds: Kinds of axes that are elastic in it, such as ``("kernel", "depth")``; see `kind_of`. All others stay at
+            their largest.
         choices: The largest choices of each axis that it has; None for all.
         depth: Blocks of a group that may be skipped at most; None for all.
     """
@@ -229,5 +230,8 @@ class Shrinking:
 
 
 def kind_of(axis: Axis) -> str:
-    """Return ``"depth"`` for a keep-axis, and the last part of its name for another."""
-    return "depth" if axis.choices == (0, 1) else axis.name.rpartition(".")[2]
+    """Return what an axis decides: ``"depth"``, ``"kernel"``, ``"rank"``, or ``"width"`` for channels and heads."""
+    if axis.choices == (0, 1):
+        return "depth"
+    last = axis.name.rpartition(".")[2]
+    return last if last in {"kernel", "rank"} else "width"

@@ -1,6 +1,8 @@
-"""Encoders that put texts into named classes: transformers' own class with a head, the names in its configuration.
+"""Models that put texts or images into named classes: a head for them, the names in the configuration.
 
-What comes out opens with ``AutoModelForSequenceClassification``: a pooler over the first token, and a linear layer.
+An encoder of text becomes transformers' own class with a head, which opens with
+``AutoModelForSequenceClassification``: a pooler over the first token, and a linear layer. A network of images gets
+another last layer.
 """
 
 # D residual width, K classes
@@ -13,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ConfigError, UnsupportedModelError
+from lissome.models.example import example
 from lissome.models.model import Model
 from lissome.models.resave import keep_sizes
 
@@ -71,6 +74,48 @@ def with_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> Model:
             fresh.copy_(drawn * config.initializer_range)
         setattr(module.get_submodule(owner), last, nn.Parameter(fresh))
     keep_sizes(module)
+    return model.derived(module.eval())
+
+
+@torch.no_grad()
+def with_image_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> Model:
+    """Return a network of images that puts them into named classes: itself where it has as many, else with a new head.
+
+    The new head is the last linear layer that makes the network's outputs, drawn anew; all else is copied.
+
+    Args:
+        model: A network of images.
+        labels: Names of the classes.
+        seed: Of the head's first weights: normal with deviation 0.01; biases are zero.
+
+    Raises:
+        UnsupportedModelError: When the network does not read images, or its outputs come from no linear layer.
+    """
+    model.anatomy.require("image", "putting images into classes")
+    result = model.module(**example(model))
+    count = int((result if isinstance(result, Tensor) else result.logits).shape[-1])
+    if count == len(labels):
+        return model
+    module: Any = copy.deepcopy(model.module)
+    linears = ((name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear))
+    layers = [name for name, part in linears if part.out_features == count]
+    if not layers:
+        raise UnsupportedModelError(
+            f"{model.name} gives {count} numbers where {len(labels)} classes are wanted, and no linear layer makes "
+            "them; give a network with a head of that size."
+        )
+    owner, _, last = layers[-1].rpartition(".")
+    old = module.get_submodule(layers[-1])
+    fresh = nn.Linear(old.in_features, len(labels), bias=old.bias is not None).to(old.weight)
+    drawn = torch.randn(fresh.weight.shape, generator=torch.Generator().manual_seed(seed))
+    fresh.weight.copy_(0.01 * drawn)
+    if fresh.bias is not None:
+        fresh.bias.zero_()
+    setattr(module.get_submodule(owner), last, fresh)
+    config = getattr(module, "config", None)
+    if config is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: index for index, name in enumerate(labels)}
     return model.derived(module.eval())
 
 

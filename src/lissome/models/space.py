@@ -105,19 +105,21 @@ class Space:
     Attributes:
         axes: The axes, in the order of the model.
         quorums: Groups of keep-axes of which at least one must stay (a decoder needs one attention, for positions).
+        chains: Groups of keep-axes, in order, of which only the last ones may be 0: who learns to be optional is deep.
 
     Raises:
-        SubnetError: When two axes share a name, or a switch or quorum names an axis that is not there.
+        SubnetError: When two axes share a name, or a switch, quorum or chain names an axis that is not there.
     """
 
     axes: tuple[Axis, ...]
     quorums: tuple[tuple[str, ...], ...] = ()
+    chains: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.by_name) != len(self.axes):
             raise SubnetError("two axes of a Space share a name; every decision needs its own.")
         used = [axis.switch for axis in self.axes if axis.switch is not None]
-        for name in (*used, *(name for names in self.quorums for name in names)):
+        for name in (*used, *(name for names in (*self.quorums, *self.chains) for name in names)):
             if name not in self.by_name:
                 raise SubnetError(unknown_name("axis", name, self.by_name))
         if not all(self.quorums):
@@ -125,6 +127,11 @@ class Space:
         for axis in self.axes:
             if axis.name in self._switches(axis):
                 raise SubnetError(f"the switches of axis {axis.name} run in a circle.")
+        for names in self.chains:
+            fixed = [0 not in self.by_name[name].choices for name in names]
+            if fixed != sorted(fixed, reverse=True) or any(self.by_name[name].switch for name in names):
+                chain = f"{names[0]} … {names[-1]}"
+                raise SubnetError(f"of the chain {chain} the last ones must be free to go by themselves.")
 
     @classmethod
     def of(cls, model: Any, **options: Any) -> Space:
@@ -148,7 +155,7 @@ class Space:
         values = {axis.name: axis.choices[0] for axis in self.axes}
         for names in self.quorums:
             if not self._met(names, values):
-                self._keep(names[-1], values)
+                self._keep(min(reversed(names), key=lambda name: len(self._before(name))), values)
         return self.canonical(Subnet(values))
 
     def sample(self, rng: Random, *, keep: float = 0.7) -> Subnet:
@@ -160,8 +167,11 @@ class Space:
         return self.repaired(values, rng)
 
     def repaired(self, values: Mapping[str, int], rng: Random) -> Subnet:
-        """Return the Subnet of these choices, in which a member of every broken quorum is kept after all."""
+        """Return the Subnet of these choices: of a chain the last ones go, of a broken quorum one stays after all."""
         kept = dict(values)
+        for names in self.chains:
+            skipped = sum(not kept[name] for name in names)
+            kept |= {name: int(index < len(names) - skipped) for index, name in enumerate(names)}
         for names in self.quorums:
             if not self._met(names, kept):
                 self._keep(rng.choice(names), kept)
@@ -214,11 +224,15 @@ class Space:
         for names in self.quorums:
             if not self._met(names, checked):
                 raise SubnetError(f"at least one of {names[0]} … {names[-1]} must be kept.")
+        for names in self.chains:
+            if not _ends(names, checked):
+                raise SubnetError(f"of {names[0]} … {names[-1]} only the last ones may be removed.")
         return checked
 
     def allows(self, subnet: Mapping[str, int]) -> bool:
-        """Whether every quorum of the Space is respected."""
-        return all(self._met(names, subnet) for names in self.quorums)
+        """Whether every quorum and every chain of the Space is respected."""
+        quorums = all(self._met(names, subnet) for names in self.quorums)
+        return quorums and all(_ends(names, subnet) for names in self.chains)
 
     def to_json(self) -> dict[str, Any]:
         """Return the Space as JSON-able fields."""
@@ -240,9 +254,13 @@ class Space:
         return any(values[name] and all(values[it] for it in self._switches(self.by_name[name])) for name in quorum)
 
     def _keep(self, name: str, values: dict[str, int]) -> None:
-        """Give the named axis, and the switches it depends on, a value that keeps it."""
-        for kept in (name, *self._switches(self.by_name[name])):
+        """Give the named axis, the switches it depends on, and those before it in a chain, a value that keeps it."""
+        for kept in (name, *self._switches(self.by_name[name]), *self._before(name)):
             values[kept] = values[kept] or next(value for value in self.by_name[kept].choices if value)
+
+    def _before(self, name: str) -> tuple[str, ...]:
+        """Names of the axes that stand before one in its chain."""
+        return tuple(each for names in self.chains if name in names for each in names[: names.index(name)])
 
     @cached_property
     def _switched(self) -> tuple[tuple[Axis, tuple[str, ...]], ...]:
@@ -259,6 +277,12 @@ class Space:
             names.append(axis.switch)
             axis = self.by_name[axis.switch]
         return tuple(names)
+
+
+def _ends(names: tuple[str, ...], values: Mapping[str, int]) -> bool:
+    """Whether only the last of some keep-axes are 0."""
+    kept = [bool(values[name]) for name in names]
+    return kept == sorted(kept, reverse=True)
 
 
 def _listed(choices: tuple[int, ...]) -> str:

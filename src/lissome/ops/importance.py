@@ -1,13 +1,14 @@
-"""Scores of the units of a `Dim`: how much each channel, KV group or query head matters, judged from tensors alone.
+"""Scores of weights and of the units of a `Dim`: how much each channel, KV group or query head matters, from tensors.
 
-A score is [lanes, units], higher is more important. It is a plug-in for ordering, never a promise of quality.
+A score of units is [lanes, units], one of weights has the weight's shape; higher is more important. It is a plug-in for
+ordering, never a promise of quality.
 """
 
 # U units, L lanes (1, or KV groups when query heads are ordered within each), W slices of one unit in a tensor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -65,3 +66,43 @@ def activation(weights: Sequence[tuple[Tensor, int, Tensor]], norms: Mapping[int
         total = total + columns[units.to(columns.device)].square().sum(-1)
     assert isinstance(total, Tensor)
     return total.T.contiguous()
+
+
+def l1(weight: Tensor) -> Tensor:
+    """|w| of every weight."""
+    return weight.detach().float().abs()
+
+
+def l2(weight: Tensor) -> Tensor:
+    """w² of every weight: their sum orders units as the L2 norm does."""
+    return weight.detach().float().square()
+
+
+def wanda(weight: Tensor, norms: Tensor | None) -> Tensor:
+    """|w| times the norm of what it reads (arXiv 2306.11695).
+
+    Args:
+        weight: [out, in, …]; of a grouped convolution `in` counts within a group.
+        norms: L2 norm of each input of the layer over some examples, Tensor[in of all groups]; None where nothing was
+            seen (a table of embeddings), then |w|.
+    """
+    if norms is None:
+        return l1(weight)
+    inside = weight.shape[1]
+    groups = max(1, len(norms) // inside)
+    scale = norms.float().view(groups, inside).repeat_interleave(max(1, weight.shape[0] // groups), 0)
+    return l1(weight) * scale.view(*scale.shape, *[1] * (weight.dim() - 2)).to(weight.device)
+
+
+def first_order(weight: Tensor, gradient: Tensor) -> Tensor:
+    """(w · ∂loss/∂w)² of one example: what a loss loses, to first order, with each weight."""
+    return (weight.detach().float() * gradient.detach().float()).square()
+
+
+SCORES: dict[str, Callable[..., Tensor]] = {
+    "l1": l1,
+    "l2": l2,
+    "wanda": wanda,
+    "first_order": first_order,
+}
+"""Scores of single weights, by name."""

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from lissome.pipeline.fitting import fit as fit
     from lissome.pipeline.loading import load as load
     from lissome.pipeline.searching import search as search
+    from lissome.pipeline.supernets import extract_for as extract_for
+    from lissome.pipeline.supernets import is_elastic as is_elastic
+    from lissome.pipeline.supernets import supernet as supernet
     from lissome.pipeline.verbs import evaluate as evaluate
     from lissome.pipeline.verbs import export as export
     from lissome.pipeline.verbs import extract_step as extract_step
@@ -27,6 +30,7 @@ _HOMES = {
     **dict.fromkeys(
         ("evaluate", "export", "extract_step", "inspect", "inspect_device", "list_methods", "measure", "plan"), "verbs"
     ),
+    **dict.fromkeys(("extract_for", "is_elastic", "supernet"), "supernets"),
     "fit": "fitting",
     "generate": "writing",
     "load": "loading",

@@ -24,7 +24,7 @@ _ELASTIC = "elastic"
 
 def extract_within(
     artifact: Path | str, budget: str, out: Path | str, *, events: EventStream | None = None
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, int], dict[str, float]]:
     """Cut a model of a wanted size out of an elastic one.
 
     Args:
@@ -34,19 +34,21 @@ def extract_within(
         events: Where progress is reported.
 
     Returns:
-        What the cut model costs, by budget term.
+        What the cut model costs by budget term, its choice on every axis, and what the whole costs.
 
     Raises:
         ArtifactError: When the folder says no sizes.
         ConfigError: When a bound is on something that is not counted.
         BudgetUnmetError: When even the smallest size is too large; says what can be reached.
     """
+    if not budget:
+        raise ConfigError("say what the model may cost, with --budget such as block_params<=50%.")
     folder, bounds = Path(artifact), Budget.parse(budget)
     check_extract_place(folder, Path(out))
     manifest = read_manifest(folder)
     if manifest.space is None or _ELASTIC not in manifest.tags:
         raise ArtifactError(
-            f"{folder} was not trained for many sizes; methods that leave {_ELASTIC!r} do that: lissome methods"
+            f"{folder} was not trained for many sizes; make a super-network with: lissome supernet MODEL --out S"
         )
     space, model = Space.from_json(manifest.space), load(folder, events=events)
     planner = Planner(space, SubnetCost(model))
@@ -62,4 +64,4 @@ def extract_within(
     )  # fmt: skip
     beside = {name: (folder / name).read_bytes() for name in (CLASSIFIER, CLASSES) if (folder / name).is_file()}
     save_model(small, Path(out), manifest=cut, extras=beside)
-    return planner.figures(subnet)
+    return planner.figures(subnet), dict(subnet), dict(planner.full)

@@ -21,6 +21,7 @@ from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
 from lissome.cost.oracle import SubnetCost
 from lissome.cost.peak import give_back, peak_memory
+from lissome.data.text import TextSplits
 from lissome.engine.evaluate import Report, evaluate, evaluate_labels, versions
 from lissome.engine.objective import LabelSplits
 from lissome.export.gguf import source_type
@@ -98,7 +99,8 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
     check_seed(seed)
     check_place(Path(out))
     job = prepare(
-        model, method=method, recipe=recipe, budget=budget, data=data, settings=settings, seed=seed, events=stream
+        model, method=method, recipe=recipe, budget=budget, data=data, settings=settings, seed=seed, events=stream,
+        ends="model",
     )  # fmt: skip
     folder = RunFolder(Path(out), job.identity())
     done = folder.finished()
@@ -123,7 +125,7 @@ def _run_steps(job: Job, folder: RunFolder, events: EventStream) -> _Result:
             outcome = step.method(step.config).run(model, _context(job, folder, index, step, events))
         model = outcome.value
         give_back()
-        steps.append(_lineage(job, step, outcome, time.monotonic() - started, float(peak.above)))
+        steps.append(lineage(job, step, outcome, time.monotonic() - started, float(peak.above)))
     assert outcome is not None
     spilled = spill(model, folder.state / WEIGHTS)
     give_back()  # what held the weights before they were mapped
@@ -131,15 +133,21 @@ def _run_steps(job: Job, folder: RunFolder, events: EventStream) -> _Result:
 
 
 def _context(job: Job, folder: RunFolder, index: int, step: RecipeStep, events: EventStream) -> Context:
+    return context_of(job, folder.step(index, step.name), events, confirm=_confirm(job, folder, events))
+
+
+def context_of(job: Job, folder: Path, events: EventStream, **more: Any) -> Context:
+    """Return what the methods of a job are given; `folder` is of one step."""
     return Context(
         budget=job.budget,
         original=job.original,
         seed=job.seed,
         events=events,
-        folder=folder.step(index, step.name),
+        folder=folder,
         data=job.data.for_methods(),
         cost=job.cost,
-        confirm=_confirm(job, folder, events),
+        tags=job.tags,
+        **more,
     )
 
 
@@ -167,7 +175,8 @@ def _confirm(job: Job, folder: RunFolder, events: EventStream) -> Callable[[Mode
     return confirm
 
 
-def _lineage(job: Job, step: RecipeStep, outcome: Outcome, seconds: float, peak: float) -> Step:
+def lineage(job: Job, step: RecipeStep, outcome: Outcome, seconds: float, peak: float) -> Step:
+    """Return what an artifact says of a step: its settings, what it saw, and what it took."""
     return Step(
         method=step.name,
         config=step.config.to_mapping(),
@@ -217,6 +226,7 @@ def _score(job: Job, small: Model, events: EventStream) -> Report:
     if isinstance(job.data, LabelSplits):
         base = None if job.untrained else job.model
         return evaluate_labels(small, job.data.test, baseline=base, seed=job.seed, events=events)
+    assert isinstance(job.data, TextSplits)  # no method makes a smaller model of images yet
     return evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events, release=_release)
 
 

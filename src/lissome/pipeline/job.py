@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lissome import __version__
 from lissome.core.budget import TERMS, Bounds, Budget
 from lissome.core.config import check_seed
-from lissome.core.errors import ConfigError, DataError
+from lissome.core.errors import ConfigError, DataError, UnsupportedModelError
 from lissome.core.events import EventStream
-from lissome.core.method import ModelCard, Plan
+from lissome.core.method import ModelCard, OutcomeKind, Plan
 from lissome.cost.duration import measuring_seconds, speeds_here
 from lissome.cost.memory import kept_weights
 from lissome.cost.oracle import SubnetCost
 from lissome.cost.table import LatencyTable, cached_table
+from lissome.data.images import read_images
 from lissome.data.labelled import read_labelled
 from lissome.data.text import TextSplits, WindowPlan, text_splits
 from lissome.engine.objective import LabelSplits, label_splits
+from lissome.engine.pictures import ImageSplits, image_splits
 from lissome.engine.train import derive
 from lissome.models.adapters.elastic import linear_shapes
-from lissome.models.labels import labels_of, with_labels
+from lissome.models.anatomy import TASKS
+from lissome.models.labels import labels_of, with_image_labels, with_labels
 from lissome.models.model import Model
 from lissome.pipeline.loading import load
 from lissome.pipeline.recipe import Recipe
@@ -35,6 +40,11 @@ MEASURED = frozenset({"latency", "prefill", "decode"})
 """Terms that a job predicts with a latency table and confirms by measurement."""
 WINDOWS = WindowPlan(length=256, calibration=4, selection=8, test=40, recovery=1024)
 """1,024 tokens to choose by, from four places in the text; 10,240 to judge by."""
+SEARCHED = replace(WINDOWS, selection=16)
+"""As many again for a search to look at."""
+
+
+Data = TextSplits | LabelSplits | ImageSplits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +55,7 @@ class Job:
         model: The original.
         recipe: Methods in order.
         budget: The bounds.
-        data: The text, or the labelled texts, all splits.
+        data: The text, or the labelled texts or images, all splits.
         seed: The one source of randomness.
         table: Latency table of this (or the given) device; None when the budget needs none.
         untrained: Whether the model has a new head, which has learnt nothing yet.
@@ -54,7 +64,7 @@ class Job:
     model: Model
     recipe: Recipe
     budget: Budget
-    data: TextSplits | LabelSplits
+    data: Data
     seed: int
     table: LatencyTable | None
     untrained: bool = False
@@ -87,7 +97,7 @@ class Job:
             hidden=self.model.anatomy.hidden,
             layers=len(self.model.anatomy.blocks),
             vocabulary=self.model.anatomy.vocabulary,
-            windows=(self.data.calibration.shape[0], self.data.calibration.shape[1]),
+            windows=_windows(self.data),
             linears=linear_shapes(self.model),
         )
 
@@ -132,7 +142,12 @@ class Job:
 
     def _measuring(self, predicted: Mapping[str, float]) -> float:
         kept = kept_weights(self.card, predicted)
-        return measuring_seconds(self.card, speeds_here(), tokens=self.data.test.numel(), kept=kept)
+        return measuring_seconds(
+            self.card,
+            speeds_here(),
+            tokens=self.data.test.numel() if not isinstance(self.data, ImageSplits) else len(self.data.test),
+            kept=kept,
+        )
 
 
 def _merged(plans: Sequence[Plan]) -> tuple[dict[str, float], frozenset[str]]:
@@ -164,8 +179,11 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     seed: int = 0,
     device: Path | None = None,
     events: EventStream | None = None,
+    ends: OutcomeKind | None = None,
 ) -> Job:
     """Resolve what a user asked for; arguments as in `lissome.pipeline.plan`.
+
+    `ends` is what the methods must make; None for anything.
 
     Raises:
         LissomeError: For anything that cannot be understood, read or followed.
@@ -174,10 +192,12 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     if recipe is not None and (method is not None or settings):
         raise ConfigError("give either a recipe or a method with settings, not both.")
     steps = Recipe.read(Path(recipe)) if recipe is not None else Recipe.of(method, settings)
+    if ends is not None:
+        steps.require(ends)
     bounds = _bounds(budget, steps)
     loaded = load(DEFAULT_MODEL if model is None else model, events=events)
     steps.check(tags_of(loaded), bounds)
-    ready, splits = data_for(loaded, data, seed=seed)
+    ready, splits = data_for(loaded, data, seed=seed, searched=steps.makes == "space")
     table = None
     if device is not None:
         table = LatencyTable.load(Path(device))
@@ -196,27 +216,44 @@ def _bounds(given: Bounds | None, recipe: Recipe) -> Budget:
     return Budget.parse(written) if written else Budget()
 
 
-def data_for(model: Model, source: str | Path | None, *, seed: int) -> tuple[Model, TextSplits | LabelSplits]:
-    """Read the data of a job: text for what has a perplexity, labelled texts for an encoder.
+def _windows(data: Data) -> tuple[int, int]:
+    """Number and length of what calibration looks at; an image counts as one."""
+    seen = data.calibration
+    return (seen.shape[0], seen.shape[1]) if isinstance(seen, Tensor) else (len(seen), 1)
+
+
+def data_for(model: Model, source: str | Path | None, *, seed: int, searched: bool = False) -> tuple[Model, Data]:
+    """Read the data of a job: text for what has a perplexity, labelled texts for an encoder, labelled images.
 
     Args:
         model: The model.
-        source: A file or a `datasets` id; None is the text that ships, which says nothing of classes.
+        source: A file, a folder or a `datasets` id; None is the text that ships, which says nothing of classes.
         seed: Of the windows, and of a new head.
+        searched: Whether there is to be a split for a search too.
 
     Returns:
-        The model, with a new head where the classes of the texts are new to it; and the data.
+        The model, with a new head where the classes are new to it; and the data.
 
     Raises:
-        DataError: When the data cannot be used, or an encoder is given none.
+        DataError: When the data cannot be used, or none is given where classes are to be learnt.
+        UnsupportedModelError: When the model reads something else.
     """
-    if model.anatomy.task != "encoder":
-        return model, text_splits(model, source, WINDOWS, seed=seed)
+    task = model.anatomy.task
+    if task == "causal-lm":
+        return model, text_splits(model, source, SEARCHED if searched else WINDOWS, seed=seed)
+    if task not in {"encoder", "image"}:
+        raise UnsupportedModelError(f"{model.name} is {TASKS[task]}; jobs have data for text and for images alone.")
+    what = "an encoder" if task == "encoder" else "a network of images"
     if source is None:
-        raise DataError(f"{model.name} is an encoder: what it is to learn are labelled texts; give them with --data.")
+        kind = "texts" if task == "encoder" else "images"
+        raise DataError(f"{model.name} is {what}: what it is to learn are labelled {kind}; give them with --data.")
+    if task == "image":
+        images = read_images(source)
+        with_head = with_image_labels(model, images.classes, seed=derive(seed, "head"))
+        return with_head, image_splits(with_head, images)
     known = labels_of(model)
     found = read_labelled(source, classes=known)
     if len(set(found.labels)) < 2:
         raise DataError(f"{found.name} has texts of one class alone; at least two classes are needed.")
     ready = model if known else with_labels(model, found.classes, seed=derive(seed, "head"))
-    return ready, label_splits(ready, found)
+    return ready, label_splits(ready, found, searched=searched)

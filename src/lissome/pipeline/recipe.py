@@ -12,7 +12,7 @@ from typing import Any
 from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, read_toml, to_toml
 from lissome.core.errors import BudgetError, ConfigError, LissomeError, OrderError, unknown_name
-from lissome.core.method import Method
+from lissome.core.method import Method, OutcomeKind
 from lissome.core.registry import method as find_method
 from lissome.core.registry import methods
 
@@ -138,6 +138,32 @@ class Recipe:
         """Whether a step lets the budget decide how far it goes; otherwise none is needed."""
         return any(step.method(step.config).follows_budget for step in self.steps)
 
+    @property
+    def makes(self) -> OutcomeKind:
+        """What its last step makes."""
+        return self.steps[-1].method.makes
+
+    def require(self, kind: OutcomeKind) -> None:
+        """Refuse steps that make something else.
+
+        Args:
+            kind: ``"model"`` or ``"space"``, a super-network.
+
+        Raises:
+            ConfigError: Names the method, and the command that runs it.
+        """
+        verbs = {"model": "lissome fit", "space": "lissome supernet"}
+        for step in self.steps:
+            made = step.method.makes
+            if made != kind and made in verbs:
+                known = (info for info in methods().values() if info.family != "federate")
+                fitting = sorted(info.name for info in known if info.load().makes == kind)
+                what = {"model": "one model", "space": "a super-network"}[made]
+                raise ConfigError(
+                    f"{step.name} makes {what}; run it with: {verbs[made]} MODEL --method {step.name}. Here fit: "
+                    f"{', '.join(fitting)}."
+                )
+
     def check(self, tags: frozenset[str], budget: Budget) -> frozenset[str]:
         """Refuse an order that cannot work, and bounds that no step can follow.
 
@@ -222,7 +248,8 @@ def _order_message(name: str, lacking: list[str], removed_by: Mapping[str, str],
     makers = [info.name for info in methods().values() if tag in info.load().leaves]
     together = find_method(name).family == "federate"  # a job is of one model, or of many clients
     alike = (info for info in methods().values() if (info.family == "federate") is together)
-    fitting = sorted(info.name for info in alike if info.load().needs <= tags)
+    made = find_method(name).load().makes
+    fitting = sorted(info.name for info in alike if info.load().needs <= tags and info.load().makes == made)
     if makers:
         advice = f"put {' or '.join(makers)} before it"
     else:

@@ -251,3 +251,65 @@ class SearchReport:
         """Return the result as JSON-able fields."""
         lists = {name: list(getattr(self, name)) for name in ("objectives", "bounds", "front", "notes")}
         return {**vars(self), "out": str(self.out), **lists}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetReport:
+    """A super-network that was made.
+
+    Attributes:
+        out: The elastic artifact's folder.
+        sha256: Hash of its weights' file.
+        model: Name of the model that it was made from.
+        method: Name of the method that made it.
+        axes: Number of decisions.
+        log10_subnets: Logarithm of the number of Subnets.
+        points: The model as it was given, and the largest, the middle and the smallest Subnet: step, change, subnet,
+            figures, and quality on the examples to choose by.
+        data: What it was trained on.
+        seconds: How long it took.
+    """
+
+    out: Path
+    sha256: str
+    model: str
+    method: str
+    axes: int
+    log10_subnets: float
+    points: tuple[Mapping[str, Any], ...]
+    data: Mapping[str, Any]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-able fields."""
+        return {**vars(self), "out": str(self.out), "points": list(self.points)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractReport:
+    """A model that was cut out of a super-network.
+
+    Attributes:
+        out: The model's folder.
+        artifact: The super-network's.
+        number: The point that was taken, by its place in the order of proposals; None where nothing was searched.
+        figures: What it was chosen by: costs, and quality on the examples to choose by.
+        test: Quality on the test split, where the search reported it.
+        original: Figures of the whole network.
+        subnet: The choice for every axis.
+        seconds: How long it took.
+    """
+
+    out: Path
+    artifact: Path
+    number: int | None
+    figures: Mapping[str, float]
+    test: Mapping[str, float]
+    original: Mapping[str, float]
+    subnet: Mapping[str, int]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-able fields."""
+        fields = {name: value for name, value in vars(self).items() if name != "out"}
+        return {**fields, "path": str(self.out), "artifact": str(self.artifact)}

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from torch import Tensor
 from lissome import __version__
 from lissome.core.budget import Budget
 from lissome.core.config import check_seed
-from lissome.core.errors import ArtifactError, ConfigError, unknown_name
+from lissome.core.errors import ArtifactError, ConfigError, DataError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.files import check_writable
 from lissome.core.protocols import CostOracle
@@ -28,17 +28,19 @@ from lissome.cost.oracle import SubnetCost
 from lissome.cost.predicted import Agreement, Regression, Timed, held_out, time_subnets, totals
 from lissome.cost.table import LatencyTable, cached_table
 from lissome.data.text import TextSplits, text_splits
+from lissome.engine.objective import Objective, objective_of
 from lissome.engine.search import Found, Goal, Problem, SearchConfig, samplers, work
 from lissome.engine.search import search as search_problem
 from lissome.engine.search.found import Split
 from lissome.engine.search.moves import draw
-from lissome.engine.search.subject import MaskedText, problem_of
+from lissome.engine.search.subject import Masked, MaskedText, problem_of
 from lissome.models.model import Model
-from lissome.models.space import Subnet
+from lissome.models.space import Space, Subnet
 from lissome.pipeline.compare import quiet
-from lissome.pipeline.job import MEASURED, WINDOWS
+from lissome.pipeline.job import MEASURED, WINDOWS, data_for
 from lissome.pipeline.loading import load
 from lissome.pipeline.reports import SearchReport
+from lissome.pipeline.supernets import is_elastic, keep_found, read_elastic, space_of
 
 STUDY, FOUND, TIMED = "study.db", "found.json", "timed.json"
 """Files of a search's folder: every trial as it was made, the result, and sub-networks that were timed."""
@@ -60,7 +62,8 @@ class Asked:
         target: An elastic artifact, or anything else that `load` reads.
         out: Folder of the search.
         budget: Bounds.
-        objectives: Figures to make better, the most important first; none: perplexity, then what the budget bounds.
+        objectives: Figures to make better, the most important first; none: the model's quality (perplexity, or
+            accuracy), then what the budget bounds.
         settings: ``key=value`` of `SearchConfig`.
         trials: Subnets to evaluate.
         sampler: Who proposes.
@@ -103,20 +106,28 @@ class _Prepared:
     problem: Problem
     config: SearchConfig
     notes: tuple[str, ...] = field(default=())
+    examples: Sequence[Any] = ()
 
 
 def search(
-    target: Any, *, out: Path | str, workers: int = 1, events: EventStream | None = None, **asked: Any
+    target: Any,
+    *,
+    out: Path | str,
+    workers: int = 1,
+    into: Any = None,
+    events: EventStream | None = None,
+    **asked: Any,
 ) -> SearchReport:
     """Search a super-network, or a language model as it is, for Subnets that are good and cost little.
 
     The same call again continues. Trials are an Optuna study in the folder; ``found.json`` there holds every Subnet
-    that was evaluated, the front and the choice.
+    that was evaluated, the front and the choice. A super-network keeps it too, for `extract_for`.
 
     Args:
         target: An elastic artifact, or anything else that `load` reads.
         out: Folder of the search.
         workers: Processes that share the trials.
+        into: For a super-network of a module of a class of the user's own, the whole module.
         events: Where progress is reported.
         asked: The other fields of `Asked`.
 
@@ -124,14 +135,16 @@ def search(
         LissomeError: When something asked for is not known, cannot be reached, or cannot be used.
     """
     start, stream = time.monotonic(), quiet(events)
-    if workers > 1 and not isinstance(target, str | Path):
+    if workers > 1 and (into is not None or not isinstance(target, str | Path)):
         raise ConfigError("several processes each load the model by its name; give a name or a folder, or one worker.")
     given = Asked(target=str(target), out=str(out), **{key: value for key, value in asked.items() if value is not None})
     _check(given)
-    prepared = _prepare(given, target, stream)
+    prepared = _prepare(given, target, stream, into)
     with _others(given, workers - 1, stream):
         found = search_problem(prepared.problem, prepared.config, seed=given.seed, study=given.place, events=stream)
     found.save(Path(out) / FOUND)
+    if is_elastic(given.target):
+        keep_found(Path(given.target), prepared.model, found, prepared.examples)
     return _report(given, prepared, found, time.monotonic() - start)
 
 
@@ -156,40 +169,60 @@ def _check(asked: Asked) -> None:
     if Path(asked.out).exists() and not Path(asked.out).is_dir():
         raise ArtifactError(f"{asked.out} exists and is not a folder; name another place for the search.")
     check_writable(Path(asked.out))
-    Goal.of(_objectives(asked))
+    Goal.of(_objectives(asked, "ppl"))
 
 
-def _objectives(asked: Asked) -> tuple[str, ...]:
-    """What is asked for, else perplexity and what the budget bounds, else perplexity and parameters."""
+def _objectives(asked: Asked, quality: str) -> tuple[str, ...]:
+    """What is asked for, else quality and what the budget bounds, else quality and what a forward costs."""
     bounds = Budget.parse(asked.budget) if asked.budget else Budget()
-    return asked.objectives or tuple(dict.fromkeys(["ppl", *(term.name for term in bounds.terms)])) + (
-        () if bounds else ("params",)
+    cost = "params" if quality == "ppl" else "macs"
+    return asked.objectives or tuple(dict.fromkeys([quality, *(term.name for term in bounds.terms)])) + (
+        () if bounds else (cost,)
     )
 
 
-def _prepare(asked: Asked, target: Any, events: EventStream) -> _Prepared:
+def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -> _Prepared:
     """Load what is searched, and make what gives its figures."""
-    model = load(target, events=events)
+    model = load(target, into=into, events=events)
+    quality = "ppl" if model.anatomy.task == "causal-lm" else "accuracy"
     budget = Budget.parse(asked.budget) if asked.budget else Budget()
-    names = {*Goal.of(_objectives(asked)).names, *budget.names}
-    splits = text_splits(model, asked.data, WINDOWS, seed=asked.seed) if "ppl" in names else None
-    latency = _latency(asked, model, names, events)
-    original = {**latency.cost.figures(model.space().full), **latency.original}
-    subject = MaskedText(
-        model,
-        _windows(splits),
-        latency.cost,
-        identity={
-            "lissome": __version__,
-            "model": model.source.sha256 or model.name,
-            "data": splits.fingerprint if splits else "none",
-            "latency": latency.identity,
-        },
-        measured=latency.measured,
-    )
-    goal = Goal.of(_objectives(asked), budget, original=original)
+    names = {*Goal.of(_objectives(asked, quality)).names, *budget.names}
+    elastic = is_elastic(target)
+    space = space_of(model.manifest, Path(target)) if elastic and model.manifest is not None else model.space()
+    latency = _latency(asked, model, space, names, events)
+    original = {**latency.cost.figures(space.full), **latency.original}
+    identity = {"lissome": __version__, "model": model.source.sha256 or model.name, "latency": latency.identity}
+    goal = Goal.of(_objectives(asked, quality), budget, original=original)
+    if elastic:
+        objective, examples, fingerprint = _examples(asked, model, Path(target))
+        subject: Masked = Masked(
+            model, objective.figures, latency.cost, space=space, splits=objective.splits,
+            identity={**identity, "data": fingerprint}, measured=latency.measured, examples=examples,
+        )  # fmt: skip
+    else:
+        splits = text_splits(model, asked.data, WINDOWS, seed=asked.seed) if "ppl" in names else None
+        identity["data"], examples = splits.fingerprint if splits else "none", ()
+        subject = MaskedText(model, _windows(splits), latency.cost, identity=identity, measured=latency.measured)
     problem = problem_of(subject, goal, original=original)
-    return _Prepared(model=model, problem=problem, config=asked.config, notes=latency.notes)
+    return _Prepared(model=model, problem=problem, config=asked.config, notes=latency.notes, examples=examples)
+
+
+def _examples(asked: Asked, model: Model, place: Path) -> tuple[Objective, Sequence[Any], str]:
+    """The examples that a super-network was trained beside: what to judge by, batches for statistics, their hash.
+
+    Raises:
+        DataError: When they are others now.
+    """
+    elastic = read_elastic(place)
+    source = asked.data if asked.data is not None else elastic.data
+    _, data = data_for(model, source, seed=elastic.seed, searched=True)
+    if data.fingerprint != elastic.fingerprint:
+        raise DataError(
+            f"{source or 'the shipped text'} is not what {place} was trained on (its hash or its splits differ), so "
+            "examples of the search may be among those that it learnt; give the same data."
+        )
+    objective = objective_of(data)
+    return objective, objective.batches(elastic.examples), data.fingerprint
 
 
 def _windows(splits: TextSplits | None) -> dict[Split, Tensor]:
@@ -217,25 +250,25 @@ class _Latency:
     notes: tuple[str, ...] = ()
 
 
-def _latency(asked: Asked, model: Model, names: set[str], events: EventStream) -> _Latency:
+def _latency(asked: Asked, model: Model, space: Space, names: set[str], events: EventStream) -> _Latency:
     if not names & MEASURED:
         return _Latency(cost=SubnetCost(model))
     if asked.latency == "measured":
-        return _measured(model, events)
+        return _measured(model, space, events)
     if asked.latency == "regression":
-        found = _regression(asked, model, events)
+        found = _regression(asked, model, space, events)
     else:
         table = LatencyTable.load(Path(asked.device)) if asked.device else cached_table(model, events=events)
         found = _Latency(cost=SubnetCost(model, table=table), identity=f"table {table.fingerprint}")
-    return replace(found, notes=(*found.notes, *_checked(asked, model, found.cost, events)))
+    return replace(found, notes=(*found.notes, *_checked(asked, model, space, found.cost, events)))
 
 
-def _measured(model: Model, events: EventStream) -> _Latency:
+def _measured(model: Model, space: Space, events: EventStream) -> _Latency:
     """Time each Subnet when it is evaluated, in turns with the original."""
-    whole = time_subnets(model, model.space(), [model.space().full], events=events).original
+    whole = time_subnets(model, space, [space.full], events=events).original
 
     def take(subnet: Subnet) -> dict[str, float]:
-        timed = time_subnets(model, model.space(), [subnet])
+        timed = time_subnets(model, space, [subnet])
         return {"latency": timed.seconds[0] / timed.original * whole}
 
     return _Latency(cost=SubnetCost(model), identity="measured", measured=take, original={"latency": whole})
@@ -256,9 +289,9 @@ class _WithRegression:
         return self._counted.provenance(term)
 
 
-def _regression(asked: Asked, model: Model, events: EventStream) -> _Latency:
+def _regression(asked: Asked, model: Model, space: Space, events: EventStream) -> _Latency:
     """Fit a regression to timed sub-networks: another device's, this search's own, or those that are timed now."""
-    space, file = model.space(), Path(asked.device) if asked.device else Path(asked.out) / TIMED
+    file = Path(asked.device) if asked.device else Path(asked.out) / TIMED
     if asked.device or file.exists():
         timed = Timed.load(file)
         if timed.space != space:
@@ -275,11 +308,11 @@ def _regression(asked: Asked, model: Model, events: EventStream) -> _Latency:
     return _Latency(cost=_WithRegression(SubnetCost(model), fitted), identity=identity, notes=(note,))
 
 
-def _checked(asked: Asked, model: Model, cost: CostOracle, events: EventStream) -> list[str]:
+def _checked(asked: Asked, model: Model, space: Space, cost: CostOracle, events: EventStream) -> list[str]:
     """Say how well the predicted latency ranks sub-networks that are timed now."""
     if not asked.check:
         return []
-    space, rng = model.space(), Random(f"{asked.seed}/check")
+    rng = Random(f"{asked.seed}/check")
     subnets = [draw(space, rng) for _ in range(asked.check)]
     timed = time_subnets(model, space, subnets, events=events)
     predicted = [cost.figures(subnet)["latency"] for subnet in subnets]

@@ -1,0 +1,214 @@
+"""The classes of images as an objective: what is trained on, searched on, compared on and reported on."""
+
+# B images, C channels, H × W pixels, K classes
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lissome.core.errors import DataError, NumericsError
+from lissome.data.images import Images
+from lissome.engine.elastic import Forward, task_loss, taught_loss
+from lissome.engine.hooks import Batch, Loss, Task
+from lissome.engine.images import ImageExamples, examples
+from lissome.engine.search.found import Split
+from lissome.engine.stream import Inputs
+from lissome.engine.train import TrainConfig
+from lissome.models.example import example
+from lissome.models.model import Model
+
+_SHARES = {"recovery": 0.6, "search": 0.1, "selection": 0.1, "test": 0.2}
+_SEEN = 2000  # most images of the splits that are looked at for every candidate
+_BATCH = 64
+_WARMUP = 0.05
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSplits:
+    """Labelled images for every purpose; satisfies `lissome.core.protocols.Splits`, its windows being images.
+
+    Attributes:
+        recovery: Images for training; statistics are taken over them too.
+        search: Images that a search looks at.
+        selection: Images for choosing between results.
+        test: Held-out images; none in what a method sees.
+        classes: Names of the classes.
+        source: What the images were called.
+        fingerprint: Hash of images, labels, size and split.
+    """
+
+    recovery: ImageExamples
+    search: ImageExamples
+    selection: ImageExamples
+    test: ImageExamples
+    classes: tuple[str, ...]
+    source: str
+    fingerprint: str
+
+    @property
+    def calibration(self) -> ImageExamples:
+        """Images that calibration may look at."""
+        return self.recovery
+
+    def for_methods(self) -> ImageSplits:
+        """Return the splits without the test images: what is not there cannot leak."""
+        return replace(self, test=self.test.some(()))
+
+    def describe(self) -> dict[str, Any]:
+        """Return JSON-able facts for a manifest or report."""
+        counts = {name: len(getattr(self, name)) for name in _SHARES}
+        facts = {"source": self.source, "images": counts, "classes": list(self.classes)}
+        return {**facts, "fingerprint": self.fingerprint}
+
+
+def image_splits(model: Model, images: Images) -> ImageSplits:
+    """Deal labelled images out, as the source splits them where it does; the split does not depend on a job's seed.
+
+    Images of colour are moved by an eighth of their size at most, and mirrored, in training; grey ones (digits, say,
+    which mirrored are none) are not.
+
+    Raises:
+        DataError: When there are too few images for every part.
+    """
+    parts = _dealt(images)
+    colour = images.pictures[0]().shape[-1] == 3
+    made = {
+        name: examples(model, part, moved=_moved(model) if colour and name == "recovery" else 0)
+        for name, part in parts.items()
+    }
+    sizes = {name: len(part) for name, part in parts.items()}
+    marks = [images.sha256, list(next(iter(example(model).values())).shape[1:]), sizes]
+    digest = hashlib.sha256(json.dumps(marks).encode()).hexdigest()
+    return ImageSplits(**made, classes=images.classes, source=images.name, fingerprint=digest)
+
+
+def _moved(model: Model) -> int:
+    (shape,) = (value.shape for value in example(model).values())
+    return max(1, min(shape[-2:]) // 8)
+
+
+def _dealt(images: Images) -> dict[str, Images]:
+    """Images by purpose; a search and a choice look at no more than they need."""
+    if "test" not in images.splits:
+        parts = images.parts(_SHARES)
+    else:
+        if "train" not in images.splits:
+            raise DataError(f"{images.name} has a split test, but none called train; add it, or leave both out.")
+        train, parts = images.split("train"), {"test": images.split("test")}
+        if "val" in images.splits:
+            seen = images.split("val").parts({"search": 0.5, "selection": 0.5})
+            parts |= {"recovery": train, **seen}
+        else:
+            parts |= train.parts({"recovery": 0.8, "search": 0.1, "selection": 0.1})
+    for name in ("search", "selection"):
+        if len(parts[name]) > _SEEN:
+            parts[name] = parts[name].parts({"kept": _SEEN / len(parts[name])})["kept"]
+    return parts
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Labelled images, and the cross entropy of their classes."""
+
+    data: ImageSplits
+
+    def batches(self, count: int) -> Sequence[Inputs]:
+        """Inputs of `count` images for calibration, not moved, in batches of one size."""
+        size = len(self.data.recovery)
+        chosen = range(size) if count >= size else [index * size // count for index in range(count)]
+        return _Batches(self.data.recovery.some(chosen))
+
+    def task(self, model: Model) -> Task:
+        """Return the task of the training loop."""
+        return Task(module=model.module, loss=task_loss(self._forward, _judge), data=self.data.recovery)
+
+    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
+        """Return the loss with a teacher's opinion of every image."""
+        return taught_loss(self._forward, _judge, teacher.module, share=share, temperature=temperature)
+
+    def training(self, *, steps: int, lr: float, batch: int | None, max_seconds: float | None) -> TrainConfig:
+        """Settings of the training loop; `batch` counts images."""
+        size = min(_BATCH if batch is None else batch, len(self.data.recovery))
+        return TrainConfig(steps=steps, lr=lr, batch=size, warmup=round(_WARMUP * steps), max_seconds=max_seconds)
+
+    def figures(self, model: Model, split: Split) -> dict[str, float]:
+        """Accuracy and cross entropy."""
+        data = getattr(self.data, split)
+        found, labels = self._answers(model, data)
+        right = (found.argmax(-1) == labels).double().mean()
+        return {"accuracy": float(right), "loss": float(F.cross_entropy(found, labels))}
+
+    @property
+    def splits(self) -> Mapping[str, str]:
+        """What each split is that there is."""
+        parts = {name: getattr(self.data, name) for name in ("search", "selection", "test")}
+        return {name: f"{len(part)} images" for name, part in parts.items() if len(part)}
+
+    @property
+    def selects(self) -> bool:
+        """Whether there are images to choose by."""
+        return len(self.data.selection) > 0
+
+    def loss(self, model: Model) -> float:
+        """Mean cross entropy on the images to choose by."""
+        return self.figures(model, "selection")["loss"]
+
+    def quality(self, loss: float) -> Mapping[str, float]:
+        """The loss itself."""
+        return {"loss": loss}
+
+    @property
+    def _forward(self) -> Forward:
+        name = self.data.recovery.name
+
+        def forward(module: Any, batch: Batch) -> Tensor:
+            return _logits(module(**{name: batch.examples["pixel_values"]}))
+
+        return forward
+
+    @torch.no_grad()
+    def _answers(self, model: Model, data: ImageExamples) -> tuple[Tensor, Tensor]:
+        device = next(model.module.parameters()).device
+        pairs = [
+            (_logits(model.module(**{data.name: pixels.to(device)})).float().cpu(), labels)
+            for pixels, labels in data.batches(_BATCH)
+        ]
+        found = torch.cat([logits for logits, _ in pairs])
+        if not torch.isfinite(found).all():
+            raise NumericsError("a class has a score that is NaN or infinite; check the weights, or use float32.")
+        return found, torch.cat([labels for _, labels in pairs])
+
+
+class _Batches(Sequence[Inputs]):
+    """Images in batches of one size, read when they are asked for: all at once they would take gigabytes."""
+
+    def __init__(self, images: ImageExamples) -> None:
+        self._images, self._count = images, max(1, len(images) // _BATCH)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        places = range(len(self._images))[index :: self._count]
+        return {self._images.name: torch.stack([self._images.pixels(place) for place in places])}
+
+
+def _logits(result: Any) -> Tensor:
+    found: Tensor = result if isinstance(result, Tensor) else result.logits
+    return found
+
+
+def _judge(logits: Tensor, batch: Batch) -> Tensor:
+    return F.cross_entropy(logits.float(), batch.examples["label"], reduction="none")

@@ -1,0 +1,169 @@
+"""Which units matter: any score of single weights, added up by unit over all tensors that make (or read) it.
+
+Works for every network, block by block or not: weights and gradients are all it looks at, and inputs of layers for the
+score that weighs by them. Scores are plug-ins of `lissome.ops.importance`; the orders are for
+`lissome.models.binding.reorder`, which leaves the function of the whole model as it was.
+"""
+
+# B examples, O outputs, I inputs of a layer
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lissome.core.errors import UnknownNameError, unknown_name
+from lissome.engine.hooks import Batch, Task
+from lissome.models.model import Model
+from lissome.ops import importance
+
+SCORES = (*importance.SCORES, "random")
+"""Names of the scores of single weights."""
+
+Sides = Literal["makes", "reads", "both"]
+
+_Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def saliency(
+    model: Model,
+    score: str,
+    *,
+    batches: Iterable[Mapping[str, Tensor]] = (),
+    task: Task | None = None,
+    examples: int = 64,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Score every weight of a model.
+
+    Args:
+        model: The model, unmasked; unchanged afterwards.
+        score: One of `SCORES`.
+        batches: Inputs, for ``"wanda"``.
+        task: What is learnt, for ``"first_order"``.
+        examples: Examples whose gradients ``"first_order"`` looks at, one by one.
+        seed: Of ``"random"``.
+
+    Returns:
+        Tensor of the weight's shape by name, nowhere negative; higher is more important.
+
+    Raises:
+        UnknownNameError: When there is no such score.
+    """
+    if score not in SCORES:
+        raise UnknownNameError(unknown_name("score", score, SCORES))
+    weights = {name: value for name, value in model.module.named_parameters() if value.dim() > 1}
+    if score == "wanda":
+        norms = _input_norms(model.module, batches)
+        return {name: importance.wanda(value, norms.get(name)) for name, value in weights.items()}
+    if score == "first_order":
+        assert task is not None
+        return _first_order(weights, task, examples)
+    if score == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return {name: torch.rand(value.shape, generator=generator) for name, value in weights.items()}
+    return {name: importance.SCORES[score](value) for name, value in weights.items()}
+
+
+def ranking(
+    model: Model, saliencies: Mapping[str, Tensor], *, sides: Sides = "makes", axes: Iterable[str] | None = None
+) -> dict[str, Tensor]:
+    """Rank the units of every dim that may be reordered, the most important first.
+
+    Args:
+        model: The model, unmasked.
+        saliencies: Of its weights, by name.
+        sides: Which tensors count: those that make a unit, those that read it, or both.
+        axes: Names of the axes (default: all).
+
+    Returns:
+        By axis name: LongTensor[lanes, units], new position → old unit.
+    """
+    totals = unit_scores(model, saliencies, sides=sides, axes=axes)
+    return {axis: value.argsort(dim=-1, descending=True, stable=True) for axis, value in totals.items()}
+
+
+def unit_scores(
+    model: Model, saliencies: Mapping[str, Tensor], *, sides: Sides = "makes", axes: Iterable[str] | None = None
+) -> dict[str, Tensor]:
+    """Add saliencies up by unit: Tensor[lanes, units] by axis name; arguments as in `ranking`.
+
+    A unit that nothing of the wanted side makes or reads (a table of embeddings makes it, say) is scored by the other.
+    """
+    wanted = None if axes is None else frozenset(axes)
+    tensors: dict[str, dict[bool, list[tuple[Tensor, int, Tensor]]]] = {}
+    for branch in model.anatomy.branches:
+        for dim in branch.dims:
+            name = branch.axis(dim.name)
+            if dim.ordered or dim.beside or dim.size < 2 or (wanted is not None and name not in wanted):
+                continue
+            found = tensors.setdefault(name, {False: [], True: []})
+            for cut in dim.cuts:
+                if cut.parameter in saliencies:
+                    found[cut.reads].append((saliencies[cut.parameter], cut.dim, cut.units))
+    chosen = {name: _of_sides(found, sides) for name, found in tensors.items()}
+    return {name: importance.magnitude(entries) for name, entries in chosen.items() if entries}
+
+
+def _of_sides(
+    found: Mapping[bool, Sequence[tuple[Tensor, int, Tensor]]], sides: Sides
+) -> list[tuple[Tensor, int, Tensor]]:
+    if sides == "both":
+        return [*found[False], *found[True]]
+    reads = sides == "reads"
+    return list(found[reads] or found[not reads])
+
+
+@torch.no_grad()
+def _input_norms(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Norm of every input of each linear layer and convolution over all batches: [I], by name of the weight."""
+    sums: dict[str, Tensor] = {}
+    handles = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, _Layer):
+            handles.append(layer.register_forward_pre_hook(_adding(sums, f"{name}.weight")))
+    try:
+        device = next(module.parameters()).device
+        for batch in batches:
+            module(**{key: value.to(device) for key, value in batch.items()})
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total.sqrt() for name, total in sums.items()}
+
+
+def _adding(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        given = args[0].detach().double().square()
+        found = given.flatten(0, -2).sum(0) if isinstance(layer, nn.Linear) else given.flatten(2).sum((0, 2))
+        sums[name] = sums[name] + found if name in sums else found
+
+    return hook
+
+
+def _first_order(weights: Mapping[str, nn.Parameter], task: Task, examples: int) -> dict[str, Tensor]:
+    """Sum over single examples of (weight · gradient)²: gradients of many examples would cancel at a minimum."""
+    from torch.utils.data import default_collate
+
+    totals = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in weights.items()}
+    before = {name: value.requires_grad for name, value in weights.items()}
+    count = min(examples, len(task.data))
+    places = [index * len(task.data) // count for index in range(count)]
+    for value in weights.values():
+        value.requires_grad_(True)
+    try:
+        for place in places:
+            task.module.zero_grad(set_to_none=True)
+            batch = Batch(default_collate([task.data[place]]), torch.tensor([place]), None, 0)
+            task.loss(task.module, batch).sum().backward()
+            for name, value in weights.items():
+                if value.grad is not None:
+                    totals[name] += importance.first_order(value, value.grad)
+    finally:
+        task.module.zero_grad(set_to_none=True)
+        for name, value in weights.items():
+            value.requires_grad_(before[name])
+    return totals

@@ -1,0 +1,194 @@
+"""What methods that make super-networks share: their settings, and the making, step by step, of one of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from lissome.core.budget import Budget
+from lissome.core.config import MethodConfig, option
+from lissome.core.errors import DataError
+from lissome.core.method import Context, CurvePoint, Method, ModelCard, Outcome, OutcomeKind, Plan
+from lissome.cost.counted import Counter
+from lissome.cost.peak import give_back
+from lissome.engine.checkpoint import Checkpoint
+from lissome.engine.elastic import Elastic, trained
+from lissome.engine.hooks import Hooks, Loss
+from lissome.engine.norms import adapted, batch_norms, reestimate
+from lissome.engine.objective import Objective, objective_of
+from lissome.engine.paths import PathSampler
+from lissome.engine.recover import fingerprint
+from lissome.engine.spaces import combinations
+from lissome.engine.supernet import heuristic
+from lissome.engine.train import TrainConfig, derive, train
+from lissome.models.binding import masked
+from lissome.models.model import Model
+from lissome.models.space import Space, Subnet
+
+_STATES = 4  # weights, gradients and two moments of AdamW
+_NEW_HEAD = 200  # steps in which a head that is new is learnt
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetConfig(MethodConfig):
+    """Settings that methods which make super-networks share."""
+
+    steps: int = option(400, "training steps of the super-network", low=1)
+    lr: float = option(1e-4, "peak learning rate; cosine to 0 after a warm-up of 5 %", low=0.0, high=10.0)
+    batch: int | None = option(
+        None, "examples per step; default 4 windows of 256 tokens, 16 texts, or 64 images", low=1
+    )
+    optimizer: Literal["adamw", "sgd"] = option("adamw", "adamw, or sgd with momentum 0.9")
+    weight_decay: float = option(0.0, "also shrinks what a step's path does not use, so choose it small", low=0.0)
+    max_seconds: float | None = option(None, "shorten each training to what fits, measured before step 1", low=0.0)
+    tune_steps: int | None = option(
+        None, "steps in which the whole model is trained first; none: 200 where its head is new, else 0", low=0
+    )
+    tune_lr: float = option(1e-4, "peak learning rate of those steps", low=0.0, high=10.0)
+    examples: int = option(512, "examples over which statistics of batch norms are taken again", low=1)
+
+
+class SupernetMethod(Method):
+    """Base of methods that make super-networks; a subclass gives `run`."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"dense"})
+    leaves: ClassVar[frozenset[str]] = frozenset({"elastic"})
+    removes: ClassVar[frozenset[str]] = frozenset({"untrained"})
+    makes: ClassVar[OutcomeKind] = "space"
+
+    config: SupernetConfig
+
+    @property
+    def follows_budget(self) -> bool:
+        """Never: budgets are for what is extracted from a super-network."""
+        return False
+
+    def plan(self, card: ModelCard, budget: Budget) -> Plan:
+        """Predict that the whole model keeps its size; what is extracted is smaller."""
+        weights = card.figures["params"] * 4
+        parts = {"weights, gradients and moments": _STATES * weights, "the original": weights}
+        return Plan(
+            figures={"disk": card.figures["disk"]},
+            peak_memory=sum(parts.values()),
+            memory_parts=parts,
+            notes=("peak memory without the activations of training",),
+        )
+
+
+class Making:
+    """The making of one super-network: a copy of the model, and what every method does to it.
+
+    Args:
+        model: The model; left as it is.
+        context: As a method is given it.
+        config: The method's settings.
+
+    Raises:
+        DataError: When there is nothing to choose by.
+    """
+
+    def __init__(self, model: Model, context: Context, config: SupernetConfig) -> None:
+        self.model = model.derived(copy.deepcopy(model.module))
+        self.context, self.config = context, config
+        self.objective: Objective = objective_of(context.data)
+        if not self.objective.selects:
+            raise DataError("a super-network needs examples to choose by (a split for selection), but there are none.")
+
+    def tune(self, *, untrained: bool) -> None:
+        """Train the whole model first: where its head is new there is no pre-trained model of the task yet."""
+        asked = self.config.tune_steps
+        steps = asked if asked is not None else _NEW_HEAD if untrained else 0
+        if steps:
+            self.train("tune", Hooks(), steps=steps, lr=self.config.tune_lr)
+
+    def teacher(self) -> Model:
+        """Return a copy of the model as it is now, to learn from."""
+        return self.model.derived(copy.deepcopy(self.model.module).requires_grad_(False))
+
+    def train(
+        self,
+        name: str,
+        sampler: PathSampler | Hooks,
+        *,
+        steps: int | None = None,
+        lr: float | None = None,
+        loss: Loss | None = None,
+        part: str = "all",
+    ) -> None:
+        """Train paths of the model in place; continues after a kill.
+
+        Args:
+            name: Of the folder of its checkpoints, unique within the method.
+            sampler: Which paths; or hooks, for anything else.
+            steps: Optimizer steps (default: those of the settings).
+            lr: Peak learning rate (default: that of the settings).
+            loss: What they learn (default: the task).
+            part: Which parameters are trained; see `lissome.engine.elastic.trained`.
+        """
+        config, model, context = self.config, self.model, self.context
+        hooks = sampler if isinstance(sampler, Hooks) else Elastic(model, sampler)
+        key = {
+            "config": config.to_mapping(), "seed": context.seed, "data": context.data.fingerprint,
+            "model": fingerprint(model.module), "part": part,
+        }  # fmt: skip
+        with ExitStack() as stack:
+            task = self.objective.task(model)
+            if part != "given":
+                stack.enter_context(trained(model, part))
+            train(
+                replace(task, loss=loss or task.loss), self._settings(steps or config.steps, lr or config.lr),
+                seed=derive(context.seed, name), hooks=hooks, checkpoint=Checkpoint(context.folder / name, key),
+                events=context.events,
+            )  # fmt: skip
+        give_back()
+
+    def _settings(self, steps: int, lr: float) -> TrainConfig:
+        config = self.config
+        made = self.objective.training(steps=steps, lr=lr, batch=config.batch, max_seconds=config.max_seconds)
+        return replace(made, optimizer=config.optimizer, weight_decay=config.weight_decay)
+
+    def quality(self, subnet: Subnet | None = None, space: Space | None = None) -> dict[str, float]:
+        """How good a Subnet (default: the whole model) is on the examples to choose by, with statistics of its own."""
+        with ExitStack() as stack:
+            if subnet is not None:
+                stack.enter_context(masked(self.model, subnet, space=space))
+            if batch_norms(self.model.module):
+                stack.enter_context(adapted(self.model.module, self.objective.batches(self.config.examples)))
+            return self.objective.figures(self.model, "selection")
+
+    def outcome(self, space: Space, *, given: Mapping[str, float], details: Mapping[str, Any] | None = None) -> Outcome:
+        """Give the super-network away, with the figures of its ends and its middle.
+
+        Args:
+            space: What can be chosen.
+            given: Quality of the model before it became a super-network; see `quality`.
+            details: What else is worth keeping.
+        """
+        counter = Counter(self.model)
+        named = {"largest": space.full, "middle": space.canonical(_middle(space)), "smallest": space.smallest}
+        curve = [_point(0, "given", space.full, counter, given)]
+        for name, subnet in named.items():
+            curve.append(_point(len(curve), name, subnet, counter, self.quality(subnet, space)))
+        with torch.no_grad():
+            if batch_norms(self.model.module):
+                reestimate(self.model.module, self.objective.batches(self.config.examples))
+        found = {"axes": len(space.axes), "log10_subnets": math.log10(combinations(space)), **(details or {})}
+        return Outcome(kind="space", value=self.model, curve=tuple(curve), space=space.to_json(), details=found)
+
+
+def _middle(space: Space) -> Subnet:
+    """The middle choice everywhere; no block is skipped."""
+    middle = heuristic(space)
+    return middle.replace({axis.name: 1 for axis in space.axes if axis.choices == (0, 1)})
+
+
+def _point(step: int, name: str, subnet: Subnet, counter: Counter, quality: Mapping[str, float]) -> CurvePoint:
+    return CurvePoint(
+        step=step, change=name, subnet=subnet.to_json(), figures=counter.figures(subnet), quality=dict(quality)
+    )

@@ -1,0 +1,165 @@
+"""BootstrapNAS: make a super-network out of any pre-trained network, without annotations, and train it in stages.
+
+Problem: one trained network is too large for one device and too small for another, and nobody wants to design and
+train one for each. Munoz, Lyalyushkin, Akhauri, Senina, Kozlov, Jain, "Enabling NAS with Automated Super-Network
+Generation" (AAAI-22 workshop, arXiv 2112.10878): channels that must change together, blocks that can be skipped and
+kernels that can shrink are found in the traced network; its filters are sorted by the sum of their absolute weights, so
+that a width w means the w strongest; then one random sub-network is trained at each step, with more and more choices
+from stage to stage (progressive shrinking, Cai et al. 2020, arXiv 1908.09791). Sub-networks get batch norm statistics
+of their own. A search for (cost, quality) follows: `lissome search`.
+
+Differs from the published code (NNCF), and why:
+
+- What is found comes from the recorded operations of one forward pass: heads, squeeze-and-excite, concatenations and
+  grouped convolutions need no rule of their own, and what stays rigid is listed with its reason.
+- A group's filters are sorted before the first stage that opens widths, and never again: later, the optimizer's moments
+  would belong to other filters. Every stage has an optimizer of its own anyway.
+- Kernels are cropped at the centre, without the learnt matrix that NNCF multiplies into the crop.
+- How many of the last blocks of a group are skipped is drawn evenly; the published code flips a coin for each block and
+  drops what is illegal, which rarely reaches the ends. The choice is one number for each group, where the published
+  search walks all subsets.
+- ``paths=sandwich`` (the largest, one at random, the smallest) is not in the published code, which rarely sees the
+  ends.
+- No label smoothing; the published example for CIFAR-10 uses 0.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lissome.core.config import option
+from lissome.core.errors import ConfigError
+from lissome.core.method import Context, Outcome
+from lissome.engine.paths import PathSampler, RandomPath, Sandwich, depth_groups, kind_of
+from lissome.engine.ranking import ranking, saliency
+from lissome.engine.spaces import KINDS, Widths, elastic_space, narrowed
+from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
+from lissome.models.binding import reorder
+from lissome.models.model import Model
+from lissome.models.space import Space
+
+_PART = re.compile(r"(?P<kind>[a-z]+)(?P<most>\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """What one stage opens, and its part of the training steps."""
+
+    kinds: tuple[str, ...]
+    depth: int | None
+    widths: int | None
+    part: float
+
+    @classmethod
+    def parse(cls, text: str) -> _Stage:
+        """Read ``depth2+width3:50``: blocks that may go at most, largest widths that are open, and weight of the stage.
+
+        Raises:
+            ConfigError: When it cannot be read.
+        """
+        kinds, _, part = text.partition(":")
+        found = [_PART.fullmatch(each) for each in kinds.split("+")]
+        most = {match["kind"]: match["most"] for match in found if match}
+        if None in found or not set(most) <= set(KINDS) or not re.fullmatch(r"(\d+(\.\d+)?)?", part):
+            raise ConfigError(
+                f"{text!r} is no stage; write kinds of {', '.join(KINDS)} and perhaps a weight: depth2+width3:50."
+            )
+        limits = {kind: int(value) if value else None for kind, value in most.items()}
+        return cls(
+            kinds=tuple(most), depth=limits.get("depth"), widths=limits.get("width"), part=float(part) if part else 1.0
+        )
+
+
+class BootstrapNAS(SupernetMethod):
+    """Automatic super-networks, trained by progressive shrinking."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SupernetConfig):
+        """Settings of BootstrapNAS."""
+
+        stages: tuple[str, ...] = option(
+            ("kernel+depth2+width",), "what each stage opens, and its weight: depth1:25,depth2:40,depth2+width2:50"
+        )
+        widths: tuple[float, ...] | None = option(
+            (1.0, 0.8, 0.6, 0.5), "shares of channels and heads; none: steps of width_step", low=0.01, high=1.0
+        )
+        width_step: int = option(32, "channels of a step, where widths=none", low=1)
+        min_width: int = option(32, "channels that stay at least", low=1)
+        multiple: int = option(8, "channels are rounded down to a multiple", low=1)
+        max_widths: int | None = option(None, "choices of a width at most, the largest ones", low=1)
+        order: Literal["l1", "l2", "wanda", "first_order", "random", "none"] = option(
+            "l1", "what sorts filters before widths open; the published code has l1, its documentation l2"
+        )
+        paths: Literal["random", "sandwich"] = option("random", "sub-networks of a step: one, or the ends and one")
+        distil: float = option(0.0, "share of what the given model says in the loss", low=0.0, high=1.0)
+        temperature: float = option(2.0, "by which logits are divided there", low=0.01)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not self.stages:
+                raise ConfigError("there must be a stage at least, such as kernel+depth+width.")
+            for stage in self.stages:
+                _Stage.parse(stage)
+
+    config: Config
+
+    def run(self, model: Model, context: Context) -> Outcome:
+        """Find what can change, sort the filters, train stage by stage; continues after a kill.
+
+        Raises:
+            SubnetError: When nothing is left to choose.
+            DataError: When there are no examples to train on or to choose by.
+            NumericsError: When training fails; names the step.
+        """
+        making = Making(model, context, self.config)
+        making.tune(untrained="untrained" in context.tags)
+        given = making.quality()
+        stages = [_Stage.parse(text) for text in self.config.stages]
+        space = self._space(making.model, stages)
+        known = {kind_of(axis) for axis in space.axes}
+        stages = [stage for stage in stages if known.intersection(stage.kinds)]
+        loss = None
+        if self.config.distil:
+            loss = making.objective.lesson(
+                making.model, making.teacher(), share=self.config.distil, temperature=self.config.temperature
+            )
+        whole, sorted_ = sum(stage.part for stage in stages), False
+        for number, stage in enumerate(stages, start=1):
+            if "width" in stage.kinds and not sorted_:
+                self._sort(making, space)
+                sorted_ = True
+            opened = narrowed(space, stage.kinds, choices=stage.widths, depth=stage.depth)
+            steps = max(1, round(self.config.steps * stage.part / whole))
+            making.train(f"stage-{number}", self._sampler(opened), steps=steps, loss=loss)
+        return making.outcome(space, given=given, details={"stages": [" ".join(stage.kinds) for stage in stages]})
+
+    def _space(self, model: Model, stages: Sequence[_Stage]) -> Space:
+        """Everything that a stage opens: so many of the last blocks of each group, and sizes by the rule."""
+        config = self.config
+        kinds = tuple(dict.fromkeys(kind for stage in stages for kind in stage.kinds))
+        limits = [stage.depth for stage in stages if "depth" in stage.kinds]
+        most = None if None in limits else max((limit or 0 for limit in limits), default=0)
+        rule = Widths(
+            shares=config.widths, step=config.width_step, least=config.min_width, multiple=config.multiple,
+            most=config.max_widths,
+        )  # fmt: skip
+        chains = [
+            group if most is None else group[max(0, len(group) - most) :] for group in depth_groups(model.anatomy)
+        ]
+        return elastic_space(model, rule, kinds=kinds, chains=chains)
+
+    def _sort(self, making: Making, space: Space) -> None:
+        """Put the strongest filters of every group first; the function of the whole network stays."""
+        if self.config.order == "none":
+            return
+        scores = saliency(
+            making.model, self.config.order, batches=making.objective.batches(self.config.examples),
+            task=making.objective.task(making.model), seed=making.context.seed,
+        )  # fmt: skip
+        reorder(making.model, ranking(making.model, scores, axes=space.by_name))
+
+    def _sampler(self, space: Space) -> PathSampler:
+        return RandomPath(space) if self.config.paths == "random" else Sandwich(space)

@@ -1,0 +1,45 @@
+"""Small labelled data that can be learnt in seconds: striped images, and texts whose class is a word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+CLASSES = ("fox", "dog", "cat")
+
+
+def striped_images(path: Path, *, count: int = 240, size: int = 16, classes: int = 4, colour: bool = True) -> Path:
+    """Write an archive of noisy images with one bright stripe, whose place is the class.
+
+    Args:
+        path: The ``.npz`` file.
+        count: Number of images.
+        size: Their height and width.
+        classes: Number of classes.
+        colour: Three channels instead of one.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % classes
+    shape = (count, size, size, 3) if colour else (count, size, size)
+    images = (rng.random(shape) * 80).astype(np.uint8)
+    width = size // classes
+    for image, label in zip(images, labels, strict=True):
+        image[label * width : (label + 1) * width] += 120
+    np.savez(path, image=images, label=labels)
+    return path
+
+
+def worded_texts(path: Path, *, count: int = 120) -> Path:
+    """Write JSON lines of texts of a toy tokenizer's words, each with one of `CLASSES`, its label."""
+    words, rng = ["the", "quick", "brown", "jumps", "over", "lazy", "five", "wizards", "box"], Random(0)
+    lines = []
+    for index in range(count):
+        label = CLASSES[index % len(CLASSES)]
+        text = [*rng.choices(words, k=6), label, str(index)]
+        rng.shuffle(text)
+        lines.append(json.dumps({"text": " ".join(text), "label": label}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
