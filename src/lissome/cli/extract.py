@@ -33,7 +33,7 @@ def command(
     """
     from lissome import pipeline
     from lissome.cli._session import derived_folder, exclusive
-    from lissome.report import answers
+    from lissome.report import supernets
 
     exclusive(budget=budget, point=point is not None)
     folder = out or derived_folder(str(artifact), budget or ["extract"], point=point)
@@ -41,4 +41,4 @@ def command(
         report = pipeline.extract_for(
             artifact, budget=tuple(budget) if budget else None, point=point, out=folder, events=events
         )
-    answer(report.to_json(), answers.extracted, as_json)
+    answer(report.to_json(), supernets.extracted, as_json)

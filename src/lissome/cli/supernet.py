@@ -40,11 +40,11 @@ def command(
     Then: lissome search S, and lissome extract S --budget … for each device. The same command again continues.
     """
     from lissome import pipeline
-    from lissome.report import answers
+    from lissome.report import supernets
 
     folder = out or derived_folder(model, [method], data=data, settings=settings, seed=seed)
     with working(ctx) as events:
         report = pipeline.supernet(
             model, method=method, data=data, settings=tuple(settings or ()), seed=seed, out=folder, events=events
         )
-    answer(report.to_json(), answers.supernet, as_json)
+    answer(report.to_json(), supernets.supernet, as_json)

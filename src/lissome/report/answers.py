@@ -26,8 +26,8 @@ def methods(fields: Fields) -> Parts:
     """All methods, one a line."""
     table = sheet("method", "family", "what it does")
     for method in fields["methods"]:
-        table.add_row(method["name"], method["family"], _text(method["summary"]))
-    return [table, _text("Settings of one: lissome methods NAME", "dim")]
+        table.add_row(method["name"], method["family"], text_of(method["summary"]))
+    return [table, text_of("Settings of one: lissome methods NAME", "dim")]
 
 
 def method(fields: Fields) -> Parts:
@@ -36,10 +36,14 @@ def method(fields: Fields) -> Parts:
     table = sheet("setting", "type", "default", "allowed", "meaning", title="Settings (--set KEY=VALUE)")
     for one in fields["settings"]:
         table.add_row(
-            one["name"], _text(one["type"]), _text(_value(one["default"])), _text(_allowed(one)), _text(one["help"])
+            one["name"],
+            text_of(one["type"]),
+            text_of(_value(one["default"])),
+            text_of(_allowed(one)),
+            text_of(one["help"]),
         )
     about = pairs({**head, "budget": ", ".join(fields["budget_terms"]) or "–"}, title=fields["name"])
-    return [_text(fields["summary"]), about, table]
+    return [text_of(fields["summary"]), about, table]
 
 
 def _value(value: Any) -> str:
@@ -78,7 +82,7 @@ def plan(fields: Fields) -> Parts:
             _expected(fields, name, unit),
             _share(fields["predicted"].get(name), now),
             _maybe(fields["reachable"].get(name), unit),
-            _text(fields["provenance"].get(name, ""), "dim"),
+            text_of(fields["provenance"].get(name, ""), "dim"),
         )
     memory = {"peak memory of the job": quantity(fields["peak_memory"], "bytes")}
     memory |= {f"  {plain(name)}": quantity(value, "bytes") for name, value in fields["memory_parts"].items()}
@@ -99,7 +103,7 @@ def _expected(fields: Fields, name: str, unit: str) -> str:
 
 def _step(step: Fields) -> RenderableType:
     settings = " ".join(f"{key}={_value(value)}" for key, value in step.items() if key != "method")
-    return _text(f"  {step['method']}  {settings}".rstrip())
+    return text_of(f"  {step['method']}  {settings}".rstrip())
 
 
 def table(fields: Fields) -> Parts:
@@ -110,7 +114,7 @@ def table(fields: Fields) -> Parts:
 
 def fit(fields: Fields) -> Parts:
     """The result of a job."""
-    return [*table(fields), _text(f"{fields['out']} is ready ({duration(fields['seconds'])}).", "bold")]
+    return [*table(fields), text_of(f"{fields['out']} is ready ({duration(fields['seconds'])}).", "bold")]
 
 
 def generate(fields: Fields) -> Parts:
@@ -139,7 +143,7 @@ def export(fields: Fields) -> Parts:
     if fields["padded"]:
         padded = sheet("padded", "", "added", title=f"{quantity(fields['padded_bytes'], 'bytes')} of it is padding")
         for one in fields["padded"]:
-            padded.add_row(_text(one["part"]), _text(change(one["change"])), quantity(one["bytes"], "bytes"))
+            padded.add_row(text_of(one["part"]), text_of(change(one["change"])), quantity(one["bytes"], "bytes"))
         parts.append(padded)
     return [*parts, *_notes(fields)]
 
@@ -260,9 +264,9 @@ def _curve(points: Sequence[Fields]) -> Parts:
     for point in _spread(points):
         figures = [_share(point["figures"].get(name), points[0]["figures"][name]) for name in names]
         quality = [number(point["quality"][name]) if name in point["quality"] else "–" for name in qualities]
-        table.add_row(str(point["step"]), _text(change(point["change"])), *figures, *quality)
+        table.add_row(str(point["step"]), text_of(change(point["change"])), *figures, *quality)
     hint = "One step: --step N. A step as a model: --extract STEP --out DIR."
-    return [table, _text(f"{len(points)} steps; sizes and times are shares of the original. {hint}", "dim")]
+    return [table, text_of(f"{len(points)} steps; sizes and times are shares of the original. {hint}", "dim")]
 
 
 def _spread(points: Sequence[Fields]) -> list[Fields]:
@@ -293,8 +297,8 @@ def assets(fields: Fields) -> Parts:
             one["kind"],
             quantity(one["bytes"], "bytes"),
             fetched,
-            _text(one["licence"]),
-            _text(one["summary"]),
+            text_of(one["licence"]),
+            text_of(one["summary"]),
         )
     return [table]
 
@@ -303,10 +307,10 @@ def search(fields: Fields) -> Parts:
     """The front of a search, the original above it, and the choice."""
     names = [objective.partition(" ")[2] for objective in fields["objectives"]]
     table = sheet("point", *(LABELS.get(name, plain(name)) for name in names), "held out", "", title=_asked(fields))
-    table.add_row("original", *(_figure_of(name, fields["original"], {}) for name in names), "", "")
+    table.add_row("original", *(figure_of(name, fields["original"], {}) for name in names), "", "")
     chosen = fields["chosen"] and fields["chosen"]["number"]
     for point in _spread(fields["front"]):
-        shown = [_figure_of(name, point["figures"], fields["original"]) for name in names]
+        shown = [figure_of(name, point["figures"], fields["original"]) for name in names]
         held = ", ".join(
             f"{LABELS.get(name, plain(name))} {number(value)}" for name, value in point["selection"].items()
         )
@@ -318,7 +322,7 @@ def _asked(fields: Fields) -> str:
     return plain(": ".join(part for part in (fields["model"], ", ".join(fields["bounds"])) if part))
 
 
-def _figure_of(name: str, figures: Mapping[str, float], original: Mapping[str, float]) -> str:
+def figure_of(name: str, figures: Mapping[str, float], original: Mapping[str, float]) -> str:
     """A figure, and its share of the original's."""
     if name not in figures:
         return "–"
@@ -341,52 +345,23 @@ def _found(fields: Fields) -> list[RenderableType]:
     lines.append("; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items()))
     lines += [f"{count} Subnets gave no figures: {reason}" for reason, count in fields["failed"].items()]
     about = f"{fields['evaluated']} Subnets, {len(fields['front'])} on the front ({duration(fields['seconds'])})"
-    return [*(_text(line, "dim") for line in lines), *_notes(fields), _text(f"{about}; {fields['out']}", "bold")]
-
-
-def supernet(fields: Fields) -> Parts:
-    """The ends and the middle of a super-network, beside the model that was given."""
-    points = fields["points"]
-    qualities = list(dict.fromkeys(name for point in points for name in point["quality"]))
-    costs = ("macs", "params", "disk")
-    table = sheet(
-        "sub-network", *(LABELS.get(name, name) for name in (*costs, *qualities)), title=plain(fields["model"])
-    )
-    for point in points:
-        shown = [_figure_of(name, point["figures"], points[0]["figures"] if point["step"] else {}) for name in costs]
-        told = [number(point["quality"][name]) if name in point["quality"] else "–" for name in qualities]
-        table.add_row(plain(point["change"]), *shown, *told)
-    about = f"{fields['axes']} decisions, about 10^{fields['log10_subnets']:.0f} sub-networks"
-    return [
-        table,
-        _text("quality: on the examples to choose by, with batch norm statistics of its own", "dim"),
-        _text(f"{about} ({duration(fields['seconds'])}); next: lissome search {fields['out']}", "bold"),
-    ]
-
-
-def extracted(fields: Fields) -> Parts:
-    """A model that was cut out of a super-network."""
-    figures, original = fields["figures"], fields["original"]
-    lines = {LABELS.get(name, plain(name)): _figure_of(name, figures, original) for name in figures}
-    lines |= {f"{LABELS.get(name, plain(name))}, test split": number(value) for name, value in fields["test"].items()}
-    point = "cut out of" if fields["number"] is None else f"point {fields['number']} of"
-    title = f"{point} {fields['artifact']}"
-    return [pairs(lines, title=plain(title)), _text(f"{fields['path']} ({duration(fields['seconds'])})", "bold")]
+    return [*(text_of(line, "dim") for line in lines), *_notes(fields), text_of(f"{about}; {fields['out']}", "bold")]
 
 
 def path(fields: Fields) -> Parts:
     """Where something was written."""
-    return [_text(str(fields["path"]))]
+    return [text_of(str(fields["path"]))]
 
 
-def _text(text: str, style: str = "") -> RenderableType:
+def text_of(text: str, style: str = "") -> RenderableType:
+    """A line of text."""
     from rich.text import Text
 
     return Text(plain(text), style=style)
 
 
 def _notes(fields: Fields) -> list[RenderableType]:
-    return [_text(f"note: {note}", "dim") for note in fields.get("notes", ())]
+    return [text_of(f"note: {note}", "dim") for note in fields.get("notes", ())]
 
 
 def _ordered(figures: Mapping[str, float]) -> list[str]:
