@@ -157,6 +157,32 @@ def test_arms_that_a_federation_is_compared_with(arm: str, place: Path) -> None:
 
 
 @pytest.mark.long
+def test_architectures_per_budget_and_what_clients_keep(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = sorted(word for group in WORDS.values() for word in group)
+    public = [{"text": f"{one} and {other}"} for one in words for other in words]
+    (place / "public.jsonl").write_text("\n".join(map(json.dumps, public)))
+    more = f'public = "{place / "public.jsonl"}"\nfuse = "distil"\ndistil_steps = 5\ntrials = 8\n'
+    (place / "recipe.toml").write_text(RECIPE.replace('"fedavg"', '"rafl"') + more)
+    report = federate(place / "recipe.toml", out=place / "out")
+    first, last = report.rounds[0]["metrics"], report.rounds[-1]["metrics"]
+    assert last["server/accuracy"] > first["server/accuracy"]
+    assert last["evaluate/accuracy"] > last["evaluate/knowledge/accuracy"] - 0.2
+    small = load_model(place / "out")
+    assert labels_of(small) == tuple(sorted(WORDS))
+    command = ["federate", "export", str(place / "out"), "--client"]
+    assert main([*command, "client-0", "--out", str(place / "own"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": str(place / "own")}
+    own = load_model(place / "own")
+    job = FederationJob(FederationRecipe.read(place / "recipe.toml"))
+    lesson = job.silos.client("client-0", own)
+    score = lesson.score(lesson.around(own).eval())[1]
+    assert score["accuracy"] == pytest.approx(report.rounds[-1]["scores"]["client-0"]["accuracy"])
+    for words_, line in ((["nobody", "--out", str(place / "x")], "client-0"), (["client-0"], "--out DIR")):
+        assert main([*command, *words_]) == 2
+        assert line in capsys.readouterr().err
+
+
+@pytest.mark.long
 def test_next_tokens_with_adapters_and_owners(place: Path) -> None:
     model = replace(toy_model("llama", vocab_size=TOY_VOCABULARY, num_hidden_layers=2), tokenizer=toy_tokenizer())
     model.save(place / "model")

@@ -10,15 +10,19 @@ import typer
 from lissome.cli._session import JsonFlag, answer, working
 from lissome.core.errors import ConfigError, UnknownNameError, unknown_name
 
-_ACTIONS = ("credentials", "join", "server")
+_ACTIONS = ("credentials", "export", "join", "server")
 
 
 def command(
     ctx: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="A recipe (TOML), or one of: credentials, server, join.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="A recipe (TOML), or one of: credentials, server, join, export.")
+    ],
     target: Annotated[
         str | None,
-        typer.Argument(metavar="TARGET", help="Of credentials: a folder; server: a recipe; join: HOST:PORT."),
+        typer.Argument(
+            metavar="TARGET", help="Of credentials: a folder; server: a recipe; join: HOST:PORT; export: a result."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes; the same again continues.")
@@ -34,7 +38,12 @@ def command(
         typer.Option("--credentials", metavar="DIR", help="Certificates and keys: of the server, or of this client."),
     ] = None,
     clients: Annotated[
-        list[str] | None, typer.Option("--client", metavar="NAME", help="A client to make keys for; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--client",
+            metavar="NAME",
+            help="Of credentials: whom to make keys for, may be repeated; of export: whose model.",
+        ),
     ] = None,
     host: Annotated[
         list[str] | None,
@@ -56,6 +65,8 @@ def command(
     """Train one model across clients whose data stay where they are and whose devices differ."""
     if what == "credentials":
         _credentials(target, clients, host, as_json)
+    elif what == "export":
+        _export(ctx, target, clients, out, as_json)
     elif what == "join":
         _join(ctx, target, data=data, state=state, credentials=credentials, facts=facts)
     elif dry_run:
@@ -104,6 +115,17 @@ def _credentials(folder: str | None, clients: list[str] | None, hosts: list[str]
     made = make_credentials(Path(folder), clients or [], hosts=hosts or [])
     fields = {"path": str(made.folder), "clients": {name: str(path.parent) for name, path in made.clients().items()}}
     answer(fields, federated.credentials, as_json)
+
+
+def _export(ctx: typer.Context, result: str | None, clients: list[str] | None, out: Path | None, as_json: bool) -> None:
+    from lissome.pipeline.own_models import client_model
+    from lissome.report import answers
+
+    if result is None or out is None or not clients or len(clients) > 1:
+        raise ConfigError("write: lissome federate export RESULT --client NAME --out DIR")
+    with working(ctx) as events:
+        client_model(Path(result), clients[0], out, events=events)
+    answer({"path": str(out)}, answers.path, as_json)
 
 
 def _join(

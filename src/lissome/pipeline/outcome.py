@@ -31,6 +31,7 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
     """Put the artifact of a federation together: its model, what the task adds, ledger, audit log and rounds."""
     program, last = federation.program, federation.rounds[-1]
     planner = getattr(program, "planner", None)
+    model = program.outcome() or job.model
     bound = Bound.of(job.model, job.model, job.silos.server(job.model).around(job.model), None)
     bound.load({name: value for name, value in program.tensors.items() if name in bound.parameters})
     task = {name: value for name, value in bound.values(list(bound.parameters)).items() if name.startswith(TASK)}
@@ -49,7 +50,7 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
         ),
         tags=tuple(sorted(job.method.leaves | {"dense"})),
         space=planner.space.to_json() if planner is not None and "elastic" in job.method.leaves else None,
-        layers=tuple(job.model.anatomy.layers()), lineage=(step,),
+        layers=tuple(model.anatomy.layers()), lineage=(step,),
     )  # fmt: skip
     audit = state / "audit.jsonl"
     extras = {
@@ -61,7 +62,7 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
     if task:
         extras[CLASSIFIER] = safetensors_bytes(task)
         extras[CLASSES] = json.dumps(list(job.classes)).encode()
-    save_model(job.model, folder.staged, manifest=manifest, extras=extras)
+    save_model(model, folder.staged, manifest=manifest, extras=extras)
     if (folder.state / "clients").is_dir():
         # What clients kept is no part of the artifact, hence not listed; what they are known by goes nowhere.
         ignored = shutil.ignore_patterns("token")

@@ -64,7 +64,7 @@ class Planner:
         """
         key = str(budget)
         if key not in self._largest:
-            self._largest[key] = self._grown(self._shrunk(budget), budget)
+            self._largest[key] = self.grown(self._shrunk(budget), budget)
         return self._largest[key]
 
     def random(self, budget: Budget, rng: Random) -> Subnet:
@@ -109,8 +109,8 @@ class Planner:
             return self.space.smallest
         raise self._unreachable(budget)
 
-    def _grown(self, subnet: Subnet, budget: Budget) -> Subnet:
-        """Raise one axis after the other by one choice while the result fits."""
+    def grown(self, subnet: Subnet, budget: Budget) -> Subnet:
+        """Return a Subnet whose axes were raised, one after the other by one choice, while the result fits."""
         moved = True
         while moved:
             moved = False

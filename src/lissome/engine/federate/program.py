@@ -15,6 +15,7 @@ from lissome.engine.federate.merge import Merger, Overlap
 from lissome.engine.federate.outer import Outer, Replace
 from lissome.engine.federate.parcel import Kind
 from lissome.engine.federate.profile import Profile
+from lissome.models.model import Model
 from lissome.models.space import Subnet
 
 Who = Literal["sampled", "all"]
@@ -157,6 +158,10 @@ class Program:
     def evaluate(self, round: int) -> Mapping[str, float]:
         """Return numbers that the server itself finds about the global tensors, 0 for those at the start."""
         return {}
+
+    def outcome(self) -> Model | None:
+        """Return the global model, when it is another than the whole one with the global tensors in it."""
+        return None
 
     def state(self) -> tuple[Mapping[str, Tensor], Any]:
         """Return what else must survive a kill: tensors by name, and a JSON value."""

@@ -1,0 +1,73 @@
+"""The own models of a federation's simulated clients, as artifacts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save as safetensors_bytes
+
+from lissome.core.errors import ArtifactError, ConfigError, UnknownNameError, unknown_name
+from lissome.core.events import EventStream
+from lissome.core.files import read_json
+from lissome.core.manifest import read_manifest
+from lissome.engine.federate.mutual import OWN
+from lissome.engine.federate.store import ClientStore
+from lissome.engine.federate.training import TASK, Bound, cut_model
+from lissome.models.artifact import save_model
+from lissome.models.labels import labels_of
+from lissome.models.model import Model
+from lissome.pipeline.federation import FederationJob, FederationRecipe
+from lissome.pipeline.loading import load
+from lissome.pipeline.outcome import CLASSES, CLASSIFIER
+from lissome.pipeline.places import check_extract_place
+
+
+def client_model(artifact: Path | str, name: str, out: Path | str, *, events: EventStream | None = None) -> None:
+    """Write the model of one simulated client, with what it kept for itself.
+
+    Args:
+        artifact: A folder that a federation left.
+        name: Of the client.
+        out: Where the model goes.
+        events: Where progress is reported.
+
+    Raises:
+        ArtifactError: When the folder is of no federation.
+        UnknownNameError: When there is no such client.
+        ConfigError: When clients kept nothing.
+    """
+    folder = Path(artifact)
+    check_extract_place(folder, Path(out))
+    manifest, clients = read_manifest(folder), folder / "clients"
+    if not (folder / "recipe.toml").is_file():
+        raise ArtifactError(f"{folder} is not the result of a federation, so it has no clients.")
+    names = sorted(path.name for path in clients.iterdir()) if clients.is_dir() else []
+    if not names:
+        raise ConfigError(f"the clients of {folder} kept nothing for themselves; its model is everybody's.")
+    if name not in names:
+        raise UnknownNameError(unknown_name("client", name, names))
+    kept, whole = ClientStore(clients / name).before(10**9), load(folder, events=events)
+    own = {key.removeprefix(OWN): value for key, value in kept.tensors.items() if key.startswith(OWN)}
+    if own:
+        job = FederationJob(FederationRecipe.read(folder / "recipe.toml"), events, classes=_classes(folder, whole))
+        small = cut_model(job.model, kept.facts.get("subnet"))
+        bound = Bound.of(job.model, small, small.module, kept.facts.get("subnet"))
+    else:
+        own = {key: value for key, value in kept.tensors.items() if "|" not in key}
+        small = whole
+        bound = Bound.of(whole, whole, whole.module, None)
+    task = {key: value for key, value in own.items() if key.startswith(TASK)}
+    bound.load({key: value for key, value in own.items() if key not in task})
+    extras = {CLASSES: (folder / CLASSES).read_bytes()} if (folder / CLASSES).is_file() else {}
+    extras |= {CLASSIFIER: safetensors_bytes(task)} if task else {}
+    made = replace(
+        manifest, name=f"{manifest.name}, {name}", space=None, layers=tuple(small.anatomy.layers()),
+        lineage=tuple(replace(one, after=()) for one in manifest.lineage),
+    )  # fmt: skip
+    save_model(small, Path(out), manifest=made, extras=extras)
+
+
+def _classes(folder: Path, model: Model) -> tuple[str, ...]:
+    """Names of the classes, without the data that they were learned from."""
+    return tuple(read_json(folder / CLASSES)) if (folder / CLASSES).is_file() else labels_of(model)
