@@ -48,7 +48,7 @@ def saliency(
         seed: Of ``"random"``.
 
     Returns:
-        Tensor of the weight's shape by name, nowhere negative; higher is more important.
+        Tensor of the weight's shape by name; higher is more important.
 
     Raises:
         UnknownNameError: When there is no such score.
@@ -87,9 +87,16 @@ def ranking(
 
 
 def unit_scores(
-    model: Model, saliencies: Mapping[str, Tensor], *, sides: Sides = "makes", axes: Iterable[str] | None = None
+    model: Model,
+    saliencies: Mapping[str, Tensor],
+    *,
+    sides: Sides = "makes",
+    axes: Iterable[str] | None = None,
+    reduce: Callable[[Sequence[tuple[Tensor, int, Tensor]]], Tensor] = importance.total,
 ) -> dict[str, Tensor]:
     """Add saliencies up by unit: Tensor[lanes, units] by axis name; arguments as in `ranking`.
+
+    `reduce` makes one number of each unit; see `lissome.ops.importance.total` and `strongest`.
 
     A unit that nothing of the wanted side makes or reads (a table of embeddings makes it, say) is scored by the other.
     """
@@ -105,7 +112,7 @@ def unit_scores(
                 if cut.parameter in saliencies:
                     found[cut.reads].append((saliencies[cut.parameter], cut.dim, cut.units))
     chosen = {name: _of_sides(found, sides) for name, found in tensors.items()}
-    return {name: importance.magnitude(entries) for name, entries in chosen.items() if entries}
+    return {name: reduce(entries) for name, entries in chosen.items() if entries}
 
 
 def _of_sides(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from lissome.cost.counted import Counter
 from lissome.cost.peak import give_back
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.elastic import Elastic, trained
-from lissome.engine.hooks import Hooks, Loss
+from lissome.engine.hooks import Hooks, Loss, Task
 from lissome.engine.norms import adapted, batch_norms, reestimate
 from lissome.engine.objective import Objective, objective_of
 from lissome.engine.paths import PathSampler
@@ -107,6 +107,15 @@ class Making:
         if steps:
             self.train("tune", Hooks(), steps=steps, lr=self.config.tune_lr)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Work on a copy inside the ``with`` block; afterwards the model is as it was."""
+        kept, self.model = self.model, self.model.derived(copy.deepcopy(self.model.module))
+        try:
+            yield
+        finally:
+            self.model = kept
+
     def teacher(self) -> Model:
         """Return a copy of the model as it is now, to learn from."""
         return self.model.derived(copy.deepcopy(self.model.module).requires_grad_(False))
@@ -118,6 +127,7 @@ class Making:
         *,
         steps: int | None = None,
         lr: float | None = None,
+        task: Task | None = None,
         loss: Loss | None = None,
         part: str = "all",
     ) -> None:
@@ -128,7 +138,8 @@ class Making:
             sampler: Which paths; or hooks, for anything else.
             steps: Optimizer steps (default: those of the settings).
             lr: Peak learning rate (default: that of the settings).
-            loss: What they learn (default: the task).
+            task: What is trained on what (default: the model on the objective's examples).
+            loss: What they learn (default: the task's).
             part: Which parameters are trained; see `lissome.engine.elastic.trained`.
         """
         config, model, context = self.config, self.model, self.context
@@ -138,7 +149,7 @@ class Making:
             "model": fingerprint(model.module), "part": part,
         }  # fmt: skip
         with ExitStack() as stack:
-            task = self.objective.task(model)
+            task = task or self.objective.task(model)
             if part != "given":
                 stack.enter_context(trained(model, part))
             train(

@@ -252,6 +252,25 @@ def _swap_fields(stack: contextlib.ExitStack, target: Any, fields: Mapping[str, 
 
 
 @contextlib.contextmanager
+def replaced(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let other tensors stand in the place of parameters inside the ``with`` block, computed from them perhaps.
+
+    Args:
+        module: The module; its parameters and their order are afterwards as they were.
+        tensors: By name of the parameter, of its shape.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, value in tensors.items():
+            owner_path, _, name = path.rpartition(".")
+            owner = module.get_submodule(owner_path)
+            order, whole = tuple(owner._parameters), owner._parameters.pop(name)
+            vars(owner)[name] = value
+            stack.callback(_restore_entry, owner._parameters, name, whole, order)
+            stack.callback(vars(owner).pop, name)
+        yield
+
+
+@contextlib.contextmanager
 def masked(model: Model, subnet: Mapping[str, int], *, space: Space | None = None) -> Iterator[Masking]:
     """Let a model behave like one of its Subnets inside the ``with`` block, caches and generation included.
 

@@ -68,6 +68,37 @@ def activation(weights: Sequence[tuple[Tensor, int, Tensor]], norms: Mapping[int
     return total.T.contiguous()
 
 
+def total(saliencies: Sequence[tuple[Tensor, int, Tensor]]) -> Tensor:
+    """Sum of the saliencies of a unit's weights (the mean over the rows of one), over all tensors.
+
+    Args:
+        saliencies: For each tensor: one number for every weight, the dimension of the units, and their index [U, L, W].
+
+    Returns:
+        Tensor[L, U].
+    """
+    found: Tensor | float = 0.0
+    for values, dim, units in saliencies:
+        rows = values.float().transpose(0, dim).flatten(1).sum(1)
+        found = found + rows[units.to(rows.device)].mean(-1)
+    assert isinstance(found, Tensor)
+    return found.T.contiguous()
+
+
+def strongest(saliencies: Sequence[tuple[Tensor, int, Tensor]]) -> Tensor:
+    """Largest saliency of any weight of a unit in any tensor: below this threshold all of it is gone.
+
+    Arguments and result as in `total`.
+    """
+    found: Tensor | None = None
+    for values, dim, units in saliencies:
+        rows = values.float().transpose(0, dim).flatten(1).amax(1)
+        each = rows[units.to(rows.device)].amax(-1)
+        found = each if found is None else torch.maximum(found, each)
+    assert found is not None
+    return found.T.contiguous()
+
+
 def l1(weight: Tensor) -> Tensor:
     """|w| of every weight."""
     return weight.detach().float().abs()
