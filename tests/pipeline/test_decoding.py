@@ -18,10 +18,9 @@ from lissome.core.manifest import read_manifest
 from lissome.cost.counted import Counter
 from lissome.data.assets import assets
 from lissome.engine.decode import Decoder, Session
-from lissome.export.nested import layout_named
 from lissome.models.nested.folder import NestedFolder, nested_folder
 from lissome.ops.kernels import native
-from lissome.ops.nested import Layout
+from lissome.ops.nested import Layout, layout_named
 from lissome.testing.toys import toy_model
 from tests.cli.conftest import run as run  # noqa: PLC0414  # the fixture
 from tests.export.toys import model_of

@@ -21,6 +21,15 @@ def command(
             "--max-new-tokens", metavar="N", min=1, max=MOST_TOKENS, help="Stop after N tokens at the latest."
         ),
     ] = 64,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule",
+            metavar="BITS",
+            help="Of nested weights: bits of the prompt and the first new tokens, then of the rest, e.g. 4:64,3 "
+            "(default: what the folder says, else all).",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Let a model continue a prompt (greedily, so that two models can be compared)."""
@@ -28,5 +37,5 @@ def command(
     from lissome.report import answers
 
     with working(ctx) as events:
-        report = pipeline.generate(target, prompt, max_new_tokens=max_new_tokens, events=events)
+        report = pipeline.generate(target, prompt, max_new_tokens=max_new_tokens, schedule=schedule, events=events)
     answer(report.to_json(), answers.generate, as_json)

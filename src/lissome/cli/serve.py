@@ -34,6 +34,12 @@ def command(
     queue: Annotated[
         int, typer.Option("--queue", metavar="N", min=0, help="Requests that may wait; others get status 429.")
     ] = 32,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule", metavar="BITS", help="Bits by phase, as of generate (default: what the folder says)."
+        ),
+    ] = None,
 ) -> None:
     """Serve a folder of nested weights over HTTP, in the words of the OpenAI interface.
 
@@ -45,6 +51,8 @@ def command(
         optional_import(library, extra="serve")
     from lissome.serve.run import ServerSettings, serve
 
-    settings = ServerSettings(host=host, port=port, key=key, context=context, parallel=parallel, queue=queue)
+    settings = ServerSettings(
+        host=host, port=port, key=key, context=context, parallel=parallel, queue=queue, schedule=schedule
+    )
     with working(ctx) as events:
         serve(artifact, settings, events)

@@ -174,7 +174,8 @@ class Outcome:
         space: The Space that the curve's Subnets belong to, as JSON.
         details: Anything else worth keeping in the lineage (JSON-able).
         tensors: Tensors worth keeping beside the weights, by name (an order of channels, say).
-        files: Files worth keeping in the artifact, by path, one folder deep at most (adapters of all sizes, say).
+        files: Files worth keeping in the artifact, by path, one folder deep at most (adapters of all sizes, say), as
+            bytes, or as where they lie.
     """
 
     kind: OutcomeKind
@@ -184,7 +185,7 @@ class Outcome:
     space: Mapping[str, Any] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)
 
 
 class Method(abc.ABC):

@@ -6,18 +6,15 @@ nothing is ever padded.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from lissome.core.errors import ConfigError
 from lissome.core.events import EventStream
+from lissome.engine.decode.phases import NAME as SCHEDULE
 from lissome.export._report import ExportReport
 from lissome.models.model import Model
-from lissome.models.nested.file import open_nested
+from lissome.models.nested.file import NAME, open_nested
 from lissome.models.nested.make import make_folder
-from lissome.ops.nested import Layout
-
-_TYPE = re.compile(r"(?P<planes>\d(?:\+\d)*)(?:/(?P<group>\d+))?")
+from lissome.ops.nested import Layout, layout_named
 
 
 def export(
@@ -34,7 +31,8 @@ def export(
         model: A causal language model.
         target: The folder; an older artifact there is replaced when the new one is whole.
         type: Bits of each segment, the highest first, such as ``3+1`` (default), which is read at 3 and 4 bits, or
-            ``4+2+2``; ``/64`` after them for groups of 64 inputs instead of 32.
+            ``4+2+2``; ``/64`` after them for groups of 64 inputs instead of 32. Weights that a method put beside the
+            model are taken when this is not given, with their schedule.
         pad: Without effect: the format says every size.
         events: Where progress goes: a stage ``nest`` counted in weights.
 
@@ -47,7 +45,7 @@ def export(
         ArtifactError: When `target` is a file or somebody else's folder.
     """
     layout = layout_named(type) if type is not None else Layout()
-    make_folder(model, target, layout=layout, events=events)
+    make_folder(model, target, extras=_made_before(model) if type is None else {}, layout=layout, events=events)
     file = open_nested(target)
     types: dict[str, int] = {}
     for name, place in file.places.items():
@@ -68,17 +66,9 @@ def export(
     )
 
 
-def layout_named(text: str) -> Layout:
-    """Read a layout such as ``3+1`` or ``4+2+2/64``.
-
-    Raises:
-        ConfigError: When it is none.
-    """
-    match = _TYPE.fullmatch(text)
-    if match is None:
-        raise ConfigError(
-            f"{text!r} is no layout of nested weights; write bits of each segment such as 3+1 or 4+2+2, and /64 after "
-            "them for groups of 64."
-        )
-    planes = tuple(int(bits) for bits in match["planes"].split("+"))
-    return Layout(planes, int(match["group"] or 32))
+def _made_before(model: Model) -> dict[str, Path]:
+    """Nested weights, and how they are read, in the folder that the model was read from."""
+    folder = model.source.path
+    names = (NAME, SCHEDULE)
+    found = {} if folder is None else {name: folder / name for name in names if (folder / name).is_file()}
+    return found if NAME in found else {}

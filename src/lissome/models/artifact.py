@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -51,7 +52,7 @@ _RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset", "_name_or
 
 
 def save_model(
-    model: Model, folder: Path, *, manifest: Manifest | None = None, extras: Mapping[str, bytes] | None = None
+    model: Model, folder: Path, *, manifest: Manifest | None = None, extras: Mapping[str, bytes | Path] | None = None
 ) -> Path:
     """Write a model as a folder that is whole or absent.
 
@@ -59,7 +60,7 @@ def save_model(
         model: The model; its parameters are written as they are (shared ones once).
         folder: Where; an older folder there is replaced when the new one is whole.
         manifest: What to say of it; the file list is filled in here. None writes no manifest.
-        extras: Small files to put beside the weights, by name; one folder deep at most.
+        extras: Files to put beside the weights, by name, as bytes or as what to copy; one folder deep at most.
 
     Raises:
         ArtifactError: When a model that lissome did not write stands there, or anything else that is no artifact.
@@ -84,7 +85,10 @@ def save_model(
         for name, content in (extras or {}).items():
             target = inside(part, name)
             target.parent.mkdir(exist_ok=True)
-            target.write_bytes(content)
+            if isinstance(content, Path):
+                shutil.copyfile(content, target)
+            else:
+                target.write_bytes(content)
         if manifest is not None:
             write_manifest(part, manifest.with_files(part))
     return folder

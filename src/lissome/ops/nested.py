@@ -13,6 +13,7 @@ The layout of planes is that of ``native/nested/nested.h``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from lissome.core.errors import ConfigError
 PANEL, BLOCK, LINE = 16, 32, 64  # outputs and inputs of a block; bytes of one bit of its codes
 GROUPS = (32, 64)
 MOST_BITS = 8
+_LAYOUT = re.compile(r"(?P<planes>\d(?:\+\d)*)(?:/(?P<group>\d+))?")
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -61,6 +63,22 @@ class Layout:
     def precisions(self) -> tuple[int, ...]:
         """Precisions that can be read, the lowest first."""
         return tuple(int(total) for total in np.cumsum(self.planes))
+
+
+def layout_named(text: str) -> Layout:
+    """Read a layout such as ``3+1`` or ``4+2+2/64``.
+
+    Raises:
+        ConfigError: When it is none.
+    """
+    match = _LAYOUT.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            f"{text!r} is no layout of nested weights; write bits of each segment such as 3+1 or 4+2+2, and /64 after "
+            "them for groups of 64."
+        )
+    planes = tuple(int(bits) for bits in match["planes"].split("+"))
+    return Layout(planes, int(match["group"] or 32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lissome.core.errors import DataError
 from lissome.engine.decode import Decoder, DecoderSettings, Order, Session, write
-from lissome.engine.decode.session import Schedule
+from lissome.engine.decode.phases import Phases, read_phases
 from lissome.models.nested.file import layout_of
 from lissome.models.nested.folder import NestedFolder
 from lissome.pipeline.reports import GenerateReport, InspectReport
@@ -18,27 +18,29 @@ _PROMPT = 128  # tokens of the default request, whose cache `inspect` states
 _NEW = 64
 
 
-def generate(target: Path, prompt: str, *, max_new_tokens: int, schedule: Schedule | None = None) -> GenerateReport:
+def generate(target: Path, prompt: str, *, max_new_tokens: int, schedule: str | None = None) -> GenerateReport:
     """Continue a prompt greedily; a chat model gets it as a user's message.
 
     Args:
         target: The folder.
         prompt: The text.
         max_new_tokens: Most tokens to write; fewer where the model reads no more.
-        schedule: Bits by absolute position (default: all bits everywhere).
+        schedule: Bits by phase, such as ``4:64,3`` (default: what the folder says, else all bits everywhere).
 
     Raises:
         ArtifactError: When a file of the folder is damaged.
+        ConfigError: When the schedule is none, or the weights have not its bits.
         DataError: When the prompt fills all that the model reads, or the folder has no tokenizer.
     """
     folder = NestedFolder.open(target)
+    phases = phases_of(folder, schedule)
     ids = folder.text.prompt(prompt)
     context = folder.file.spec.context
     if len(ids) >= context:
         raise DataError(f"the prompt has {len(ids)} tokens, {folder.name} reads {context}; shorten it.")
     most = min(max_new_tokens, context - len(ids))
     decoder = Decoder(folder.file, DecoderSettings(cells=len(ids) + most))
-    order = Order(prompt=tuple(ids), most=most, schedule=schedule)
+    order = Order(prompt=tuple(ids), most=most, schedule=phases.after(len(ids)))
     start, times, texts, tokens = time.perf_counter(), [], [], 0
     for piece in write(Session(decoder, keep=0), folder.text, order):
         times.append(time.perf_counter())
@@ -49,7 +51,20 @@ def generate(target: Path, prompt: str, *, max_new_tokens: int, schedule: Schedu
         tokens=tokens,
         prefill=len(ids) / (times[0] - start),
         decode=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+        bits=phases.average(len(times) - 1),
     )
+
+
+def phases_of(folder: NestedFolder, schedule: str | None = None) -> Phases:
+    """Return the bits that a folder is read with: as asked, else as it says, else all of them.
+
+    Raises:
+        ConfigError: When the schedule is none, or the weights have not its bits.
+        ArtifactError: When what the folder says is damaged.
+    """
+    known = read_phases(folder.path) if schedule is None else Phases.parse(schedule)
+    precisions = folder.file.layout.precisions
+    return (known or Phases(precisions[-1], ((precisions[-1], None),))).require(precisions)
 
 
 def inspect(target: Path) -> InspectReport:
@@ -81,6 +96,7 @@ def inspect(target: Path) -> InspectReport:
             "planes": ["+".join(map(str, layout.planes)) for layout in (file.layout, file.head)],
             "token_bytes": {str(bits): decoder.weight_bytes(bits) for bits in decoder.precisions},
             "layers": _layers(folder),
+            "schedule": str(phases_of(folder)),
             "tags": list(manifest.tags) if manifest else ["nested"],
         },
         figures=counts,

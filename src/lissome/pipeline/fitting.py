@@ -270,7 +270,7 @@ def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> 
         else (replace(last, before=before),),
     )
     answer = {**table.to_json(), "job": job.identity(), "data": job.data.describe()}
-    extras = {
+    extras: dict[str, bytes | Path] = {
         RESULT: json_text(answer, RESULT).encode(),
         CURVE: "".join(json_text(point.to_json(), CURVE) + "\n" for point in outcome.curve).encode(),
         "recipe.toml": replace(job.recipe, budget=tuple(str(term) for term in job.budget.terms)).to_toml().encode(),

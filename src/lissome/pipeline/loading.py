@@ -48,7 +48,8 @@ def load(
         NumericsError: When a weight is NaN or infinite.
     """
     check_target(target)
-    if nested_folder(target) is not None:
+    nested = nested_folder(target)
+    if nested is not None and not (nested / "config.json").is_file():
         raise ArtifactError(
             f"{target} holds nested weights, which the decoder engine runs (generate, bench, inspect, serve); for all "
             "else give the model that it was made from."

@@ -19,10 +19,11 @@ from lissome.cost.measured import Request, Target, compare_all
 from lissome.cost.peak import peak_memory
 from lissome.cost.timed import Timed
 from lissome.engine.decode import Decoder, DecoderSettings
+from lissome.engine.decode.phases import Phases
 from lissome.engine.evaluate import versions
 from lissome.models.nested.folder import NestedFolder, nested_folder
 from lissome.pipeline.compare import counted_figures, figures_of, file_figure, paired_timings, rows, timing_figures
-from lissome.pipeline.decoding import sizes
+from lissome.pipeline.decoding import phases_of, sizes
 from lissome.pipeline.loading import load
 from lissome.pipeline.reports import Figure, TableReport
 
@@ -35,11 +36,11 @@ class _Entrant:
 
 
 def measure_nested(target: Any, against: Any, *, save_table: Path | None, events: EventStream) -> TableReport:
-    """Time nested weights at every precision, the highest first, and another model before them when it is given.
+    """Time nested weights at every precision, the highest first, and by the schedule that lies beside them.
 
     Args:
         target: Anything `load` reads, or nested weights.
-        against: The original to compare with; likewise.
+        against: The original to compare with, timed first; likewise.
         save_table: Must be None: latency tables are of models that can be cut.
         events: Where progress is reported.
 
@@ -72,22 +73,24 @@ def _entrants(given: Any, request: Request, events: EventStream) -> Iterator[_En
         yield _Entrant(model.name, counted | file_figure(model, counted), model)
         return
     folder = NestedFolder.open(place)
-    precisions = folder.file.layout.precisions
-    cells = len(precisions) * (request.prompt + request.new)
+    ways = [Phases(bits, ((bits, None),)) for bits in reversed(folder.file.layout.precisions)]
+    ways += [own for own in (phases_of(folder),) if own not in ways]
+    cells = len(ways) * (request.prompt + request.new)
     decoder = Decoder(folder.file, DecoderSettings(cells=cells, threads=torch.get_num_threads()))
-    for sequence, bits in enumerate(reversed(precisions)):
-        read = Metric(name="token_bytes", value=float(decoder.weight_bytes(bits)), unit="bytes", provenance="counted")
+    for sequence, phases in enumerate(ways):
+        mean = sum(decoder.weight_bytes(phases.bits(step)) for step in range(request.steps)) / request.steps
+        read = Metric(name="token_bytes", value=mean, unit="bytes", provenance="counted")
         figures = {**figures_of(sizes(folder)), "token_bytes": Figure(metric=read)}
-        yield _Entrant(f"{given} at {bits} bits", figures, _Racer(decoder, sequence, bits))
+        yield _Entrant(f"{given} at {phases} bits", figures, _Racer(decoder, sequence, phases))
 
 
 @dataclass(frozen=True, eq=False)
 class _Racer:
-    """A sequence of a decoder that answers requests at one precision."""
+    """A sequence of a decoder that answers requests by one schedule."""
 
     decoder: Decoder
     sequence: int
-    bits: int
+    phases: Phases
 
     def timed(self, request: Request) -> Timed:
         return _Requests(self, request)
@@ -106,19 +109,20 @@ class _Requests:
         """Read the prompt into an emptied sequence; seconds."""
         self._racer.decoder.seq_rm(self._racer.sequence)
         self._length = 0
-        return self._forward(self._prompt)
+        return self._forward(self._prompt, self._racer.phases.prefill)
 
     def step(self) -> float:
         """Add one token; seconds."""
-        return self._forward(np.array([self._token], np.int32))
+        bits = self._racer.phases.bits(self._length - len(self._prompt))
+        return self._forward(np.array([self._token], np.int32), bits)
 
     def close(self) -> None:
         """The sequence is emptied when the next request begins."""
 
-    def _forward(self, tokens: NDArray[np.int32]) -> float:
+    def _forward(self, tokens: NDArray[np.int32], bits: int) -> float:
         positions = np.arange(self._length, self._length + len(tokens), dtype=np.int32)
         start = time.perf_counter()
-        logits = self._racer.decoder.forward(tokens, positions, self._racer.sequence, self._racer.bits)[0]
+        logits = self._racer.decoder.forward(tokens, positions, self._racer.sequence, bits)[0]
         self._token = int(logits.argmax())
         seconds = time.perf_counter() - start
         self._length += len(tokens)

@@ -176,12 +176,14 @@ class GenerateReport:
         tokens: Number of new tokens.
         prefill: Prompt tokens per second, up to the first new token.
         decode: New tokens per second after the first one; None when no other was written.
+        bits: Mean bits of weights by which new tokens were computed, of nested weights; None of others.
     """
 
     text: str
     tokens: int
     prefill: float
     decode: float | None
+    bits: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the answer as JSON-able fields."""

@@ -11,7 +11,12 @@ from lissome.pipeline.reports import GenerateReport
 
 
 def generate(
-    target: Any, prompt: str, *, max_new_tokens: int = 64, events: EventStream | None = None
+    target: Any,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    schedule: str | None = None,
+    events: EventStream | None = None,
 ) -> GenerateReport:
     """Let a model continue a prompt, greedily; a chat model gets it as a user's message.
 
@@ -19,10 +24,11 @@ def generate(
         target: Anything `load` reads, or a folder of nested weights, which is run without torch.
         prompt: The text.
         max_new_tokens: Most tokens to write; fewer where the model reads no more.
+        schedule: Of nested weights: bits by phase, such as ``4:64,3`` (default: what the folder says, else all).
         events: Where progress is reported.
 
     Raises:
-        ConfigError: When no token may be written.
+        ConfigError: When no token may be written, or a schedule cannot be, or is given for other weights.
         DataError: When the prompt is empty or fills all that the model reads, or the model has no tokenizer or one
             that does not fit it.
     """
@@ -34,7 +40,12 @@ def generate(
     if folder is not None:
         from lissome.pipeline import decoding
 
-        return decoding.generate(folder, prompt, max_new_tokens=max_new_tokens)
+        return decoding.generate(folder, prompt, max_new_tokens=max_new_tokens, schedule=schedule)
+    if schedule is not None:
+        raise ConfigError(
+            f"{target} is not read by a schedule of bits; make nested weights of it with: "
+            f"lissome export {target} --to nested"
+        )
     from lissome.pipeline import in_torch
 
     return in_torch.generate(target, prompt, max_new_tokens=max_new_tokens, events=events)

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from lissome.core.errors import DataError, LissomeError
 from lissome.engine.decode import Order, Piece
 from lissome.engine.decode.batching import Batcher, Busy, Job
+from lissome.engine.decode.phases import Phases
 from lissome.serve.answered import Answer, event
 from lissome.serve.asked import AnyRequest, Chat, Completion, RefusedError, read
 
@@ -49,15 +50,16 @@ class Limits:
     key: str | None = None
 
 
-def application(batcher: Batcher, name: str, limits: Limits | None = None) -> Starlette:
+def application(batcher: Batcher, name: str, limits: Limits | None = None, phases: Phases | None = None) -> Starlette:
     """Return the application.
 
     Args:
         batcher: Writes the texts; it is closed by whoever made it.
         name: What the model is called.
         limits: What a client may cost.
+        phases: Bits of prompts and answers (default: all bits).
     """
-    server = _Server(batcher, name, limits or Limits())
+    server = _Server(batcher, name, limits or Limits(), phases)
     routes = [
         Route("/health", server.health, methods=["GET"]),
         Route("/v1/models", server.models, methods=["GET"]),
@@ -69,8 +71,8 @@ def application(batcher: Batcher, name: str, limits: Limits | None = None) -> St
 
 
 class _Server:
-    def __init__(self, batcher: Batcher, name: str, limits: Limits) -> None:
-        self.batcher, self.name, self.limits = batcher, name, limits
+    def __init__(self, batcher: Batcher, name: str, limits: Limits, phases: Phases | None) -> None:
+        self.batcher, self.name, self.limits, self.phases = batcher, name, limits, phases
 
     async def health(self, request: Request) -> JSONResponse:
         """Say that the server lives, and how busy it is."""
@@ -105,7 +107,8 @@ class _Server:
                 400, f"the prompt has {len(tokens)} tokens; it may have 1 to {self.batcher.context - 1}.",
                 "context_length_exceeded",
             )  # fmt: skip
-        order = Order(prompt=tuple(tokens), most=asked.most(room), sampling=sampling, stop=stops)
+        schedule = None if self.phases is None else self.phases.after(len(tokens))
+        order = Order(prompt=tuple(tokens), most=asked.most(room), sampling=sampling, schedule=schedule, stop=stops)
         pieces = _Pieces(self.batcher, order)
         answer = Answer(chat=kind is Chat, model=self.name, prompt_tokens=len(tokens), usage=asked.wants_usage)
         return (_Stream if asked.stream else _Whole)(pieces, answer, self.limits.patience)

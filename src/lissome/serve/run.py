@@ -14,6 +14,7 @@ from lissome.core.events import EventStream
 from lissome.engine.decode import Decoder, DecoderSettings
 from lissome.engine.decode.batching import Batcher
 from lissome.models.nested.folder import NestedFolder, nested_folder
+from lissome.pipeline.decoding import phases_of
 from lissome.serve.app import Limits, application
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -31,6 +32,7 @@ class ServerSettings:
         context: Tokens of a prompt and its answer together (default: 2048, or what the model reads when that is less).
         parallel: Texts written at a time. Default 4; each has a cache of `context` tokens.
         queue: Requests that may wait beyond those before others are refused. Default 32.
+        schedule: Bits by phase (default: what the folder says, else all bits).
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +41,7 @@ class ServerSettings:
     context: int | None = None
     parallel: int = 4
     queue: int = 32
+    schedule: str | None = None
 
 
 def serve(target: Any, settings: ServerSettings, events: EventStream) -> None:
@@ -64,7 +67,7 @@ def serve(target: Any, settings: ServerSettings, events: EventStream) -> None:
     context = _context(settings.context, opened)
     if settings.key == "":
         raise ConfigError("the key is empty; give one, or none.")
-    codec = opened.text
+    codec, phases = opened.text, phases_of(opened, settings.schedule)
     listening = _listen(settings.host, settings.port)
     batcher = Batcher(
         Decoder(opened.file, DecoderSettings(cells=context * settings.parallel)),
@@ -73,7 +76,7 @@ def serve(target: Any, settings: ServerSettings, events: EventStream) -> None:
         queue=settings.queue,
     )
     hosts = _LOOPBACK if settings.host in _LOOPBACK else ()
-    app = application(batcher, Path(folder).resolve().name, Limits(key=settings.key, hosts=hosts))
+    app = application(batcher, Path(folder).resolve().name, Limits(key=settings.key, hosts=hosts), phases)
     config = uvicorn.Config(
         app, log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=_END, server_header=False
     )

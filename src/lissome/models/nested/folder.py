@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from lissome.core.manifest import MANIFEST, Manifest, read_manifest, verify_files
 from lissome.models.nested.file import NAME, NestedFile, open_nested
 from lissome.models.nested.text import TextCodec
+
+_OF_TORCH = ("model.safetensors",)  # may lie beside nested weights, and are not read here
 
 
 def nested_folder(target: Any) -> Path | None:
@@ -47,7 +49,7 @@ class NestedFolder:
 
     @classmethod
     def open(cls, target: Path | str) -> NestedFolder:
-        """Open a folder; every file that its manifest lists is compared with its hash.
+        """Open a folder; every file that its manifest lists, but the weights for torch, is compared with its hash.
 
         Raises:
             ArtifactError: When a file is missing, damaged or changed.
@@ -55,7 +57,8 @@ class NestedFolder:
         path = nested_folder(target) or Path(target)
         manifest = read_manifest(path) if (path / MANIFEST).exists() else None
         if manifest is not None:
-            verify_files(path, manifest, read=[NAME])
+            listed = {name: record for name, record in manifest.files.items() if name not in _OF_TORCH}
+            verify_files(path, replace(manifest, files=listed), read=[NAME])
         return cls(path, str(target), open_nested(path), manifest)
 
     @cached_property

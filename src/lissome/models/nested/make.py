@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
@@ -15,6 +16,7 @@ from torch import Tensor
 from lissome.core.events import EventStream
 from lissome.core.files import atomic_folder
 from lissome.core.manifest import Base, Manifest, write_manifest
+from lissome.models.marks import check_own
 from lissome.models.model import Model
 from lissome.models.nested.blocks import BlockReader
 from lissome.models.nested.describe import describe
@@ -73,12 +75,13 @@ def make(
     return path
 
 
-def make_folder(model: Model, folder: Path | str, **settings: Any) -> Path:
+def make_folder(model: Model, folder: Path | str, *, extras: Mapping[str, Path] | None = None, **settings: Any) -> Path:
     """Write a folder that is whole or absent: weights, tokenizer, how to generate, and a manifest.
 
     Args:
         model: A causal language model.
         folder: Where; an older artifact there is replaced when the new one is whole.
+        extras: Files to copy into it, by name; weights that were made before are among them, or made now.
         settings: Those of `make`.
 
     Raises:
@@ -87,8 +90,12 @@ def make_folder(model: Model, folder: Path | str, **settings: Any) -> Path:
         OSError: When the disk is full or the place cannot be written.
     """
     folder = Path(folder)
+    check_own(folder)
     with atomic_folder(folder) as part:
-        make(model, part / NAME, **settings)
+        for name, file in (extras or {}).items():
+            shutil.copyfile(file, part / name)
+        if not (part / NAME).exists():
+            make(model, part / NAME, **settings)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(part)
         generation = getattr(model.module, "generation_config", None)

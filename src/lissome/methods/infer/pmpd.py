@@ -1,0 +1,296 @@
+"""PMPD — read fewer bits of the weights the further a text has gone (Chen et al., ICLR 2025, arXiv 2410.13461).
+
+Problem: a language model writes one token after the other, and each reads all weights; fewer bits are faster, and
+worse. H. M. Chen, Tan, Kouris, Lee, Fan, Venieris, "Progressive Mixed-Precision Decoding for Efficient LLM Inference":
+an error early in a text is carried through all of it, one near the end is not. So the prompt is read at the most bits,
+which costs little because it is bound by arithmetic, then come T tokens at `high` bits and the rest at `low` ones, out
+of one file of nested weights and with one cache. T is the smallest of {0, N/3, 2N/3, N} that keeps the quality on texts
+that are set aside for such choices.
+
+Differs from the paper, and why:
+
+- Quality is how far every token diverges from what `high` bits alone would say after the same text (teacher-forced
+  KL), not a score of whole answers, which hardly moves on short ones.
+- Step 0 is the forward of the first new token: T = 0 computes none at `high` bits (the published loop still one).
+- Weights are uniform codes with scales per group, head and embedding nested too, instead of tables per row.
+- The scheduler learnt from the cache of keys and values is not here. The random one, the reverse order and uniform
+  bits, which a schedule has to beat, are.
+"""
+
+# N new tokens, P prompt tokens, V vocabulary
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lissome.core.budget import Budget
+from lissome.core.config import MethodConfig, option
+from lissome.core.errors import ArtifactError, ConfigError, DataError
+from lissome.core.method import Context, Method, ModelCard, Outcome, Plan
+from lissome.core.metrics import Metric
+from lissome.engine.decode import Decoder, DecoderSettings, Session
+from lissome.engine.decode.decoder import Floats
+from lissome.engine.decode.fisher import fisher
+from lissome.engine.decode.phases import NAME as SCHEDULE
+from lissome.engine.decode.phases import Phases
+from lissome.models.adapters import merged_copy
+from lissome.models.model import Model
+from lissome.models.nested.file import NAME, NestedFile, open_nested
+from lissome.models.nested.make import make
+from lissome.ops.nested import layout_named
+
+_PIECE_BYTES = 160 << 20  # of the weights that are quantised at a time, with their errors and codes
+
+
+class Pmpd(Method):
+    """Bits that fall while a text is written, chosen on texts that are set aside."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"decoder"})
+    leaves: ClassVar[frozenset[str]] = frozenset({"nested"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MethodConfig):
+        """Settings of PMPD."""
+
+        layout: str = option("3+1", "bits of each segment of the weights, and /64 for groups of 64")
+        high: int | None = option(None, "bits of the prompt's neighbours; default all that there are", low=2, high=8)
+        low: int | None = option(None, "bits of the rest; default the next fewer ones", low=2, high=8)
+        prompt: int = option(32, "tokens of a text that are taken as its prompt", low=1)
+        tokens: int = option(96, "new tokens N that a schedule is judged by", low=3)
+        texts: int = option(16, "texts it is judged by", low=1)
+        kl: float = option(0.02, "divergence from `high` bits that is allowed, in nats per token", low=0.0)
+        fisher: int = option(0, "calibration texts whose gradients weigh the errors of weights; the paper's 100", low=0)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.bits()
+
+        def bits(self) -> tuple[int, int]:
+            """High and low bits.
+
+            Raises:
+                ConfigError: When the layout has not two such precisions.
+            """
+            known = layout_named(self.layout).precisions
+            high = known[-1] if self.high is None else self.high
+            below = [bits for bits in known if bits < high]
+            low = self.low if self.low is not None else below[-1] if below else 0
+            if high not in known or low not in below:
+                listed = ", ".join(map(str, known))
+                raise ConfigError(
+                    f"high and low bits must be two of the layout's {listed}, the high ones more; got {high} and {low}."
+                )
+            return high, low
+
+    config: Config
+
+    @property
+    def follows_budget(self) -> bool:
+        """Never: how far bits fall is bounded by `kl`."""
+        return False
+
+    def plan(self, card: ModelCard, budget: Budget) -> Plan:
+        """Predict memory: the model, its nested weights, and what is quantised at a time.
+
+        Raises:
+            DataError: When the job's windows are too short for a prompt.
+        """
+        self._check(card.windows[1])
+        params = card.figures["params"]
+        layout = layout_named(self.config.layout)
+        parts = {
+            "weights": 4 * params * (2 if self.config.fisher else 1),
+            "nested": params * (layout.bits + 2 + 64 / layout.group) / 8,
+            "pieces": float(_PIECE_BYTES),
+            "logits": 4.0 * card.vocabulary * (self.config.tokens + 1) * 3,
+        }
+        return Plan(figures={}, peak_memory=sum(parts.values()), memory_parts=parts)
+
+    def run(self, model: Model, context: Context) -> Outcome:
+        """Write the nested weights and choose the schedule; the model itself stays as it is.
+
+        Raises:
+            UnsupportedModelError: When the engine does not run the model.
+            DataError: When the windows are too short for a prompt.
+        """
+        windows = context.data.selection[: self.config.texts]
+        self._check(windows.shape[1])
+        file = self._weights(model, context)
+        prompts = [window[: self.config.prompt].tolist() for window in windows]
+        high, low = self.config.bits()
+        found = search(file, prompts, high=high, low=low, tokens=self.config.tokens, limit=self.config.kl)
+        chosen = found[-1]
+        fields = {
+            "schedule": str(chosen.phases),
+            "tokens": self.config.tokens,
+            "texts": len(prompts),
+            "tried": [one.to_json() for one in found],
+        }
+        text = f"written at {chosen.phases} bits: {chosen.kl:.4f} nats per token from {high} bits alone"
+        return Outcome(
+            kind="policy",
+            value=model,
+            metrics=(Metric(name="kl", value=chosen.kl, unit="nats", better="lower", n=len(prompts)),),
+            details={**fields, "ended": f"{text}; lissome generate reads it so"},
+            files={NAME: file.path, SCHEDULE: (json.dumps(fields, indent=2) + "\n").encode()},
+        )
+
+    def _check(self, length: int) -> None:
+        if length < self.config.prompt:
+            raise DataError(
+                f"the texts have {length} tokens, prompts shall have {self.config.prompt}; set prompt lower."
+            )
+
+    def _weights(self, model: Model, context: Context) -> NestedFile:
+        """The file of an interrupted run when it is whole, else a new one."""
+        path = context.folder / NAME
+        if path.exists():
+            try:
+                return open_nested(path)
+            except ArtifactError:
+                path.unlink()
+        plain = merged_copy(model)
+        texts = context.data.calibration[: self.config.fisher]
+        importance = fisher(plain, texts) if len(texts) else None
+        return open_nested(
+            make(plain, path, layout=layout_named(self.config.layout), importance=importance, events=context.events)
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A schedule and what it does.
+
+    Attributes:
+        phases: The schedule.
+        switch: T.
+        kl: Mean divergence from high bits alone, nats per token.
+        agreement: Share of tokens whose likeliest successor is the same.
+        bits: Mean bits of the steps that were judged.
+    """
+
+    phases: Phases
+    switch: int
+    kl: float
+    agreement: float
+    bits: float
+
+    def to_json(self) -> dict[str, float | str]:
+        """Return it as JSON-able fields."""
+        return {**vars(self), "phases": str(self.phases)}
+
+
+def search(
+    file: NestedFile, prompts: Sequence[Sequence[int]], *, high: int, low: int, tokens: int, limit: float
+) -> list[Judged]:
+    """Find the smallest T of {0, N/3, 2N/3, N} whose mean divergence is within a limit.
+
+    Args:
+        file: The weights.
+        prompts: Token ids of texts' beginnings.
+        high: Bits before T.
+        low: Bits from T on.
+        tokens: N.
+        limit: Nats per token.
+
+    Returns:
+        What was tried, in order; the last one is the choice. N, which is `high` bits alone, always holds.
+    """
+    judge, found = Judge(file, prompts, tokens=tokens, prefill=max(file.layout.precisions), high=high), []
+    for switch in (0, tokens // 3, 2 * (tokens // 3)):
+        found.append(judge.judge(switching(judge.prefill, high, low, switch), switch))
+        if found[-1].kl <= limit:
+            return found
+    return [*found, Judged(Phases(judge.prefill, ((high, None),)), tokens, 0.0, 1.0, float(high))]
+
+
+def switching(prefill: int, high: int, low: int, switch: int) -> Phases:
+    """High bits for `switch` new tokens, then low ones."""
+    return Phases(prefill, ((high, switch), (low, None)) if switch else ((low, None),))
+
+
+def at_random(prefill: int, high: int, low: int, tokens: int, rng: Random) -> Phases:
+    """The random scheduler: T drawn uniformly from {0, N/3, 2N/3, N}, without a look at the text."""
+    return switching(prefill, high, low, rng.choice((0, tokens // 3, 2 * (tokens // 3), tokens)))
+
+
+class Judge:
+    """What high bits alone write and say, with which schedules are compared.
+
+    Args:
+        file: The weights.
+        prompts: Token ids of texts' beginnings, P each.
+        tokens: New tokens N of each text.
+        prefill: Bits of the prompts.
+        high: Bits of the new tokens.
+    """
+
+    def __init__(
+        self, file: NestedFile, prompts: Sequence[Sequence[int]], *, tokens: int, prefill: int, high: int
+    ) -> None:
+        longest = max(map(len, prompts))
+        self._decoder = Decoder(file, DecoderSettings(cells=longest + tokens))
+        self.prefill, self.tokens = prefill, tokens
+        self._prompts = [list(prompt) for prompt in prompts]
+        alone = Phases(prefill, ((high, None),))
+        self.texts = [
+            list(Session(self._decoder, keep=0).generate(prompt, tokens, schedule=alone.after(len(prompt))))
+            for prompt in self._prompts
+        ]
+        self._alone = alone
+        self._read: list[int] | None = None  # the prompt that the cache begins with
+        self._decoder.seq_rm(0)
+
+    def divergences(self, bits: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
+        """Compare other bits with high ones after the same tokens.
+
+        Args:
+            bits: Of each step, N − 1: nobody computes the last new token. They may rise, as those of a control do.
+
+        Returns:
+            Nats and whether the likeliest token is the same, [texts, N − 1].
+        """
+        pairs = [self._of(prompt, text, bits) for prompt, text in zip(self._prompts, self.texts, strict=True)]
+        return np.stack([kl for kl, _ in pairs]), np.stack([same for _, same in pairs])
+
+    def judge(self, phases: Phases, switch: int) -> Judged:
+        """Judge a schedule."""
+        steps = self.tokens - 1
+        kl, same = self.divergences([phases.bits(step) for step in range(steps)])
+        return Judged(phases, switch, float(kl.mean()), float(same.mean()), phases.average(steps))
+
+    def _of(self, prompt: list[int], text: list[int], bits: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
+        high = [self._alone.bits(step) for step in range(len(bits))]
+        wanted, found = self._logits(prompt, text, high), self._logits(prompt, text, bits)
+        own, other = _log_softmax(wanted), _log_softmax(found)
+        return (np.exp(own) * (own - other)).sum(-1), wanted.argmax(-1) == found.argmax(-1)
+
+    def _logits(self, prompt: list[int], text: list[int], bits: Sequence[int]) -> Floats:
+        """Logits after each new token but the last, [N − 1, V]; tokens with the same bits in one batch."""
+        self._decoder.seq_rm(0, len(prompt))
+        if self._decoder.seq_last(0) != len(prompt) - 1 or self._read != prompt:
+            self._decoder.seq_rm(0)
+            self._decoder.forward(prompt, range(len(prompt)), 0, self.prefill)
+            self._read = prompt
+        pieces, first = [], 0
+        while first < len(bits):
+            last = first + 1
+            while last < len(bits) and bits[last] == bits[first]:
+                last += 1
+            at = range(len(prompt) + first, len(prompt) + last)
+            pieces.append(self._decoder.forward(text[first:last], at, 0, bits[first], wanted=range(last - first)))
+            first = last
+        return np.concatenate(pieces)
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(-1, keepdims=True)
+    found: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
