@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -296,19 +297,23 @@ def _forecast(
     planner, full = getattr(program, "planner", None), job.model.space().full
     figures = planner.figures(subnet or planner.space.full) if planner is not None else {}
     changes = {name: value for name, value in (subnet or {}).items() if value != full.get(name)}
-    memory = 0.0
-    if figures:
-        sizes = Sizes(
-            weights=figures["disk"], params=figures["params"], block_params=figures["block_params"],
-            hidden=job.model.anatomy.hidden, layers=len(job.model.anatomy.blocks),
-            vocabulary=job.model.anatomy.vocabulary,
-        )  # fmt: skip
-        config = job.recipe.step.config
-        tokens = getattr(config, "batch", 8) * job.recipe.data.length
-        trained = sum(math.prod(one.shape) for one in program.tensors.values())
-        share = figures["params"] / max(1.0, planner.full["params"]) if planner is not None else 1.0
-        memory = predict_training(sizes, tokens=tokens, trained=trained * share)
+    memory = _memory(job, program, figures) if figures else 0.0
     return ClientForecast(
         name=profile.name, kind=profile.kind, examples=profile.examples, budget=profile.budget, subnet=changes,
         figures=dict(figures), down=down, up=up, memory=memory,
     )  # fmt: skip
+
+
+def _memory(job: FederationJob, program: Program, figures: Mapping[str, float]) -> float:
+    """Predict the peak bytes of training a Subnet with such figures."""
+    planner, batch = getattr(program, "planner", None), getattr(job.recipe.step.config, "batch", 8)
+    share = figures["params"] / max(1.0, planner.full["params"]) if planner is not None else 1.0
+    trained = share * sum(math.prod(one.shape) for one in program.tensors.values())
+    if job.model.anatomy.task == "image":
+        return float(figures["disk"] + 4 * (3 * trained + 2 * batch * share * job.outputs))
+    sizes = Sizes(
+        weights=figures["disk"], params=figures["params"], block_params=figures["block_params"],
+        hidden=job.model.anatomy.hidden, layers=len(job.model.anatomy.blocks),
+        vocabulary=job.model.anatomy.vocabulary,
+    )  # fmt: skip
+    return predict_training(sizes, tokens=batch * job.recipe.data.length, trained=trained)

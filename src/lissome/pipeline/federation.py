@@ -16,6 +16,7 @@ from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, check_seed, option, read_toml, to_toml
 from lissome.core.errors import ConfigError, OrderError, unknown_name
 from lissome.core.events import EventStream
+from lissome.cost.activations import layer_outputs
 from lissome.cost.oracle import SubnetCost
 from lissome.data.partition import PartitionConfig
 from lissome.engine.federate.client import Worker
@@ -209,6 +210,11 @@ class FederationJob:
         facts = repr((fingerprint(model.module), self.classes))
         self._base = hashlib.sha256(facts.encode()).hexdigest()
         return model
+
+    @cached_property
+    def outputs(self) -> int:
+        """Numbers that all layers of the whole model give for one input."""
+        return layer_outputs(self.model)
 
     @property
     def base(self) -> str:

@@ -146,31 +146,34 @@ def _built(recipe: str, name: str, place: str) -> Worker:
 def local_nodes(job: FederationJob, parts: Path, state: Path, known: Credentials | None = None) -> list[Node]:
     """Give each client a folder with its rows, and return the nodes that read them.
 
+    Images and documents are not written out: a node on this machine reads its part of the recipe's own data.
+
     Args:
         job: The federation.
         parts: Where the folders with rows go.
         state: Where the folders go in which clients keep their private part.
         known: Keys of clients; those that are not there yet are made.
-
-    Raises:
-        ConfigError: When the data are not labelled texts, which alone are written out so far.
     """
-    dealt = job.silos.pool[0]
-    if not isinstance(dealt, Labelled):
-        raise ConfigError("a deployment learns classes so far; use --backend inprocess or ray for the next token.")
-    folders = write_parts(dealt, job.silos.partition, parts)
+    dealt, names = job.silos.pool[0], job.silos.names
+    folders = write_parts(dealt, job.silos.partition, parts) if isinstance(dealt, Labelled) else {}
     if known is not None:
-        make_credentials(known.folder, list(folders))
+        make_credentials(known.folder, list(names))
+
+    def place(index: int, name: str) -> dict[str, Any]:
+        if name not in folders:
+            return {"partition-id": index, "state": str(state.resolve())}
+        return {
+            "data": str(folders[name].resolve()), "state": str((state / name).resolve()),
+            "budget": job.kinds[name].budget, "kind": job.kinds[name].name,
+        }  # fmt: skip
+
     return [
         Node(
             name=name, key=known.client(name) / "key" if known is not None else None,
             public=known.client(name) / "key.pub" if known is not None else None,
-            config={
-                "data": str(folder.resolve()), "state": str((state / name).resolve()),
-                "budget": job.kinds[name].budget, "kind": job.kinds[name].name,
-            },
+            config=place(index, name),
         )
-        for name, folder in sorted(folders.items())
+        for index, name in enumerate(names)
     ]  # fmt: skip
 
 

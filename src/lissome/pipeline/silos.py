@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -9,23 +10,33 @@ from typing import Literal
 
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import ConfigError
+from lissome.data.images import Images, read_images
 from lissome.data.labelled import Labelled, read_labelled
-from lissome.data.partition import Partition, PartitionConfig, deal, partition, read_part
+from lissome.data.partition import Partition, PartitionConfig, partition, read_part
 from lissome.data.sources import Corpus, read_corpus
 from lissome.data.text import Encoder, all_windows
 from lissome.engine.classify import Encoded, encode
-from lissome.engine.federate.lessons import Classes, Tokens
+from lissome.engine.federate.lessons import Classes, Pictures, Tokens
 from lissome.engine.federate.training import Lesson
+from lissome.engine.images import examples
 from lissome.engine.train import derive
 from lissome.models.model import Model
+
+Rows = Labelled | Images | Corpus
+"""What clients may have: labelled texts or images, or documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(MethodConfig):
     """What is learned from, and what is held out."""
 
-    source: str = option("", "JSON lines with text and label, or text; what `data` of the recipe says")
-    learn: Literal["classes", "tokens"] = option("classes", "the class of each text, or the next token of a text")
+    source: str = option(
+        "", "JSON lines with text and label, or text; a folder or .npz of images; what `data` of the recipe says"
+    )
+    learn: Literal["classes", "tokens"] = option(
+        "classes", "the class of each text or image, or the next token of a text"
+    )
+    most: int = option(0, "examples to draw from all that there are; 0: all", low=0)
     test: float = option(0.2, "share that the server keeps, for judging the global model", low=0.01, high=0.9)
     held_out: float = option(0.2, "share of each client's examples that it is judged by", low=0.0, high=0.9)
     length: int = option(64, "most tokens of an example", low=2)
@@ -39,14 +50,14 @@ class Silos:
         config: What is learned, and what is held out.
         partition: Which client has which examples of the part that is dealt out.
         classes: Names of the classes; empty for text.
-        pool: What is dealt out, and what the server keeps: labelled texts or documents.
+        pool: What is dealt out, and what the server keeps: labelled texts, images or documents.
         seed: Of all that was drawn.
     """
 
     config: DataConfig
     partition: Partition
     classes: tuple[str, ...]
-    pool: tuple[Labelled, Labelled] | tuple[Corpus, Corpus]
+    pool: tuple[Rows, Rows]
     seed: int
 
     @property
@@ -66,11 +77,7 @@ class Silos:
     def client(self, name: str, model: Model) -> Lesson:
         """What one client learns from and is judged by."""
         places, dealt = self.partition.parts[name], self.pool[0]
-        if isinstance(dealt, Labelled):
-            rows: Labelled | Corpus = dealt.some(places)
-        else:
-            rows = Corpus(dealt.name, tuple(dealt.documents[at] for at in places))
-        return lesson(rows, model, self.config, self.classes, seed=derive(self.seed, "held out", name))
+        return lesson(_some(dealt, places), model, self.config, self.classes, seed=derive(self.seed, "held out", name))
 
 
 def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Silos:
@@ -82,11 +89,16 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
     """
     own = dealing.scheme == "own"
     if config.learn == "classes":
-        data = read_labelled(Path(config.source))
+        data = read_classes(config.source)
+        if config.most and config.most < len(data):
+            data = data.parts({"drawn": config.most / len(data)}, seed=derive(seed, "drawn"))["drawn"]
         if own:
-            return Silos(config, deal(data, dealing, seed=seed), data.classes, (data.some([]), data), seed)
+            dealt = partition([], [], dealing, data=data.sha256, seed=seed)
+            return Silos(config, dealt, data.classes, (data.some([]), data), seed)
         parts = data.parts({"clients": 1 - config.test, "server": config.test}, seed=derive(seed, "test"))
-        dealt = deal(parts["clients"], dealing, seed=derive(seed, "deal") % 2**32)
+        rows = parts["clients"]
+        whose = rows.owners if isinstance(rows, Labelled) else ()
+        dealt = partition(rows.labels, whose, dealing, data=rows.sha256, seed=derive(seed, "deal") % 2**32)
         return Silos(config, dealt, data.classes, (parts["clients"], parts["server"]), seed)
     corpus = read_corpus(config.source or None)
     if own:
@@ -94,6 +106,7 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
         return Silos(config, partition([], [], dealing, data=corpus.sha256, seed=seed), (), (empty, corpus), seed)
     documents = list(corpus.documents)
     Random(derive(seed, "test")).shuffle(documents)
+    documents = documents[: config.most or None]
     kept = max(1, round(config.test * len(documents)))
     rest = Corpus(corpus.name, tuple(documents[kept:]))
     owners = [document.owner for document in rest.documents]
@@ -101,6 +114,18 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
         [], owners if any(owners) else [""] * len(owners), dealing, data=rest.sha256, seed=derive(seed, "deal") % 2**32
     )
     return Silos(config, dealt, (), (rest, Corpus(corpus.name, tuple(documents[:kept]))), seed)
+
+
+def read_classes(source: str) -> Labelled | Images:
+    """Read labelled images where a folder or an archive of them is named, else labelled texts."""
+    path = Path(source)
+    return read_images(path) if path.is_dir() or path.suffix == ".npz" else read_labelled(path)
+
+
+def _some(rows: Rows, places: Sequence[int]) -> Rows:
+    if isinstance(rows, Corpus):
+        return Corpus(rows.name, tuple(rows.documents[at] for at in places))
+    return rows.some(places)
 
 
 def own_lesson(
@@ -126,12 +151,12 @@ def own_lesson(
         return str(facts["client"]), learned, str(facts["sha256"])
     if not name:
         raise ConfigError(f"{place} does not say whose data it holds; give the client a name.")
-    own = read_labelled(place, classes=classes) if config.learn == "classes" else read_corpus(place)
+    own: Rows = read_labelled(place, classes=classes) if config.learn == "classes" else read_corpus(place)
     return name, lesson(own, model, config, classes, seed=derive(seed, "held out", name)), own.sha256
 
 
 def lesson(
-    rows: Labelled | Corpus,
+    rows: Rows,
     model: Model,
     config: DataConfig,
     classes: tuple[str, ...],
@@ -142,8 +167,8 @@ def lesson(
     """Make a lesson of rows.
 
     Args:
-        rows: Labelled texts or documents.
-        model: Its tokenizer reads them.
+        rows: Labelled texts or images, or documents.
+        model: Its tokenizer reads texts; its configuration says what images it reads.
         config: What is learned, and what is held out.
         classes: Names of all classes.
         seed: Of the choice of what is held out.
@@ -153,11 +178,15 @@ def lesson(
         DataError: When there are too few rows.
     """
     share = config.held_out if train else 1.0
-    if isinstance(rows, Labelled):
+    if isinstance(rows, Labelled | Images):
         order = list(range(len(rows)))
         Random(seed).shuffle(order)
         count = min(len(order) - 1, round(share * len(order))) if train else len(order)
         held, learned = (sorted(order[:count]), sorted(order[count:]))
+        if isinstance(rows, Images):
+            model.anatomy.require("image", "learning the classes of images")
+            pictures = examples(model, rows)
+            return Pictures(pictures.some(learned), pictures.some(held), len(classes))
         parts = [
             encode(model, rows.some(places), length=config.length) if places else _nothing()
             for places in (learned, held)

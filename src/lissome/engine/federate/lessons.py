@@ -1,4 +1,4 @@
-"""What clients commonly learn: classes of texts, and the next token."""
+"""What clients commonly learn: classes of texts or images, and the next token."""
 
 # N texts or windows, T tokens
 
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from lissome.engine.classify import Classifier, Encoded, OwnHead, answers, classification
 from lissome.engine.forward import quick_attention
 from lissome.engine.hooks import Task
+from lissome.engine.images import ImageExamples
+from lissome.models.example import example
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
 
@@ -78,6 +80,118 @@ class Classes:
         logits, labels = answers(module, self.held_out), self.held_out.labels
         accuracy = float((logits.argmax(-1) == labels).float().mean())
         return len(labels), {"accuracy": accuracy, "loss": float(F.cross_entropy(logits, labels))}
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images into classes: by the model's own outputs where they are as many, else by a linear layer on its features.
+
+    Attributes:
+        data: Images to learn from.
+        held_out: Images to be judged by; may be empty.
+        classes: Number of classes of the whole federation.
+        seed: Of the first weights of a linear layer, the same everywhere.
+    """
+
+    data: ImageExamples
+    held_out: ImageExamples
+    classes: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of images to learn from."""
+        return len(self.data)
+
+    def around(self, model: Model) -> nn.Module:
+        """Return a classifier around the model."""
+        return PictureClassifier(model, self.classes, seed=self.seed)
+
+    def task(self, module: Any) -> Task:
+        """Return the task of learning the classes."""
+        return Task(
+            module=module, data=self.data,
+            loss=lambda inner, batch: self.losses(self.outputs(inner, batch.examples), batch.examples),
+        )  # fmt: skip
+
+    def outputs(self, module: Any, examples: Any) -> Tensor:
+        """Return the logits [B, K] of images."""
+        logits: Tensor = module(examples["pixel_values"])
+        return logits.float()
+
+    def losses(self, logits: Tensor, examples: Any) -> Tensor:
+        """Return the cross entropy of each image."""
+        return F.cross_entropy(logits, torch.as_tensor(examples["label"]), reduction="none")
+
+    @property
+    def held(self) -> int:
+        """Number of images held out."""
+        return len(self.held_out)
+
+    def some(self, learned: Sequence[int], held: Sequence[int]) -> Pictures:
+        """Return the lesson with the images at some positions."""
+        return replace(self, data=self.data.some(learned), held_out=self.held_out.some(held))
+
+    def turned(self) -> Pictures:
+        """Return the lesson that is judged by the images it learns from."""
+        return replace(self, held_out=self.data)
+
+    @torch.no_grad()
+    def score(self, module: Any) -> tuple[int, dict[str, float]]:
+        """Return how many images are held out, the share put into the right class, and the mean loss."""
+        if not len(self.held_out):
+            return 0, {}
+        found = [(module(pixels).float(), labels) for pixels, labels in self.held_out.batches(64)]
+        logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        accuracy = float((logits.argmax(-1) == labels).float().mean())
+        return len(labels), {"accuracy": accuracy, "loss": float(F.cross_entropy(logits, labels))}
+
+
+class PictureClassifier(nn.Module):
+    """A model of images with as many outputs as there are classes.
+
+    Statistics of batch norms stay those of the given model: each client's own would fit no other client.
+
+    Args:
+        model: Its module is shared, not copied.
+        classes: Number of classes K.
+        seed: Of the first weights of a head that the model does not have.
+    """
+
+    def __init__(self, model: Model, classes: int, *, seed: int = 0) -> None:
+        super().__init__()
+        self.module: Any = model.module
+        (self._name,) = example(model)
+        training = self.module.training
+        with torch.no_grad():
+            found = self._features(example(model)[self._name].float())
+        self.module.train(training)
+        self.head: nn.Module = nn.Identity()
+        if not self._own or found.shape[-1] != classes:
+            drawn = torch.randn(classes, found.shape[-1], generator=torch.Generator().manual_seed(seed))
+            self.head = nn.Linear(found.shape[-1], classes)
+            self.head.weight.data, self.head.bias.data = drawn / found.shape[-1] ** 0.5, torch.zeros(classes)
+
+    def train(self, mode: bool = True) -> PictureClassifier:
+        """Switch to training, batch norms apart."""
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [B, K] of images."""
+        logits: Tensor = self.head(self._features(pixels))
+        return logits
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """What the model gives for each image: its logits, or the mean of its last hidden states."""
+        result: Any = self.module(**{self._name: pixels})
+        states = getattr(result, "last_hidden_state", None)
+        self._own = states is None
+        if states is not None:
+            return states.mean(1)  # type: ignore[no-any-return]
+        return result if isinstance(result, Tensor) else result.logits
 
 
 @dataclass(frozen=True, eq=False)

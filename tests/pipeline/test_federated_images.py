@@ -1,0 +1,105 @@
+"""Federations that learn the classes of images, with a vision transformer and with a convolutional network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lissome.core.errors import UnsupportedModelError
+from lissome.engine.federate.lessons import PictureClassifier
+from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
+from lissome.models.load import load_model
+from lissome.models.model import Model
+from lissome.pipeline.federating import federate, plan_federation
+from lissome.pipeline.federation import FederationJob, FederationRecipe
+from lissome.testing.networks import network_model
+from lissome.testing.toys import toy_model
+
+pytest.importorskip("flwr_datasets", reason="needs flwr-datasets: pip install 'lissome[federate]'")
+
+RECIPE = """
+model = "model"
+seed = 2
+[data]
+source = "pictures.npz"
+most = 150
+[partition]
+clients = 3
+alpha = 1.0
+[federation]
+rounds = 2
+[[device]]
+name = "board"
+[[device]]
+name = "camera"
+budget = "block_params<=60%"
+[[step]]
+"""
+
+
+_NETWORK = ConvNetConfig(
+    image_size=12, stem=(8, 1), num_labels=4,
+    stages=[{"kind": "residual", "channels": channels, "blocks": 1, "stride": 2} for channels in (8, 16)],
+)  # fmt: skip
+
+
+def place(folder: Path, kind: str) -> Path:
+    """Write images whose class is their brightest quarter, a model and a recipe."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    image = rng.integers(0, 90, (200, 12, 12, 3), dtype=np.uint8)
+    for at, label in enumerate(labels):
+        top, left = 6 * (label // 2), 6 * (label % 2)
+        image[at, top : top + 6, left : left + 6] += 150
+    np.savez(folder / "pictures.npz", image=image, label=labels)
+    model = toy_model("vit", num_hidden_layers=2) if kind == "vit" else Model(ConvNetForImageClassification(_NETWORK))
+    model.save(folder / "model")
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        ("vit", 'method = "raffm"\nlr = 0.01\nepochs = 3'), ("vit-ranks", 'method = "ffm"\nlr = 0.02\nepochs = 3'),
+        ("resnet", 'method = "raffm"\nlr = 0.02\nepochs = 4\nelastic = ["width"]'),
+        ("resnet", 'method = "rafl"\nlr = 0.02\nelastic = ["width"]\ntrials = 6\nknowledge = "params<=80%"'),
+    ],
+)  # fmt: skip
+def test_clients_learn_images(kind: str, step: str, tmp_path: Path) -> None:
+    kind, _, ranks = kind.partition("-")
+    recipe = RECIPE.replace("block_params<=60%", "uplink<=70%") if ranks else RECIPE
+    (place(tmp_path, kind) / "recipe.toml").write_text(recipe + step)
+    plan = plan_federation(tmp_path / "recipe.toml")
+    assert sum(one.examples for one in plan.clients) == 120, "of 150 that were drawn the server keeps a fifth"
+    small = [one for one in plan.clients if one.kind == "camera"]
+    assert all(one.subnet for one in small)
+    report = federate(tmp_path / "recipe.toml", out=tmp_path / "out")
+    first, last = report.rounds[0]["metrics"], report.rounds[-1]["metrics"]
+    assert last["server/loss"] < first["server/loss"]
+    assert set(report.rounds[-1]["scores"]) == {"client-0", "client-1", "client-2"}
+    assert not report.audit
+    if "rafl" not in step:
+        model = load_model(tmp_path / "out")
+        assert model.anatomy.task == "image"
+
+
+def test_statistics_of_batch_norms_stay() -> None:
+    model = network_model("resnet")
+    module = PictureClassifier(model, 4).train()
+    before = {name: value.clone() for name, value in model.module.named_buffers()}
+    assert module(torch.randn(5, 3, 12, 12)).shape == (5, 4)
+    assert all(torch.equal(value, before[name]) for name, value in model.module.named_buffers())
+    assert isinstance(PictureClassifier(model, 5).head, torch.nn.Identity), "the network has five outputs already"
+
+
+def test_a_model_of_text_reads_no_images(tmp_path: Path) -> None:
+    (place(tmp_path, "vit") / "recipe.toml").write_text(RECIPE + 'method = "fedavg"')
+    toy_model("llama").save(tmp_path / "model2")
+    text = (tmp_path / "recipe.toml").read_text().replace('"model"', '"model2"')
+    job = FederationJob(FederationRecipe.from_toml(text, tmp_path))
+    with pytest.raises(UnsupportedModelError, match="a model of images"):
+        job.silos.server(job.model)
