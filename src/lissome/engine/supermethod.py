@@ -27,6 +27,7 @@ from lissome.engine.recover import fingerprint
 from lissome.engine.spaces import combinations
 from lissome.engine.supernet import heuristic
 from lissome.engine.train import TrainConfig, derive, train
+from lissome.models.adapters import merged_copy
 from lissome.models.binding import masked
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
@@ -140,7 +141,8 @@ class Making:
             lr: Peak learning rate (default: that of the settings).
             task: What is trained on what (default: the model on the objective's examples).
             loss: What they learn (default: the task's).
-            part: Which parameters are trained; see `lissome.engine.elastic.trained`.
+            part: Which parameters are trained; see `lissome.engine.elastic.trained`. ``"given"``: those that require a
+                gradient, and a head for classes.
         """
         config, model, context = self.config, self.model, self.context
         hooks = sampler if isinstance(sampler, Hooks) else Elastic(model, sampler)
@@ -181,7 +183,7 @@ class Making:
             given: Quality of the model before it became a super-network; see `quality`.
             details: What else is worth keeping.
         """
-        counter = Counter(self.model)
+        counter = Counter(merged_copy(self.model))  # adapters are merged when a Subnet is cut out
         named = {"largest": space.full, "middle": space.canonical(_middle(space)), "smallest": space.smallest}
         curve = [_point(0, "given", space.full, counter, given)]
         for name, subnet in named.items():

@@ -29,11 +29,13 @@ from lissome.cost.predicted import Agreement, Regression, Timed, held_out, time_
 from lissome.cost.table import LatencyTable, cached_table
 from lissome.data.text import TextSplits, text_splits
 from lissome.engine.objective import Objective, objective_of
+from lissome.engine.paths import kind_of
 from lissome.engine.search import Found, Goal, Problem, SearchConfig, samplers, work
 from lissome.engine.search import search as search_problem
 from lissome.engine.search.found import Split
 from lissome.engine.search.moves import draw
 from lissome.engine.search.subject import Masked, MaskedText, problem_of
+from lissome.models.adapters import merged_copy
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 from lissome.pipeline.compare import quiet
@@ -189,7 +191,9 @@ def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -
     names = {*Goal.of(_objectives(asked, quality)).names, *budget.names}
     elastic = is_elastic(target)
     space = space_of(model.manifest, Path(target)) if elastic and model.manifest is not None else model.space()
-    latency = _latency(asked, model, space, names, events)
+    # Adapters are merged when a Subnet is cut out: what it costs does not depend on their ranks.
+    priced, sizes = merged_copy(model), _without_ranks(space)
+    latency = _latency(asked, priced, sizes, names, events)
     original = {**latency.cost.figures(space.full), **latency.original}
     identity = {"lissome": __version__, "model": model.source.sha256 or model.name, "latency": latency.identity}
     goal = Goal.of(_objectives(asked, quality), budget, original=original)
@@ -223,6 +227,10 @@ def _examples(asked: Asked, model: Model, place: Path) -> tuple[Objective, Seque
         )
     objective = objective_of(data)
     return objective, objective.batches(elastic.examples), data.fingerprint
+
+
+def _without_ranks(space: Space) -> Space:
+    return replace(space, axes=tuple(axis for axis in space.axes if kind_of(axis) != "rank"))
 
 
 def _windows(splits: TextSplits | None) -> dict[Split, Tensor]:
@@ -268,7 +276,7 @@ def _measured(model: Model, space: Space, events: EventStream) -> _Latency:
     whole = time_subnets(model, space, [space.full], events=events).original
 
     def take(subnet: Subnet) -> dict[str, float]:
-        timed = time_subnets(model, space, [subnet])
+        timed = time_subnets(model, space, [Subnet({name: subnet[name] for name in space.by_name})])
         return {"latency": timed.seconds[0] / timed.original * whole}
 
     return _Latency(cost=SubnetCost(model), identity="measured", measured=take, original={"latency": whole})

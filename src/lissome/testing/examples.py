@@ -1,4 +1,4 @@
-"""Small labelled data that can be learnt in seconds: striped images, and texts whose class is a word."""
+"""Small data that can be learnt in seconds: striped images, texts whose class is a word, text that repeats itself."""
 
 from __future__ import annotations
 
@@ -42,4 +42,12 @@ def worded_texts(path: Path, *, count: int = 120) -> Path:
         rng.shuffle(text)
         lines.append(json.dumps({"text": " ".join(text), "label": label}))
     path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def repeated_text(path: Path) -> Path:
+    """Write enough text for every split of a toy job: documents that repeat a few words in orders of their own."""
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "wizards", "box", "quietly"]
+    documents = (" ".join(words[(i * k) % len(words)] for k in range(1, 80)) for i in range(1, 120))
+    path.write_text("\n\n".join(documents))
     return path

@@ -1,0 +1,138 @@
+"""LoNAS: only adapters and the head learn, adapter and weight always have one shape, and merge into one dense layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lissome import pipeline
+from lissome.core.errors import ConfigError
+from lissome.core.manifest import read_manifest
+from lissome.cost.counted import Counter
+from lissome.engine.search import Found
+from lissome.methods.elastic.lonas import LoNAS
+from lissome.models.adapters import adapters
+from lissome.models.binding import extract, masked
+from lissome.models.model import Model
+from lissome.models.space import Space
+from lissome.pipeline.reports import SupernetReport
+from lissome.testing.conformance import difference, outputs
+from lissome.testing.examples import repeated_text, worded_texts
+from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
+from lissome.testing.toys import toy_model, toy_module
+
+pytestmark = pytest.mark.long
+
+QUICK = ("steps=4", "multiple=1", "min_width=2", "ranks=4,2,1", "batch=4", "lr=0.05")
+IDS = torch.arange(4, 20).unsqueeze(0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("home")
+    worded_texts(place / "words.jsonl", count=90)
+    repeated_text(place / "text.txt")
+    sizes = {"vocab_size": TOY_VOCABULARY, "max_position_embeddings": 64}
+    Model(toy_module("bert", **sizes), toy_tokenizer()).save(place / "bert")
+    for name in ("llama", "qwen2"):
+        module = toy_module(name, vocab_size=TOY_VOCABULARY, max_position_embeddings=1024)
+        Model(module, toy_tokenizer()).save(place / name)
+    return place
+
+
+def make(home: Path, name: str, data: Path, out: Path, *settings: str) -> SupernetReport:
+    return pipeline.supernet(home / name, method="lonas", data=data, settings=(*QUICK, *settings), out=out)
+
+
+@pytest.fixture(scope="module")
+def made(home: Path) -> Path:
+    """A super-network of an encoder that was searched."""
+    make(home, "bert", home / "words.jsonl", home / "S")
+    pipeline.search(home / "S", out=home / "S" / "search", trials=8, settings=("population=4",))
+    return home / "S"
+
+
+def test_the_base_stays_as_it_was(home: Path, made: Path) -> None:
+    base, tuned = pipeline.load(home / "bert").module, pipeline.load(made).module
+    kept = dict(tuned.named_parameters())
+    for name, value in base.named_parameters():
+        if "pooler" not in name:  # part of the head, which learns
+            assert torch.equal(value, kept[f"bert.{name}"]), name
+    assert any(float(adapter.B.detach().abs().max()) > 0 for adapter in adapters(tuned).values())
+    details = read_manifest(made).lineage[0].details
+    heads = sum(value.numel() for name, value in kept.items() if "pooler" in name or "classifier" in name)
+    added = sum(value.numel() for name, value in kept.items() if ".adapter." in name)
+    assert details["trained"] == heads + added < 0.5 * details["of"]
+
+
+def test_adapters_are_where_the_paper_has_them(home: Path, made: Path, tmp_path: Path) -> None:
+    found = {name.rpartition(".")[2] for name in adapters(pipeline.load(made).module)}
+    assert found == {"query", "value"}
+    space = Space.from_json(read_manifest(made).space)
+    kinds = {axis.name.rpartition(".")[2]: axis.choices for axis in space.axes}
+    assert set(kinds) == {"groups", "width", "rank"}
+    assert kinds["rank"] == (1, 2, 4)
+    make(home, "llama", home / "text.txt", tmp_path / "S")
+    model, space = pipeline.load(tmp_path / "S"), Space.from_json(read_manifest(tmp_path / "S").space)
+    on = adapters(model.module)
+    assert {name.rpartition(".")[2] for name in on} == {
+        "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    per_layer = [axis.name for axis in space.axes if axis.name.startswith("layers.0.")]
+    assert per_layer == [
+        "layers.0.attention.q_proj+k_proj+v_proj.rank", "layers.0.mlp.width", "layers.0.mlp.gate_proj+up_proj.rank",
+    ]  # fmt: skip
+    down = on["model.layers.0.mlp.down_proj"]
+    assert down.ranks == (4,), "what writes the output has one rank, as the paper's down_proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("bert", ("order=wanda", "warm_steps=2")),
+        ("qwen2", ()),
+        pytest.param("bert", ("adapt=all",), marks=pytest.mark.slow),
+        pytest.param("bert", ("paths=sandwich",), marks=pytest.mark.slow),
+        pytest.param("llama", ("adapt=all", "order=l1", "warm_steps=1"), marks=pytest.mark.slow),
+    ],
+)
+def test_extracted_and_merged_is_what_was_masked(
+    name: str, settings: tuple[str, ...], home: Path, tmp_path: Path
+) -> None:
+    data = home / "words.jsonl" if name == "bert" else home / "text.txt"
+    report = make(home, name, data, tmp_path / "S", *settings)
+    searched = pipeline.search(tmp_path / "S", out=tmp_path / "S" / "search", trials=5)
+    assert searched.original["params"] == report.points[0]["figures"]["params"]
+    point = Found.load(tmp_path / "S" / "found.json").points[1]
+    cut = pipeline.extract_for(tmp_path / "S", point=point.number, out=tmp_path / "A")
+    small, whole = pipeline.load(tmp_path / "A"), pipeline.load(tmp_path / "S")
+    assert not adapters(small.module)
+    inputs = {"input_ids": IDS}
+    with masked(whole, cut.subnet, space=Space.from_json(read_manifest(tmp_path / "S").space)):
+        wanted = outputs(whole.module, inputs)
+    assert difference(outputs(small.module, inputs), wanted) < 1e-5
+    assert Counter(small).count().macs == point.figures["macs"] == cut.figures["macs"]
+    assert Counter(small).count().params == point.figures["params"]
+
+
+def test_untrained_adapters_change_nothing(home: Path, tmp_path: Path) -> None:
+    """With B = 0 the largest is the base, and every other one the base cut to its sizes."""
+    model = toy_model("llama")
+    LoNAS(LoNAS.Config(ranks=(4, 2)))._adapt(model, seed=0)
+    base = toy_model("llama")
+    inputs = {"input_ids": IDS}
+    assert torch.equal(outputs(model.module, inputs), outputs(base.module, inputs))
+    sizes = {"layers.1.mlp.width": 16, "layers.2.mlp.width": 24}
+    subnet = {**sizes, "layers.0.mlp.gate_proj+up_proj.rank": 2}
+    assert (
+        difference(outputs(extract(model, subnet).module, inputs), outputs(extract(base, sizes).module, inputs)) < 1e-6
+    )
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="set warm_steps too"):
+        LoNAS.Config(order="l1")
+    with pytest.raises(ConfigError, match="distinct, positive and descending"):
+        LoNAS.Config(ranks=(2, 4))
