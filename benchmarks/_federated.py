@@ -11,7 +11,11 @@ from benchmarks.shears.texts import declarations
 from lissome.core.events import EventStream
 from lissome.data.labelled import Labelled
 from lissome.data.partition import deal
+from lissome.engine.federate.mutual import OWN, bound_of
 from lissome.engine.federate.rounds import Federation
+from lissome.engine.federate.store import ClientStore
+from lissome.engine.federate.subnets import SubnetProgram
+from lissome.engine.federate.training import Bound, Lesson
 from lissome.engine.train import derive
 from lissome.pipeline.federating import serve
 from lissome.pipeline.federation import FederationJob, FederationRecipe
@@ -35,7 +39,13 @@ def texts() -> dict[str, Labelled]:
 
 
 def recipe(
-    step: Mapping[str, Any], *, seed: int, rounds: int, devices: Sequence[Mapping[str, Any]] = ({},), **loop: Any
+    step: Mapping[str, Any],
+    *,
+    seed: int,
+    rounds: int,
+    devices: Sequence[Mapping[str, Any]] = ({},),
+    arm: str = "federated",
+    **loop: Any,
 ) -> FederationRecipe:
     """Return the recipe of one arm; the data are those of `texts`.
 
@@ -44,6 +54,7 @@ def recipe(
         seed: Of everything.
         rounds: How many.
         devices: Kinds of devices.
+        arm: As in any recipe.
         loop: Other settings of the loop.
     """
     from lissome.core.config import to_toml
@@ -51,7 +62,7 @@ def recipe(
     return FederationRecipe.from_toml(
         to_toml(
             {
-                "model": "minilm", "seed": seed, "data": {"source": "declarations", "length": LENGTH},
+                "model": "minilm", "seed": seed, "arm": arm, "data": {"source": "declarations", "length": LENGTH},
                 "partition": {"scheme": "dirichlet", "clients": CLIENTS, "alpha": ALPHA},
                 "federation": {"rounds": rounds, **loop}, "device": [dict(one) for one in devices],
                 "step": [dict(step)],
@@ -65,8 +76,46 @@ def job_of(made: FederationRecipe) -> FederationJob:
     parts = texts()
     dealt = deal(parts["train"], made.partition, seed=derive(made.seed, "deal") % 2**32)
     job = FederationJob(made)
-    vars(job)["silos"] = Silos(made.data, dealt, LANGUAGES, (parts["train"], parts["test"]), made.seed)
+    silos = Silos(made.data, dealt, LANGUAGES, (parts["train"], parts["test"]), made.seed)
+    vars(job)["silos"] = silos.together() if made.arm == "centralised" else silos
     return job
+
+
+def own_scores(job: FederationJob, folder: Path) -> dict[str, dict[str, float]]:
+    """Judge what every client kept for itself: on the texts of the server, and on those that it learned from.
+
+    Args:
+        job: An arm whose clients keep whole models (``arm = "local"``, or RaFL).
+        folder: As of `run`.
+
+    Returns:
+        By client: ``test`` and ``train``, accuracies.
+    """
+    found = {}
+    for name in job.silos.names:
+        kept = ClientStore(folder / "clients" / name).before(10**9)
+        lesson, own = job.silos.client(name, job.model), kept.facts.get("subnet")
+        bound = bound_of(job.model, own, lesson)
+        bound.load({key.removeprefix(OWN): value for key, value in kept.tensors.items() if _is_own(bound, key)})
+        found[name] = _both(job, lesson, bound)
+    return found
+
+
+def global_scores(job: FederationJob, federation: Federation) -> dict[str, dict[str, float]]:
+    """Judge the global model as `own_scores` judges own ones; what it learned from is each client's part."""
+    assert isinstance(federation.program, SubnetProgram)
+    bound = federation.program.loaded()
+    return {name: _both(job, job.silos.client(name, job.model), bound) for name in job.silos.names}
+
+
+def _both(job: FederationJob, lesson: Lesson, bound: Bound) -> dict[str, float]:
+    bound.module.eval()
+    test, train = job.silos.server(job.model), lesson.turned()
+    return {key: one.score(bound.module)[1]["accuracy"] for key, one in (("test", test), ("train", train))}
+
+
+def _is_own(bound: Bound, key: str) -> bool:
+    return key.removeprefix(OWN) in bound.parameters
 
 
 def run(job: FederationJob, folder: Path, names: Sequence[str] = ()) -> tuple[Federation, dict[str, Any]]:
@@ -86,9 +135,15 @@ def run(job: FederationJob, folder: Path, names: Sequence[str] = ()) -> tuple[Fe
     return federation, {
         "accuracy": [one.metrics.get("server/accuracy") for one in federation.rounds],
         "clients": {name: scores.get("accuracy") for name, scores in last.scores.items()},
-        "payload": total.payload, "message": total.message, "trained": _trained(federation),
+        "evaluated": dict(last.metrics), "payload": total.payload, "message": total.message,
+        "training": _training(federation), "trained": _trained(federation),
         "examples": {name: len(job.silos.partition.parts[name]) for name in job.silos.names},
     }  # fmt: skip
+
+
+def _training(federation: Federation) -> int:
+    """Bytes of tensors of the phases that train, both ways."""
+    return sum(federation.bytes(action=action).payload for action in ("train", "score"))
 
 
 def _trained(federation: Federation) -> dict[str, int]:

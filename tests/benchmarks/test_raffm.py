@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _federated
 from benchmarks.raffm import arms, run, table
-from lissome.data.labelled import Labelled
-from tests.pipeline.federated import make_place
+from tests.benchmarks.federated import toy
 
 _ACCURACY = {"raffm": 0.80, "full": 0.81, "big-only": 0.6, "heterofl": 0.75, "smallest": 0.7}
 
@@ -64,15 +62,7 @@ def test_tables_say_what_was_measured() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("arm", ["raffm", "big-only"])
 def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("flwr_datasets", reason="needs flwr-datasets: pip install 'lissome[federate]'")
-    from lissome.pipeline import federation
-
-    place = make_place(tmp_path)
-    load = federation.load
-    monkeypatch.setattr(federation, "load", lambda name, **options: load(str(place / "model"), **options))
-    rows = [(f"{name} {index}", label) for label, name in enumerate(_federated.LANGUAGES) for index in range(12)]
-    part = Labelled("toy", tuple(text for text, _ in rows), tuple(label for _, label in rows), _federated.LANGUAGES)
-    monkeypatch.setattr(_federated, "texts", lambda: {"train": part, "test": part})
+    toy(tmp_path, monkeypatch)
     cell = arms.arm(arm, 0, 1, tmp_path / "arm")
     assert len(cell["accuracy"]) == 2
     assert len(cell["kinds"]) == 10

@@ -1,0 +1,79 @@
+"""The arms of the claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks._federated import global_scores, job_of, own_scores, recipe, run
+from lissome.engine.federate.continual import summary
+from lissome.engine.federate.retrieval import CLASSES, SCORES, embed, judged, ranked
+
+ROUNDS, SLICES, RESULTS, TOKENS, WIDTH = 10, 4, 5, 16, 384
+LORA: dict[str, Any] = {"method": "ffm", "lr": 1e-3, "epochs": 1.0, "rank": 8}
+CONTINUAL: dict[str, Any] = {"method": "ffm", "recipe": "continual", "slices": SLICES, "lr": 1e-3, "rank": 8}
+
+FINETUNED: dict[str, dict[str, Any]] = {
+    "full": {"method": "fedavg", "lr": 3e-4},
+    "head": {"method": "fedavg", "trains": "head", "lr": 3e-3},
+    "prompt": {"method": "ffm", "recipe": "prompt", "tokens": TOKENS, "lr": 1e-2},
+    "lora": LORA,
+    "lora-product": {**LORA, "lora": "product"},
+    "lora-freeze-a": {**LORA, "lora": "freeze-a"},
+    "lora-stack": {**LORA, "lora": "stack"},
+}
+"""Trained federated, at equal rounds and epochs."""
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "centralised": {**LORA, "arm": "centralised"},
+    "local": {**LORA, "arm": "local"},
+    "zero-shot": {**LORA, "arm": "zero-shot"},
+}
+
+PROTECTED: dict[str, dict[str, Any]] = {
+    f"continual-{name}": {**CONTINUAL, "protect": name, "strength": 1.0} for name in ("none", "replay", "ewc", "distil")
+}
+"""A client's rows stand by language, so every slice brings other languages."""
+
+
+def finetuned(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Run a federated arm, or one that it is compared with."""
+    step = dict({**FINETUNED, **OTHERS}[name])
+    arm = step.pop("arm", "federated")
+    job = job_of(recipe(step, seed=seed, rounds=rounds, arm=arm))
+    federation, cell = run(job, folder)
+    if arm == "local":
+        cell["own"] = own_scores(job, folder)
+    elif arm == "federated" and step.get("lora") != "stack":
+        cell["own"] = global_scores(job, federation)
+    return cell
+
+
+def continual(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Run a continual arm; return what became of each slice."""
+    period = max(1, rounds // SLICES)
+    job = job_of(recipe({**PROTECTED[name], "period": period}, seed=seed, rounds=period * SLICES))
+    federation, cell = run(job, folder)
+    ends = [one for one in federation.rounds if one.number and one.number % period == 0]
+    matrix = [[one.metrics[f"evaluate/slice-{at + 1}/accuracy"] for at in range(SLICES)] for one in ends]
+    return {**cell, "matrix": matrix, **summary(matrix)}
+
+
+def retrieval(seed: int, folder: Path) -> dict[str, float]:
+    """Search across clients, and in one index that has all documents."""
+    step = {"method": "ffm", "recipe": "retrieve", "results": RESULTS}
+    job = job_of(recipe(step, seed=seed, rounds=1))
+    federation, cell = run(job, folder)
+    asked: Any = job.silos.server(job.model)
+    texts = [job.silos.client(name, job.model) for name in job.silos.names]
+    index = torch.cat([embed(job.model, one.data) for one in texts])  # type: ignore[attr-defined]
+    labels = torch.cat([one.data.labels for one in texts])  # type: ignore[attr-defined]
+    central = ranked(embed(job.model, asked.held_out), index, labels, RESULTS)
+    found = federation.program.tensors
+    return {
+        "recall": judged(found[CLASSES], asked.held_out.labels)["recall"],
+        "central": judged(central[CLASSES], asked.held_out.labels)["recall"],
+        "apart": float((found[SCORES] - central[SCORES]).abs().max()), "payload": cell["payload"],
+    }  # fmt: skip

@@ -1,0 +1,64 @@
+"""The arms of the claim and their fleet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks._federated import job_of, own_scores, recipe, run
+from lissome.core.budget import Budget
+from lissome.engine.federate.subnets import SubnetProgram
+from lissome.models.binding import extract
+from lissome.pipeline.federation import FederationJob
+
+ROUNDS = 12
+TIERS = ("block_params<=80%", "block_params<=60%", "block_params<=45%", "block_params<=30%")
+FLEET = tuple({"name": f"tier-{number}", "budget": budget} for number, budget in enumerate(TIERS))
+STEP: dict[str, Any] = {"lr": 3e-4, "epochs": 1.0, "batch": 16}
+ARMS: dict[str, dict[str, Any]] = {
+    "knowledge": {"method": "rafl"},
+    "both": {"method": "rafl", "share": "both"},
+    "overlap": {"method": "rafl", "share": "overlap"},
+    "local": {"method": "rafl", "share": "none"},
+    "random": {"method": "rafl", "allocate": "random"},
+    "alike": {"method": "rafl", "allocate": "largest"},
+    "weakest": {"method": "fedavg"},
+}
+"""`weakest` trains on all clients what the weakest can hold, and averages it; `local` shares nothing."""
+
+PARTICIPATION = {"all": 1.0, "sporadic": 0.25}
+
+
+def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Run one arm and return what its cell stores; `own` judges every client's model by the server's texts too."""
+    fleet = ({"name": "weakest", "budget": TIERS[-1]},) if name == "weakest" else FLEET
+    job = job_of(recipe({**STEP, **ARMS[name]}, seed=seed, rounds=rounds, devices=fleet, sample=sample))
+    federation, cell = run(job, folder)
+    cell["kinds"] = {one: kind.name for one, kind in job.kinds.items()}
+    cell["mean_client"] = mean(value for value in cell["clients"].values() if value is not None)
+    if name != "weakest":
+        assert isinstance(federation.program, SubnetProgram)
+        cell["own"] = own_scores(job, folder)
+        cell["tiers"] = tiers(job, federation.program)
+    return cell
+
+
+def tiers(job: FederationJob, program: SubnetProgram) -> dict[str, dict[str, float]]:
+    """Count every tier's architecture by the parameters of its extracted model, and what its budget allows."""
+    planner, found = program.planner, {}
+    assert planner is not None
+    for budget in TIERS:
+        subnet = program.choose(_profile(budget), None)  # type: ignore[arg-type]
+        assert subnet is not None
+        small = extract(job.model, {**job.model.anatomy.space(finest=True).full, **subnet})
+        blocks = (small.module.get_submodule(block) for block in small.anatomy.blocks)
+        limit = Budget.parse(budget).terms[0].limit(planner.full)
+        found[budget] = {"limit": limit, "params": sum(one.numel() for block in blocks for one in block.parameters())}
+    return found
+
+
+def _profile(budget: str) -> Any:
+    from lissome.engine.federate.profile import Profile
+
+    return Profile(name="x", examples=1, budget=budget)
