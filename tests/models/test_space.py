@@ -231,3 +231,18 @@ def test_of_a_chain_only_the_last_ones_go(length: int, fixed: int, seed: int) ->
             space.check({**space.full, names[0]: 0})
     with pytest.raises(SubnetError, match="free to go"):
         Space((Axis("a", (0, 1)), Axis("b", (1,))), chains=(("a", "b"),))
+
+
+@given(st.integers(2, 4), st.integers(0, 99))
+def test_what_is_tied_goes_together(count: int, seed: int) -> None:
+    names = tuple(f"part.{index}" for index in range(count))
+    parts, rng = tuple(Axis(name, (0, 1)) for name in names), Random(seed)
+    space = Space((*parts, Axis("other", (0, 1))), quorums=(("other", names[-1]),), ties=(names,))
+    for subnet in (space.smallest, space.full, space.sample(rng), space.neighbour(space.sample(rng), rng)):
+        assert len({subnet[name] for name in names}) == 1
+        assert space.check(subnet) == subnet and space.allows(subnet)
+    assert Space.from_json(json.loads(json.dumps(space.to_json()))) == space
+    with pytest.raises(SubnetError, match="go together"):
+        space.check({**space.full, names[0]: 0})
+    with pytest.raises(SubnetError, match="do not have the same choices"):
+        Space((Axis("a", (0, 1)), Axis("b", (1,))), ties=(("a", "b"),))

@@ -23,6 +23,9 @@ from lissome.ops import importance
 SCORES = (*importance.SCORES, "random")
 """Names of the scores of single weights."""
 
+GRADIENTS = frozenset({"first_order", "movement"})
+"""Those that need a task."""
+
 Sides = Literal["makes", "reads", "both"]
 
 _Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -43,8 +46,8 @@ def saliency(
         model: The model, unmasked; unchanged afterwards.
         score: One of `SCORES`.
         batches: Inputs, for ``"wanda"``.
-        task: What is learnt, for ``"first_order"``.
-        examples: Examples whose gradients ``"first_order"`` looks at, one by one.
+        task: What is learnt, for `GRADIENTS`.
+        examples: Examples whose gradients these look at, one by one.
         seed: Of ``"random"``.
 
     Returns:
@@ -59,9 +62,9 @@ def saliency(
     if score == "wanda":
         norms = _input_norms(model.module, batches)
         return {name: importance.wanda(value, norms.get(name)) for name, value in weights.items()}
-    if score == "first_order":
+    if score in GRADIENTS:
         assert task is not None
-        return _first_order(weights, task, examples)
+        return _by_gradients(weights, task, examples, importance.SCORES[score])
     if score == "random":
         generator = torch.Generator().manual_seed(seed)
         return {name: torch.rand(value.shape, generator=generator) for name, value in weights.items()}
@@ -151,8 +154,10 @@ def _adding(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[An
     return hook
 
 
-def _first_order(weights: Mapping[str, nn.Parameter], task: Task, examples: int) -> dict[str, Tensor]:
-    """Sum over single examples of (weight · gradient)²: gradients of many examples would cancel at a minimum."""
+def _by_gradients(
+    weights: Mapping[str, nn.Parameter], task: Task, examples: int, score: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Sum a score over single examples: gradients of many examples would cancel at a minimum."""
     from torch.utils.data import default_collate
 
     totals = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in weights.items()}
@@ -168,7 +173,7 @@ def _first_order(weights: Mapping[str, nn.Parameter], task: Task, examples: int)
             task.loss(task.module, batch).sum().backward()
             for name, value in weights.items():
                 if value.grad is not None:
-                    totals[name] += importance.first_order(value, value.grad)
+                    totals[name] += score(value, value.grad)
     finally:
         task.module.zero_grad(set_to_none=True)
         for name, value in weights.items():

@@ -61,7 +61,7 @@ def elastic_space(
     *,
     kinds: Sequence[str] = KINDS,
     chains: Sequence[Sequence[str]] = (),
-    free: Sequence[str] = (),
+    ties: Sequence[Sequence[str]] = (),
 ) -> Space:
     """Return the Space of a super-network.
 
@@ -70,13 +70,13 @@ def elastic_space(
         rule: Sizes of channels and heads; kernels and ranks have their own.
         kinds: What is elastic.
         chains: Branches of which only the last ones may go; see `lissome.engine.paths.depth_groups`.
-        free: Branches that may go by themselves.
+        ties: Branches that may go together: the parts of a layer.
 
     Raises:
         SubnetError: When nothing is left to choose; says why.
     """
     axes: dict[str, Axis] = {}
-    loose = {*free, *(name for chain in chains for name in chain)} if "depth" in kinds else set()
+    loose = {name for names in (*chains, *ties) for name in names} if "depth" in kinds else set()
     for branch in model.anatomy.branches:
         if branch.name in loose and branch.removable:
             axes[branch.name] = Axis(branch.name, (0, 1))
@@ -92,7 +92,10 @@ def elastic_space(
                 axes.setdefault(name, Axis(name, choices, switch=switch))
     kept = (tuple(name for name in chain if name in axes) for chain in chains)
     quorums = tuple(names for names in model.anatomy.quorums if all(name in axes for name in names))
-    space = Space(tuple(axes.values()), quorums, tuple(chain for chain in kept if chain))
+    tied = (tuple(name for name in names if name in axes) for names in ties)
+    space = Space(
+        tuple(axes.values()), quorums, tuple(chain for chain in kept if chain), tuple(tie for tie in tied if tie)
+    )
     if not space.axes:
         raise SubnetError(_nothing(model, kinds))
     return space
@@ -131,12 +134,12 @@ def narrowed(space: Space, kinds: Sequence[str], *, choices: int | None = None, 
     free = {name: axis if axis.switch in axes else replace(axis, switch=None) for name, axis in axes.items()}
     quorums = tuple(names for names in space.quorums if all(name in free for name in names))
     kept_chains = tuple(chain for chain in chains if chain and chain[0] in free)
-    return Space(tuple(free.values()), quorums, kept_chains)
+    return Space(tuple(free.values()), quorums, kept_chains, tuple(tie for tie in space.ties if tie[0] in free))
 
 
 def combinations(space: Space) -> int:
-    """Return how many combinations of choices a Space has; of a chain only the last ones go."""
-    chained = {name for chain in space.chains for name in chain}
+    """Return how many combinations of choices a Space has; of a chain only the last ones go, of a tie all or none."""
+    chained = {name for names in space.chains for name in names} | {name for tie in space.ties for name in tie[1:]}
     total = 1
     for axis in space.axes:
         total *= 1 if axis.name in chained else len(axis.choices)

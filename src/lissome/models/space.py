@@ -106,20 +106,22 @@ class Space:
         axes: The axes, in the order of the model.
         quorums: Groups of keep-axes of which at least one must stay (a decoder needs one attention, for positions).
         chains: Groups of keep-axes, in order, of which only the last ones may be 0: who learns to be optional is deep.
+        ties: Groups of keep-axes that always have one value: the parts of a layer that goes as a whole.
 
     Raises:
-        SubnetError: When two axes share a name, or a switch, quorum or chain names an axis that is not there.
+        SubnetError: When two axes share a name, or a switch, quorum, chain or tie names an axis that is not there.
     """
 
     axes: tuple[Axis, ...]
     quorums: tuple[tuple[str, ...], ...] = ()
     chains: tuple[tuple[str, ...], ...] = ()
+    ties: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.by_name) != len(self.axes):
             raise SubnetError("two axes of a Space share a name; every decision needs its own.")
         used = [axis.switch for axis in self.axes if axis.switch is not None]
-        for name in (*used, *(name for names in (*self.quorums, *self.chains) for name in names)):
+        for name in (*used, *(name for names in (*self.quorums, *self.chains, *self.ties) for name in names)):
             if name not in self.by_name:
                 raise SubnetError(unknown_name("axis", name, self.by_name))
         if not all(self.quorums):
@@ -132,6 +134,9 @@ class Space:
             if fixed != sorted(fixed, reverse=True) or any(self.by_name[name].switch for name in names):
                 chain = f"{names[0]} … {names[-1]}"
                 raise SubnetError(f"of the chain {chain} the last ones must be free to go by themselves.")
+        for names in self.ties:
+            if len({(self.by_name[name].choices, self.by_name[name].switch) for name in names}) > 1:
+                raise SubnetError(f"{' and '.join(names)} are tied, but do not have the same choices.")
 
     @classmethod
     def of(cls, model: Any, **options: Any) -> Space:
@@ -169,6 +174,8 @@ class Space:
     def repaired(self, values: Mapping[str, int], rng: Random) -> Subnet:
         """Return the Subnet of these choices: of a chain the last ones go, of a broken quorum one stays after all."""
         kept = dict(values)
+        for names in self.ties:
+            kept |= dict.fromkeys(names, kept[names[0]])
         for names in self.chains:
             skipped = sum(not kept[name] for name in names)
             kept |= {name: int(index < len(names) - skipped) for index, name in enumerate(names)}
@@ -227,12 +234,16 @@ class Space:
         for names in self.chains:
             if not _ends(names, checked):
                 raise SubnetError(f"of {names[0]} … {names[-1]} only the last ones may be removed.")
+        for names in self.ties:
+            if len({checked[name] for name in names}) > 1:
+                raise SubnetError(f"{' and '.join(names)} go together; give them one value.")
         return checked
 
     def allows(self, subnet: Mapping[str, int]) -> bool:
-        """Whether every quorum and every chain of the Space is respected."""
+        """Whether every quorum, every chain and every tie of the Space is respected."""
         quorums = all(self._met(names, subnet) for names in self.quorums)
-        return quorums and all(_ends(names, subnet) for names in self.chains)
+        chains = all(_ends(names, subnet) for names in self.chains)
+        return quorums and chains and all(len({subnet[name] for name in names}) == 1 for names in self.ties)
 
     def to_json(self) -> dict[str, Any]:
         """Return the Space as JSON-able fields."""
@@ -254,8 +265,9 @@ class Space:
         return any(values[name] and all(values[it] for it in self._switches(self.by_name[name])) for name in quorum)
 
     def _keep(self, name: str, values: dict[str, int]) -> None:
-        """Give the named axis, the switches it depends on, and those before it in a chain, a value that keeps it."""
-        for kept in (name, *self._switches(self.by_name[name]), *self._before(name)):
+        """Give the named axis, and all that it cannot be kept without, a value that keeps it."""
+        tied = (each for names in self.ties if name in names for each in names)
+        for kept in (name, *self._switches(self.by_name[name]), *self._before(name), *tied):
             values[kept] = values[kept] or next(value for value in self.by_name[kept].choices if value)
 
     def _before(self, name: str) -> tuple[str, ...]:

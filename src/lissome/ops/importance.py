@@ -130,10 +130,16 @@ def first_order(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight.detach().float() * gradient.detach().float()).square()
 
 
+def movement(weight: Tensor, gradient: Tensor) -> Tensor:
+    """|w · ∂loss/∂w| of one example."""
+    return (weight.detach().float() * gradient.detach().float()).abs()
+
+
 SCORES: dict[str, Callable[..., Tensor]] = {
     "l1": l1,
     "l2": l2,
     "wanda": wanda,
     "first_order": first_order,
+    "movement": movement,
 }
 """Scores of single weights, by name."""
