@@ -20,9 +20,21 @@ from lissome.engine.federate.merge import Bounded, Mean, Merger, Overlap, Piece,
 from lissome.engine.federate.outer import Adam, Momentum, Replace
 from lissome.engine.federate.shelf import Intake
 from lissome.models.model import Model
+from lissome.testing.networks import network_model
 from lissome.testing.toys import toy_model
 
-MODELS = {family: toy_model(family) for family in ("llama", "gemma2", "bert", "vit", "bamba")}
+MODELS = {family: toy_model(family) for family in ("llama", "gemma2", "bert", "vit", "bamba")} | {
+    "minilm": toy_model(
+        "bert", hidden_size=24, num_attention_heads=12, intermediate_size=96, num_hidden_layers=6
+    ),
+    "smollm2": toy_model(
+        "llama", hidden_size=36, num_attention_heads=9, num_key_value_heads=3, head_dim=4, intermediate_size=96,
+        tie_word_embeddings=True,
+    ),
+    "resnet": network_model("resnet"),
+    "mobilenet": network_model("mobilenet"),
+}  # fmt: skip
+"""Toys of every family, those of MiniLM and SmolLM2 with as many blocks or heads, and convolutional networks."""
 
 
 def tensors_of(model: Model, seed: int | None = None) -> dict[str, Tensor]:
@@ -64,7 +76,7 @@ def reference(base: dict[str, Tensor], given: Sequence[Piece]) -> dict[str, Tens
     }
 
 
-@settings(max_examples=25)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(MODELS)), st.integers(0, 999), st.integers(1, 5), st.sampled_from([1.0, 0.6]))
 def test_equal_weights_come_back_bit_for_bit(family: str, seed: int, count: int, keep: float) -> None:
     model = MODELS[family]
@@ -75,7 +87,7 @@ def test_equal_weights_come_back_bit_for_bit(family: str, seed: int, count: int,
             assert torch.equal(value, base[name]), f"{merger}: {name}"
 
 
-@settings(max_examples=15)
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from(sorted(MODELS)), st.integers(0, 999), st.integers(1, 4))
 def test_overlap_is_the_formula_and_keeps_what_nobody_holds(family: str, seed: int, count: int) -> None:
     model = MODELS[family]
