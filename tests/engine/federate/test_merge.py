@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
 from lissome.engine.federate.layout import Layout, add
-from lissome.engine.federate.merge import Bounded, Mean, Merger, Overlap, Piece, Trimmed, update_norm
+from lissome.engine.federate.merge import Bounded, Mean, Merger, Overlap, Piece, Private, Trimmed, update_norm
 from lissome.engine.federate.outer import Adam, Momentum, Replace
 from lissome.engine.federate.shelf import Intake
 from lissome.models.model import Model
@@ -192,6 +192,39 @@ def test_a_liar_moves_a_trimmed_mean_and_a_bounded_one_little() -> None:
             Trimmed(base, share)
     with pytest.raises(ConfigError, match="above 0"):
         Bounded(base, norm=0.0)
+
+
+def _piece(name: str, value: float, weight: float = 1.0) -> Piece:
+    tensors = {"w": torch.full((3,), value), "v": torch.zeros(2000)}
+    return Piece(client=name, weight=weight, layout=Layout.whole(tensors), tensors=tensors)
+
+
+def test_private_sums_are_clipped_divided_by_a_fixed_number_and_noisy() -> None:
+    base = {"w": torch.zeros(3), "v": torch.zeros(2000)}
+
+    def found(given: Sequence[Piece], noise: float) -> dict[str, Tensor]:
+        return merged(
+            partial(Private, clip=1.0, noise=noise, clients=4, generator=torch.Generator().manual_seed(1)), base, given
+        )
+
+    quiet = found([_piece("a", 0.1), _piece("b", 1e6, weight=1e9)], 1e-9)
+    assert torch.allclose(quiet["w"], torch.full((3,), (0.1 + 3**-0.5) / 4)), "a long update has norm 1, and no weight"
+    with_one, without = (found(given, 2.0) for given in ([_piece("a", 0.1), _piece("b", 9.0)], [_piece("a", 0.1)]))
+    moved = torch.cat([(with_one[name] - without[name]).flatten() for name in base])
+    assert float(moved.norm()) <= 1 / 4 + 1e-5, "one client moves the result by at most C over the fixed number"
+    assert float(with_one["v"].std()) == pytest.approx(2.0 / 4, rel=0.1), "z·C over it, in every coordinate"
+    half = Layout({"w": {0: torch.arange(1)}})
+    sliced = Piece(client="c", weight=1.0, layout=half, tensors={"w": torch.tensor([0.5])})
+    assert torch.allclose(found([sliced], 1e-9)["w"], torch.tensor([0.125, 0.0, 0.0]), atol=1e-6)
+    assert found([], 1.0) == {}
+    one, other = (merged(partial(Private, clip=1.0, noise=1.0, clients=1), base, [_piece("a", 0.0)]) for _ in range(2))
+    assert not torch.equal(one["v"], other["v"]), "no seed of ours gives the noise away"
+    twice = Private(base, clip=1.0, noise=1.0, clients=1)
+    twice.add(_piece("a", 0.1))
+    with pytest.raises(FederationError, match="already"):
+        twice.add(_piece("a", 0.1))
+    with pytest.raises(ConfigError, match="above 0"):
+        Private(base, clip=0.0, noise=1.0, clients=1)
 
 
 def test_trimming_counts_those_who_hold_a_coordinate() -> None:

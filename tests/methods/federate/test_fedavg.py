@@ -20,6 +20,7 @@ from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import TASK
 from lissome.methods.federate.fedavg import FedAvg
+from lissome.ops.privacy import epsilon
 from tests.engine.federate.fleet import encoder, lesson
 
 
@@ -64,3 +65,27 @@ def test_it_is_no_step_of_fit() -> None:
         info.load()(FedAvg.Config()).run(None, None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="lissome federate"):
         info.load()(FedAvg.Config()).plan(None, Budget())  # type: ignore[arg-type]
+
+
+def test_noise_says_what_it_promises(tmp_path: Path) -> None:
+    config = FedAvg.Config(lr=0.01, bound=0.5, noise=0.8, noise_clients=2, delta=1e-4)
+    model = encoder()
+    made = FedAvg(config)
+    made.prepare(model, 0)
+    server = made.server(ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=tmp_path))
+    who = {
+        name: partial(
+            Worker,
+            made.client(ClientSite(facts=Profile(name=name, examples=0), model=model, lesson=lesson(1), seed=0)),
+            ClientStore(tmp_path / name),
+        )
+        for name in ("a", "b")
+    }
+    loop = RoundsConfig(rounds=3, evaluate_every=0)
+    rounds = Federation(server, LocalLink(who), loop, folder=tmp_path / "s", identity={}).run()
+    promised = [one.metrics["train/epsilon"] for one in rounds[1:]]
+    assert promised == [epsilon(0.8, number, 1e-4) for number in (1, 2, 3)]
+    given = {"noise": 1.0, "bound": 1.0}
+    for changes in ({"noise": 1.0}, given, {**given, "noise_clients": 2, "merge": "mean"}):
+        with pytest.raises(ConfigError, match="noise needs"):
+            FedAvg.Config(**changes)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ them in the order of the clients' names.
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -217,6 +218,63 @@ class Bounded:
         for name, place in piece.layout.places.items():
             old, new = cut(self.base[name], place), piece.tensors[name]
             yield name, (old.double() + factor * (new.double() - old.double())).to(new.dtype)
+
+
+class Private:
+    """Sum of clipped updates with Gaussian noise, over a fixed number: user-level differential privacy.
+
+    A client's update over all its tensors, zero where it holds nothing, is shortened to a norm of at most `clip`, and
+    counts the same as any other, whatever it says of its examples. The sum gets noise of `noise`·`clip` in every
+    coordinate, and is divided by `clients`: a number that was fixed before, because the one that came would tell who
+    did. Coordinates that few hold move less for it.
+
+    Args:
+        base: The old values.
+        clip: C, largest norm of one client's update.
+        noise: z; the standard deviation of the noise is z·C.
+        clients: What sums are divided by.
+        generator: Draws the noise (default: seeded by the operating system, because whoever knows a seed can take the
+            noise away; a run with noise does not repeat bit by bit).
+    """
+
+    keeps: bool = False
+
+    def __init__(
+        self, base: Tensors, clip: float, noise: float, clients: int, generator: torch.Generator | None = None
+    ) -> None:
+        if not (clip > 0 and noise > 0 and clients > 0):
+            raise ConfigError(f"privacy needs a clip, noise and clients above 0, got {clip}, {noise} and {clients}.")
+        self.base, self._clip, self._deviation, self._clients = base, clip, noise * clip, clients
+        self._came: set[str] = set()
+        self._generator = generator or torch.Generator().manual_seed(secrets.randbits(63))
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece in.
+
+        Raises:
+            FederationError: When its client gave one already, such as a late one.
+        """
+        if piece.client in self._came:
+            raise FederationError("it answered already in this release; a second time would break the promise")
+        self._came.add(piece.client)
+        factor = min(1.0, self._clip / max(self._clip, update_norm(piece, self.base)))
+        for name, place in piece.layout.places.items():
+            if name not in self._sums:
+                self._sums[name] = torch.zeros(self.base[name].shape, dtype=torch.float64)
+            change = piece.tensors[name].double() - cut(self.base[name], place).double()
+            add(self._sums[name], place, change, factor)
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the old values, moved by the noisy mean; all tensors of the old values, whoever sent some."""
+        if not self._sums:
+            return {}
+        return {name: self._moved(name, old) for name, old in self.base.items() if old.is_floating_point()}
+
+    def _moved(self, name: str, old: Tensor) -> Tensor:
+        noise = torch.randn(old.shape, generator=self._generator, dtype=torch.float64) * self._deviation
+        total = self._sums.get(name, torch.zeros(()))
+        return (old.double() + (total + noise) / self._clients).to(old.dtype)
 
 
 def update_norm(piece: Piece, base: Tensors) -> float:

@@ -16,7 +16,7 @@ from lissome.core.method import Context, Method, ModelCard, Outcome, Plan
 from lissome.core.protocols import CostOracle
 from lissome.engine.federate.client import ClientProgram
 from lissome.engine.federate.codec import Codec
-from lissome.engine.federate.merge import Bounded, Mean, Merger, Overlap, Trimmed
+from lissome.engine.federate.merge import Bounded, Mean, Merger, Overlap, Private, Trimmed
 from lissome.engine.federate.outer import Adam, Momentum, Outer, Replace
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
@@ -57,6 +57,12 @@ class FederatedConfig(MethodConfig):
     )
     trim: float = option(0.1, "of trimmed: share that goes at either end", low=0.0, high=0.49)
     bound: float | None = option(None, "largest L2 norm of a client's update; longer ones are shortened", low=0.0)
+    noise: float = option(
+        0.0, "differential privacy: noise on the sum of updates, times `bound`; every client counts alike then",
+        low=0.0,
+    )  # fmt: skip
+    noise_clients: int | None = option(None, "of noise: clients wanted in a round, that sums are divided by", low=1)
+    delta: float = option(1e-5, "of noise: probability with which epsilon does not hold", low=1e-12, high=0.5)
     outer: Literal["replace", "momentum", "adam"] = option("replace", "optimizer of the server")
     outer_lr: float = option(0.7, "its step, where it has one", low=0.0)
     outer_momentum: float = option(0.9, "its momentum", low=0.0, high=0.9999)
@@ -67,6 +73,13 @@ class FederatedConfig(MethodConfig):
             Codec.parse(text)
         if Codec.parse(self.down).delta:
             raise ConfigError("down: the server does not know what clients have kept; delta is for what comes back.")
+        if self.private_updates and (self.bound is None or self.noise_clients is None or self.merge != "overlap"):
+            raise ConfigError("noise needs bound, the norm that updates are shortened to, noise_clients, and no merge.")
+
+    @property
+    def private_updates(self) -> bool:
+        """Whether updates are merged with noise."""
+        return self.noise > 0
 
     def training(self, examples: int) -> TrainConfig:
         """Settings of the training loop for one round with so many examples."""
@@ -78,6 +91,10 @@ class FederatedConfig(MethodConfig):
 
     def merger(self) -> Merger:
         """What clients' tensors are merged by."""
+        if self.private_updates:
+            assert self.bound is not None
+            assert self.noise_clients is not None
+            return partial(Private, clip=self.bound, noise=self.noise, clients=self.noise_clients)
         known: dict[str, Merger] = {"overlap": Overlap, "mean": Mean, "trimmed": partial(Trimmed, share=self.trim)}
         inner = known[self.merge]
         return inner if self.bound is None else partial(Bounded, norm=self.bound, inner=inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any, Self
 
@@ -15,10 +16,11 @@ from lissome.engine.federate.method import FederatedConfig, ServerSite
 from lissome.engine.federate.outer import Outer
 from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.profile import Profile
-from lissome.engine.federate.program import TRAIN, Phase, Program
+from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.training import Bound, Lesson, global_tensors
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space, Subnet
+from lissome.ops.privacy import epsilon
 
 _LAYOUTS = 64  # of Subnets, kept because every phase of a round asks for them again
 
@@ -74,6 +76,7 @@ class SubnetProgram(Program):
     ) -> None:
         super().__init__(tensors, outer=outer, phases=phases)
         self.model, self.planner = model, planner
+        self.promise: Callable[[int], float] | None = None
         self._lesson, self._rate = lesson, rate
         self._layouts: dict[Subnet, Layout] = {}
 
@@ -96,6 +99,8 @@ class SubnetProgram(Program):
         def uplink(subnet: Subnet) -> float:
             return float(codec.payload(program.layout_of(subnet).templates(program.tensors)))
 
+        if config.private_updates:
+            program.promise = partial(epsilon, config.noise, delta=config.delta)
         program.planner = Planner(space or site.model.space(), site.cost, uplink)
         return program
 
@@ -144,6 +149,13 @@ class SubnetProgram(Program):
         bound = self.loaded()
         bound.module.eval()
         return self._lesson.score(bound.module)[1]
+
+    def conclude(
+        self, phase: Phase, round: int, merged: Mapping[str, Tensor], reports: Sequence[Report]
+    ) -> Mapping[str, float]:
+        """Take the merged tensors; say what privacy all rounds so far promise, where updates are merged with noise."""
+        found = super().conclude(phase, round, merged, reports)
+        return {**found, "epsilon": self.promise(round)} if self.promise and merged else found
 
     def loaded(self) -> Bound:
         """Return the whole model with the global tensors in it.

@@ -81,6 +81,13 @@ class FFM(FederatedMethod):
                 raise ConfigError(f"recipe={self.recipe} trains virtual tokens, no adapters; leave lora out.")
             if self.recipe == "continual" and (self.moments or self.lora == "stack"):
                 raise ConfigError("recipe=continual keeps no moments, and goes with lora=factors, product or freeze-a.")
+            if self.private_updates and (
+                self.lora in {"product", "stack"} or self.recipe in {"prompt-search", "retrieve"}
+            ):
+                raise ConfigError(
+                    f"noise is for updates that are averaged; it does not go with lora={self.lora} and "
+                    f"recipe={self.recipe}."
+                )
             if self.fresh and self.recipe != "pretrain":
                 raise ConfigError("fresh weights are for recipe=pretrain; there is nothing to fine-tune in them.")
 
