@@ -10,18 +10,19 @@ import typer
 from lissome.cli._session import JsonFlag, answer, working
 from lissome.core.errors import ConfigError, UnknownNameError, unknown_name
 
-_ACTIONS = ("credentials", "export", "join", "server")
+_ACTIONS = ("credentials", "export", "join", "membership", "server")
 
 
 def command(
     ctx: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="A recipe (TOML), or one of: credentials, server, join, export.")
+        str, typer.Argument(metavar="WHAT", help="A recipe (TOML), or: credentials, server, join, export, membership.")
     ],
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="TARGET", help="Of credentials: a folder; server: a recipe; join: HOST:PORT; export: a result."
+            metavar="TARGET",
+            help="Of credentials: a folder; server: a recipe; join: HOST:PORT; export, membership: a result.",
         ),
     ] = None,
     out: Annotated[
@@ -67,6 +68,8 @@ def command(
         _credentials(target, clients, host, as_json)
     elif what == "export":
         _export(ctx, target, clients, out, as_json)
+    elif what == "membership":
+        _membership(ctx, target, as_json)
     elif what == "join":
         _join(ctx, target, data=data, state=state, credentials=credentials, facts=facts)
     elif dry_run:
@@ -115,6 +118,17 @@ def _credentials(folder: str | None, clients: list[str] | None, hosts: list[str]
     made = make_credentials(Path(folder), clients or [], hosts=hosts or [])
     fields = {"path": str(made.folder), "clients": {name: str(path.parent) for name, path in made.clients().items()}}
     answer(fields, federated.credentials, as_json)
+
+
+def _membership(ctx: typer.Context, result: str | None, as_json: bool) -> None:
+    from lissome.pipeline.membership import membership
+    from lissome.report import federated
+
+    if result is None:
+        raise ConfigError("write: lissome federate membership RESULT")
+    with working(ctx) as events:
+        found = membership(Path(result), events=events)
+    answer(found.to_json(), federated.membership, as_json)
 
 
 def _export(ctx: typer.Context, result: str | None, clients: list[str] | None, out: Path | None, as_json: bool) -> None:

@@ -71,6 +71,19 @@ def credentials(fields: Fields) -> Sequence[RenderableType]:
     return [table, pairs(kept)]
 
 
+def membership(fields: Fields) -> Sequence[RenderableType]:
+    """How well losses tell what a model was trained on."""
+    table = sheet("client", "told from others", title="Members by their loss: 50 % is guessing")
+    for name, value in list(fields["clients"].items())[:_SHOWN_CLIENTS]:
+        table.add_row(name, percent(value))
+    facts = {
+        "all clients": f"{percent(fields['auc'])} ± {percent(1.96 * fields['se'])} (95 %)",
+        "examples": f"{fields['members']} that were learned from, {fields['others']} that were not",
+        "mind": "a low figure is no proof: better attacks exist",
+    }
+    return [table, pairs(facts)]
+
+
 def spread(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """Mean and worst decile over the clients of each number that they gave."""
     found: dict[str, list[float]] = {}
@@ -79,7 +92,7 @@ def spread(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
             found.setdefault(name, []).append(value)
     shown = {}
     for name, values in found.items():
-        bad_is_low = name == "accuracy"
+        bad_is_low = name.rpartition("/")[2] in {"accuracy", "precision", "recall"}
         deciles = quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
         worst = deciles[0] if bad_is_low else deciles[-1]
         write = percent if bad_is_low else "{:.4g}".format

@@ -73,6 +73,10 @@ class Classes:
         """Return the lesson that is judged by the texts it learns from."""
         return replace(self, held_out=self.data)
 
+    def swapped(self) -> Classes:
+        """Return the lesson in which what is learned and what is held out change places."""
+        return replace(self, data=self.held_out, held_out=self.data)
+
     def score(self, module: Any) -> tuple[int, dict[str, float]]:
         """Return how many texts are held out, the share put into the right class, and the mean loss."""
         if not len(self.held_out):
@@ -134,6 +138,10 @@ class Pictures:
     def turned(self) -> Pictures:
         """Return the lesson that is judged by the images it learns from."""
         return replace(self, held_out=self.data)
+
+    def swapped(self) -> Pictures:
+        """Return the lesson in which what is learned and what is held out change places."""
+        return replace(self, data=self.held_out, held_out=self.data)
 
     @torch.no_grad()
     def score(self, module: Any) -> tuple[int, dict[str, float]]:
@@ -245,6 +253,10 @@ class Tokens:
     def turned(self) -> Tokens:
         """Return the lesson that is judged by the windows it learns from."""
         return Tokens(self.data, self.data)
+
+    def swapped(self) -> Tokens:
+        """Return the lesson in which what is learned and what is held out change places."""
+        return Tokens(self.held_out, self.data)
 
     @torch.no_grad()
     def score(self, module: Any) -> tuple[int, dict[str, float]]:

@@ -64,6 +64,9 @@ class Lesson(Protocol):
     def turned(self) -> Lesson:
         """Return the lesson that is judged by what it learns from."""
 
+    def swapped(self) -> Lesson:
+        """Return the lesson that learns from what is held out, and holds out what it learns from."""
+
 
 @dataclass(frozen=True, eq=False)
 class Bound:
