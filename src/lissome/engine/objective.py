@@ -28,6 +28,7 @@ from lissome.engine.pictures import ImageSplits, Pictures
 from lissome.engine.recover import RecoverConfig, shorter, token_loss
 from lissome.engine.scoring import bounded_exp, perplexity, score_text
 from lissome.engine.search.found import Split
+from lissome.engine.segments import Segments, SegmentSplits
 from lissome.engine.stream import Inputs, windows_of
 from lissome.engine.train import TrainConfig
 from lissome.engine.walk import Walk
@@ -260,6 +261,8 @@ def objective_of(data: Splits) -> Objective:
     """Return the objective that data is for."""
     if isinstance(data, ImageSplits):
         return Pictures(data)
+    if isinstance(data, SegmentSplits):
+        return Segments(data)
     return Classes(data) if isinstance(data, LabelSplits) else NextToken(data)
 
 

@@ -22,9 +22,11 @@ from lissome.cost.oracle import SubnetCost
 from lissome.cost.table import LatencyTable, cached_table
 from lissome.data.images import read_images
 from lissome.data.labelled import read_labelled
+from lissome.data.masks import read_masks
 from lissome.data.text import TextSplits, WindowPlan, text_splits
 from lissome.engine.objective import LabelSplits, label_splits
 from lissome.engine.pictures import ImageSplits, image_splits
+from lissome.engine.segments import SegmentSplits, segment_splits
 from lissome.engine.train import derive
 from lissome.models.adapters.elastic import linear_shapes
 from lissome.models.anatomy import TASKS
@@ -44,7 +46,7 @@ SEARCHED = replace(WINDOWS, selection=16)
 """As many again for a search to look at."""
 
 
-Data = TextSplits | LabelSplits | ImageSplits
+Data = TextSplits | LabelSplits | ImageSplits | SegmentSplits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,9 @@ class Job:
         return measuring_seconds(
             self.card,
             speeds_here(),
-            tokens=self.data.test.numel() if not isinstance(self.data, ImageSplits) else len(self.data.test),
+            tokens=self.data.test.numel()
+            if not isinstance(self.data, ImageSplits | SegmentSplits)
+            else len(self.data.test),
             kept=kept,
         )
 
@@ -247,6 +251,8 @@ def data_for(model: Model, source: str | Path | None, *, seed: int, searched: bo
     if source is None:
         kind = "texts" if task == "encoder" else "images"
         raise DataError(f"{model.name} is {what}: what it is to learn are labelled {kind}; give them with --data.")
+    if "input_points" in model.anatomy.inputs:
+        return model, segment_splits(model, read_masks(source))
     if task == "image":
         images = read_images(source)
         with_head = with_image_labels(model, images.classes, seed=derive(seed, "head"))

@@ -186,7 +186,7 @@ def _objectives(asked: Asked, quality: str) -> tuple[str, ...]:
 def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -> _Prepared:
     """Load what is searched, and make what gives its figures."""
     model = load(target, into=into, events=events)
-    quality = "ppl" if model.anatomy.task == "causal-lm" else "accuracy"
+    quality = _quality(model)
     budget = Budget.parse(asked.budget) if asked.budget else Budget()
     names = {*Goal.of(_objectives(asked, quality)).names, *budget.names}
     elastic = is_elastic(target)
@@ -209,6 +209,13 @@ def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -
         subject = MaskedText(model, _windows(splits), latency.cost, identity=identity, measured=latency.measured)
     problem = problem_of(subject, goal, original=original)
     return _Prepared(model=model, problem=problem, config=asked.config, notes=latency.notes, examples=examples)
+
+
+def _quality(model: Model) -> str:
+    """What a model is good or bad at, in one word."""
+    if model.anatomy.task == "causal-lm":
+        return "ppl"
+    return "miou" if "input_points" in model.anatomy.inputs else "accuracy"
 
 
 def _examples(asked: Asked, model: Model, place: Path) -> tuple[Objective, Sequence[Any], str]:

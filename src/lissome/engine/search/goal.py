@@ -20,6 +20,7 @@ from lissome.core.typed import as_json, from_json
 QUALITIES: dict[str, Better] = {
     "accuracy": "higher",
     "agreement": "higher",
+    "best_miou": "higher",
     "error": "lower",
     "f1": "higher",
     "kl": "lower",

@@ -15,8 +15,8 @@ Differs from the published code, and why:
 - E is found by leaving each layer out alone, layer 0 never; the paper's own rule is not known. ``layers`` sets it.
 - A removed layer keeps the others' kinds and tables, since blocks are skipped where they are.
 - Units are sorted once, before training; the published code can sort again, on sums that it never clears.
-- Any transformer whose layers hand on what they get: an encoder of text, a classifier of images. Weights of SAM itself
-  could not be had here.
+- Any transformer whose layers hand on what they get: a segmenter of transformers (`SamModel`), whose prompt encoder and
+  mask decoder stay as they are; a classifier of images; an encoder of text.
 - Only hidden units of MLPs and whole layers: attentions keep their width, as in the released setting.
 """
 
@@ -38,6 +38,8 @@ from lissome.models.anatomy import Branch, Dim
 from lissome.models.binding import masked, reorder
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
+
+_ENCODER = "vision_encoder"
 
 
 class SuperSAM(SupernetMethod):
@@ -66,6 +68,9 @@ class SuperSAM(SupernetMethod):
         update: Literal["together", "in_turn"] = option(
             "together", "the largest, the smallest and a random one: one step for all three, or one each in turn"
         )
+        within: str | None = option(
+            None, "dotted name of the part that is elastic; none: a segmenter's vision_encoder, else the whole model"
+        )
         part: Literal["all", "blocks"] = option("all", "what is trained; blocks: the transformer's layers alone")
 
     config: Config
@@ -80,7 +85,7 @@ class SuperSAM(SupernetMethod):
             NumericsError: When training fails; names the step.
         """
         config, making = self.config, Making(model, context, self.config)
-        layers = _layers(making.model)
+        layers = _layers(making.model, self.config.within)
         parts = _whole(layers)
         if config.layers is not None and not set(config.layers) <= parts.keys():
             known = ", ".join(map(str, sorted(parts)))
@@ -151,17 +156,21 @@ def _whole(layers: Sequence[tuple[Branch, ...]]) -> dict[int, tuple[str, ...]]:
     }
 
 
-def _layers(model: Model) -> list[tuple[Branch, ...]]:
-    """Branches of each layer that has an MLP, in order.
+def _layers(model: Model, within: str | None) -> list[tuple[Branch, ...]]:
+    """Branches of each layer that has an MLP, in order; only the encoder's of a segmenter.
 
     Raises:
         UnsupportedModelError: When there is none.
     """
+    usual = _ENCODER if hasattr(model.module, _ENCODER) and hasattr(model.module, "mask_decoder") else ""
+    start = f"{within or usual}." if within or usual else ""
     blocks = (model.anatomy.of_block(index) for index in range(len(model.anatomy.blocks)))
-    found = [branches for branches in blocks if any(_units(branch) for branch in branches)]
+    inside = (tuple(branch for branch in branches if branch.path.startswith(start)) for branches in blocks)
+    found = [branches for branches in inside if any(_units(branch) for branch in branches)]
     if not found:
         raise UnsupportedModelError(
-            f"SuperSAM makes MLPs of transformers smaller, but {model.name} has none that can be; use bootstrapnas."
+            f"SuperSAM makes MLPs of transformers smaller, but {within or model.name} has none that can be; use "
+            "bootstrapnas."
         )
     return found
 

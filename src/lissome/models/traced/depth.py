@@ -76,17 +76,18 @@ def _once(recording: Recording) -> dict[str, Call]:
 
 
 def _taken(module: nn.Module, paths: Sequence[str], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What modules take as their first argument in a forward."""
+    """The first tensor that modules take in a forward, by place or by name."""
     taken: dict[str, Tensor] = {}
 
     def hook(path: str) -> Any:
-        def keep(_module: nn.Module, args: Any) -> None:
-            if args and isinstance(args[0], Tensor):
-                taken[path] = args[0].clone()
+        def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            first = next(iter((*args, *kwargs.values())), None)
+            if isinstance(first, Tensor):
+                taken[path] = first.clone()
 
         return keep
 
-    handles = [module.get_submodule(path).register_forward_pre_hook(hook(path)) for path in paths]
+    handles = [module.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True) for path in paths]
     try:
         module(**inputs)
     finally:

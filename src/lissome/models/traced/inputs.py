@@ -27,7 +27,7 @@ def recorded(module: nn.Module) -> tuple[dict[str, tuple[int, ...]], Recording]:
     Raises:
         UnsupportedModelError: When no size is known and none of the usual ones runs; see `record`.
     """
-    told = getattr(module, ATTRIBUTE, None)
+    told = getattr(module, ATTRIBUTE, None) or _prompted(module)
     if told is not None:
         shapes = {name: tuple(shape) for name, shape in told.items()}
         return shapes, record(module, drawn_inputs(shapes))
@@ -71,6 +71,15 @@ def argument(module: nn.Module) -> str:
     if not parameters or parameters[0].kind is parameters[0].VAR_POSITIONAL:
         raise UnsupportedModelError(f"the forward of {type(module).__name__} names no input; say example= by name")
     return parameters[0].name
+
+
+def _prompted(module: nn.Module) -> dict[str, tuple[int, ...]] | None:
+    """What a segmenter of transformers reads: an image, and one point in it."""
+    config: Any = getattr(module, "config", None)
+    if getattr(config, "model_type", None) != "sam":
+        return None
+    vision = config.vision_config
+    return {"pixel_values": (vision.num_channels, vision.image_size, vision.image_size), "input_points": (1, 1, 2)}
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 class Skipped(nn.Module):
     """Stands where a residual block was: hands on what it gets."""
 
-    def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the input."""
-        return inputs
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the first tensor."""
+        return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
 class NoPart(nn.Module):
@@ -33,8 +33,9 @@ class NoPart(nn.Module):
         super().__init__()
         self.block, self.entries = block, entries
 
-    def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return a zero without dimensions: it broadcasts."""
+        inputs = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         zero = inputs.new_zeros(())
         return (zero, *[None] * (self.entries - 1)) if self.entries else zero
 

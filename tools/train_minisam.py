@@ -1,0 +1,212 @@
+"""Train MiniSAM, a promptable segmenter of a million weights. It is no Segment Anything: it knows pasted digits.
+
+No weights of SAM can be had without a network, and its shapes are too large for a small machine. MiniSAM has the shapes
+of transformers' `SamModel` in small (64 pixels, patches of 8, width 96, 8 layers, windows except in every other layer),
+and is trained here, from scratch, on composites: handwritten digits (scikit-learn) of random size, angle and colour on
+crops of scikit-learn's two sample photographs; the prompt is a point on one digit, the answer its mask. Two other
+domains are for what comes after: ``noisy`` (grey, blurred, low contrast, noise, as under a microscope) and ``striped``
+(stripes in the place of photographs, glyphs barely darker than they are).
+
+    python tools/train_minisam.py --out minisam --seconds 600
+    python tools/train_minisam.py --scenes noisy --count 400 --out noisy.npz
+"""
+
+# H × W pixels
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+SIZE = 64
+DOMAINS = ("photographs", "noisy", "striped")
+_FLOOR = 0.75  # mean IoU that a MiniSAM must reach on scenes of its own domain
+
+Pixels = NDArray[np.float64]
+
+
+def scenes(path: Path, *, domain: str = "photographs", count: int = 400, seed: int = 0) -> Path:
+    """Write scenes as an archive of images with points and masks: one row for each digit of each scene.
+
+    Args:
+        path: The ``.npz`` file.
+        domain: One of `DOMAINS`.
+        count: Number of scenes.
+        seed: Of all draws.
+    """
+    rng = np.random.default_rng(seed)
+    glyphs, photographs = _glyphs(), _photographs()
+    rows: dict[str, list[Any]] = {"image": [], "point": [], "mask": [], "group": []}
+    for scene in range(count):
+        image, masks = _scene(rng, glyphs, photographs, domain)
+        for mask in masks:
+            y, x = rng.choice(np.argwhere(mask))
+            for name, value in zip(rows, (image, (x + 0.5, y + 0.5), mask, scene), strict=True):
+                rows[name].append(value)
+    arrays = {
+        "image": np.array(rows["image"], dtype=np.uint8),
+        "point": np.array(rows["point"], dtype=np.float32),
+        "mask": np.array(rows["mask"], dtype=np.uint8),
+        "group": np.array(rows["group"], dtype=np.int64),
+    }
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def _scene(
+    rng: np.random.Generator, glyphs: Pixels, photographs: list[Pixels], domain: str
+) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
+    image = _striped(rng) if domain == "striped" else _crop(rng, photographs)
+    taken, masks = np.zeros((SIZE, SIZE), dtype=bool), list[NDArray[np.bool_]]()
+    wanted = int(rng.integers(2, 5))
+    for _ in range(20):
+        if len(masks) == wanted:
+            break
+        side = int(rng.integers(16, 33))
+        glyph = ndimage.zoom(glyphs[rng.integers(len(glyphs))], side / 8, order=1)
+        glyph = ndimage.rotate(glyph, rng.uniform(-60, 60), reshape=False, order=1) > 0.4
+        top, left = rng.integers(0, SIZE - glyph.shape[0] + 1, 2)
+        mask = np.zeros((SIZE, SIZE), dtype=bool)
+        mask[top : top + glyph.shape[0], left : left + glyph.shape[1]] = glyph
+        if mask.sum() < 20 or (mask & ndimage.binary_dilation(taken, iterations=2)).any():
+            continue
+        colour = rng.uniform(0, 1, 3)
+        if domain == "striped":
+            colour = np.clip(image[mask].mean(0) * rng.uniform(0.3, 0.6), 0, 1)
+        image[mask] = 0.85 * colour + 0.15 * image[mask]
+        taken |= mask
+        masks.append(mask)
+    if domain == "noisy":
+        image = _noisy(rng, image)
+    return (255 * np.clip(image, 0, 1)).astype(np.uint8), masks
+
+
+def _noisy(rng: np.random.Generator, image: Pixels) -> Pixels:
+    grey = ndimage.gaussian_filter(image.mean(2), rng.uniform(0.6, 1.2))
+    low, high = grey.min(), grey.max()
+    flat = 0.35 + 0.3 * (grey - low) / max(1e-6, high - low) + 0.06 * rng.standard_normal(grey.shape)
+    return np.repeat(flat[:, :, None], 3, axis=2)
+
+
+def _striped(rng: np.random.Generator) -> Pixels:
+    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    angle, period = rng.uniform(0, np.pi), rng.uniform(4, 12)
+    wave = 0.5 + 0.5 * np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period)
+    first, second = rng.uniform(0.3, 1, (2, 3))
+    made: Pixels = wave[:, :, None] * first + (1 - wave[:, :, None]) * second
+    return made
+
+
+def _crop(rng: np.random.Generator, photographs: list[Pixels]) -> Pixels:
+    whole = photographs[rng.integers(len(photographs))]
+    side = int(rng.integers(SIZE, 3 * SIZE))
+    top, left = (int(rng.integers(0, most - side)) for most in whole.shape[:2])
+    step = side / SIZE
+    places = (np.arange(SIZE) * step).astype(int)
+    return whole[top : top + side, left : left + side][np.ix_(places, places)].copy()
+
+
+def _glyphs() -> Pixels:
+    from sklearn.datasets import load_digits
+
+    found: Pixels = load_digits().images / 16
+    return found
+
+
+def _photographs() -> list[Pixels]:
+    from sklearn.datasets import load_sample_images
+
+    return [image / 255 for image in load_sample_images().images]
+
+
+def configuration(**vision: Any) -> Any:
+    """Return MiniSAM's configuration; fields of the image encoder may be changed."""
+    from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
+
+    fields = {
+        "hidden_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4, "mlp_ratio": 4.0, "image_size": SIZE,
+        "patch_size": 8, "window_size": 4, "global_attn_indexes": [1, 3, 5, 7], "output_channels": 64,
+        "num_pos_feats": 32,
+    }  # fmt: skip
+    return SamConfig(
+        vision_config=SamVisionConfig(**{**fields, **vision}),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            hidden_size=64, image_size=SIZE, patch_size=8, mask_input_channels=8
+        ),
+        mask_decoder_config=SamMaskDecoderConfig(
+            hidden_size=64, mlp_dim=128, num_hidden_layers=2, num_attention_heads=4, iou_head_hidden_dim=64
+        ),
+    )
+
+
+def minisam(*, seed: int = 0, **vision: Any) -> torch.nn.Module:
+    """Build MiniSAM with weights as they are drawn."""
+    from transformers import SamModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: torch.nn.Module = SamModel(configuration(**vision))
+    return module.eval()
+
+
+def train_minisam(
+    out: Path, *, scenes_file: Path, steps: int, seconds: float | None, seed: int = 0
+) -> dict[str, float]:
+    """Train MiniSAM and save it; continues after a kill.
+
+    Args:
+        out: Its folder.
+        scenes_file: Scenes to train on.
+        steps: Optimizer steps.
+        seconds: Shorten them to what fits.
+        seed: Of weights and draws.
+
+    Returns:
+        Its figures on held-out scenes.
+    """
+    from lissome.data.masks import read_masks
+    from lissome.engine.checkpoint import Checkpoint
+    from lissome.engine.segments import Segments, segment_splits
+    from lissome.engine.train import train
+    from lissome.models.load import load_model
+
+    model = load_model(minisam(seed=seed), name="minisam")
+    objective = Segments(segment_splits(model, read_masks(scenes_file)))
+    settings = objective.training(steps=steps, lr=1e-3, batch=16, max_seconds=seconds)
+    place = Checkpoint(out.parent / f".{out.name}-state", {"steps": steps, "seed": seed})
+    train(objective.task(model), settings, seed=seed, checkpoint=place)
+    figures = objective.figures(model, "test")
+    model.save(out)
+    return figures
+
+
+def main() -> None:
+    """Write scenes, or train on them."""
+    parser = argparse.ArgumentParser(description="Train MiniSAM, or write scenes for it.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scenes", choices=DOMAINS)
+    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if given.scenes:
+        scenes(given.out, domain=given.scenes, count=given.count, seed=given.seed)
+        return
+    file = given.out.parent / f"{given.out.name}-scenes.npz"
+    if not file.exists():
+        scenes(file, count=given.count, seed=given.seed)
+    figures = train_minisam(given.out, scenes_file=file, steps=given.steps, seconds=given.seconds, seed=given.seed)
+    print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    if figures["miou"] < _FLOOR:
+        raise SystemExit(f"the mean IoU is below {_FLOOR}; train longer.")
+
+
+if __name__ == "__main__":
+    main()
