@@ -88,6 +88,7 @@ def _run(
 ) -> None:
     from lissome.pipeline.federating import BACKENDS, ServerPlace, federate
     from lissome.report import federated
+    from lissome.report.page import write_page_if_possible
 
     if backend not in BACKENDS:
         raise UnknownNameError(unknown_name("back end", backend, BACKENDS))
@@ -97,6 +98,7 @@ def _run(
         raise ConfigError(unknown_name("recipe or action", str(recipe), _ACTIONS, "Give a TOML file."))
     with working(ctx) as events:
         report = federate(recipe, out=out, backend=backend, server=ServerPlace(**place), events=events)  # type: ignore[arg-type]
+        write_page_if_possible(out, events)
     answer(report.to_json(), federated.result, as_json)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lissome.core.files import read_json
 from lissome.core.manifest import MANIFEST, Manifest, read_curve, read_manifest
 from lissome.core.method import CurvePoint
 from lissome.core.metrics import Metric
+from lissome.report.rounds import Bytes, bytes_of
 from lissome.report.rows import Row
 
 RESULT = "result.json"
@@ -99,6 +100,8 @@ class PageData:
         verdicts: How each bound of the budget ended.
         notes: Lines for a person.
         path: How the user calls the artifact's folder, for the command that extracts a step.
+        federation: The stored result of a federation; empty for others.
+        sent: Bytes of its messages by round.
     """
 
     manifest: Manifest
@@ -107,6 +110,8 @@ class PageData:
     verdicts: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     path: str = "ARTIFACT"
+    federation: Mapping[str, Any] = field(default_factory=dict)
+    sent: Bytes = field(default_factory=dict)
 
 
 def read_page(folder: Path) -> PageData:
@@ -125,4 +130,11 @@ def read_page(folder: Path) -> PageData:
         verdicts=result.get("verdicts", ()),
         notes=result.get("notes", ()),
         path=str(folder),
+        federation=result if "rounds" in result else {},
+        sent=_sent(folder),
     )
+
+
+def _sent(folder: Path) -> Bytes:
+    ledger = folder / "ledger.csv"
+    return bytes_of(ledger.read_text(encoding="utf-8", errors="replace")) if ledger.is_file() else {}

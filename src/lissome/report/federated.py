@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, quantiles
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from lissome.report.rounds import worst_decile
 from lissome.report.table import pairs, sheet
 from lissome.report.units import duration, percent, quantity
 
@@ -93,8 +94,7 @@ def spread(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     shown = {}
     for name, values in found.items():
         bad_is_low = name.rpartition("/")[2] in {"accuracy", "precision", "recall"}
-        deciles = quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
-        worst = deciles[0] if bad_is_low else deciles[-1]
+        worst = worst_decile(values, low_is_bad=bad_is_low)
         write = percent if bad_is_low else "{:.4g}".format
         shown[name] = f"mean {write(mean(values))}, worst decile {write(worst)} ({len(values)} clients)"
     return shown

@@ -23,7 +23,7 @@ from lissome.core.events import EventStream
 from lissome.core.files import check_writable, write_text
 from lissome.core.method import CurvePoint
 from lissome.core.optional import optional_import
-from lissome.report import sections
+from lissome.report import rounds, sections
 from lissome.report.facts import PageData, read_page, unit_of
 from lissome.report.rows import LABELS, change, plain
 from lissome.report.table import markdown
@@ -87,7 +87,8 @@ def render(data: PageData) -> str:
         sections.cards(data.rows),
         sections.verdicts(data),
         sections.curve(data),
-        sections.table(data.rows),
+        rounds.federation(data.federation, data.sent, sections.text),
+        "" if data.federation else sections.table(data.rows),
         sections.lineage(data.manifest),
         sections.files(data),
     ]
