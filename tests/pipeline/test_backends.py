@@ -78,7 +78,8 @@ def test_a_deployment_gives_the_same_tensors_though_server_and_client_are_killed
     checkpoints = out / ".run" / "server" / "checkpoint"
     secure = ("--backend", "deployment", "--credentials", str(place / "keys"))
     process = started(place, out, *secure)
-    eventually((checkpoints / "00000001").is_dir)
+    eventually(lambda: (checkpoints / "00000001").is_dir() or process.poll() is not None)
+    assert process.poll() is None
     orphans = list(running(out).values())
     process.kill()
     process.wait()

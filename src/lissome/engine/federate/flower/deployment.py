@@ -239,8 +239,12 @@ def node_command(node: Node, address: str, authority: Path | None) -> list[str]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return the environment of Flower's processes, whose own files go to `home`."""
-    return {**os.environ, **QUIET, "FLWR_HOME": str(home.resolve()), "NO_COLOR": "1"}
+    """Return the environment of Flower's processes, whose own files go to `home`.
+
+    They start each other by name, so that this environment's commands come first, though it may not be activated.
+    """
+    path = os.pathsep.join(filter(None, (str(Path(sys.executable).parent), os.environ.get("PATH"))))
+    return {**os.environ, **QUIET, "PATH": path, "FLWR_HOME": str(home.resolve()), "NO_COLOR": "1"}
 
 
 def tool(name: str) -> str:
