@@ -21,7 +21,7 @@ from lissome.core.method import ModelCard
 from lissome.core.protocols import Splits
 from lissome.data.labelled import Labelled
 from lissome.data.text import spread
-from lissome.engine.classify import Encoded, OwnHead, answers, classification, encode, logits_of
+from lissome.engine.classify import Encoded, OwnHead, answers, classification, correct, encode, logits_of
 from lissome.engine.elastic import taught_loss
 from lissome.engine.hooks import Batch, Loss, Task
 from lissome.engine.pictures import ImageSplits, Pictures
@@ -235,6 +235,10 @@ class Classes:
         found = answers(OwnHead(model), texts)
         right = (found.argmax(-1) == texts.labels).double().mean()
         return {"accuracy": float(right), "loss": float(F.cross_entropy(found, texts.labels))}
+
+    def correct(self, model: Model, split: Split) -> Tensor:
+        """Say for every text of a split whether its likeliest class is right, Bool[N]."""
+        return correct(OwnHead(model), getattr(self.data, split))
 
     @property
     def splits(self) -> Mapping[str, str]:

@@ -146,6 +146,11 @@ class Pictures:
         right = (found.argmax(-1) == labels).double().mean()
         return {"accuracy": float(right), "loss": float(F.cross_entropy(found, labels))}
 
+    def correct(self, model: Model, split: Split) -> Tensor:
+        """Say for every image of a split whether its likeliest class is right, Bool[N]."""
+        found, labels = self._answers(model, getattr(self.data, split))
+        return found.argmax(-1) == labels
+
     @property
     def splits(self) -> Mapping[str, str]:
         """What each split is that there is."""
