@@ -134,7 +134,7 @@ RECIPES = {
         kind="Mamba",
         fields={"hidden_size": 96, "state_size": 16},
         layers=12,
-        steps=1600,
+        steps=2400,
     ),
     "zoo-mamba2": Recipe(
         summary="Mamba-2: 12 layers, width 128, 8 heads of 32 channels, 32 states",
