@@ -138,6 +138,20 @@ class HeldEngine {
     engine_->cells().remove(sequence, first, last);
   }
 
+  // Float32 [count, size] each.
+  nb::tuple mean_cache(std::int64_t layer, int sequence) {
+    check_sequence(sequence);
+    if (layer < 0 || layer >= static_cast<std::int64_t>(engine_->model().layers.size())) {
+      throw std::invalid_argument("there is no such layer");
+    }
+    const std::lock_guard lock(busy_);
+    const std::int64_t size = engine_->head_size(layer), count = engine_->mean_cache(layer, sequence, nullptr, nullptr);
+    auto keys = allocate_block<float>(std::max<std::int64_t>(1, count * size));
+    auto values = allocate_block<float>(std::max<std::int64_t>(1, count * size));
+    engine_->mean_cache(layer, sequence, keys.get(), values.get());
+    return nb::make_tuple(count, owning(std::move(keys), count * size), owning(std::move(values), count * size));
+  }
+
   std::int32_t first(int sequence, std::int32_t start) {
     check_sequence(sequence);
     const std::lock_guard lock(busy_);
@@ -188,6 +202,8 @@ void add_engine(nb::module_& module) {
       .def("cancel", [](HeldEngine& held) { held.engine().cancel(); })
       .def("seq_cp", &HeldEngine::copy, "source"_a, "target"_a, "first"_a = 0, "last"_a = kEnd)
       .def("seq_rm", &HeldEngine::remove, "sequence"_a, "first"_a = 0, "last"_a = kEnd)
+      .def("mean_cache", &HeldEngine::mean_cache, "layer"_a, "sequence"_a = 0,
+           "Count of positions, and means over heads of their keys and values, float32 [count * size] each.")
       .def("seq_first", &HeldEngine::first, "sequence"_a, "start"_a = 0)
       .def("seq_last", &HeldEngine::last, "sequence"_a)
       .def("reads", [](HeldEngine& held, int precision) { return held.engine().reads(precision); })

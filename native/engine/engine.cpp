@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/numbers.h"
 #include "linear/kernels.h"
 #include "pool/pool.h"
 
@@ -74,6 +75,42 @@ std::int64_t Engine::weight_bytes(int precision) const {
     if (layer.mlp) bytes += layer.mlp->gate_up.bytes(precision) + layer.mlp->down.bytes(precision);
   }
   return bytes;
+}
+
+std::int64_t Engine::head_size(std::int64_t layer) const {
+  const auto& part = model_.layers.at(static_cast<std::size_t>(layer)).attention;
+  return part ? part->size : 0;
+}
+
+std::int64_t Engine::mean_cache(std::int64_t layer, int sequence, float* keys, float* values) {
+  const std::int64_t size = head_size(layer);
+  if (size == 0) return 0;
+  const std::int64_t heads = model_.layers[static_cast<std::size_t>(layer)].attention->kv_heads;
+  const Cache& cache = caches_[static_cast<std::size_t>(layer)];
+  std::vector<Run> runs;
+  cells_.visible(Sequences{1} << sequence, INT32_MAX, 0, runs);
+  const auto number = [&](const std::byte* held, const float* scales, std::int64_t head, std::int64_t cell,
+                          std::int64_t k) {
+    const std::int64_t at = head * cache.stride + cell * cache.size + k;
+    if (settings_.kv == KvType::f32) return reinterpret_cast<const float*>(held)[at];
+    if (settings_.kv == KvType::f16) return from_f16(reinterpret_cast<const std::uint16_t*>(held)[at]);
+    return scales[head * settings_.cells + cell] * static_cast<float>(reinterpret_cast<const std::int8_t*>(held)[at]);
+  };
+  std::int64_t count = 0;
+  for (const Run& run : runs) {
+    for (std::int64_t cell = run.first; cell < run.last; ++cell, ++count) {
+      for (std::int64_t k = 0; keys && values && k < size; ++k) {
+        float key = 0, value = 0;
+        for (std::int64_t head = 0; head < heads; ++head) {
+          key += number(cache.keys.get(), cache.key_scales.get(), head, cell, k);
+          value += number(cache.values.get(), cache.value_scales.get(), head, cell, k);
+        }
+        keys[count * size + k] = key / static_cast<float>(heads);
+        values[count * size + k] = value / static_cast<float>(heads);
+      }
+    }
+  }
+  return count;
 }
 
 void Engine::check(const Batch& batch, const std::vector<std::int64_t>& wanted) const {

@@ -43,6 +43,12 @@ class Engine {
   // Makes a forward that is running in another thread, or the next one, stop before its next layer.
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
 
+  // Means over heads of the keys and values that a sequence has in a layer of the range, in the order of positions:
+  // [count, size] each, where they are not null. Returns the count; 0 where the layer has no attention.
+  std::int64_t mean_cache(std::int64_t layer, int sequence, float* keys, float* values);
+  // Numbers of a head in a layer; 0 where it has no attention.
+  std::int64_t head_size(std::int64_t layer) const;
+
   Cells& cells() { return cells_; }
   const Decoder& model() const { return model_; }
   const Settings& settings() const { return settings_; }

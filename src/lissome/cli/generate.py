@@ -26,8 +26,8 @@ def command(
         typer.Option(
             "--schedule",
             metavar="BITS",
-            help="Of nested weights: bits of the prompt and the first new tokens, then of the rest, e.g. 4:64,3 "
-            "(default: what the folder says, else all).",
+            help="Of nested weights: bits of the prompt and the first new tokens, then of the rest, e.g. 4:64,3; "
+            "or learnt (default: what the folder says, else all).",
         ),
     ] = None,
     as_json: JsonFlag = False,

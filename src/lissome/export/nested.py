@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lissome.core.events import EventStream
+from lissome.engine.decode.learnt import FILE as SCHEDULER
 from lissome.engine.decode.phases import NAME as SCHEDULE
 from lissome.export._report import ExportReport
 from lissome.models.model import Model
@@ -69,6 +70,6 @@ def export(
 def _made_before(model: Model) -> dict[str, Path]:
     """Nested weights, and how they are read, in the folder that the model was read from."""
     folder = model.source.path
-    names = (NAME, SCHEDULE)
+    names = (NAME, SCHEDULE, SCHEDULER)
     found = {} if folder is None else {name: folder / name for name in names if (folder / name).is_file()}
     return found if NAME in found else {}

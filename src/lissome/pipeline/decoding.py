@@ -9,7 +9,8 @@ from typing import Any
 
 from lissome.core.errors import DataError
 from lissome.engine.decode import Decoder, DecoderSettings, Order, Session, write
-from lissome.engine.decode.phases import Phases, read_phases
+from lissome.engine.decode.learnt import FILE, WORD, Learnt
+from lissome.engine.decode.phases import Phases, read_schedule
 from lissome.models.nested.file import layout_of
 from lissome.models.nested.folder import NestedFolder
 from lissome.pipeline.reports import GenerateReport, InspectReport
@@ -33,38 +34,42 @@ def generate(target: Path, prompt: str, *, max_new_tokens: int, schedule: str | 
         DataError: When the prompt fills all that the model reads, or the folder has no tokenizer.
     """
     folder = NestedFolder.open(target)
-    phases = phases_of(folder, schedule)
+    policy = policy_of(folder, schedule)
     ids = folder.text.prompt(prompt)
     context = folder.file.spec.context
     if len(ids) >= context:
         raise DataError(f"the prompt has {len(ids)} tokens, {folder.name} reads {context}; shorten it.")
     most = min(max_new_tokens, context - len(ids))
     decoder = Decoder(folder.file, DecoderSettings(cells=len(ids) + most))
-    order = Order(prompt=tuple(ids), most=most, schedule=phases.after(len(ids)))
-    start, times, texts, tokens = time.perf_counter(), [], [], 0
+    order = Order(prompt=tuple(ids), most=most, policy=policy)
+    start, times, texts, tokens, bits = time.perf_counter(), [], [], 0, []
     for piece in write(Session(decoder, keep=0), folder.text, order):
         times.append(time.perf_counter())
         texts.append(piece.text)
+        bits.append(piece.bits or 0)
         tokens = piece.tokens
     return GenerateReport(
         text="".join(texts),
         tokens=tokens,
         prefill=len(ids) / (times[0] - start),
         decode=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
-        bits=phases.average(len(times) - 1),
+        bits=sum(bits[1:]) / len(bits[1:]) if len(bits) > 1 else float(bits[0]),
     )
 
 
-def phases_of(folder: NestedFolder, schedule: str | None = None) -> Phases:
-    """Return the bits that a folder is read with: as asked, else as it says, else all of them.
+def policy_of(folder: NestedFolder, schedule: str | None = None) -> Phases | Learnt:
+    """Return what decides the bits of a folder's texts: as asked, else as it says, else all bits.
 
     Raises:
         ConfigError: When the schedule is none, or the weights have not its bits.
-        ArtifactError: When what the folder says is damaged.
+        ArtifactError: When what the folder says is damaged, or a learnt scheduler is wanted that is not there.
     """
-    known = read_phases(folder.path) if schedule is None else Phases.parse(schedule)
-    precisions = folder.file.layout.precisions
-    return (known or Phases(precisions[-1], ((precisions[-1], None),))).require(precisions)
+    known, precisions = read_schedule(folder.path) if schedule is None else schedule, folder.file.layout.precisions
+    if known is None:
+        return Phases(precisions[-1], ((precisions[-1], None),))
+    if known.strip() == WORD:
+        return Learnt.read(folder.path / FILE).require(precisions)
+    return Phases.parse(known).require(precisions)
 
 
 def inspect(target: Path) -> InspectReport:
@@ -96,7 +101,7 @@ def inspect(target: Path) -> InspectReport:
             "planes": ["+".join(map(str, layout.planes)) for layout in (file.layout, file.head)],
             "token_bytes": {str(bits): decoder.weight_bytes(bits) for bits in decoder.precisions},
             "layers": _layers(folder),
-            "schedule": str(phases_of(folder)),
+            "schedule": str(policy_of(folder)),
             "tags": list(manifest.tags) if manifest else ["nested"],
         },
         figures=counts,

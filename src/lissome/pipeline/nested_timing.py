@@ -23,7 +23,7 @@ from lissome.engine.decode.phases import Phases
 from lissome.engine.evaluate import versions
 from lissome.models.nested.folder import NestedFolder, nested_folder
 from lissome.pipeline.compare import counted_figures, figures_of, file_figure, paired_timings, rows, timing_figures
-from lissome.pipeline.decoding import phases_of, sizes
+from lissome.pipeline.decoding import policy_of, sizes
 from lissome.pipeline.loading import load
 from lissome.pipeline.reports import Figure, TableReport
 
@@ -74,7 +74,8 @@ def _entrants(given: Any, request: Request, events: EventStream) -> Iterator[_En
         return
     folder = NestedFolder.open(place)
     ways = [Phases(bits, ((bits, None),)) for bits in reversed(folder.file.layout.precisions)]
-    ways += [own for own in (phases_of(folder),) if own not in ways]
+    own = policy_of(folder)  # a learnt one says something else of every prompt
+    ways += [own] if isinstance(own, Phases) and own not in ways else []
     cells = len(ways) * (request.prompt + request.new)
     decoder = Decoder(folder.file, DecoderSettings(cells=cells, threads=torch.get_num_threads()))
     for sequence, phases in enumerate(ways):

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from lissome.core.errors import DataError, LissomeError
 from lissome.engine.decode import Order, Piece
 from lissome.engine.decode.batching import Batcher, Busy, Job
-from lissome.engine.decode.phases import Phases
+from lissome.engine.decode.phases import Policy
 from lissome.serve.answered import Answer, event
 from lissome.serve.asked import AnyRequest, Chat, Completion, RefusedError, read
 
@@ -50,16 +50,16 @@ class Limits:
     key: str | None = None
 
 
-def application(batcher: Batcher, name: str, limits: Limits | None = None, phases: Phases | None = None) -> Starlette:
+def application(batcher: Batcher, name: str, limits: Limits | None = None, policy: Policy | None = None) -> Starlette:
     """Return the application.
 
     Args:
         batcher: Writes the texts; it is closed by whoever made it.
         name: What the model is called.
         limits: What a client may cost.
-        phases: Bits of prompts and answers (default: all bits).
+        policy: Decides bits (default: all bits).
     """
-    server = _Server(batcher, name, limits or Limits(), phases)
+    server = _Server(batcher, name, limits or Limits(), policy)
     routes = [
         Route("/health", server.health, methods=["GET"]),
         Route("/v1/models", server.models, methods=["GET"]),
@@ -71,8 +71,8 @@ def application(batcher: Batcher, name: str, limits: Limits | None = None, phase
 
 
 class _Server:
-    def __init__(self, batcher: Batcher, name: str, limits: Limits, phases: Phases | None) -> None:
-        self.batcher, self.name, self.limits, self.phases = batcher, name, limits, phases
+    def __init__(self, batcher: Batcher, name: str, limits: Limits, policy: Policy | None) -> None:
+        self.batcher, self.name, self.limits, self.policy = batcher, name, limits, policy
 
     async def health(self, request: Request) -> JSONResponse:
         """Say that the server lives, and how busy it is."""
@@ -107,8 +107,7 @@ class _Server:
                 400, f"the prompt has {len(tokens)} tokens; it may have 1 to {self.batcher.context - 1}.",
                 "context_length_exceeded",
             )  # fmt: skip
-        schedule = None if self.phases is None else self.phases.after(len(tokens))
-        order = Order(prompt=tuple(tokens), most=asked.most(room), sampling=sampling, schedule=schedule, stop=stops)
+        order = Order(prompt=tuple(tokens), most=asked.most(room), sampling=sampling, policy=self.policy, stop=stops)
         pieces = _Pieces(self.batcher, order)
         answer = Answer(chat=kind is Chat, model=self.name, prompt_tokens=len(tokens), usage=asked.wants_usage)
         return (_Stream if asked.stream else _Whole)(pieces, answer, self.limits.patience)

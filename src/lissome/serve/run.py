@@ -14,7 +14,7 @@ from lissome.core.events import EventStream
 from lissome.engine.decode import Decoder, DecoderSettings
 from lissome.engine.decode.batching import Batcher
 from lissome.models.nested.folder import NestedFolder, nested_folder
-from lissome.pipeline.decoding import phases_of
+from lissome.pipeline.decoding import policy_of
 from lissome.serve.app import Limits, application
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -67,7 +67,7 @@ def serve(target: Any, settings: ServerSettings, events: EventStream) -> None:
     context = _context(settings.context, opened)
     if settings.key == "":
         raise ConfigError("the key is empty; give one, or none.")
-    codec, phases = opened.text, phases_of(opened, settings.schedule)
+    codec, policy = opened.text, policy_of(opened, settings.schedule)
     listening = _listen(settings.host, settings.port)
     batcher = Batcher(
         Decoder(opened.file, DecoderSettings(cells=context * settings.parallel)),
@@ -76,7 +76,7 @@ def serve(target: Any, settings: ServerSettings, events: EventStream) -> None:
         queue=settings.queue,
     )
     hosts = _LOOPBACK if settings.host in _LOOPBACK else ()
-    app = application(batcher, Path(folder).resolve().name, Limits(key=settings.key, hosts=hosts), phases)
+    app = application(batcher, Path(folder).resolve().name, Limits(key=settings.key, hosts=hosts), policy)
     config = uvicorn.Config(
         app, log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=_END, server_header=False
     )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lissome.core.errors import ArtifactError, ConfigError
-from lissome.engine.decode.phases import NAME, Phases, read_phases
+from lissome.engine.decode.phases import NAME, Phases, read_schedule
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_bits_never_rise(bits: list[int], counts: list[int], prompt: int) -> Non
 
 
 def test_beside_weights(tmp_path: Path) -> None:
-    assert read_phases(tmp_path) is None
+    assert read_schedule(tmp_path) is None
     (tmp_path / NAME).write_text(json.dumps({"schedule": "4:9,3", "tokens": 5}))
-    assert str(read_phases(tmp_path)) == "4:9,3"
-    for wrong in ("{}", "[]", '{"schedule": 4}', '{"schedule": "3,4"}', "{"):
+    assert read_schedule(tmp_path) == "4:9,3"
+    for wrong in ("{}", "[]", '{"schedule": 4}', "{"):
         (tmp_path / NAME).write_text(wrong)
         with pytest.raises(ArtifactError):
-            read_phases(tmp_path)
+            read_schedule(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from lissome.core.errors import ConfigError, DataError
 from lissome.engine.decode import Decoder, Order, Piece, Sampling, Session, write
 from lissome.engine.decode.batching import Batcher, Busy, Job
+from lissome.engine.decode.phases import Phases
 from lissome.models.nested.folder import NestedFolder
 from lissome.models.nested.make import make_folder
 from lissome.ops.kernels import native
@@ -36,7 +37,7 @@ def orders(count: int) -> list[Order]:
                 prompt=tuple(shared[: 20 * (at % 3)] + own),
                 most=int(rng.integers(1, 20)),
                 sampling=Sampling(temperature=float(at % 2), seed=at),
-                schedule=(None, lambda at: 4 if at < 50 else 3, lambda _: 3)[at % 3],
+                policy=(None, Phases.parse("4:5,3"), Phases.parse("3"))[at % 3],
                 stop=("a", "\x15") if at % 4 == 0 else (),
             )
         )

@@ -16,8 +16,9 @@ from lissome.core.errors import AssetError, ConfigError, DataError
 from lissome.core.manifest import read_manifest
 from lissome.data.assets import fetch
 from lissome.engine.decode import Decoder, Session
-from lissome.engine.decode.phases import Phases, read_phases
-from lissome.methods.infer.pmpd import Judge, Pmpd, at_random, search, switching
+from lissome.engine.decode.learnt import FILE, Learnt, switching
+from lissome.engine.decode.phases import Phases, read_schedule
+from lissome.methods.infer.pmpd import Judge, Pmpd, at_random, search
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.nested.file import NAME, NestedFile, open_nested
@@ -73,8 +74,8 @@ def test_the_smallest_switch_within_the_limit(file: NestedFile) -> None:
 
 def test_baselines() -> None:
     drawn = {str(at_random(4, 4, 3, 9, Random(seed))) for seed in range(40)}
-    assert drawn == {"4/3", "4:3,3", "4:6,3", "4:9,3"}
-    assert str(switching(6, 4, 3, 5)) == "6/4:5,3"
+    assert drawn == {"4/3", "4:3,3", "4:6,3", "4"}
+    assert str(switching(6, 4, 3, 5, 9)) == "6/4:5,3"
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_fit_leaves_an_artifact_that_is_written_by_its_schedule(toy: Path, tmp_p
     )
     assert any("lissome generate reads it so" in note for note in report.notes)
     assert {NAME, "schedule.json", "model.safetensors"} <= read_manifest(out).files.keys()
-    assert str(read_phases(out)) == "4/3"
+    assert read_schedule(out) == "4/3"
     said = pipeline.generate(out, "the quick", max_new_tokens=8)
     assert said.bits == 3
     assert pipeline.generate(out, "the quick", max_new_tokens=8, schedule="4").bits == 4
@@ -114,7 +115,7 @@ def test_fit_leaves_an_artifact_that_is_written_by_its_schedule(toy: Path, tmp_p
     assert said.text == folder.text.decode(list(session.generate(ids, 8, schedule=schedule, stop=folder.text.ends)))
     assert lissome.load(out).tokenizer is not None  # the model itself is there too, as it was
     moved = lissome.export(out, "nested", tmp_path / "alone")
-    assert read_phases(moved.path) == read_phases(out)
+    assert read_schedule(moved.path) == read_schedule(out)
     assert (moved.path / NAME).read_bytes() == (out / NAME).read_bytes()
     assert pipeline.inspect(moved.path).facts["schedule"] == "4/3"
     rows = pipeline.measure(moved.path).rows
@@ -122,7 +123,30 @@ def test_fit_leaves_an_artifact_that_is_written_by_its_schedule(toy: Path, tmp_p
     read = [row.figures["token_bytes"].metric.value for row in rows]
     assert read[0] > read[1] == read[2]
     other = lissome.export(out, "nested", tmp_path / "other", type="4+2")
-    assert read_phases(other.path) is None
+    assert read_schedule(other.path) is None
+
+
+@pytest.mark.long
+def test_a_learnt_scheduler(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = [*SETTINGS[:3], "kl=0.001", "scheduler=learnt", "prompts=12"]
+    pipeline.fit(toy / "llama", method="pmpd", data=toy / "text.txt", settings=settings, out=out)
+    fields = json.loads((out / "schedule.json").read_text())
+    assert fields["schedule"] == "learnt"
+    assert fields["learnt"]["held_out"] == 1
+    said = pipeline.generate(out, "the quick", max_new_tokens=8)
+    folder, learnt = NestedFolder.open(out), Learnt.read(out / FILE)
+    ids = folder.text.prompt("the quick")
+    session = Session(Decoder(folder.file))
+    session.feed(ids, lambda _: 4)
+    phases = learnt.decide(session)
+    assert str(phases) in {"4/3", "4:3,3", "4:6,3", "4"}
+    assert said.bits == phases.average(7)
+    assert pipeline.generate(out, "the quick", max_new_tokens=8, schedule=str(phases)).text == said.text
+    moved = lissome.export(out, "nested", tmp_path / "alone").path
+    assert pipeline.generate(moved, "the quick", max_new_tokens=8, schedule="learnt").text == said.text
+    assert pipeline.inspect(moved).facts["schedule"] == "learnt"
+    assert len(pipeline.measure(moved).rows) == 2
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from lissome.core.errors import ConfigError, DataError, LissomeError
 from lissome.engine.decode.decoder import Decoder, Floats
@@ -134,9 +135,9 @@ class Batcher:
         if job.cancelled:
             job.listener(Piece("", 0, "cancelled"))
             return
-        order, bits = job.order, self.decoder.file.layout.bits
-        schedule = order.schedule or (lambda _: bits)
-        session = max(self._free, key=lambda one: (one.shares(order.prompt, schedule), -one.length))
+        order = job.order
+        bits = self.decoder.file.layout.bits if order.policy is None else order.policy.prefill
+        session = max(self._free, key=lambda one: (one.shares(order.prompt, lambda _: bits), -one.length))
         self._free.remove(session)
         self._active.append(job)
         try:
@@ -196,4 +197,4 @@ class Batcher:
             if job.writer is not None:
                 self._free.append(job.writer.session)
         tokens = piece.tokens or (0 if job.writer is None else job.writer.tokens)
-        job.listener(Piece(piece.text, tokens, piece.finish))
+        job.listener(replace(piece, tokens=tokens))

@@ -165,6 +165,22 @@ class Decoder:
         """Return the smallest position of a sequence from `start` on; −1 when it has none."""
         return int(self._engine.seq_first(sequence, start))
 
+    def mean_cache(self, sequence: int = 0) -> tuple[Floats, Floats]:
+        """Return the keys and values of a sequence in the last layer that has an attention, as means over heads.
+
+        Returns:
+            float32[T, E] each, in the order of positions.
+
+        Raises:
+            ConfigError: When no layer has an attention.
+        """
+        sizes = {at: part.attention.size for at, part in enumerate(self._layers) if part.attention is not None}
+        if not sizes:
+            raise ConfigError("no layer of this model has an attention, so that there are no keys and values.")
+        layer, size = max(sizes.items())
+        count, keys, values = self._engine.mean_cache(layer, sequence)
+        return keys.reshape(count, size), values.reshape(count, size)
+
     @property
     def cache_bytes(self) -> int:
         """Bytes of the cache's cells."""
@@ -201,6 +217,10 @@ class Decoder:
             activations=self.settings.activations,
             threads=self.settings.threads,
         )
+
+    @property
+    def _layers(self) -> tuple[LayerSpec, ...]:
+        return self.spec.layers[self.first : self.last]
 
     def _layer(self, at: int, layer: LayerSpec) -> tuple[Any, Any]:
         attention = None if layer.attention is None else self._attention(f"layers.{at}.attention", layer.attention)

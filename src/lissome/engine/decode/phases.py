@@ -10,16 +10,27 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.files import read_json
-from lissome.engine.decode.session import Schedule
+from lissome.engine.decode.session import Schedule, Session
 
 NAME = "schedule.json"
 """Name of the file beside nested weights that says how they are read unless somebody says otherwise."""
 _PHASE = re.compile(r"(\d{1,2})(?::(\d{1,9}))?")
 _FORM = "4 (everywhere), 4:64,3 (4 bits for the prompt and 64 new tokens, then 3) or 6/4:64,3 (the prompt at 6)"
+
+
+class Policy(Protocol):
+    """What decides the bits of texts."""
+
+    @property
+    def prefill(self) -> int:
+        """Bits of prompts."""
+
+    def decide(self, session: Session) -> Phases:
+        """Return the schedule of a sequence that consists of a prompt; its bits for the prompt are `prefill`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,10 @@ class Phases:
         steps = ",".join(f"{bits}" if count is None else f"{bits}:{count}" for bits, count in self.steps)
         return steps if self.prefill == self.steps[0][0] else f"{self.prefill}/{steps}"
 
+    def decide(self, session: Session) -> Phases:
+        """Return itself: nothing has to be known of the prompt."""
+        return self
+
     def require(self, precisions: tuple[int, ...]) -> Phases:
         """Return it, when weights have its precisions.
 
@@ -90,7 +105,7 @@ class Phases:
         return sum(map(self.bits, range(steps))) / steps if steps else float(self.prefill)
 
 
-def read_phases(folder: Path) -> Phases | None:
+def read_schedule(folder: Path) -> str | None:
     """Read how a folder wants to be read; None when it does not say.
 
     Raises:
@@ -100,7 +115,7 @@ def read_phases(folder: Path) -> Phases | None:
     if not path.is_file():
         return None
     fields: Any = read_json(path)
-    try:
-        return Phases.parse(fields["schedule"])
-    except (ConfigError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} holds no schedule ({error!s:.80}); restore or remake it.") from error
+    found = fields.get("schedule") if isinstance(fields, dict) else None
+    if not isinstance(found, str):
+        raise ArtifactError(f"{path} holds no schedule; restore or remake it.")
+    return found

@@ -8,7 +8,8 @@ from typing import Literal
 
 from lissome.core.errors import DataError
 from lissome.engine.decode.decoder import Floats
-from lissome.engine.decode.session import Sampling, Schedule, Session, advance, choose
+from lissome.engine.decode.phases import Phases, Policy
+from lissome.engine.decode.session import Sampling, Session, advance, choose
 from lissome.models.nested.text import TextCodec, TextStream
 
 Finish = Literal["stop", "length", "cancelled", "error"]
@@ -22,14 +23,14 @@ class Order:
         prompt: Token ids to continue.
         most: New tokens at most, at least 1.
         sampling: How they are chosen.
-        schedule: Bits by absolute position (default: all bits everywhere).
+        policy: Decides the bits (default: all bits everywhere).
         stop: Texts that end the answer, and do not appear in it.
     """
 
     prompt: tuple[int, ...]
     most: int
     sampling: Sampling = field(default_factory=Sampling)
-    schedule: Schedule | None = None
+    policy: Policy | None = None
     stop: tuple[str, ...] = ()
 
 
@@ -41,11 +42,13 @@ class Piece:
         text: New text; often empty, while a character or a stop text is not whole.
         tokens: New tokens so far, without one that ended the text.
         finish: Why this piece is the last: ``"stop"``, ``"length"``, ``"cancelled"`` or ``"error"``; None before.
+        bits: What the token before it was computed with.
     """
 
     text: str
     tokens: int
     finish: Finish | None = None
+    bits: int | None = None
 
 
 class Writer:
@@ -65,15 +68,21 @@ class Writer:
         if order.prompt and not 0 <= min(order.prompt) <= max(order.prompt) < vocabulary:
             raise DataError(f"the prompt has tokens beyond the model's {vocabulary}; the tokenizer is another model's.")
         self.session, self._codec, self._order = session, codec, order
-        self._schedule = order.schedule or (lambda _: bits)
+        self._policy = order.policy or Phases(bits, ((bits, None),))
+        self._phases: Phases | None = None
         self._stream = TextStream(codec, order.stop)
         self.tokens, self.token = 0, -1
-        session.start(order.prompt, self._schedule)
+        session.start(order.prompt, lambda _: self._policy.prefill)
 
     @property
     def bits(self) -> int:
         """What the token that comes next in the sequence is computed with."""
-        return self._schedule(self.session.length)
+        step = self.session.length - len(self._order.prompt)
+        if step < 0:
+            return self._policy.prefill
+        if self._phases is None:
+            self._phases = self._policy.decide(self.session)
+        return self._phases.bits(step)
 
     def take(self, logits: Floats) -> Piece:
         """Choose the next token; it is in `token` until `advance` has computed it.
@@ -81,15 +90,21 @@ class Writer:
         Raises:
             NumericsError: When logits are no numbers.
         """
-        token = choose(logits, self._order.sampling, self.session.length)
+        token, bits = choose(logits, self._order.sampling, self.session.length), self._last
         if token in self._codec.ends:
-            return Piece(self._stream.end(), self.tokens, "stop")
+            return Piece(self._stream.end(), self.tokens, "stop", bits)
         self.tokens, self.token = self.tokens + 1, token
         text = self._stream.add(token)
         if not self._stream.stopped and self.tokens == self._order.most:
             text += self._stream.end()
-            return Piece(text, self.tokens, "stop" if self._stream.stopped else "length")
-        return Piece(text, self.tokens, "stop" if self._stream.stopped else None)
+            return Piece(text, self.tokens, "stop" if self._stream.stopped else "length", bits)
+        return Piece(text, self.tokens, "stop" if self._stream.stopped else None, bits)
+
+    @property
+    def _last(self) -> int:
+        """What the last token of the sequence was computed with."""
+        step = self.session.length - 1 - len(self._order.prompt)
+        return self._policy.prefill if step < 0 or self._phases is None else self._phases.bits(step)
 
 
 def write(session: Session, codec: TextCodec, order: Order) -> Iterator[Piece]:

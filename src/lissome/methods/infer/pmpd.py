@@ -13,8 +13,8 @@ Differs from the paper, and why:
   KL), not a score of whole answers, which hardly moves on short ones.
 - Step 0 is the forward of the first new token: T = 0 computes none at `high` bits (the published loop still one).
 - Weights are uniform codes with scales per group, head and embedding nested too, instead of tables per row.
-- The scheduler learnt from the cache of keys and values is not here. The random one, the reverse order and uniform
-  bits, which a schedule has to beat, are.
+- The scheduler that is learnt from a prompt's keys and values has the paper's form; its labels come from the same
+  divergence, its optimizer's settings are fixed, and it is asked once, before the first new token.
 """
 
 # N new tokens, P prompt tokens, V vocabulary
@@ -24,8 +24,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,14 +39,18 @@ from lissome.core.metrics import Metric
 from lissome.engine.decode import Decoder, DecoderSettings, Session
 from lissome.engine.decode.decoder import Floats
 from lissome.engine.decode.fisher import fisher
+from lissome.engine.decode.learnt import FILE as SCHEDULER
+from lissome.engine.decode.learnt import WORD, Learnt, switches, switching
 from lissome.engine.decode.phases import NAME as SCHEDULE
 from lissome.engine.decode.phases import Phases
+from lissome.engine.decode.teach import teach
 from lissome.models.adapters import merged_copy
 from lissome.models.model import Model
 from lissome.models.nested.file import NAME, NestedFile, open_nested
 from lissome.models.nested.make import make
 from lissome.ops.nested import layout_named
 
+_LEAST = 10  # texts that a classifier learns from
 _PIECE_BYTES = 160 << 20  # of the weights that are quantised at a time, with their errors and codes
 
 
@@ -66,6 +71,10 @@ class Pmpd(Method):
         tokens: int = option(96, "new tokens N that a schedule is judged by", low=3)
         texts: int = option(16, "texts it is judged by", low=1)
         kl: float = option(0.02, "divergence from `high` bits that is allowed, in nats per token", low=0.0)
+        scheduler: Literal["static", "learnt"] = option(
+            "static", "one schedule for all texts, or one for each by a classifier of its prompt"
+        )
+        prompts: int = option(128, "texts that the classifier learns from; 1 of 10 is held out", low=10)
         fisher: int = option(0, "calibration texts whose gradients weigh the errors of weights; the paper's 100", low=0)
 
         def __post_init__(self) -> None:
@@ -127,20 +136,63 @@ class Pmpd(Method):
         high, low = self.config.bits()
         found = search(file, prompts, high=high, low=low, tokens=self.config.tokens, limit=self.config.kl)
         chosen = found[-1]
-        fields = {
+        fields: dict[str, Any] = {
             "schedule": str(chosen.phases),
             "tokens": self.config.tokens,
             "texts": len(prompts),
             "tried": [one.to_json() for one in found],
         }
+        files: dict[str, bytes | Path] = {NAME: file.path}
+        if self.config.scheduler == "learnt":
+            path = context.folder / SCHEDULER
+            windows = context.data.recovery[: self.config.prompts]
+            fields |= {
+                "schedule": WORD,
+                "static": str(chosen.phases),
+                "learnt": self._learn(file, windows, path, context),
+            }
+            files[SCHEDULER] = path
+        files[SCHEDULE] = (json.dumps(fields, indent=2) + "\n").encode()
         text = f"written at {chosen.phases} bits: {chosen.kl:.4f} nats per token from {high} bits alone"
+        if self.config.scheduler == "learnt":
+            text = f"every prompt decides after how many of {self.config.tokens} tokens {high} bits become {low}"
         return Outcome(
             kind="policy",
             value=model,
             metrics=(Metric(name="kl", value=chosen.kl, unit="nats", better="lower", n=len(prompts)),),
             details={**fields, "ended": f"{text}; lissome generate reads it so"},
-            files={NAME: file.path, SCHEDULE: (json.dumps(fields, indent=2) + "\n").encode()},
+            files=files,
         )
+
+    def _learn(self, file: NestedFile, windows: Any, path: Path, context: Context) -> dict[str, float]:
+        """Train the classifier and say what it does on prompts that it did not see, beside the random scheduler."""
+        self._check(windows.shape[1])
+        if len(windows) < _LEAST:
+            raise DataError(
+                f"the classifier learns from {_LEAST} texts at least, there are {len(windows)}; give more text."
+            )
+        high, low = self.config.bits()
+        prompts = [window[: self.config.prompt].tolist() for window in windows]
+        judge = Judge(file, prompts, tokens=self.config.tokens, prefill=max(file.layout.precisions), high=high)
+        table, features = judge.table(low), judge.features()
+        labels = (table <= self.config.kl).argmax(1)  # the last class diverges by nothing
+        seen = len(prompts) - max(1, len(prompts) // 10)
+        heads = max(layer.attention.heads for layer in file.spec.layers if layer.attention is not None)
+        weights = teach(features[:seen], labels[:seen].tolist(), heads=heads, seed=context.seed)
+        learnt = Learnt(weights, judge.prefill, high, low, self.config.tokens)
+        learnt.save(path)
+        chosen = np.array([int(learnt.classify(*one).argmax()) for one in features[seen:]])
+        prior = np.bincount(labels[:seen], minlength=len(switches(1))) / seen
+        bits = np.array([learnt.phases(label).average(self.config.tokens - 1) for label in range(len(prior))])
+        held = table[seen:]
+        return {
+            "held_out": float(len(held)),
+            "accuracy": float((chosen == labels[seen:]).mean()),
+            "bits": float(bits[chosen].mean()),
+            "kl": float(held[np.arange(len(held)), chosen].mean()),
+            "random_bits": float(bits @ prior),
+            "random_kl": float((held @ prior).mean()),
+        }
 
     def _check(self, length: int) -> None:
         if length < self.config.prompt:
@@ -204,21 +256,16 @@ def search(
         What was tried, in order; the last one is the choice. N, which is `high` bits alone, always holds.
     """
     judge, found = Judge(file, prompts, tokens=tokens, prefill=max(file.layout.precisions), high=high), []
-    for switch in (0, tokens // 3, 2 * (tokens // 3)):
-        found.append(judge.judge(switching(judge.prefill, high, low, switch), switch))
+    for switch in switches(tokens)[:-1]:
+        found.append(judge.judge(switching(judge.prefill, high, low, switch, tokens), switch))
         if found[-1].kl <= limit:
             return found
     return [*found, Judged(Phases(judge.prefill, ((high, None),)), tokens, 0.0, 1.0, float(high))]
 
 
-def switching(prefill: int, high: int, low: int, switch: int) -> Phases:
-    """High bits for `switch` new tokens, then low ones."""
-    return Phases(prefill, ((high, switch), (low, None)) if switch else ((low, None),))
-
-
 def at_random(prefill: int, high: int, low: int, tokens: int, rng: Random) -> Phases:
     """The random scheduler: T drawn uniformly from {0, N/3, 2N/3, N}, without a look at the text."""
-    return switching(prefill, high, low, rng.choice((0, tokens // 3, 2 * (tokens // 3), tokens)))
+    return switching(prefill, high, low, rng.choice(switches(tokens)), tokens)
 
 
 class Judge:
@@ -265,6 +312,24 @@ class Judge:
         steps = self.tokens - 1
         kl, same = self.divergences([phases.bits(step) for step in range(steps)])
         return Judged(phases, switch, float(kl.mean()), float(same.mean()), phases.average(steps))
+
+    def table(self, low: int) -> Floats:
+        """Return the divergence of every text for every class of T, float[texts, C]; that of N is 0."""
+        high = self._alone.bits(0)
+        ways = [switching(self.prefill, high, low, switch, self.tokens) for switch in switches(self.tokens)[:-1]]
+        found = [self.divergences([way.bits(step) for step in range(self.tokens - 1)])[0].mean(1) for way in ways]
+        return np.stack([*found, np.zeros(len(self.texts))], 1)
+
+    def features(self) -> list[tuple[Floats, Floats]]:
+        """Return what a classifier sees of every prompt: keys and values of the last layer, float32[P, E] each."""
+        found = []
+        for prompt in self._prompts:
+            self._decoder.seq_rm(0)
+            self._decoder.forward(prompt, range(len(prompt)), 0, self.prefill)
+            found.append(self._decoder.mean_cache())
+        self._decoder.seq_rm(0)
+        self._read = None
+        return found
 
     def _of(self, prompt: list[int], text: list[int], bits: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
         high = [self._alone.bits(step) for step in range(len(bits))]
