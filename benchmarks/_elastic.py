@@ -20,15 +20,20 @@ import numpy as np
 
 from benchmarks._frame import Inequality
 from lissome import pipeline
+from lissome.core.budget import Budget
+from lissome.core.events import EventStream
 from lissome.core.files import cache_dir, write_text
+from lissome.core.method import Context
 from lissome.cost.counted import Counter
 from lissome.cost.measured import compare
+from lissome.cost.oracle import SubnetCost
 from lissome.data.local import data_file
 from lissome.engine.norms import batch_norms, reestimate
 from lissome.engine.objective import Classes, objective_of
 from lissome.engine.pictures import Pictures
 from lissome.engine.ranking import ranking, saliency
 from lissome.engine.search import Found
+from lissome.engine.search.pareto import hypervolume
 from lissome.engine.spaces import Widths, elastic_space
 from lissome.engine.train import train
 from lissome.models.binding import extract, reorder
@@ -102,12 +107,51 @@ def original(subject: Subject) -> Model:
     return _data(subject.folder, subject.data)[0]
 
 
-def tuned(model: Model, judge: Classes | Pictures, *, steps: int, seed: int, **settings: Any) -> Model:
-    """Return a copy of a model that was trained as a whole; `settings` are of the training loop."""
+def tuned(
+    model: Model, judge: Classes | Pictures, *, steps: int, seed: int, teacher: Model | None = None, **settings: Any
+) -> Model:
+    """Return a copy of a model that was trained as a whole; `settings` are of the training loop.
+
+    A teacher is listened to as EFTNAS does: 0.9 of the loss, at temperature 2.
+    """
     work = model.derived(copy.deepcopy(model.module).requires_grad_(True))
     made = judge.training(steps=steps, lr=settings.pop("lr"), batch=settings.pop("batch", None), max_seconds=None)
-    train(judge.task(work), replace(made, **settings), seed=seed)
+    task = judge.task(work)
+    if teacher is not None:
+        task = replace(task, loss=judge.lesson(work, teacher, share=0.9, temperature=2.0))
+    train(task, replace(made, **settings), seed=seed)
     return work
+
+
+def encoder(folder: Path, *, steps: int, lr: float = 1e-4, seed: int = 0) -> Subject:
+    """Return MiniLM with a head for SST-2, trained as a whole (0 steps: not at all); it is made the first time."""
+    place = folder / "model"
+    if not place.exists():
+        model, splits = data_for(pipeline.load("minilm"), sentences(), seed=seed, searched=True)
+        judge = objective_of(splits)
+        assert isinstance(judge, Classes)
+        (tuned(model, judge, steps=steps, seed=seed, lr=lr) if steps else model).save(place)
+    return Subject("minilm", place, sentences())
+
+
+def context(subject: Subject, folder: Path, seed: int) -> Context:
+    """Return what a method is given to work on a subject."""
+    model, splits = _data(subject.folder, subject.data)
+    return Context(
+        budget=Budget(), original={}, seed=seed, events=EventStream(), folder=folder, data=splits.for_methods(),
+        cost=SubnetCost(model),
+    )  # fmt: skip
+
+
+def volume(front: Sequence[Mapping[str, float]], *, worst: float = 0.5) -> float:
+    """Share of the plane from no error and no multiply-accumulates to a corner that a front leaves behind it.
+
+    Args:
+        front: Points with ``macs`` and ``accuracy``.
+        worst: Error at the corner: that of guessing between two classes.
+    """
+    values = [((1 - point["accuracy"]) / worst, point["macs"]) for point in front]
+    return hypervolume(values, (1.0, 1.0))
 
 
 def packed(model: Model, judge: Classes | Pictures) -> str:

@@ -120,7 +120,7 @@ def test_extracted_and_merged_is_what_was_masked(
 def test_untrained_adapters_change_nothing(home: Path, tmp_path: Path) -> None:
     """With B = 0 the largest is the base, and every other one the base cut to its sizes."""
     model = toy_model("llama")
-    LoNAS(LoNAS.Config(ranks=(4, 2)))._adapt(model, seed=0)
+    LoNAS(LoNAS.Config(ranks=(4, 2))).adapt(model, seed=0)
     base = toy_model("llama")
     inputs = {"input_ids": IDS}
     assert torch.equal(outputs(model.module, inputs), outputs(base.module, inputs))

@@ -97,7 +97,7 @@ class EFTNAS(SupernetMethod):
             teacher, given = making.teacher(), making.quality()
         if config.start == "teacher":
             making.model = making.model.derived(copy.deepcopy(teacher.module).requires_grad_(True))
-        worth, order = self._worth(making)
+        worth, order = self.worth(making)
         reorder(making.model, dict(zip(order, ranks(list(order.values())), strict=True)))
         space, found = self._space(making, worth)
         loss = None
@@ -115,8 +115,8 @@ class EFTNAS(SupernetMethod):
         if self.config.lists == "scores":
             bounds.nested([share * bounds.range()[1] for share in (self.config.smallest, self.config.largest)])
 
-    def _worth(self, making: Making) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Step 1: by axis what decides when a unit goes, and what sorts it."""
+    def worth(self, making: Making) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return, by axis, what decides when a unit goes, and what sorts it: step 1 of the method."""
         config = self.config
         if config.scores != "learned":
             found = saliency(

@@ -96,7 +96,7 @@ class LoNAS(SupernetMethod):
         config, making = self.config, Making(model, context, self.config)
         making.tune(untrained="untrained" in context.tags)
         given = making.quality()
-        self._adapt(making.model, seed=derive(context.seed, "adapters"))
+        self.adapt(making.model, seed=derive(context.seed, "adapters"))
         if config.warm_steps:
             making.train("warm", Hooks(), steps=config.warm_steps, part="given")
         space = self._space(making.model)
@@ -114,8 +114,8 @@ class LoNAS(SupernetMethod):
         learnt = [value.numel() for value in making.model.module.parameters() if value.requires_grad]
         return making.outcome(space, given=given, details={"trained": sum(learnt), "of": sum(numbers)})
 
-    def _adapt(self, model: Model, *, seed: int) -> None:
-        """Put adapters on, one group for what reads a branch's input; what writes its output has one rank."""
+    def adapt(self, model: Model, *, seed: int) -> None:
+        """Put adapters on, in place: one group for what reads a branch's input; what writes its output has one rank."""
         config, encoder = self.config, model.anatomy.task == "encoder"
         ranks = config.ranks or ((8, 4, 2) if encoder else (32, 28))
         alpha = 2.0 * ranks[0] if config.alpha is None else config.alpha
