@@ -15,7 +15,7 @@ def summary(results: Results) -> str:
     for result in results:
         intro = (
             "MiniLM on SST-2 by EFTNAS: one super-network cut to shares of the multiply-accumulates, beside lists made "
-            "by hand, the teacher, and networks distilled alone (accuracy in points, held-out sentences, mean of seeds)."
+            "by hand, the teacher and networks distilled alone (accuracy in points, held-out sentences, mean of seeds)."
         )
         parts += [intro, _arms(result["cells"], result["seeds"])]
     return "\n\n".join([*parts, environment(results)])
