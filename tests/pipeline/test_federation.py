@@ -183,6 +183,38 @@ def test_architectures_per_budget_and_what_clients_keep(place: Path, capsys: pyt
 
 
 @pytest.mark.long
+def test_adapters_under_secure_aggregation(place: Path) -> None:
+    pytest.importorskip("cryptography", reason="needs cryptography: pip install 'lissome[federate]'")
+    step = RECIPE.partition("[[device]]")[0].replace("rounds = 2", "rounds = 1")
+    # One plain step on all examples: what is drawn by the order's number does not matter then.
+    step += '[[step]]\nmethod = "ffm"\nmerge = "mean"\nlr = 0.5\nrank = 4\noptimizer = "sgd"\nbatch = 500\n'
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 2}
+    replace(toy_model("bert", vocab_size=TOY_VOCABULARY, **quiet), tokenizer=toy_tokenizer()).save(place / "model")
+    found = {}
+    for name, more in (("plain", ""), ("secure", "secure = true\n")):
+        (place / "recipe.toml").write_text(step + more)
+        plan = plan_federation(place / "recipe.toml")
+        report = federate(place / "recipe.toml", out=place / name)
+        lines = (place / name / "ledger.csv").read_text().splitlines()
+        assert sum(int(line.split(",")[4]) for line in lines if ",train," in line) == plan.payload
+        assert not report.audit
+        found[name] = load_model(place / name)
+    other = dict(found["secure"].module.named_parameters())
+    plain = found["plain"].module.named_parameters()
+    apart = [float((value - other[name]).detach().abs().max()) for name, value in plain]
+    assert 0 < max(apart) <= 4 * 2**-20, "within a step for each client"
+    start = dict(FederationJob(FederationRecipe.read(place / "recipe.toml")).model.module.named_parameters())
+    moved = [float((value - other[name]).detach().abs().max()) for name, value in start.items()]
+    assert max(moved) > 1000 * 2**-20
+    job = FederationJob(FederationRecipe.from_toml(step.replace('"mean"', '"trimmed"') + "secure = true", place))
+    with pytest.raises(ConfigError, match="each client's answer"):
+        job.server(place)
+    (place / "recipe.toml").write_text(RECIPE + 'merge = "mean"\nsecure = true')
+    with pytest.raises(ConfigError, match="sub-network"):
+        plan_federation(place / "recipe.toml")
+
+
+@pytest.mark.long
 def test_next_tokens_with_adapters_and_owners(place: Path) -> None:
     model = replace(toy_model("llama", vocab_size=TOY_VOCABULARY, num_hidden_layers=2), tokenizer=toy_tokenizer())
     model.save(place / "model")

@@ -25,6 +25,8 @@ from lissome.engine.federate.method import ClientSite, FederatedMethod, ServerSi
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import RoundsConfig
+from lissome.engine.federate.secure.client import SecureClient
+from lissome.engine.federate.secure.program import SecureProgram
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import Lesson
 from lissome.engine.recover import fingerprint
@@ -278,7 +280,10 @@ class FederationJob:
             model=self.model, lesson=self.silos.server(self.model), cost=SubnetCost(self.model), seed=self.recipe.seed,
             folder=folder,
         )  # fmt: skip
-        return self.method.server(site)
+        program, config = self.method.server(site), self.method.config
+        if not getattr(config, "secure", False):
+            return program
+        return SecureProgram(program, largest=config.secure_largest, seed=derive(self.recipe.seed, "secure"))
 
     def worker(
         self,
@@ -303,7 +308,10 @@ class FederationJob:
             seed=self.recipe.seed,
         )  # fmt: skip
         name_of_all = self.name if federation is None else federation
-        return Worker(self.method.client(site), ClientStore(folder), federation=name_of_all)
+        client, config = self.method.client(site), self.method.config
+        if getattr(config, "secure", False):
+            client = SecureClient(inner=client, largest=config.secure_largest)
+        return Worker(client, ClientStore(folder), federation=name_of_all)
 
     def local_link(self, folder: Path, names: Sequence[str] = ()) -> LocalLink:
         """Return clients in this process; each is built when it works.

@@ -63,6 +63,10 @@ class FederatedConfig(MethodConfig):
     )  # fmt: skip
     noise_clients: int | None = option(None, "of noise: clients wanted in a round, that sums are divided by", low=1)
     delta: float = option(1e-5, "of noise: probability with which epsilon does not hold", low=1e-12, high=0.5)
+    secure: bool = option(False, "secure aggregation: the server learns the sum of updates alone; needs merge=mean")
+    secure_largest: float = option(
+        1.0, "of secure: largest change of a number in a round; a step is 2⁻²⁰ of it", low=1e-9
+    )
     outer: Literal["replace", "momentum", "adam"] = option("replace", "optimizer of the server")
     outer_lr: float = option(0.7, "its step, where it has one", low=0.0)
     outer_momentum: float = option(0.9, "its momentum", low=0.0, high=0.9999)

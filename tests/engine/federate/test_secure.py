@@ -1,0 +1,219 @@
+"""Secure aggregation: the sum within a step, with and without drop-outs, and what the server does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lissome.core.errors import ConfigError, FederationError
+from lissome.engine.federate.client import Worker
+from lissome.engine.federate.codec import Codec
+from lissome.engine.federate.local import LocalLink
+from lissome.engine.federate.merge import Mean
+from lissome.engine.federate.program import Phase, Program
+from lissome.engine.federate.rounds import Federation, Round, RoundsConfig
+from lissome.engine.federate.store import ClientStore
+from tests.engine.federate.fleet import Adder
+
+pytest.importorskip("cryptography", reason="needs cryptography: pip install 'lissome[federate]'")
+
+from lissome.engine.federate.secure import masks
+from lissome.engine.federate.secure.client import MASKED, SecureClient
+from lissome.engine.federate.secure.program import SecureProgram
+
+START = {"w": torch.linspace(-1, 1, 30).view(5, 6), "b": torch.zeros(7)}
+LARGEST = 8.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(min_size=32, max_size=32), st.integers(2, 6), st.integers(0, 4), st.randoms())
+def test_enough_shares_restore_a_secret_and_fewer_do_not(secret: bytes, needed: int, more: int, rng: Any) -> None:
+    shares = masks.split(secret, range(1, needed + more + 1), needed)
+    chosen = dict(rng.sample(sorted(shares.items()), needed))
+    assert masks.joined(chosen) == secret
+    fewer = dict(list(chosen.items())[:-1])
+    try:
+        assert masks.joined(fewer) != secret
+    except FederationError as error:
+        assert "do not fit" in str(error)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 8))
+def test_steps_sum_to_the_mean_within_one(seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    updates = [
+        {name: torch.randn(value.shape, generator=generator) for name, value in START.items()} for _ in range(count)
+    ]
+    weights = (torch.rand(count, generator=generator) * 0.9 + 0.1).tolist()
+    words = np.zeros(38, np.uint32)
+    for one, weight in zip(updates, weights, strict=True):
+        words = words + masks.in_steps(one, weight, LARGEST)
+    mean = masks.from_steps(words, START, LARGEST)
+    for name in START:
+        exact = sum(w * one[name].double() for one, w in zip(updates, weights, strict=True)) / sum(weights)
+        assert float((mean[name] - exact).abs().max()) <= count * LARGEST / masks.STEPS / sum(weights)
+    with pytest.raises(FederationError, match="no weight"):
+        masks.from_steps(np.zeros(38, np.uint32), START, LARGEST)
+
+
+def test_keys_and_boxes() -> None:
+    one, other = bytes(range(32)), bytes(range(1, 33))
+    first, second = masks.public_key(one), masks.public_key(other)
+    assert masks.agreed(one, second, "x") == masks.agreed(other, first, "x") != masks.agreed(one, second, "y")
+    box = masks.sealed(one, b"share")
+    assert masks.opened(one, box) == b"share"
+    with pytest.raises(FederationError, match="changed on its way"):
+        masks.opened(other, box)
+    with pytest.raises(FederationError, match="changed on its way"):
+        masks.opened(one, box[:-1] + bytes([box[-1] ^ 1]))
+    assert np.array_equal(masks.stream(one, 9)[:5], masks.stream(one, 5))
+
+
+class Seen(LocalLink):
+    """Keeps what arrives at the server."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.vectors: dict[str, Tensor] = {}
+
+    def receive(self, until: float) -> Any:
+        found = super().receive(until)
+        if found is not None and found.parcel is not None:
+            for name, value in found.parcel.tensors.items():
+                if name.startswith(MASKED):
+                    self.vectors[found.address] = value
+        return found
+
+
+def program(secure: bool, **options: Any) -> Program:
+    inner = Program({name: value.clone() for name, value in START.items()}, phases=(Phase(merger=Mean),))
+    return SecureProgram(inner, largest=LARGEST, **options) if secure else inner
+
+
+def clients(folder: Path, count: int, secure: bool) -> Mapping[str, Any]:
+    found = {}
+    for index in range(count):
+        inner = Adder(f"a{index}", 0.1 * (index + 1), 10 * (index + 1), shapes=START)
+        client = SecureClient(inner=inner, largest=LARGEST) if secure else inner
+        found[inner.name] = partial(Worker, client, ClientStore(folder / inner.name))
+    return found
+
+
+def run(folder: Path, count: int, *, secure: bool = True, link: Any = None, **loop: Any) -> tuple[Federation, Any]:
+    options = {"neighbours": loop.pop("neighbours", 20)} if secure else {}
+    made = link or Seen(clients(folder, count, secure), loop.pop("devices", None))
+    config = RoundsConfig(**{"rounds": 2, "evaluate_every": 0, **loop})
+    job = Federation(program(secure, **options), made, config, folder=folder / "server", identity={})
+    job.run()
+    return job, made
+
+
+@pytest.mark.parametrize(("count", "neighbours"), [(3, 20), (5, 20), (9, 4)])
+def test_the_sum_is_the_plain_one_within_a_step(count: int, neighbours: int, tmp_path: Path) -> None:
+    plain, _ = run(tmp_path / "plain", count, secure=False)
+    masked, link = run(tmp_path / "masked", count, neighbours=neighbours)
+    assert not masked.audit.lines
+    for name in START:
+        apart = (masked.program.tensors[name] - plain.program.tensors[name]).abs().max()
+        assert float(apart) <= 2 * count * LARGEST / masks.STEPS, "two rounds"
+    words = torch.stack(list(link.vectors.values())).double()
+    assert float(words.std()) > 0.2 * 2**32, "what arrives is spread over all numbers"
+    assert float(words.mean(1).abs().max()) < 0.4 * 2**32
+    assert all(one.metrics["unmask/lost"] == 0 for one in masked.rounds[1:])
+
+
+def test_those_who_drop_out_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "masked"
+    plain, _ = run(tmp_path / "plain", 4, secure=False, rounds=1)
+    made = clients(folder, 5, True)
+
+    class Dying(Seen):
+        """The last client is silent once it has shared its secrets."""
+
+        def send(self, orders: Any) -> None:
+            gone = {"train", "unmask"}
+            super().send([one for one in orders if one.address != "a4" or one.parcel.head["action"] not in gone])
+
+    job, _ = run(folder, 5, link=Dying(made), rounds=1, deadline=5.0)
+    assert {line["client"] for line in job.audit.lines} == {"a4"}
+    assert job.rounds[-1].metrics["unmask/lost"] == 0
+    for name in START:
+        assert float((job.program.tensors[name] - plain.program.tensors[name]).abs().max()) <= 5 * LARGEST / masks.STEPS
+
+
+def test_too_few_left_change_nothing(tmp_path: Path) -> None:
+    made = clients(tmp_path, 5, True)
+
+    class Silent(Seen):
+        """Two drop out of the training, and three of the unmasking."""
+
+        def send(self, orders: Any) -> None:
+            gone = {"train": {"a3", "a4"}, "unmask": {"a1", "a2", "a3", "a4"}}
+            super().send([one for one in orders if one.address not in gone.get(one.parcel.head["action"], set())])
+
+    job, _ = run(tmp_path, 5, link=Silent(made), rounds=1, deadline=5.0, quorum=0.2)
+    assert job.rounds[-1].metrics["unmask/lost"] == 1
+    assert all(torch.equal(job.program.tensors[name], value) for name, value in START.items())
+
+
+def test_a_round_that_is_repeated_uses_other_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, vectors = Federation._record, []
+
+    def killed(self: Federation, one: Round) -> None:
+        if one.number == 1:
+            raise KeyboardInterrupt
+        record(self, one)
+
+    for attempt in range(2):
+        link = Seen(clients(tmp_path, 3, True))
+        with monkeypatch.context() as patch:
+            if not attempt:
+                patch.setattr(Federation, "_record", killed)
+                with pytest.raises(KeyboardInterrupt):
+                    run(tmp_path, 3, link=link, rounds=1)
+            else:
+                run(tmp_path, 3, link=link, rounds=1)
+        vectors.append(dict(link.vectors))
+    assert all(not torch.equal(vectors[0][name], vectors[1][name]) for name in vectors[0])
+
+
+def test_both_secrets_of_a_client_are_never_told(tmp_path: Path) -> None:
+    made = clients(tmp_path, 4, True)
+
+    class Greedy(Seen):
+        """A server that says that somebody who answered did not."""
+
+        def send(self, orders: Any) -> None:
+            for one in orders:
+                settings = one.parcel.head.get("settings", {})
+                if "gone" in settings:
+                    settings["gone"] = [*settings["gone"], "a0"]
+            super().send(orders)
+
+    job, _ = run(tmp_path, 4, link=Greedy(made), rounds=1, failures=2)
+    assert all("both secrets" in str(line["reason"]) for line in job.audit.lines)
+    assert len(job.audit.lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [(Phase(), "merge"), (Phase(merger=Mean, up=Codec.parse("int8")), "up"), (Phase(merger=None), "each client")],
+)
+def test_methods_that_need_more_than_a_sum_are_refused(phase: Phase, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        SecureProgram(Program(START, phases=(phase,)), largest=1.0)
+
+
+def test_two_clients_have_nothing_to_hide_in(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="no quorum"):
+        run(tmp_path, 2, rounds=3, failures=1, quorum=1.0)
