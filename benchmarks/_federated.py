@@ -81,15 +81,16 @@ def job_of(made: FederationRecipe) -> FederationJob:
     return job
 
 
-def own_scores(job: FederationJob, folder: Path) -> dict[str, dict[str, float]]:
+def own_scores(job: FederationJob, folder: Path, metric: str = "accuracy") -> dict[str, dict[str, float]]:
     """Judge what every client kept for itself: on the texts of the server, and on those that it learned from.
 
     Args:
         job: An arm whose clients keep whole models (``arm = "local"``, or RaFL).
         folder: As of `run`.
+        metric: What of a score is stored.
 
     Returns:
-        By client: ``test`` and ``train``, accuracies.
+        By client: ``test`` and ``train``.
     """
     found = {}
     for name in job.silos.names:
@@ -97,7 +98,7 @@ def own_scores(job: FederationJob, folder: Path) -> dict[str, dict[str, float]]:
         lesson, own = job.silos.client(name, job.model), kept.facts.get("subnet")
         bound = bound_of(job.model, own, lesson)
         bound.load({key.removeprefix(OWN): value for key, value in kept.tensors.items() if _is_own(bound, key)})
-        found[name] = _both(job, lesson, bound)
+        found[name] = _both(job, lesson, bound, metric)
     return found
 
 
@@ -108,10 +109,10 @@ def global_scores(job: FederationJob, federation: Federation) -> dict[str, dict[
     return {name: _both(job, job.silos.client(name, job.model), bound) for name in job.silos.names}
 
 
-def _both(job: FederationJob, lesson: Lesson, bound: Bound) -> dict[str, float]:
+def _both(job: FederationJob, lesson: Lesson, bound: Bound, metric: str = "accuracy") -> dict[str, float]:
     bound.module.eval()
     test, train = job.silos.server(job.model), lesson.turned()
-    return {key: one.score(bound.module)[1]["accuracy"] for key, one in (("test", test), ("train", train))}
+    return {key: one.score(bound.module)[1][metric] for key, one in (("test", test), ("train", train))}
 
 
 def _is_own(bound: Bound, key: str) -> bool:

@@ -2,11 +2,13 @@
 
 MiniLM learns twelve languages from runs of four words; ten clients, Dirichlet 0.3. Fine-tuning whole, by head, by
 virtual tokens and by adapters merged in four ways, at equal rounds; centralised, local and zero-shot arms of the same
-recipe; slices of time with and without protection; search over clients' texts against one index.
+recipe; slices of time with and without protection; search over clients' texts against one index. A byte-level model
+is pre-trained across eight languages, SmolLM2 tuned across man pages in four.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from statistics import mean
@@ -16,13 +18,13 @@ from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES
 from benchmarks._frame import Inequality, Store
 
 SEEDS = (0, 1, 2)
-ABOVE, SHARE = 0.03, 0.05
+ABOVE, SHARE, WITHIN = 0.03, 0.05, 1.1
 QUICK_ROUNDS, QUICK_ARMS = 2, ("full", "lora", "prompt")
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
     """Measure what is not stored yet, publish and judge."""
-    from benchmarks.ffm import arms
+    from benchmarks.ffm import arms, language
 
     rounds = QUICK_ROUNDS if quick else arms.ROUNDS
     facts = {"rounds": rounds, "clients": CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "model": "minilm"}
@@ -33,6 +35,13 @@ def run(quick: bool, store: Store) -> list[Inequality]:
             jobs[f"{name}-{seed}"] = (partial(arms.finetuned, name, seed, rounds), {**step, "seed": seed})
         for name, step in arms.PROTECTED.items():
             jobs[f"{name}-{seed}"] = (partial(arms.continual, name, seed, rounds), {**step, "seed": seed})
+        for arm in language.ARMS:
+            name, many = f"pretrain-{arm}-{seed}", QUICK_ROUNDS if quick else language.PRETRAIN_ROUNDS
+            step = {**language.PRETRAIN, "arm": arm, "rounds": many, "seed": seed}
+            jobs[name] = (partial(language.pretrained, arm, seed, many), step)
+        for arm in () if quick else ("federated", "zero-shot"):
+            step = {**language.TUNE, "arm": arm, "rounds": language.TUNE_ROUNDS, "seed": seed}
+            jobs[f"smollm2-{arm}-{seed}"] = (partial(language.tuned, arm, seed, language.TUNE_ROUNDS), step)
         jobs[f"retrieval-{seed}"] = (partial(arms.retrieval, seed), {"results": arms.RESULTS, "seed": seed})
     cells: dict[str, dict[str, Any]] = {}
     for name, (compute, step) in jobs.items():
@@ -51,7 +60,7 @@ def judge(cells: Mapping[str, dict[str, Any]], rounds: int) -> list[Inequality]:
     from benchmarks.ffm import arms
 
     of = by_arm(cells)
-    final = {arm: mean(cell["accuracy"][-1] for cell in found) for arm, found in of.items() if "accuracy" in found[0]}
+    final = {arm: mean(cell["accuracy"][-1] for cell in found) for arm, found in of.items() if _judged(found)}
     sent = {arm: mean(cell["training"] for cell in found) for arm, found in of.items() if "training" in found[0]}
     local = mean(one["test"] for cell in of["local"] for one in cell["own"].values())
     gaps = {arm: mean(gap(cell) for cell in of[arm]) for arm in ("local", "lora")}
@@ -61,6 +70,7 @@ def judge(cells: Mapping[str, dict[str, Any]], rounds: int) -> list[Inequality]:
     prompt = (arms.TOKENS * arms.WIDTH + head) * 4 * 2 * CLIENTS * rounds
     lost = {name: mean(cell["forgetting"] for cell in found) for name, found in of.items() if "forgetting" in found[0]}
     return [
+        *written(of, seeds),
         Inequality.of("centralised ≥ federated adapters", final["centralised"], ">=", final["lora"], seeds),
         Inequality.of("federated adapters ≥ local + 3 points", final["lora"], ">=", local + ABOVE, seeds),
         Inequality.of("federated adapters > zero-shot", final["lora"], ">", final["zero-shot"], seeds),
@@ -73,6 +83,32 @@ def judge(cells: Mapping[str, dict[str, Any]], rounds: int) -> list[Inequality]:
             mean(cell["central"] for cell in of["retrieval"]), seeds,
         ),
     ]  # fmt: skip
+
+
+def written(of: Mapping[str, list[dict[str, Any]]], seeds: str) -> list[Inequality]:
+    """Judge the arms that write text, as far as they were measured."""
+    found = []
+    if "pretrain-federated" in of:
+        loss = {arm: mean(cell["loss"] for cell in of[f"pretrain-{arm}"]) for arm in ("federated", "centralised")}
+        local = min(one["test"] for cell in of["pretrain-local"] for one in cell["own"].values())
+        ratio = math.exp(loss["federated"] - loss["centralised"])
+        found += [
+            Inequality.of("pre-training: loss < the best local one", loss["federated"], "<", local, seeds),
+            Inequality.of("pre-training: perplexity ÷ centralised", ratio, "<=", WITHIN, seeds),
+        ]
+    if "smollm2-federated" in of:
+        change = [
+            after - before["losses"][name]
+            for one, before in zip(of["smollm2-federated"], of["smollm2-zero-shot"], strict=True)
+            for name, after in one["losses"].items()
+        ]
+        found.append(Inequality.of("SmolLM2: largest change of a client's loss", max(change), "<", 0.0, seeds))
+    return found
+
+
+def _judged(cells: list[dict[str, Any]]) -> bool:
+    """Whether cells have an accuracy; those that write text have a loss instead."""
+    return bool(cells[0].get("accuracy")) and cells[0]["accuracy"][-1] is not None
 
 
 def gap(cell: Mapping[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import mean
 
 from benchmarks._markdown import Results, environment, inequalities, table
@@ -22,13 +23,18 @@ def summary(results: Results) -> str:
 def page(results: Results) -> str:
     """Return all tables of the method's page."""
     facts, of = results[0]["facts"], by_arm(results[0]["cells"])
-    rows, slices = [], []
+    rows, slices, texts = [], [], []
     for arm, found in of.items():
         if "forgetting" in found[0]:
             slices.append(
                 [arm, *(f"{100 * mean(cell[key] for cell in found):.1f}" for key in ("average", "forgetting"))]
             )
-        elif "accuracy" in found[0]:
+        elif "loss" in found[0]:
+            own = [one["test"] for cell in found for one in cell.get("own", {}).values()]
+            texts.append(
+                [arm.removeprefix("pretrain-"), f"{math.exp(mean(own or [cell['loss'] for cell in found])):.2f}"]
+            )
+        elif "losses" not in found[0] and "accuracy" in found[0]:
             own = [100 * mean(one["test"] for one in cell["own"].values()) for cell in found if "own" in cell]
             final = mean(own) if arm == "local" else 100 * mean(cell["accuracy"][-1] for cell in found)
             apart = [100 * gap(cell) for cell in found if "own" in cell]
@@ -46,6 +52,8 @@ def page(results: Results) -> str:
         table(["arm", "accuracy", "gap", "MiB"], rows),
         "Slices of time, each with other languages: accuracy over all of them at the end, and what was lost of it.",
         table(["arm", "average", "forgotten"], slices),
+        "A byte-level model pre-trained across eight languages: perplexity per byte of the server's articles.",
+        table(["arm", "perplexity"], texts),
         "### The claim, inequality by inequality",
         inequalities(results),
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.ffm import arms, run, table
+from benchmarks.ffm import arms, language, run, table
+from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
+from lissome.testing.toys import toy_model
 from tests.benchmarks.federated import toy
 
 _OWN = {"a": {"test": 0.6, "train": 0.7}, "b": {"test": 0.6, "train": 0.7}}
@@ -29,6 +32,11 @@ def good() -> dict[str, dict[str, Any]]:
             f"continual-none-{seed}": {"forgetting": 0.5, "average": 0.3},
             f"continual-replay-{seed}": {"forgetting": 0.1, "average": 0.6},
             f"retrieval-{seed}": {"recall": 0.9, "central": 0.9},
+            f"pretrain-federated-{seed}": {"loss": 1.5, "accuracy": [None]},
+            f"pretrain-centralised-{seed}": {"loss": 1.45, "accuracy": [None]},
+            f"pretrain-local-{seed}": {"loss": 5.0, "accuracy": [None], "own": {"a": {"test": 2.0, "train": 1.0}}},
+            f"smollm2-federated-{seed}": {"losses": {"a": 2.0}, "accuracy": [None]},
+            f"smollm2-zero-shot-{seed}": {"losses": {"a": 2.5}, "accuracy": [None]},
         }  # fmt: skip
     return cells
 
@@ -44,7 +52,9 @@ def test_everything_holds_when_it_does() -> None:
         ("lora", {"accuracy": [0.1, 0.9]}, "centralised"), ("lora", {"accuracy": [0.1, 0.42]}, "local + 3"),
         ("lora", {"training": 60}, "bytes of adapters"), ("prompt", {"training": 7}, "virtual tokens"),
         ("local", {"own": _OWN}, "gap"), ("continual-replay", {"forgetting": 0.6}, "replay"),
-        ("retrieval", {"recall": 0.8}, "one index"),
+        ("retrieval", {"recall": 0.8}, "one index"), ("pretrain-federated", {"loss": 2.1}, "local one"),
+        ("pretrain-federated", {"loss": 1.6}, "÷ centralised"),
+        ("smollm2-federated", {"losses": {"a": 2.6}}, "SmolLM2"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: str) -> None:
@@ -59,6 +69,8 @@ def test_tables_say_what_was_measured() -> None:
     assert "reach 78.0 % where pooled data reach 80.0 %, with 4.0% of the bytes" in table.summary([result])
     assert "| local | 40.0 | 50.0 | 0.0 |" in page
     assert "| continual-replay | 60.0 | 10.0 |" in page
+    assert "| federated | 4.48 |" in page
+    assert "| local | 7.39 |" in page
 
 
 @pytest.mark.long
@@ -79,3 +91,22 @@ def test_slices_and_search_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = arms.retrieval(0, tmp_path / "search")
     assert found["recall"] == found["central"]
     assert found["apart"] < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arm", ["federated", "local"])
+def test_language_arms_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flwr_datasets", reason="needs flwr-datasets: pip install 'lissome[federate]'")
+    model = replace(toy_model("llama", vocab_size=TOY_VOCABULARY, num_hidden_layers=1), tokenizer=toy_tokenizer())
+    model.save(tmp_path / "model")
+    rows = [{"text": f"the fox {at} runs. " * 70, "client": "xy"[at % 2]} for at in range(10)]
+    monkeypatch.setattr(language, "declarations", lambda folder: language._written(folder / "rows.jsonl", rows))
+    cell = language.pretrained(arm, 0, 1, tmp_path / "arm", str(tmp_path / "model"))
+    assert cell["loss"] > 0
+    assert ("own" in cell) == (arm == "local")
+    if arm == "local":
+        assert set(cell["own"]) == {"x", "y"}
+        assert all(one["test"] < cell["loss"] for one in cell["own"].values()), "they learned something"
+    monkeypatch.setattr(language, "pages", lambda folder: language._written(folder / "rows.jsonl", rows))
+    found = language.tuned("zero-shot", 0, 1, tmp_path / "tuned", str(tmp_path / "model"))
+    assert set(found["losses"]) == {"x", "y"}
