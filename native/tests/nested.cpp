@@ -153,6 +153,10 @@ int damaged_models(int cases, Random& random) {
         }
         Batch batch{count, tokens.data(), nullptr, positions.data(), sequences.data(), 4};
         engine.forward(batch, {count - 1}, logits.data());
+        const int sequence = static_cast<int>(random() % 3);
+        const std::int64_t held = engine.mean_cache(0, sequence, nullptr, nullptr), size = engine.head_size(0);
+        std::vector<float> keys(static_cast<std::size_t>(held * size)), values(keys.size());
+        CHECK(engine.mean_cache(0, sequence, keys.data(), values.data()) == held);
         if (random() % 4 == 0) engine.cells().copy(0, 1, 0, 5);
         if (random() % 4 == 0) engine.cells().remove(static_cast<int>(random() % 3), 1, 4);
       }
