@@ -157,25 +157,26 @@ class Segments:
 
         The second needs the answer to choose: it is what the literature often reports, and never below the first.
         """
-        data = getattr(self.data, split)
-        device = next(model.module.parameters()).device
-        expected, best, losses = [], [], []
-        with torch.no_grad():
-            for start in range(0, len(data), _BATCH):
-                batch = data.batch(range(start, min(start + _BATCH, len(data))))
-                given = {name: value.to(device) for name, value in batch.items()}
-                masks, scores = _masks(model.module, given)
-                ious = iou(masks, given["mask"])
-                expected.append(ious.gather(1, scores.argmax(1, keepdim=True))[:, 0])
-                best.append(ious.amax(1))
-                losses.append(_of(masks, scores, given["mask"]))
-        means = {
-            name: float(torch.cat(values).double().mean())
-            for name, values in (("miou", expected), ("best_miou", best), ("loss", losses))
-        }
+        means = {name: float(values.double().mean()) for name, values in self.each(model, split).items()}
         if not all(map(math.isfinite, means.values())):
             raise NumericsError("a mask holds NaN or infinity; check the weights, or use float32.")
         return means
+
+    @torch.no_grad()
+    def each(self, model: Model, split: Split) -> dict[str, Tensor]:
+        """Return the figures of every example by name, Tensor[N]; see `figures`."""
+        data = getattr(self.data, split)
+        device = next(model.module.parameters()).device
+        found: dict[str, list[Tensor]] = {"miou": [], "best_miou": [], "loss": []}
+        for start in range(0, len(data), _BATCH):
+            batch = data.batch(range(start, min(start + _BATCH, len(data))))
+            given = {name: value.to(device) for name, value in batch.items()}
+            masks, scores = _masks(model.module, given)
+            ious = iou(masks, given["mask"])
+            found["miou"].append(ious.gather(1, scores.argmax(1, keepdim=True))[:, 0])
+            found["best_miou"].append(ious.amax(1))
+            found["loss"].append(_of(masks, scores, given["mask"]))
+        return {name: torch.cat(values).cpu() for name, values in found.items()}
 
     @property
     def splits(self) -> Mapping[str, str]:
