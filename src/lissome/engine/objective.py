@@ -38,6 +38,7 @@ from lissome.models.precision import fast_dtype, in_dtype
 
 _SHARES = {"recovery": 0.7, "selection": 0.1, "test": 0.2}
 _SEARCHED = {"recovery": 0.6, "search": 0.1, "selection": 0.1, "test": 0.2}
+_SEEN = 512  # most texts that a search looks at for every candidate
 _LENGTH = 128  # tokens of a text beyond which it is cut; most sentences and short reviews have fewer
 _BATCH = 16  # texts of a step
 _WARMUP = 0.05
@@ -102,12 +103,18 @@ def label_splits(model: Model, data: Labelled, *, searched: bool = False) -> Lab
     Raises:
         DataError: When there are too few texts for every part, or the model's tokenizer cannot pad.
     """
-    shares = _SEARCHED if searched else _SHARES
+    shares = _searched_shares(len(data)) if searched else _SHARES
     parts = {name: tokens_of(model, part) for name, part in data.parts(shares, seed=0).items()}
     digest = hashlib.sha256(json.dumps([data.sha256, shares]).encode())
     for part in parts.values():
         digest.update(part.ids.numpy().tobytes())
     return LabelSplits(**parts, classes=data.classes, source=data.name, fingerprint=digest.hexdigest())
+
+
+def _searched_shares(count: int) -> dict[str, float]:
+    """Shares of each part: what every candidate is judged by is no larger than it must be, the rest is trained on."""
+    seen = {name: min(_SEARCHED[name], most / count) for name, most in (("search", _SEEN), ("selection", 2 * _SEEN))}
+    return {"recovery": 1 - _SEARCHED["test"] - sum(seen.values()), **seen, "test": _SEARCHED["test"]}
 
 
 class Objective(Protocol):
