@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from benchmarks.shears.texts import declarations
@@ -23,6 +24,8 @@ from lissome.pipeline.silos import Silos
 
 LANGUAGES = ("ces", "dan", "deu_1996", "fin", "fra", "hrv", "ita", "nld", "pol", "por_PT", "spa", "swe")
 LENGTH, CLIENTS, ALPHA = 32, 10, 0.3
+TEXTS = {"train": 120, "validation": 20, "test": 50}
+"""Runs of words of each language, at most."""
 
 
 @cache
@@ -30,7 +33,10 @@ def texts() -> dict[str, Labelled]:
     """Runs of four words of some languages, dealt by article: nothing tested translates anything learnt."""
     found = {}
     for part, all_of_them in declarations().items():
-        kept = [at for at, label in enumerate(all_of_them.labels) if all_of_them.classes[label] in LANGUAGES]
+        kept: list[int] = []
+        for language in LANGUAGES:
+            own = [at for at, label in enumerate(all_of_them.labels) if all_of_them.classes[label] == language]
+            kept += sorted(Random(f"{part}/{language}").sample(own, min(TEXTS[part], len(own))))
         some = all_of_them.some(kept)
         names = [some.classes[label] for label in some.labels]
         labels = tuple(LANGUAGES.index(name) for name in names)
@@ -64,7 +70,8 @@ def recipe(
             {
                 "model": "minilm", "seed": seed, "arm": arm, "data": {"source": "declarations", "length": LENGTH},
                 "partition": {"scheme": "dirichlet", "clients": CLIENTS, "alpha": ALPHA},
-                "federation": {"rounds": rounds, **loop}, "device": [dict(one) for one in devices],
+                "federation": {"rounds": rounds, "evaluate_every": rounds, **loop},
+                "device": [dict(one) for one in devices],
                 "step": [dict(step)],
             }
         )

@@ -54,7 +54,8 @@ def finetuned(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]
 def continual(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Run a continual arm; return what became of each slice."""
     period = max(1, rounds // SLICES)
-    job = job_of(recipe({**PROTECTED[name], "period": period}, seed=seed, rounds=period * SLICES))
+    step = {**PROTECTED[name], "period": period}
+    job = job_of(recipe(step, seed=seed, rounds=period * SLICES, evaluate_every=period))
     federation, cell = run(job, folder)
     ends = [one for one in federation.rounds if one.number and one.number % period == 0]
     matrix = [[one.metrics[f"evaluate/slice-{at + 1}/accuracy"] for at in range(SLICES)] for one in ends]
