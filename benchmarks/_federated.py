@@ -113,7 +113,10 @@ def global_scores(job: FederationJob, federation: Federation) -> dict[str, dict[
     """Judge the global model as `own_scores` judges own ones; what it learned from is each client's part."""
     assert isinstance(federation.program, SubnetProgram)
     bound = federation.program.loaded()
-    return {name: _both(job, job.silos.client(name, job.model), bound) for name in job.silos.names}
+    bound.module.eval()
+    test = job.silos.server(job.model).score(bound.module)[1]["accuracy"]
+    lessons = {name: job.silos.client(name, job.model).turned() for name in job.silos.names}
+    return {name: {"test": test, "train": one.score(bound.module)[1]["accuracy"]} for name, one in lessons.items()}
 
 
 def _both(job: FederationJob, lesson: Lesson, bound: Bound, metric: str = "accuracy") -> dict[str, float]:
