@@ -17,6 +17,7 @@ from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 
 HELD_OUT = 12
+UNDISTURBED = 0.8  # of a core, below which times are those of other work
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +33,15 @@ def model() -> Model:
 
 @pytest.mark.slow
 def test_table_predicts_held_out_subnets(model: Model) -> None:
-    """CPU time of one thread is compared, so that other work on the machine does not decide."""
+    """CPU time of one thread is compared, so that a little other work on the machine does not decide."""
     space, request, rng = model.space(), Request(), Random(42)
     held_out = [lighter(space, rng, share=(index + 1) / HELD_OUT) for index in range(HELD_OUT)]
+    start, busy = time.monotonic(), time.process_time()
     table = latency_table(model, space=space, threads=1, seconds=20)
     seen = collect(model, held_out, space, request, seconds=5.0 * HELD_OUT, threads=1)
+    share = (time.process_time() - busy) / (time.monotonic() - start)
+    if share < UNDISTURBED:
+        pytest.skip(f"other work on the machine left {share:.0%} of a core: few samples, and caches that others fill")
     cost = SubnetCost(model, table=table)
     base = cost.figures(space.full)["latency"]
     predicted, measured = [], []
