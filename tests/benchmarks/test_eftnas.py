@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import _elastic
+from benchmarks._elastic import Subject
 from benchmarks.eftnas import run, table
+from lissome.models.labels import with_labels
+from lissome.models.model import Model
+from lissome.testing.examples import CLASSES, worded_texts
+from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
+from lissome.testing.toys import toy_module
 
 SEEDS = (0, 1)
 
@@ -59,3 +66,21 @@ def test_the_tables_show_every_arm() -> None:
     page = table.page([{"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}])
     assert all(f"| {arm} at 0.5 |" in page for arm in (*run.ARMS, "alone"))
     assert all(f"| {order} |" in page for order in run.ORDERS)
+
+
+def toy(folder: Path) -> Subject:
+    """A toy encoder with a head that has learnt nothing."""
+    data = worded_texts(folder / "words.jsonl", count=60)
+    sizes = {"vocab_size": TOY_VOCABULARY, "max_position_embeddings": 64}
+    bare = Model(toy_module("bert", **sizes), toy_tokenizer())
+    with_labels(bare, sorted(CLASSES)).save(folder / "model")
+    return Subject("toy", folder / "model", data)
+
+
+@pytest.mark.long
+def test_the_parts_on_a_toy(tmp_path: Path) -> None:
+    it = toy(tmp_path)
+    found = run.orders(it, tmp_path / "orders", 3)
+    assert set(found) == set(run.ORDERS) and all(len(right) == 12 for right in found.values())
+    alone = run._alone(it, 0.6, run.Scale((0,), 5, 0.001), 0)
+    assert len(alone["test"]) == 12

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks._elastic import Subject
 from benchmarks.lonas import run, table
+from lissome.models.labels import with_labels
+from lissome.models.model import Model
+from lissome.testing.examples import CLASSES, worded_texts
+from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
+from lissome.testing.toys import toy_module
 
 SEEDS = (0, 1)
 
@@ -49,3 +56,25 @@ def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None
 def test_the_tables_show_every_width() -> None:
     page = table.page([{"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}])
     assert all(f"| {share:.0%} | 88.00 | 88.00 |" in page for share in run.WIDTHS)
+
+
+def toy(folder: Path) -> Subject:
+    """A toy encoder with a head that has learnt nothing."""
+    data = worded_texts(folder / "words.jsonl", count=60)
+    sizes = {"vocab_size": TOY_VOCABULARY, "max_position_embeddings": 64}
+    bare = Model(toy_module("bert", **sizes), toy_tokenizer())
+    with_labels(bare, sorted(CLASSES)).save(folder / "model")
+    return Subject("toy", folder / "model", data)
+
+
+@pytest.mark.long
+def test_the_parts_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = toy(tmp_path)
+    pruned = run.lora(it, 0.5, 2, 0)
+    assert len(pruned["test"]) == 12 and pruned["macs"] < 0.75
+    scale = run.Scale((0,), 5, 2 / run.STEPS)
+    monkeypatch.setattr(run, "CHEAP", 0.9)
+    found = run._made(it, tmp_path / "made", scale, 0)
+    assert set(found["widths"]) == {"1", "0.75", "0.5"}
+    assert found["trained"] < 0.5
+    assert found["cut"]["0.9"]["macs"] <= 0.9

@@ -147,7 +147,7 @@ def test_a_unit_lives_as_long_as_its_strongest_block() -> None:
     [
         (),
         ("largest=0.8",),
-        ("lists=uniform", "scores=l1", "start=teacher"),
+        pytest.param(("lists=uniform", "scores=l1", "start=teacher"), marks=pytest.mark.slow),
         ("scores=wanda", "multiple=8", "distil=0.0"),
     ],
     ids=" ".join,

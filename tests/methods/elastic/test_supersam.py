@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("bert", "words.jsonl", ()),
         ("vit", "stripes.npz", ("update=in_turn", "order=movement")),
-        ("vit", "stripes.npz", ("layers=2", "part=blocks", "order=none")),
+        pytest.param("vit", "stripes.npz", ("layers=2", "part=blocks", "order=none"), marks=pytest.mark.slow),
     ],
 )
 def test_from_a_transformer_to_a_super_network(

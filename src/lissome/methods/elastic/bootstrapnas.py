@@ -115,10 +115,10 @@ class BootstrapNAS(SupernetMethod):
             NumericsError: When training fails; names the step.
         """
         making = Making(model, context, self.config)
-        making.tune(untrained="untrained" in context.tags)
-        given = making.quality()
         stages = [_Stage.parse(text) for text in self.config.stages]
         space = self._space(making.model, stages)
+        making.tune(untrained="untrained" in context.tags)
+        given = making.quality()
         known = {kind_of(axis) for axis in space.axes}
         stages = [stage for stage in stages if known.intersection(stage.kinds)]
         loss = None
