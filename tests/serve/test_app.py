@@ -87,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> NestedFolder:
 def running(folder: NestedFolder, limits: Limits | None = None, *, cells: int = 1024, **more: Any) -> Iterator[Running]:
     batcher = Batcher(Decoder.open(folder.path, cells=cells), folder.text, **more)
     app = application(batcher, "toy", limits)
-    config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

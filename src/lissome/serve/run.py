@@ -78,8 +78,9 @@ def serve(target: Any, settings: ServerSettings, events: EventStream) -> None:
     hosts = _LOOPBACK if settings.host in _LOOPBACK else ()
     app = application(batcher, Path(folder).resolve().name, Limits(key=settings.key, hosts=hosts), policy)
     config = uvicorn.Config(
-        app, log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=_END, server_header=False
-    )
+        app, log_level="critical", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=_END,
+        server_header=False,
+    )  # fmt: skip
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     events.message(f"{opened.name} answers at http://{shown}:{listening.getsockname()[1]}/v1 until Ctrl-C")
     if not hosts and settings.key is None:
