@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -230,15 +230,13 @@ def test_a_full_queue_refuses_and_recovers(folder: NestedFolder) -> None:
 
 def test_slow_readers_slow_nobody_down_and_are_left(folder: NestedFolder) -> None:
     limits = Limits(patience=0.5)
-    with running(folder, limits, cells=8000, slots=2) as server:
-        slow = [stream(server, 3900) for _ in range(6)]
-        for connection in slow:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    with running(folder, limits, cells=4000, slots=2) as server, ExitStack() as readers:
+        for _ in range(4):
+            slow = readers.enter_context(stream(server, 1200))
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         assert server.post("completions", prompt=PROMPT, max_tokens=5)[0] == 200
         server.wait_idle()
         assert server.post("completions", prompt=PROMPT, max_tokens=5)[0] == 200
-        for connection in slow:
-            connection.close()
 
 
 def test_a_reader_that_takes_nothing_is_left(folder: NestedFolder) -> None:
