@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from lissome.core.errors import DataError
 from lissome.core.optional import optional_import
+from lissome.data.labelled import dealt
 
 _PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 _FORMS = (
@@ -87,23 +87,13 @@ class Images:
         Raises:
             DataError: When the shares are no shares, or a part gets no image.
         """
-        if not shares or min(shares.values()) <= 0 or sum(shares.values()) > 1 + 1e-9:
-            raise DataError(f"shares must be positive and sum to at most 1, got {dict(shares)}.")
-        chosen: dict[str, list[int]] = {name: [] for name in shares}
-        rng, labels = Random(seed), np.array(self.labels)
-        for label in range(len(self.classes)):
-            members = np.flatnonzero(labels == label).tolist()
-            rng.shuffle(members)
-            start = 0.0
-            for name, share in shares.items():
-                chosen[name] += members[round(start * len(members)) : round((start + share) * len(members))]
-                start += share
+        chosen = dealt(self.labels, shares, seed=seed)
         for name, found in chosen.items():
             if not found:
                 raise DataError(
                     f"{self.name} has {len(self)} images, too few for the part {name!r}; give more of them."
                 )
-        return {name: self.some(sorted(found)) for name, found in chosen.items()}
+        return {name: self.some(found) for name, found in chosen.items()}
 
 
 def read_images(source: str | Path) -> Images:

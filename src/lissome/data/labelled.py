@@ -59,28 +59,47 @@ class Labelled:
         Raises:
             DataError: When the shares are no shares, or a part gets no text.
         """
-        if not shares or min(shares.values()) <= 0 or sum(shares.values()) > 1 + 1e-9:
-            raise DataError(f"shares must be positive and sum to at most 1, got {dict(shares)}.")
-        chosen: dict[str, list[int]] = {name: [] for name in shares}
-        rng = Random(seed)
-        for label in range(len(self.classes)):
-            members = [index for index, one in enumerate(self.labels) if one == label]
-            rng.shuffle(members)
-            start = 0.0
-            for name, share in shares.items():
-                places = (round(edge * len(members)) for edge in (start, start + share))
-                chosen[name] += members[slice(*places)]
-                start += share
+        chosen = dealt(self.labels, shares, seed=seed)
         for name, members in chosen.items():
             if not members:
                 raise DataError(f"{self.name} has {len(self)} texts, too few for the part {name!r}; give more of them.")
-        return {name: self.some(sorted(members)) for name, members in chosen.items()}
+        return {name: self.some(members) for name, members in chosen.items()}
 
     def some(self, indices: Sequence[int]) -> Labelled:
         """Return the texts at some positions, of the same classes."""
         texts, labels = tuple(self.texts[i] for i in indices), tuple(self.labels[i] for i in indices)
         owners = tuple(self.owners[i] for i in indices) if self.owners else ()
         return Labelled(self.name, texts, labels, self.classes, owners)
+
+
+def dealt(labels: Sequence[int], shares: Mapping[str, float], *, seed: int = 0) -> dict[str, list[int]]:
+    """Deal positions out to parts, each class by itself, so that every part has nearly the same mixture.
+
+    Args:
+        labels: Class of every position.
+        shares: As of `Labelled.parts`.
+        seed: Of the dealing.
+
+    Returns:
+        The positions of each part, ascending; perhaps none.
+
+    Raises:
+        DataError: When the shares are no shares.
+    """
+    if not shares or min(shares.values()) <= 0 or sum(shares.values()) > 1 + 1e-9:
+        raise DataError(f"shares must be positive and sum to at most 1, got {dict(shares)}.")
+    classes: dict[int, list[int]] = {}
+    for place, label in enumerate(labels):
+        classes.setdefault(label, []).append(place)
+    chosen: dict[str, list[int]] = {name: [] for name in shares}
+    rng = Random(seed)
+    for _, members in sorted(classes.items()):
+        rng.shuffle(members)
+        start = 0.0
+        for name, share in shares.items():
+            chosen[name] += members[round(start * len(members)) : round((start + share) * len(members))]
+            start += share
+    return {name: sorted(members) for name, members in chosen.items()}
 
 
 def read_labelled(path: Path | str, *, classes: Sequence[str] = ()) -> Labelled:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,42 @@ from lissome.models.example import example
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
 
+_Data = TypeVar("_Data", Encoded, ImageExamples)
+
 
 @dataclass(frozen=True, eq=False)
-class Classes:
+class _Examples(Generic[_Data]):
+    """Examples of classes to learn from, and others to be judged by."""
+
+    data: _Data
+    held_out: _Data
+    classes: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of examples to learn from."""
+        return len(self.data)
+
+    @property
+    def held(self) -> int:
+        """Number of examples held out."""
+        return len(self.held_out)
+
+    def some(self, learned: Sequence[int], held: Sequence[int]) -> Self:
+        """Return the lesson with the examples at some positions."""
+        return replace(self, data=self.data.some(learned), held_out=self.held_out.some(held))
+
+    def turned(self) -> Self:
+        """Return the lesson that is judged by the examples it learns from."""
+        return replace(self, held_out=self.data)
+
+    def swapped(self) -> Self:
+        """Return the lesson in which what is learned and what is held out change places."""
+        return replace(self, data=self.held_out, held_out=self.data)
+
+
+@dataclass(frozen=True, eq=False)
+class Classes(_Examples[Encoded]):
     """Texts into classes: by the model's own head where it has one, else by a linear one on its mean hidden state.
 
     Attributes:
@@ -31,15 +64,6 @@ class Classes:
         classes: Number of classes of the whole federation, also of those that this client never saw.
         seed: Of the first weights of a head that the model does not have, the same everywhere.
     """
-
-    data: Encoded
-    held_out: Encoded
-    classes: int
-    seed: int = 0
-
-    def __len__(self) -> int:
-        """Return the number of texts to learn from."""
-        return len(self.data)
 
     def around(self, model: Model) -> nn.Module:
         """Return a classifier around the model."""
@@ -60,23 +84,6 @@ class Classes:
         """Return the cross entropy of each text."""
         return F.cross_entropy(logits, examples[2], reduction="none")
 
-    @property
-    def held(self) -> int:
-        """Number of texts held out."""
-        return len(self.held_out)
-
-    def some(self, learned: Sequence[int], held: Sequence[int]) -> Classes:
-        """Return the lesson with the texts at some positions."""
-        return replace(self, data=self.data.some(learned), held_out=self.held_out.some(held))
-
-    def turned(self) -> Classes:
-        """Return the lesson that is judged by the texts it learns from."""
-        return replace(self, held_out=self.data)
-
-    def swapped(self) -> Classes:
-        """Return the lesson in which what is learned and what is held out change places."""
-        return replace(self, data=self.held_out, held_out=self.data)
-
     def score(self, module: Any) -> tuple[int, dict[str, float]]:
         """Return how many texts are held out, the share put into the right class, and the mean loss."""
         if not len(self.held_out):
@@ -87,7 +94,7 @@ class Classes:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class Pictures(_Examples[ImageExamples]):
     """Images into classes: by the model's own outputs where they are as many, else by a linear layer on its features.
 
     Attributes:
@@ -96,15 +103,6 @@ class Pictures:
         classes: Number of classes of the whole federation.
         seed: Of the first weights of a linear layer, the same everywhere.
     """
-
-    data: ImageExamples
-    held_out: ImageExamples
-    classes: int
-    seed: int = 0
-
-    def __len__(self) -> int:
-        """Return the number of images to learn from."""
-        return len(self.data)
 
     def around(self, model: Model) -> nn.Module:
         """Return a classifier around the model."""
@@ -125,23 +123,6 @@ class Pictures:
     def losses(self, logits: Tensor, examples: Any) -> Tensor:
         """Return the cross entropy of each image."""
         return F.cross_entropy(logits, torch.as_tensor(examples["label"]), reduction="none")
-
-    @property
-    def held(self) -> int:
-        """Number of images held out."""
-        return len(self.held_out)
-
-    def some(self, learned: Sequence[int], held: Sequence[int]) -> Pictures:
-        """Return the lesson with the images at some positions."""
-        return replace(self, data=self.data.some(learned), held_out=self.held_out.some(held))
-
-    def turned(self) -> Pictures:
-        """Return the lesson that is judged by the images it learns from."""
-        return replace(self, held_out=self.data)
-
-    def swapped(self) -> Pictures:
-        """Return the lesson in which what is learned and what is held out change places."""
-        return replace(self, data=self.held_out, held_out=self.data)
 
     @torch.no_grad()
     def score(self, module: Any) -> tuple[int, dict[str, float]]:
