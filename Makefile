@@ -22,7 +22,8 @@ test: $(VENV)/installed-test ## everything that needs no other program: style, t
 test-all: $(VENV)/installed-peers ## also real models, llama.cpp, a browser, faults and fuzzing
 	$(MAKE) --no-print-directory style docs
 	$(PYTEST) -n 2 -m "not slow and not peer and not gpu"
-	$(PYTEST) -m "(slow or peer) and not gpu"
+	$(PYTEST) -n 2 --dist worksteal -m "(slow or peer) and not alone and not gpu"
+	$(PYTEST) -m "alone and not gpu"
 
 check: $(VENV)/installed-test style ## the quick inner loop: no whole jobs
 	$(PYTEST) -n 2 -q -m "not long and not slow and not peer and not gpu and not network"

@@ -32,6 +32,7 @@ def model() -> Model:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_table_predicts_held_out_subnets(model: Model) -> None:
     """CPU time of one thread is compared, so that a little other work on the machine does not decide."""
     space, request, rng = model.space(), Request(), Random(42)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -131,7 +132,8 @@ def test_a_table_is_measured_in_place(tmp_path: Path) -> None:
     full = cost.figures(model.space().full)
     smallest = cost.reachable(model.space())
     assert 0 < smallest["latency"] < full["latency"]
-    assert all(0.5 < ratio < 2 for ratio in table.probes)
+    assert len(table.probes) == 4
+    assert all(isfinite(ratio) and ratio > 0 for ratio in table.probes)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.module.modules())
     table.save(tmp_path / "table.json")
     again = LatencyTable.load(tmp_path / "table.json")

@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lissome.ops.scan import selective_scan, selective_scan_reference, ssd_scan, ssd_scan_reference
 
@@ -158,16 +159,24 @@ def test_inputs_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_fast_is_faster_than_the_recurrence(kind) -> None:
+def test_fast_takes_few_steps_where_the_recurrence_takes_one_per_token(kind) -> None:
+    """What runs is counted, not timed: a busy machine decides nothing."""
     fast, reference, make = kind
     inputs = make(0, 1024, (1, 16, 16), 0.1, start=False)
-    assert _seconds(fast, inputs) < 0.7 * _seconds(reference, inputs)
+    assert _operators(fast, inputs) < 0.2 * _operators(reference, inputs)
 
 
-def _seconds(scan: Scan, inputs: list[Tensor]) -> float:
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _operators(scan: Scan, inputs: list[Tensor]) -> int:
+    with _Counter() as counter:
         scan(*inputs)
-        best = min(best, time.perf_counter() - start)
-    return best
+    return counter.calls
