@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -117,6 +118,13 @@ def masked_losses(model: Model, subnets: Sequence[Subnet], data: Texts, *, test:
     finally:
         masking.restore()
     return found
+
+
+def pairs(model: Model, data: Texts, target: str) -> dict[str, float]:
+    """Mean test loss, nats per byte, without every two parts of a target: what no way to choose two can beat."""
+    named = list(combinations(candidates(model, target), 2))
+    losses = masked_losses(model, [without(model, axes) for axes in named], data, test=True)
+    return {" ".join(axes): float(loss.mean()) for axes, loss in zip(named, losses, strict=True)}
 
 
 def without(model: Model, axes: Sequence[str]) -> Subnet:

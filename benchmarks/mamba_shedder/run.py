@@ -106,6 +106,7 @@ def _cells(scale: _Scale, store: Store) -> Iterator[tuple[str, Any]]:
     for one in bench.values():
         for target in TARGETS:
             yield f"{one.name}-{target}-curve", lambda one=one, target=target: one.curve(target)
+            yield f"{one.name}-{target}-pairs", lambda one=one, target=target: one.pairs(target)
         yield f"{one.name}-narrower", one.narrower
         yield f"{one.name}-exactness", one.exactness
         yield f"{one.name}-context", one.context
@@ -170,6 +171,12 @@ class _Bench:
             }
 
         return self._cell(f"{target}-curve", 0, compute, target=target, most=_MOST[target])
+
+    def pairs(self, target: str) -> dict[str, Any]:
+        """Test loss without every two parts."""
+        return self._cell(
+            f"{target}-pairs", 0, lambda: {"nll": removing.pairs(_model(self.name), texts(0), target)}, target=target
+        )
 
     def narrower(self) -> dict[str, Any]:
         """Loss with as many parameters as 2 and 4 blocks less leave, but all mixers narrower instead."""
@@ -250,12 +257,14 @@ def judge(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str,
         "model": name, "seeds": list(scale.seeds), "zoo": _zoo_facts(name), "text": _facts(),
         "dense": {**{key: value for key, value in dense.items() if key != "nll"}, "bits": quality.bits(dense["nll"])},
     }  # fmt: skip
-    result["arms"], found = {}, list[Inequality]()
+    result["arms"], result["pairs"], found = {}, {}, list[Inequality]()
     for target in TARGETS:
         for count in COUNTS:
             arms, more = _compare(name, target, count, cells, scale)
             result["arms"][f"{target} {count}"] = arms
             found += more
+        losses = sorted(cells[f"{name}-{target}-pairs"]["nll"].values())
+        result["pairs"][target] = {"best": losses[0] / math.log(2), "n": len(losses)}
     for part in ("exactness", "speed"):
         result[part] = cells[f"{name}-{part}"]
     result["curve"] = {target: cells[f"{name}-{target}-curve"] for target in TARGETS}

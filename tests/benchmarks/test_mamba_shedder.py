@@ -58,6 +58,20 @@ def test_what_does_nothing_has_no_influence_and_goes_first(family: str, tmp_path
 
 
 @pytest.mark.parametrize("family", PURE)
+def test_no_arm_beats_the_best_pair(family: str, tmp_path: Path) -> None:
+    model, data = toy_model(family), toy_texts()
+    known = removing.pairs(model, data, "ssm")
+    parts = len(removing.candidates(model, "ssm"))
+    assert len(known) == parts * (parts - 1) // 2
+    for arm in names.ARMS:
+        axes = removing.CHOOSERS[arm](model, data, "ssm", 0, tmp_path / arm)[:2]
+        (loss,) = removing.masked_losses(model, [removing.without(model, axes)], data, test=True)
+        assert float(loss.mean()) == pytest.approx(known[" ".join(sorted(axes))]) and known[
+            " ".join(sorted(axes))
+        ] >= min(known.values())
+
+
+@pytest.mark.parametrize("family", PURE)
 def test_narrower_models_are_read_off_at_the_share_of_blocks(family: str) -> None:
     found = removing.narrower(toy_model(family), toy_texts(), (1, 2))
     assert set(found) == {"1", "2"} and all(len(losses) == 6 for losses in found.values())
@@ -143,6 +157,7 @@ def made_up(*, greedy: float = 2.0, scans_far: float = 0.3, step: float = 0.7) -
                 cells |= {f"{name}-{target}-{arm}-{seed}": {"axes": [], "at": at} for seed in range(10)}
             curve = {"bits": [1.8 + k / 10 for k in range(13)], "block_params": list(range(24, 11, -1))}
             cells[f"{name}-{target}-curve"] = {**curve, "cache_bytes": [1] * 13, "axes": []}
+            cells[f"{name}-{target}-pairs"] = {"nll": {"a b": 1.4, "a c": 1.3, "b c": 1.5}}
         cells[f"{name}-exactness"] = {"masked = cut": 1e-7, "prefill = decode": 1e-6}
         cells[f"{name}-narrower"] = {"at": {str(count): nll(2.2) for count in names.COUNTS}}
         contexts = {str(size): nll(2.0) for size in names.CONTEXTS}
