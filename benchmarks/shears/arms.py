@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.shears.hooks import FasterHead
 from benchmarks.shears.merging import logits_of, merging
-from benchmarks.shears.names import ARMS, MIDDLE, RANKS, SCALE, SHARE, Arm, used
+from benchmarks.shears.names import ARMS, MIDDLE, RANKS, SCALE, SHARE, Arm, served
 from benchmarks.shears.speed import Timed, timed
 from benchmarks.shears.texts import Windows, Words
 from lissome.engine.classify import Classifier, Encoded, classification, correct
@@ -33,7 +33,7 @@ from lissome.models.space import Space, Subnet
 from lissome.ops.lowrank import truncated
 
 BITS, COLUMNS = 4, 32
-STEPS, BATCH, WARMUP = 1000, 16, 50
+STEPS, BATCH, WARMUP = 2000, 16, 50
 TIMED, ROUNDS, TURN = ("lora", "nls", "masked", "quantised"), 8, 12
 """Arms whose steps are timed, how often each has its turn, and steps of a turn."""
 _SLOWLY = 1e-4  # a rate at which nothing goes wrong while steps are timed
@@ -115,9 +115,9 @@ def measured(name: str, rate: float, seed: int, model: Model, texts: Words) -> d
     """Train one arm.
 
     Returns:
-        By cut (a rank, perhaps with how it was cut): which ``test`` texts are right, as packed bits. The ``validation``
-        accuracy of the cut that the arm is used with; mean loss of the first and last fiftieth of the steps; seconds;
-        what `merging` says, for arms on sparse weights.
+        By cut (a rank, perhaps with how it was cut): which ``test`` texts are right, as packed bits. The mean
+        ``validation`` accuracy of the cuts that the arm is to serve; mean loss of the first and last fiftieth of the
+        steps; seconds; what `merging` says, for arms on sparse weights.
     """
     arm = ARMS[name]
     one = tuned(base(model, arm.base, SHARE, seed, texts), arm, seed, int(texts.train.labels.max()) + 1)
@@ -127,10 +127,12 @@ def measured(name: str, rate: float, seed: int, model: Model, texts: Words) -> d
         "loss": [sum(losses) / part for losses in (done.losses[:part], done.losses[-part:])],
         "seconds": done.seconds, "steps": done.steps, "test": {},
     }  # fmt: skip
+    validation = []
     for cut, classifier in _cuts(one):
         found["test"][cut] = packed(correct(classifier.eval(), texts.test))
-        if cut == used(name):
-            found["validation"] = float(correct(classifier.eval(), texts.validation).float().mean())
+        if cut in served(name):
+            validation.append(float(correct(classifier.eval(), texts.validation).float().mean()))
+    found["validation"] = sum(validation) / len(validation)
     if arm.adapter != "none" and arm.base != "dense":
         found["merging"] = merged(one, texts.test)
     return found

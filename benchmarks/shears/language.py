@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.shears.arms import adapted, base, turned
-from benchmarks.shears.names import MIDDLE, RANKS, SHARE, TEXT_ARMS, used
+from benchmarks.shears.names import MIDDLE, RANKS, SHARE, TEXT_ARMS, served
 from benchmarks.shears.speed import Timed, timed
 from benchmarks.shears.texts import Windows
 from lissome.engine.hooks import Task
@@ -54,7 +54,7 @@ def measured(name: str, share: float, rate: float, seed: int, model: Model, data
 
     Returns:
         By cut (a rank, perhaps with how it was cut), under ``test``: what `scored` says; mean ``validation`` loss of
-        the cut that the arm is used with; losses of the first and last tenth of the steps; seconds.
+        the cuts that the arm is to serve; losses of the first and last tenth of the steps; seconds.
     """
     arm = TEXT_ARMS[name]
     work = adapted(base(model, arm.base, share, seed, data), arm, seed)
@@ -66,11 +66,13 @@ def measured(name: str, share: float, rate: float, seed: int, model: Model, data
         "seconds": done.seconds, "steps": done.steps, "test": {},
     }  # fmt: skip
     paths = {rank: Subnet({axis.name: rank for axis in space.axes}) for rank in RANKS}
+    validation = list[float]()
     for rank in arm.ranks:
         with masked(work, paths[rank], space=space):
             found["test"][str(rank)] = scored(work, data.test)
-            if str(rank) == used(name):
-                found["validation"] = _mean(scored(work, data.validation)["nll"])
+            if str(rank) in served(name):
+                validation += scored(work, data.validation)["nll"]
+    found["validation"] = _mean(validation)
     if name == "lora":
         turned(work)
         for rank in RANKS[1:]:

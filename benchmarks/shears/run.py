@@ -45,9 +45,7 @@ class Scale:
     sweep: bool
 
 
-FULL = Scale(
-    (0, 1, 2, 3, 4), tuple(ARMS), (0, 1, 2), SHARES, {SHARE: (0, 1, 2), 0.6: (0,), 0.4: (0,), 0.7: (0,)}, sweep=True
-)
+FULL = Scale((0, 1, 2, 3, 4), tuple(ARMS), (0, 1, 2), SHARES, dict.fromkeys(SHARES, (0, 1, 2)), sweep=True)
 QUICK = Scale((0,), ("nls", "lora", "lora-8", "lora-4", "masked", "quantised"), (0,), (0.5, 0.6), {}, sweep=False)
 
 _FIRST = ("nls", "lora", "lora-8", "lora-4")
