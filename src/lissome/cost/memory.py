@@ -29,7 +29,7 @@ _SAVED = 2.0  # numbers kept for the backward pass per output of a linear layer:
 
 _STATISTICS = 4.0  # of a block's activations: in float64 while they are summed up
 _SCORES = 0.25  # of the weights: scores and orders of a layer, and what the heap keeps of them
-_MERGED = 5.0  # bytes per weight: one of the mask, and a float32 of the product that the heap keeps
+_MERGED = 2.0  # bytes per weight: one of the mask, and what the heap keeps of float32 products until it is trimmed
 
 SLACK = 0.03
 """Share that the allocator holds beyond what is asked of it."""
