@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from random import Random
+from statistics import mean
 from typing import Any
 
+from benchmarks._frame import Inequality, Store
+from benchmarks._markdown import Results, environment, inequalities
 from benchmarks.shears.texts import declarations
 from lissome.core.events import EventStream
 from lissome.data.labelled import Labelled
@@ -26,6 +30,72 @@ LANGUAGES = ("ces", "dan", "deu_1996", "fin", "fra", "hrv", "ita", "nld", "pol",
 LENGTH, CLIENTS, ALPHA = 32, 10, 0.3
 TEXTS = {"train": 120, "validation": 20, "test": 50}
 """Runs of words of each language, at most."""
+SEEDS = (0, 1, 2)
+
+Cell = Mapping[str, Any]
+Job = tuple[Cell, Callable[[Path], Cell]]
+"""What a cell depends on, and what measures it, given a folder for work in progress."""
+
+
+def measured(store: Store, jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
+    """Measure the cells that are wanted and not stored yet; one that was interrupted goes on where it stopped."""
+    cells = {}
+    for name, (settings, compute) in jobs.items():
+        if store.wants(name):
+            cells[name] = store.cell(name, settings, partial(_in_scratch, store, name, settings, compute))
+    return cells
+
+
+def _in_scratch(store: Store, name: str, settings: Cell, compute: Callable[[Path], Cell]) -> Cell:
+    folder = store.scratch(name, settings)
+    result = compute(folder)
+    shutil.rmtree(folder)  # what clients kept is larger than their data
+    return result
+
+
+def judged(
+    store: Store,
+    facts: Cell,
+    jobs: Mapping[str, Job],
+    judge: Callable[[dict[str, dict[str, Any]]], list[Inequality]],
+) -> list[Inequality]:
+    """Measure, judge and publish a claim; nothing is judged when only some cells were wanted."""
+    cells = measured(store, jobs)
+    if store.pattern is not None:
+        return []
+    found = judge(cells)
+    store.publish("minilm", {"facts": facts, "cells": cells, "inequalities": [vars(one) for one in found]})
+    return found
+
+
+def by_arm(cells: Mapping[str, Cell]) -> dict[str, list[Cell]]:
+    """Return the cells ``ARM-SEED`` of each arm, over seeds; others belong to no arm."""
+    found: dict[str, list[Cell]] = {}
+    for name, cell in cells.items():
+        arm, _, seed = name.rpartition("-")
+        if seed.isdigit() and arm:
+            found.setdefault(arm, []).append(cell)
+    return found
+
+
+def final(cells: Sequence[Cell]) -> float:
+    """Return the accuracy of the global model at the end, the mean over seeds."""
+    return mean(cell["accuracy"][-1] for cell in cells)
+
+
+def at_bytes(cells: Sequence[Cell], limit: float) -> float:
+    """Return the accuracy of the global model after the last round within so many bytes, the mean over seeds."""
+    return mean(
+        [score for score, spent in zip(cell["accuracy"], cell["spent"], strict=True) if spent <= limit][-1]
+        for cell in cells
+    )
+
+
+def page_of(intro: str, results: Results, parts: Sequence[str]) -> str:
+    """Return a method's page: what was done, where, the tables, and every inequality."""
+    return "\n\n".join(
+        [intro, environment(results), *parts, "### The claim, inequality by inequality", inequalities(results)]
+    )
 
 
 @cache
@@ -51,9 +121,11 @@ def recipe(
     rounds: int,
     devices: Sequence[Mapping[str, Any]] = ({},),
     arm: str = "federated",
+    model: str = "minilm",
+    data: Mapping[str, Any] | None = None,
     **loop: Any,
 ) -> FederationRecipe:
-    """Return the recipe of one arm; the data are those of `texts`.
+    """Return the recipe of one arm.
 
     Args:
         step: Method and settings.
@@ -61,6 +133,8 @@ def recipe(
         rounds: How many.
         devices: Kinds of devices.
         arm: As in any recipe.
+        model: As in any recipe.
+        data: As in any recipe (default: those of `texts`, which `job_of` puts in).
         loop: Other settings of the loop.
     """
     from lissome.core.config import to_toml
@@ -68,7 +142,8 @@ def recipe(
     return FederationRecipe.from_toml(
         to_toml(
             {
-                "model": "minilm", "seed": seed, "arm": arm, "data": {"source": "declarations", "length": LENGTH},
+                "model": model, "seed": seed, "arm": arm,
+                "data": dict(data or {"source": "declarations", "length": LENGTH}),
                 "partition": {"scheme": "dirichlet", "clients": CLIENTS, "alpha": ALPHA},
                 "federation": {"rounds": rounds, "evaluate_every": rounds, **loop},
                 "device": [dict(one) for one in devices],
@@ -88,13 +163,16 @@ def job_of(made: FederationRecipe) -> FederationJob:
     return job
 
 
-def own_scores(job: FederationJob, folder: Path, metric: str = "accuracy") -> dict[str, dict[str, float]]:
+def own_scores(
+    job: FederationJob, folder: Path, metric: str = "accuracy", subnets: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, float]]:
     """Judge what every client kept for itself: on the texts of the server, and on those that it learned from.
 
     Args:
         job: An arm whose clients keep whole models (``arm = "local"``, or RaFL).
         folder: As of `run`.
         metric: What of a score is stored.
+        subnets: Of those who were never asked to train, hence kept nothing.
 
     Returns:
         By client: ``test`` and ``train``.
@@ -102,7 +180,7 @@ def own_scores(job: FederationJob, folder: Path, metric: str = "accuracy") -> di
     found = {}
     for name in job.silos.names:
         kept = ClientStore(folder / "clients" / name).before(10**9)
-        lesson, own = job.silos.client(name, job.model), kept.facts.get("subnet")
+        lesson, own = job.silos.client(name, job.model), kept.facts.get("subnet", (subnets or {}).get(name))
         bound = bound_of(job.model, own, lesson)
         bound.load({key.removeprefix(OWN): value for key, value in kept.tensors.items() if _is_own(bound, key)})
         found[name] = _both(job, lesson, bound, metric)
@@ -138,8 +216,8 @@ def run(job: FederationJob, folder: Path, names: Sequence[str] = ()) -> tuple[Fe
         names: Clients that take part (default: all).
 
     Returns:
-        The federation, and what a cell stores: accuracy of the global model by round, of each client at the end, bytes,
-        and how often each size was trained.
+        The federation, and what a cell stores: accuracy of the global model and bytes of training by round, accuracy of
+        each client at the end, and how often each size was trained.
     """
     federation = serve(job, job.local_link(folder / "clients", names), folder / "server", EventStream())
     last, total = federation.rounds[-1], federation.bytes()
@@ -147,14 +225,18 @@ def run(job: FederationJob, folder: Path, names: Sequence[str] = ()) -> tuple[Fe
         "accuracy": [one.metrics.get("server/accuracy") for one in federation.rounds],
         "clients": {name: scores.get("accuracy") for name, scores in last.scores.items()},
         "evaluated": dict(last.metrics), "payload": total.payload, "message": total.message,
-        "training": _training(federation), "trained": _trained(federation),
+        "spent": _spent(federation), "trained": _trained(federation),
         "examples": {name: len(job.silos.partition.parts[name]) for name in job.silos.names},
     }  # fmt: skip
 
 
-def _training(federation: Federation) -> int:
-    """Bytes of tensors of the phases that train, both ways."""
-    return sum(federation.bytes(action=action).payload for action in ("train", "score"))
+def _spent(federation: Federation) -> list[int]:
+    """Bytes of tensors of the phases that train, both ways, up to the end of each round."""
+    found, total = [], 0
+    for one in federation.rounds:
+        total += sum(federation.bytes(action=action, round=one.number).payload for action in ("train", "score"))
+        found.append(total)
+    return found
 
 
 def _trained(federation: Federation) -> dict[str, int]:

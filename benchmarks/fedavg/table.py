@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks._markdown import Results, environment, inequalities, table
+from statistics import mean
+
+from benchmarks._federated import by_arm, final, page_of
+from benchmarks._markdown import Results, table
 
 
 def summary(results: Results) -> str:
@@ -33,17 +36,35 @@ def page(results: Results) -> str:
         for name, cell in cells.items()
         if name.startswith("memory-")
     ]
+    of, rough = by_arm(cells), facts["rough"]
+    unreliable = [
+        [
+            {"calm": "all in time", "rough": "30 % drop-out, stragglers"}[arm], f"{100 * final(of[arm]):.1f}",
+            f"{mean(mean(cell['answered']) for cell in of[arm]):.1f}",
+            f"{max(max(cell['seconds']) for cell in of[arm]):.1f}",
+        ]
+        for arm in ("calm", "rough")
+    ]  # fmt: skip
+    exchanged = [
+        [name, *(f"{found[key] / 2**20:.2f}" for key in ("payload", "message"))]
+        for name, found in cells["sizes"].items()
+    ]
     intro = (
         "Against Flower's own FedAvg: the same app on the same grid, MiniLM with frozen embeddings, "
         f"{facts['clients']} clients, {facts['rounds']} rounds of {training['steps']} steps of {training['batch']} "
         "texts. Memory: one round in one process, every other client with half of the blocks' parameters."
     )
+    late = (
+        f"Twelve languages, {rough['clients']} clients, {rough['rounds']} rounds of adapters; a round ends after "
+        f"{rough['deadline']:g} simulated seconds; most clients need 1, two of ten need 10. An answer that comes late "
+        "joins a later round:"
+    )
     parts = [
-        intro,
-        environment(results),
         table(["seed", "largest difference", "largest change", "CPU s, here", "CPU s, Flower"], pairs),
         table(["clients", "MiB before the round", "peak MiB", "MiB of messages"], sizes),
-        "### The claim, inequality by inequality",
-        inequalities(results),
+        late,
+        table(["", "accuracy, %", "answers in a round", "longest round, s"], unreliable),
+        "What a client and the server send each other in a round of training, both ways:",
+        table(["what travels", "MiB of tensors", "MiB of messages"], exchanged),
     ]
-    return "\n\n".join(parts)
+    return page_of(intro, results, parts)

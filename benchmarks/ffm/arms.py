@@ -19,12 +19,17 @@ FINETUNED: dict[str, dict[str, Any]] = {
     "full": {"method": "fedavg", "lr": 3e-4},
     "head": {"method": "fedavg", "trains": "head", "lr": 3e-3},
     "prompt": {"method": "ffm", "recipe": "prompt", "tokens": TOKENS, "lr": 1e-2},
+    "prompt-alone": {
+        "method": "ffm", "recipe": "prompt", "tokens": TOKENS, "lr": 1e-2, "private": ["classifier*", "*pooler*"],
+    },
     "lora": LORA,
     "lora-product": {**LORA, "lora": "product"},
     "lora-freeze-a": {**LORA, "lora": "freeze-a"},
     "lora-stack": {**LORA, "lora": "stack"},
-}
-"""Trained federated, at equal rounds and epochs."""
+    "lora-proximal": {**LORA, "proximal": 0.01},
+    "lora-adam": {**LORA, "outer": "adam", "outer_lr": 0.001},
+}  # fmt: skip
+"""Trained federated, at equal rounds and epochs; of `prompt-alone` clients keep the head: tokens travel alone."""
 
 OTHERS: dict[str, dict[str, Any]] = {
     "centralised": {**LORA, "arm": "centralised"},

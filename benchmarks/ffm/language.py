@@ -16,8 +16,9 @@ from lissome.pipeline.federation import FederationJob, FederationRecipe
 SILOS = ("spa", "ita", "fra", "deu_1996", "nld", "eng", "dan", "pol")
 """Languages of the declaration, one silo each."""
 MAN = ("cs", "de", "es", "fr")
-PAGES, CHARACTERS = 8, 4000
+PAGES, CHARACTERS = 8, 2500
 """Man pages of a language, and characters of each."""
+TEXTS = {"pages": PAGES, "characters": CHARACTERS, "languages": MAN}
 
 PRETRAIN_ROUNDS, TUNE_ROUNDS = 12, 3
 PRETRAIN: dict[str, Any] = {

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from statistics import mean
 
-from benchmarks._markdown import Results, environment, inequalities, table
-from benchmarks.ffm.run import by_arm, gap
+from benchmarks._federated import at_bytes, by_arm, final, page_of
+from benchmarks._markdown import Results, table
+from benchmarks.ffm.run import gap, own_accuracy
 
 
 def summary(results: Results) -> str:
     """Return the README's line."""
     of = by_arm(results[0]["cells"])
-    left, right = (100 * mean(cell["accuracy"][-1] for cell in of[arm]) for arm in ("lora", "centralised"))
-    share = mean(cell["training"] for cell in of["lora"]) / mean(cell["training"] for cell in of["full"])
+    left, right = (100 * final(of[arm]) for arm in ("lora", "centralised"))
+    share = mean(cell["spent"][-1] for cell in of["lora"]) / mean(cell["spent"][-1] for cell in of["full"])
     return (
         f"FFM: adapters of MiniLM trained across ten silos reach {left:.1f} % where pooled data reach {right:.1f} %, "
         f"with {share:.1%} of the bytes of whole models. Details: [FFM](docs/methods/federate/ffm.md)."
@@ -23,6 +24,7 @@ def summary(results: Results) -> str:
 def page(results: Results) -> str:
     """Return all tables of the method's page."""
     facts, of = results[0]["facts"], by_arm(results[0]["cells"])
+    limit = mean(cell["spent"][-1] for cell in of["lora"])
     rows, slices, texts = [], [], []
     for arm, found in of.items():
         if "forgetting" in found[0]:
@@ -34,27 +36,28 @@ def page(results: Results) -> str:
             texts.append(
                 [arm.removeprefix("pretrain-"), f"{math.exp(mean(own or [cell['loss'] for cell in found])):.2f}"]
             )
-        elif "losses" not in found[0] and "accuracy" in found[0]:
-            own = [100 * mean(one["test"] for one in cell["own"].values()) for cell in found if "own" in cell]
-            final = mean(own) if arm == "local" else 100 * mean(cell["accuracy"][-1] for cell in found)
+        elif "spent" in found[0] and "losses" not in found[0]:
+            own = [] if arm != "local" else [own_accuracy(found)]
+            scores = own * 2 or [final(found), at_bytes(found, limit)]
             apart = [100 * gap(cell) for cell in found if "own" in cell]
-            mib = mean(cell["training"] for cell in found) / 2**20
-            rows.append([arm, f"{final:.1f}", f"{mean(apart):.1f}" if apart else "–", f"{mib:.1f}"])
+            clients = [one for cell in found for one in cell["clients"].values() if one is not None]
+            rows.append(
+                [
+                    arm, *(f"{100 * one:.1f}" for one in (*scores, mean(clients))),
+                    f"{mean(apart):.1f}" if apart else "–", f"{mean(cell['spent'][-1] for cell in found) / 2**20:.1f}",
+                ]
+            )  # fmt: skip
     intro = (
-        f"MiniLM learns {facts['languages']} languages from runs of four words; {facts['clients']} clients, Dirichlet "
-        f"{facts['alpha']}, {facts['rounds']} rounds. Accuracy in % on other articles, of `local` the mean over "
-        "clients' own models; gap: by how much it is better on what was learned from; MiB of tensors that training "
-        "sends."
+        f"MiniLM learns {facts['languages']} languages from runs of four words; {facts['clients']} clients, "
+        f"Dirichlet {facts['alpha']}, {facts['rounds']} rounds. Accuracy in % on other articles, of `local` the mean "
+        "over clients' own models; after as many bytes as adapters take; of clients on their own held-out texts; gap: "
+        "by how much it is better on what was learned from; MiB of tensors that training sends."
     )
     parts = [
-        intro,
-        environment(results),
-        table(["arm", "accuracy", "gap", "MiB"], rows),
+        table(["arm", "accuracy", "at the bytes of adapters", "clients, mean", "gap", "MiB"], rows),
         "Slices of time, each with other languages: accuracy over all of them at the end, and what was lost of it.",
         table(["arm", "average", "forgotten"], slices),
         "A byte-level model pre-trained across eight languages: perplexity per byte of the server's articles.",
         table(["arm", "perplexity"], texts),
-        "### The claim, inequality by inequality",
-        inequalities(results),
     ]
-    return "\n\n".join(parts)
+    return page_of(intro, results, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 
 from benchmarks._federated import job_of, recipe, run
 from lissome.engine.federate.rounds import Federation
-from lissome.engine.federate.subnets import SubnetProgram
+from lissome.engine.federate.subnets import SubnetProgram, share_space
 from lissome.engine.federate.training import Bound, cut_model
 from lissome.engine.train import derive
-from lissome.methods.federate.raffm import RaFFM
+from lissome.methods.federate.raffm import RaFFM, unit_orders
+from lissome.models.binding import reorder
 from lissome.models.model import Model
 from lissome.models.space import Subnet
 from lissome.pipeline.federation import FederationJob
@@ -48,10 +50,19 @@ def arm(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
     if big:
         job = job_of(recipe({**STEP, **ARMS[name]}, seed=seed, rounds=rounds, devices=fleet, clients=len(big)))
     federation, cell = run(job, folder, big)
-    cell["kinds"] = {one: kind.name for one, kind in job.kinds.items()}
+    cell |= fleet_of(job)
     if ARMS[name]["method"] == "raffm":
         cell["sizes"] = sizes(job, federation, seed)
+    if name == "full":
+        cell["halves"] = halves(job, federation, seed)
     return cell
+
+
+def fleet_of(job: FederationJob) -> dict[str, Any]:
+    """Return the device of each client, and the share of the data that those without a budget have."""
+    own = {one: len(part) for one, part in job.silos.partition.parts.items()}
+    big = sum(own[one] for one, kind in job.kinds.items() if not kind.budget)
+    return {"kinds": {one: kind.name for one, kind in job.kinds.items()}, "big": big / sum(own.values())}
 
 
 def sizes(job: FederationJob, federation: Federation, seed: int) -> list[dict[str, float]]:
@@ -76,6 +87,22 @@ def _judged(job: FederationJob, program: SubnetProgram, subnet: Subnet) -> dict[
         "share": program.planner.figures(subnet)["block_params"] / program.planner.full["block_params"],
         "accuracy": lesson.score(bound.module)[1]["accuracy"],
     }
+
+
+def halves(job: FederationJob, federation: Federation, seed: int) -> dict[str, float]:
+    """Cut a trained model's MLPs to half of their channels, in three orders and without training."""
+    assert isinstance(federation.program, SubnetProgram)
+    federation.program.loaded()
+    found = {}
+    for order in ("salience", "none", "random"):
+        model = job.model.derived(copy.deepcopy(job.model.module))
+        if order != "none":
+            drawn = torch.Generator().manual_seed(derive(seed, "halves")) if order == "random" else None
+            reorder(model, unit_orders(model, drawn=drawn))
+        small = cut_model(model, share_space(model, ("width",), (1.0, 0.5)).smallest)
+        lesson = job.silos.server(small)
+        found[order] = lesson.score(lesson.around(small).eval())[1]["accuracy"]
+    return found
 
 
 @torch.no_grad()

@@ -3,71 +3,87 @@
 MiniLM, its embeddings frozen, learns twelve languages from runs of four words; ten clients, Dirichlet 0.3, two of them
 hold the whole model, four 65 % of its blocks, four 35 %. All arms have the same data, rounds and steps. `full` ignores
 budgets, `big-only` leaves out whoever cannot hold the model, `smallest` gives all what the weakest can hold; HeteroFL,
-FjORD and FedRolex are printed beside.
+FjORD and FedRolex are printed beside. The same with a convolutional network and CIFAR-10.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
 from typing import Any
 
-from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES
+from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Cell, Job, at_bytes, by_arm, final, judged
 from benchmarks._frame import Inequality, Store
 
-SEEDS = (0, 1, 2)
 BEHIND, PRESERVED, FEWEST = 0.02, 1e-4, 20
+PICTURES = "cifar10-"
 QUICK_ROUNDS, QUICK_ARMS = 2, ("raffm", "full", "heterofl", "big-only")
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
     """Measure what is not stored yet, publish and judge."""
-    from benchmarks.raffm import arms
+    from benchmarks.raffm import arms, pictures
 
     rounds = QUICK_ROUNDS if quick else arms.ROUNDS
+    seen = QUICK_ROUNDS if quick else pictures.ROUNDS
     facts = {
         "rounds": rounds, "clients": CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "step": arms.STEP,
         "fleet": list(arms.FLEET), "model": "minilm",
     }  # fmt: skip
-    cells: dict[str, dict[str, Any]] = {}
-    if store.wants("preserved"):
-        cells["preserved"] = store.cell("preserved", {"seed": 0}, partial(arms.preserved, 0))
+    jobs: dict[str, Job] = {"preserved": ({"seed": 0}, lambda _folder: arms.preserved(0))}
     for seed in SEEDS[:1] if quick else SEEDS:
         for arm in QUICK_ARMS if quick else arms.ARMS:
-            name, settings = f"{arm}-{seed}", {**facts, "arm": arms.ARMS[arm], "name": arm, "seed": seed}
-            if store.wants(name):
-                folder = store.scratch(name, settings)
-                cells[name] = store.cell(name, settings, partial(arms.arm, arm, seed, rounds, folder))
-    if store.pattern is not None:
-        return []
-    inequalities = judge(cells)
-    store.publish("minilm", {"facts": facts, "cells": cells, "inequalities": [vars(one) for one in inequalities]})
-    return inequalities
+            settings = {**facts, "arm": arms.ARMS[arm], "name": arm, "seed": seed}
+            jobs[f"{arm}-{seed}"] = (settings, partial(arms.arm, arm, seed, rounds))
+        for arm in pictures.ARMS:
+            known = {**pictures.FACTS, "rounds": seen, "arm": arms.ARMS[arm], "name": arm, "seed": seed}
+            jobs[f"{PICTURES}{arm}-{seed}"] = (known, partial(pictures.arm, arm, seed, seen))
+    return judged(store, {**facts, "pictures": pictures.FACTS, "seen": seen}, jobs, judge)
 
 
-def judge(cells: dict[str, dict[str, Any]]) -> list[Inequality]:
+def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
     """Compare what was measured with what is claimed."""
-    of = {arm: [cell for name, cell in cells.items() if name.rpartition("-")[0] == arm] for arm in arms_of(cells)}
-    final = {arm: mean(cell["accuracy"][-1] for cell in found) for arm, found in of.items()}
-    sent = {arm: mean(cell["payload"] for cell in found) for arm, found in of.items()}
+    of, moved = by_arm(cells), cells["preserved"]
     seeds = f"{len(of['raffm'])} seeds"
-    moved = cells["preserved"]
     sizes = min(len({round(one["share"], 4) for one in cell["sizes"]}) for cell in of["raffm"])
-    cut = [
+    halves = {order: mean(cell["halves"][order] for cell in of["full"]) for order in ("salience", "none")}
+    found = [
         Inequality.of("change of hidden states by the order", moved["difference"], "<=", PRESERVED * moved["size"]),
-        Inequality.of("RaFFM ≥ whole models − 2 points", final["raffm"], ">=", final["full"] - BEHIND, seeds),
-        Inequality.of("bytes of RaFFM < of whole models", sent["raffm"], "<", sent["full"], seeds),
-        Inequality.of("RaFFM > big clients alone", final["raffm"], ">", final["big-only"], seeds),
+        Inequality.of("untrained halves by salience ≥ as they are", halves["salience"], ">=", halves["none"], seeds),
+        *compared(of, "", "", seeds),
         Inequality.of("sizes cut from one training", sizes, ">=", FEWEST, seeds),
     ]
     if "smallest" in of:
         smallest = mean(cell["sizes"][0]["accuracy"] for cell in of["raffm"])
         alone = mean(cell["sizes"][0]["accuracy"] for cell in of["smallest"])
-        cut.append(Inequality.of("smallest size ≥ trained alone − 5 points", smallest, ">=", alone - 0.05, seeds))
-    return cut
+        found.append(Inequality.of("smallest size ≥ trained alone − 5 points", smallest, ">=", alone - 0.05, seeds))
+    return [*found, *compared(of, PICTURES, "CIFAR-10: ", seeds)]
 
 
-def arms_of(cells: Mapping[str, Any]) -> list[str]:
-    """Return the arms that cells belong to, in order."""
-    return list(dict.fromkeys(name.rpartition("-")[0] for name in cells if name[-1].isdigit()))
+def compared(of: Mapping[str, Sequence[Cell]], prefix: str, words: str, seeds: str) -> list[Inequality]:
+    """Compare RaFFM with whole models, and with those alone who hold them."""
+    own, whole, big = (of[prefix + arm] for arm in ("raffm", "full", "big-only"))
+    sent, all_of_it = (mean(cell["payload"] for cell in arm) for arm in (own, whole))
+    return [
+        Inequality.of(f"{words}RaFFM ≥ whole models − 2 points", final(own), ">=", final(whole) - BEHIND, seeds),
+        Inequality.of(f"{words}bytes of RaFFM < of whole models", sent, "<", all_of_it, seeds),
+        Inequality.of(f"{words}RaFFM > big clients alone", final(own), ">", final(big), seeds),
+    ]
+
+
+def rows(of: Mapping[str, Sequence[Cell]], *, pictures: bool) -> list[list[str]]:
+    """Return the arms of a table: global model, at the bytes of RaFFM, clients, worst tenth, MiB, what the big have."""
+    prefix = PICTURES if pictures else ""
+    limit = min(cell["spent"][-1] for cell in of[prefix + "raffm"])
+    found = []
+    for arm, cells in of.items():
+        if arm.startswith(PICTURES) != pictures:
+            continue
+        own = [sorted(one for one in cell["clients"].values() if one is not None) for cell in cells]
+        worst = mean(mean(one[: max(1, len(one) // 10)]) for one in own if one)
+        everybody = mean(mean(one) for one in own if one)
+        numbers: list[Any] = [final(cells), at_bytes(cells, limit), everybody, worst]
+        mib = mean(cell["payload"] for cell in cells) / 2**20
+        found.append([arm.removeprefix(PICTURES), *(f"{100 * one:.1f}" for one in numbers), f"{mib:.0f}"])
+    return found

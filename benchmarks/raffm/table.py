@@ -4,55 +4,52 @@ from __future__ import annotations
 
 from statistics import mean
 
-from benchmarks._markdown import Results, environment, inequalities, table
-from benchmarks.raffm.run import arms_of
+from benchmarks._federated import by_arm, final, page_of
+from benchmarks._markdown import Results, table
+from benchmarks.raffm.run import rows
+
+_HEAD = ["arm", "global", "global, at RaFFM's bytes", "clients, mean", "worst tenth", "MiB of tensors"]
 
 
 def summary(results: Results) -> str:
     """Return the README's line."""
-    cells = results[0]["cells"]
-    own, whole = ([cell for name, cell in cells.items() if name.rpartition("-")[0] == arm] for arm in ("raffm", "full"))
-    left, right = (100 * mean(cell["accuracy"][-1] for cell in arm) for arm in (own, whole))
+    of = by_arm(results[0]["cells"])
+    own, whole = of["raffm"], of["full"]
     share = mean(cell["payload"] for cell in own) / mean(cell["payload"] for cell in whole)
     return (
-        f"RaFFM: devices of three sizes train MiniLM to {left:.1f} % where whole copies reach {right:.1f} %, with "
-        f"{share:.0%} of the bytes. Details: [RaFFM](docs/methods/federate/raffm.md)."
+        f"RaFFM: devices of three sizes train MiniLM to {100 * final(own):.1f} % where whole copies reach "
+        f"{100 * final(whole):.1f} %, with {share:.0%} of the bytes. Details: [RaFFM](docs/methods/federate/raffm.md)."
     )
 
 
 def page(results: Results) -> str:
     """Return all tables of the method's page."""
-    cells, facts = results[0]["cells"], results[0]["facts"]
-    rows, trained = [], []
-    for arm in arms_of(cells):
-        found = [cell for name, cell in cells.items() if name.rpartition("-")[0] == arm]
-        own = [sorted(one for one in cell["clients"].values() if one is not None) for cell in found]
-        worst = [mean(one[: max(1, len(one) // 10)]) for one in own if one]
-        rows.append(
-            [
-                arm, f"{100 * mean(cell['accuracy'][-1] for cell in found):.1f}",
-                f"{100 * mean(mean(one) for one in own if one):.1f}", f"{100 * mean(worst):.1f}",
-                f"{mean(cell['payload'] for cell in found) / 2**20:.0f}",
-            ]
-        )  # fmt: skip
-        trained.append([arm, ", ".join(f"{size}: {count}" for size, count in found[0]["trained"].items())])
-    drawn = sorted(cells["raffm-0"]["sizes"], key=lambda one: one["share"])
+    facts, of = results[0]["facts"], by_arm(results[0]["cells"])
+    trained = [[arm, ", ".join(f"{size}: {count}" for size, count in of[arm][0]["trained"].items())] for arm in of]
+    drawn = sorted(of["raffm"][0]["sizes"], key=lambda one: one["share"])
     sizes = [[f"{one['share']:.0%}", f"{100 * one['accuracy']:.1f}"] for one in drawn]
+    halves = [
+        [order, f"{100 * mean(cell['halves'][order] for cell in of['full']):.1f}"] for order in of["full"][0]["halves"]
+    ]
+    big = mean(cell["big"] for cell in of["raffm"])
     intro = (
         f"MiniLM with frozen embeddings learns {facts['languages']} languages from runs of four words; "
         f"{facts['clients']} clients, Dirichlet {facts['alpha']}, {facts['rounds']} rounds of "
         f"{facts['step']['epochs']:g} epochs. Accuracy in % of the whole model on other articles, and of clients on "
-        "their own held-out texts."
+        f"their own held-out texts. Clients that hold the whole model have {big:.0%} of the texts."
+    )
+    pictures = (
+        f"A small convolutional network and CIFAR-10, {facts['pictures']['most']} images, {facts['seen']} rounds:"
     )
     parts = [
-        intro,
-        environment(results),
-        table(["arm", "global", "clients, mean", "worst tenth", "MiB of tensors"], rows),
+        table(_HEAD, rows(of, pictures=False)),
+        pictures,
+        table(_HEAD, rows(of, pictures=True)),
         "How often each size was trained, by its share of all parameters (seed 0):",
         table(["arm", "sizes"], trained),
         "Sizes cut from RaFFM's model without training, by their share of the blocks' parameters (seed 0):",
         table(["size", "accuracy"], sizes),
-        "### The claim, inequality by inequality",
-        inequalities(results),
+        "Half of the channels of every MLP of the whole models, cut without training:",
+        table(["order", "accuracy"], halves),
     ]
-    return "\n\n".join(parts)
+    return page_of(intro, results, parts)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from statistics import mean
 from typing import Any
 
 from benchmarks._federated import job_of, own_scores, recipe, run
 from lissome.core.budget import Budget
+from lissome.engine.federate.mutual import knowledge
+from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.subnets import SubnetProgram
 from lissome.models.binding import extract
 from lissome.pipeline.federation import FederationJob
@@ -39,8 +42,11 @@ def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[
     cell["mean_client"] = mean(value for value in cell["clients"].values() if value is not None)
     if name != "weakest":
         assert isinstance(federation.program, SubnetProgram)
-        cell["own"] = own_scores(job, folder)
+        chosen = {one: federation.program.choose(job.profile(one), Random(0)) for one in job.silos.names}
+        cell["own"] = own_scores(job, folder, subnets=chosen)
         cell["tiers"] = tiers(job, federation.program)
+        cell["orders"] = sum(len(one.clients) for one in federation.rounds)
+        cell["knowledge"] = sum(4 * value.numel() for value in knowledge(federation.program.tensors).values())
     return cell
 
 
@@ -49,16 +55,10 @@ def tiers(job: FederationJob, program: SubnetProgram) -> dict[str, dict[str, flo
     planner, found = program.planner, {}
     assert planner is not None
     for budget in TIERS:
-        subnet = program.choose(_profile(budget), None)  # type: ignore[arg-type]
+        subnet = program.choose(Profile(name="x", examples=1, budget=budget), Random(0))
         assert subnet is not None
         small = extract(job.model, {**job.model.anatomy.space(finest=True).full, **subnet})
         blocks = (small.module.get_submodule(block) for block in small.anatomy.blocks)
         limit = Budget.parse(budget).terms[0].limit(planner.full)
         found[budget] = {"limit": limit, "params": sum(one.numel() for block in blocks for one in block.parameters())}
     return found
-
-
-def _profile(budget: str) -> Any:
-    from lissome.engine.federate.profile import Profile
-
-    return Profile(name="x", examples=1, budget=budget)

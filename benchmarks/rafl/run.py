@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from statistics import mean
-from typing import Any
 
-from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES
+from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Cell, Job, by_arm, judged
 from benchmarks._frame import Inequality, Store
 
-SEEDS, USED = (0, 1, 2), 0.9
+USED = 0.9
 QUICK_ROUNDS, QUICK_ARMS = 2, ("knowledge", "local", "random", "weakest")
 
 
@@ -28,32 +27,26 @@ def run(quick: bool, store: Store) -> list[Inequality]:
         "rounds": rounds, "clients": CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "step": arms.STEP,
         "fleet": list(arms.FLEET), "model": "minilm",
     }  # fmt: skip
-    cells: dict[str, dict[str, Any]] = {}
+    jobs: dict[str, Job] = {}
     for seed in SEEDS[:1] if quick else SEEDS:
         for who, sample in arms.PARTICIPATION.items():
-            for arm in QUICK_ARMS if quick else arms.ARMS:
-                name = f"{arm}-{who}-{seed}"
+            for arm in QUICK_ARMS if quick or who == "sporadic" else arms.ARMS:
                 settings = {**facts, "arm": arms.ARMS[arm], "name": arm, "sample": sample, "seed": seed}
-                if store.wants(name):
-                    folder = store.scratch(name, settings)
-                    cells[name] = store.cell(name, settings, partial(arms.arm, arm, sample, seed, rounds, folder))
-    if store.pattern is not None:
-        return []
-    inequalities = judge(cells)
-    store.publish("minilm", {"facts": facts, "cells": cells, "inequalities": [vars(one) for one in inequalities]})
-    return inequalities
+                jobs[f"{arm}-{who}-{seed}"] = (settings, partial(arms.arm, arm, sample, seed, rounds))
+    return judged(store, facts, jobs, judge)
 
 
-def judge(cells: Mapping[str, dict[str, Any]]) -> list[Inequality]:
+def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
     """Compare what was measured with what is claimed."""
     of = by_arm(cells)
     score = {arm: mean(cell["mean_client"] for cell in found) for arm, found in of.items()}
     cells_of = [cell for arm, found in of.items() if arm.startswith("knowledge") for cell in found]
-    searched = [tier for cell in cells_of for tier in cell["tiers"].values()]
-    shares = [tier["params"] / tier["limit"] for tier in searched]
+    shares = [tier["params"] / tier["limit"] for cell in cells_of for tier in cell["tiers"].values()]
+    apart = max(abs(cell["spent"][-1] - 2 * cell["orders"] * cell["knowledge"]) for cell in cells_of)
     found = [
         Inequality.of("architectures within budgets, largest share", max(shares), "<=", 1.0),
         Inequality.of("budgets used, mean", mean(shares), ">=", USED),
+        Inequality.of("bytes of training − 2·|S|·|θ| per round", apart, "==", 0),
     ]
     for who in ("all", "sporadic"):
         own, seeds = score[f"knowledge-{who}"], f"{who}, {len(of[f'knowledge-{who}'])} seeds"
@@ -62,12 +55,4 @@ def judge(cells: Mapping[str, dict[str, Any]]) -> list[Inequality]:
             Inequality.of("RaFL ≥ local", own, ">=", score[f"local-{who}"], seeds),
             Inequality.of("searched ≥ random architectures", own, ">=", score[f"random-{who}"], seeds),
         ]
-    return found
-
-
-def by_arm(cells: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the cells of each arm and participation, over seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, cell in cells.items():
-        found.setdefault(name.rpartition("-")[0], []).append(cell)
     return found

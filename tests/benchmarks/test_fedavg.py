@@ -7,22 +7,27 @@ from typing import Any
 
 import pytest
 
-from benchmarks._frame import Store
-from benchmarks.fedavg import clients, run, table
+from benchmarks._federated import SEEDS, job_of, recipe
+from benchmarks._federated import run as run_arm
+from benchmarks.fedavg import clients, rough, run, sizes, table
 from lissome.testing.toys import toy_model
+from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of, toy
 
 GOOD: dict[str, dict[str, Any]] = {
     **{
         f"stock-{seed}": {"difference": 2e-7, "change": 0.1, "cpu_seconds": {"ours": 10.5, "flower": 10.0}}
-        for seed in run.SEEDS
+        for seed in SEEDS
     },
+    **{f"calm-{seed}": cell_of(0.7, seconds=[1.0], answered=[10]) for seed in SEEDS},
+    **{f"rough-{seed}": cell_of(0.69, seconds=[3.9, 4.0], answered=[6, 8], deadline=4.0) for seed in SEEDS},
     "memory-10": {"before": 1 << 29, "peak": 1 << 30, "answered": 10, "bytes": 1 << 28},
     "memory-100": {"before": 1 << 29, "peak": 1.1 * 2**30, "answered": 100, "bytes": 10 << 28},
+    "sizes": {"the head": {"payload": 2**20, "message": 2**21}},
 }
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all(one.ok for one in run.judge(GOOD))
+    assert all_hold(run.judge, GOOD) == 8
 
 
 @pytest.mark.parametrize(
@@ -30,22 +35,42 @@ def test_everything_holds_when_it_does() -> None:
     [
         ("stock-1", {"difference": 2e-6}, "largest difference"), ("stock-2", {"change": 1e-5}, "largest change"),
         ("memory-100", {"answered": 99}, "answered"), ("memory-100", {"peak": 1.3 * 2**30}, "with 10"),
-        ("memory-100", {"peak": 13 << 30}, "bytes"),
+        ("memory-100", {"peak": 13 << 30}, "bytes"), ("rough", {"accuracy": [0.1, 0.67]}, "drop-out"),
+        ("rough-1", {"seconds": [4.5]}, "longest round"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(cell: str, changes: dict[str, Any], words: str) -> None:
-    broken = [one.name for one in run.judge({**GOOD, cell: {**GOOD[cell], **changes}}) if not one.ok]
-    assert any(words in name for name in broken)
+    names_it(run.judge, GOOD, cell, changes, words)
 
 
-def test_tables_say_what_was_measured(tmp_path: Path) -> None:
-    facts = {"clients": 4, "rounds": 3, "training": {"steps": 8, "batch": 16}}
-    store = Store(tmp_path, scratch=tmp_path)
-    found = [vars(one) for one in run.judge(GOOD)]
-    store.publish("minilm", {"facts": facts, "cells": GOOD, "inequalities": found})
-    result = {"facts": facts, "cells": GOOD, "inequalities": found, "environments": []}
+def test_tables_say_what_was_measured() -> None:
+    rough = {"clients": 10, "rounds": 12, "deadline": 4.0}
+    facts = {"clients": 4, "rounds": 3, "training": {"steps": 8, "batch": 16}, "rough": rough}
+    result = result_of(run.judge, GOOD, facts)
+    page = table.page([result])
     assert "within 2e-07" in table.summary([result])
-    assert "| 100 | 512 | 1126 | 2560 |" in table.page([result])
+    assert "| 100 | 512 | 1126 | 2560 |" in page
+    assert "| 30 % drop-out, stragglers | 69.0 | 7.0 | 4.0 |" in page
+    assert "| the head | 1.00 | 2.00 |" in page
+
+
+@pytest.mark.long
+def test_clients_drop_out_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(tmp_path, monkeypatch)
+    cell = rough.arm("rough", 0, 3, tmp_path / "arm")
+    assert max(cell["seconds"]) <= rough.DEADLINE
+    assert 0 < sum(cell["answered"]) < 30
+    assert cell["examples"].keys() == cell["clients"].keys()
+
+
+@pytest.mark.long
+def test_bytes_are_counted_before_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(tmp_path, monkeypatch)
+    found = sizes.counted()
+    assert found["the head"]["payload"] < found["half of the blocks' parameters"]["payload"]
+    step, _ = sizes.EXCHANGES["the head"]
+    _, cell = run_arm(job_of(recipe(step, seed=0, rounds=1)), tmp_path / "head")
+    assert cell["spent"] == [0, found["the head"]["payload"] * 10]
 
 
 @pytest.mark.long

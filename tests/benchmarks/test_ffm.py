@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks._federated import SEEDS
 from benchmarks.ffm import arms, language, run, table
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_model
-from tests.benchmarks.federated import toy
+from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of, toy
 
 _OWN = {"a": {"test": 0.6, "train": 0.7}, "b": {"test": 0.6, "train": 0.7}}
-_HEAD = 384 * 384 + 384 + 384 * 12 + 12
-
-
-def _cell(accuracy: float, training: float) -> dict[str, Any]:
-    return {"accuracy": [0.1, accuracy], "training": training, "own": _OWN}
 
 
 def good() -> dict[str, dict[str, Any]]:
     cells: dict[str, dict[str, Any]] = {}
-    prompt = (arms.TOKENS * arms.WIDTH + _HEAD) * 4 * 2 * 10 * 10
-    for seed in run.SEEDS:
+    prompt = arms.TOKENS * arms.WIDTH * 4 * 2 * 10 * 10
+    for seed in SEEDS:
         cells |= {
-            f"full-{seed}": _cell(0.8, 1000), f"lora-{seed}": _cell(0.78, 40), f"prompt-{seed}": _cell(0.5, prompt),
-            f"centralised-{seed}": _cell(0.8, 4), f"zero-shot-{seed}": _cell(0.1, 0),
-            f"local-{seed}": {**_cell(0.1, 0), "own": {"a": {"test": 0.4, "train": 0.9}}},
+            f"full-{seed}": cell_of(0.8, spent=(0, 30, 1000), own=_OWN),
+            f"lora-{seed}": cell_of(0.78, spent=(0, 20, 40), own=_OWN),
+            f"prompt-alone-{seed}": cell_of(0.5, spent=(0, prompt), own=_OWN),
+            f"centralised-{seed}": cell_of(0.8, spent=(0, 4)), f"zero-shot-{seed}": cell_of(0.1, spent=(0, 0)),
+            f"local-{seed}": cell_of(0.1, spent=(0, 0), own={"a": {"test": 0.4, "train": 0.9}}),
             f"continual-none-{seed}": {"forgetting": 0.5, "average": 0.3},
             f"continual-replay-{seed}": {"forgetting": 0.1, "average": 0.6},
             f"retrieval-{seed}": {"recall": 0.9, "central": 0.9},
@@ -41,16 +40,18 @@ def good() -> dict[str, dict[str, Any]]:
     return cells
 
 
+judge = partial(run.judge, rounds=10)
+
+
 def test_everything_holds_when_it_does() -> None:
-    found = run.judge(good(), 10)
-    assert all(one.ok for one in found), [str(one) for one in found if not one.ok]
+    assert all_hold(judge, good()) == 11
 
 
 @pytest.mark.parametrize(
     ("arm", "changes", "words"),
     [
         ("lora", {"accuracy": [0.1, 0.9]}, "centralised"), ("lora", {"accuracy": [0.1, 0.42]}, "local + 3"),
-        ("lora", {"training": 60}, "bytes of adapters"), ("prompt", {"training": 7}, "virtual tokens"),
+        ("lora", {"spent": [0, 60]}, "bytes of adapters"), ("prompt-alone", {"spent": [0, 7]}, "virtual tokens"),
         ("local", {"own": _OWN}, "gap"), ("continual-replay", {"forgetting": 0.6}, "replay"),
         ("retrieval", {"recall": 0.8}, "one index"), ("pretrain-federated", {"loss": 2.1}, "local one"),
         ("pretrain-federated", {"loss": 1.6}, "÷ centralised"),
@@ -58,29 +59,29 @@ def test_everything_holds_when_it_does() -> None:
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: str) -> None:
-    cells = {name: {**cell, **changes} if name.rpartition("-")[0] == arm else cell for name, cell in good().items()}
-    assert any(words in one.name for one in run.judge(cells, 10) if not one.ok)
+    names_it(judge, good(), arm, changes, words)
 
 
 def test_tables_say_what_was_measured() -> None:
-    facts = {"rounds": 10, "clients": 10, "alpha": 0.3, "languages": 12}
-    result = {"facts": facts, "cells": good(), "inequalities": [vars(one) for one in run.judge(good(), 10)]}
-    page = table.page([{**result, "environments": []}])
+    result = result_of(judge, good(), {"rounds": 10, "clients": 10, "alpha": 0.3, "languages": 12})
+    page = table.page([result])
     assert "reach 78.0 % where pooled data reach 80.0 %, with 4.0% of the bytes" in table.summary([result])
-    assert "| local | 40.0 | 50.0 | 0.0 |" in page
+    assert "| local | 40.0 | 40.0 | 65.0 | 50.0 | 0.0 |" in page
     assert "| continual-replay | 60.0 | 10.0 |" in page
     assert "| federated | 4.48 |" in page
     assert "| local | 7.39 |" in page
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arm", ["lora", "local", "zero-shot"])
+@pytest.mark.parametrize("arm", ["lora", "local", "zero-shot", "prompt-alone"])
 def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy(tmp_path, monkeypatch)
     cell = arms.finetuned(arm, 0, 1, tmp_path / "arm")
     assert len(cell["accuracy"]) == 2
-    assert (cell["training"] > 0) == (arm == "lora")
+    assert (cell["spent"][-1] > 0) == (arm in arms.FINETUNED)
     assert ("own" in cell) == (arm != "zero-shot")
+    if arm == "prompt-alone":
+        assert cell["spent"][-1] == arms.TOKENS * 24 * 4 * 2 * 10, "m·d·4·2·|S|·R"
 
 
 @pytest.mark.long

@@ -7,56 +7,81 @@ from typing import Any
 
 import pytest
 
-from benchmarks.raffm import arms, run, table
-from tests.benchmarks.federated import toy
+from benchmarks._federated import SEEDS
+from benchmarks.raffm import arms, pictures, run, table
+from lissome.core.errors import AssetError
+from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of, toy
 
-_ACCURACY = {"raffm": 0.80, "full": 0.81, "big-only": 0.6, "heterofl": 0.75, "smallest": 0.7}
+_ACCURACY = {
+    "raffm": 0.80, "full": 0.81, "big-only": 0.6, "heterofl": 0.75, "smallest": 0.7, "cifar10-raffm": 0.5,
+    "cifar10-full": 0.51, "cifar10-big-only": 0.4,
+}  # fmt: skip
+_SIZES = [{"share": 0.2 + index / 30, "accuracy": 0.7} for index in range(24)]
 
 
-def _cell(accuracy: float, payload: int) -> dict[str, Any]:
-    sizes = [{"share": 0.2 + index / 30, "accuracy": 0.7} for index in range(24)]
-    return {
-        "accuracy": [0.1, accuracy], "payload": payload, "message": payload, "clients": {"a": 0.8, "b": 0.5},
-        "trained": {"40%": 3, "100%": 1}, "sizes": sizes,
-    }  # fmt: skip
+def _cell(arm: str, accuracy: float) -> dict[str, Any]:
+    spent = (0, 30, 60, 90) if "full" in arm else (0, 25, 50)
+    more = {"trained": {"40%": 3, "100%": 1}, "sizes": _SIZES, "big": 0.2}
+    halves = {"halves": {"salience": 0.5, "none": 0.4, "random": 0.3}} if "full" in arm else {}
+    return cell_of(accuracy, spent=spent, **more, **halves)
 
 
 GOOD: dict[str, dict[str, Any]] = {
     "preserved": {"difference": 1e-6, "size": 1.0},
-    **{
-        f"{arm}-{seed}": _cell(value, 90 if arm == "full" else 50)
-        for arm, value in _ACCURACY.items()
-        for seed in run.SEEDS
-    },
+    **{f"{arm}-{seed}": _cell(arm, value) for arm, value in _ACCURACY.items() for seed in SEEDS},
 }
 
 
 def test_everything_holds_when_it_does() -> None:
-    found = run.judge(GOOD)
-    assert all(one.ok for one in found)
-    assert len(found) == 6
+    assert all_hold(run.judge, GOOD) == 10
 
 
 @pytest.mark.parametrize(
     ("arm", "changes", "words"),
     [
-        ("raffm", {"accuracy": [0.1, 0.5]}, "whole models"), ("raffm", {"payload": 100}, "bytes"),
-        ("big-only", {"accuracy": [0.1, 0.9]}, "big clients"),
-        ("raffm", {"sizes": GOOD["raffm-0"]["sizes"][:9]}, "cut"),
+        ("raffm", {"accuracy": [0.1, 0.5, 0.5]}, "whole models"), ("raffm", {"payload": 100}, "bytes"),
+        ("big-only", {"accuracy": [0.1, 0.9]}, "big clients"), ("raffm", {"sizes": _SIZES[:9]}, "cut"),
+        ("full", {"halves": {"salience": 0.3, "none": 0.4, "random": 0.3}}, "halves"),
+        ("cifar10-raffm", {"accuracy": [0.1, 0.3]}, "CIFAR-10: RaFFM ≥"), ("preserved", {"difference": 1.0}, "order"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: str) -> None:
-    cells = {name: {**cell, **changes} if name.startswith(arm) else cell for name, cell in GOOD.items()}
-    assert any(words in one.name for one in run.judge(cells) if not one.ok)
+    names_it(run.judge, GOOD, arm, changes, words)
 
 
 def test_tables_say_what_was_measured() -> None:
-    facts = {"rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12, "step": {"epochs": 2.0}}
-    found = [vars(one) for one in run.judge(GOOD)]
-    result = {"facts": facts, "cells": GOOD, "inequalities": found, "environments": []}
+    facts = {
+        "rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12, "step": {"epochs": 2.0}, "seen": 8,
+        "pictures": {"most": 3000},
+    }  # fmt: skip
+    cells = {**GOOD, **{f"full-{seed}": {**GOOD["full-0"], "accuracy": [0.1, 0.3, 0.5, 0.81]} for seed in SEEDS}}
+    result = result_of(run.judge, cells, facts)
+    page = table.page([result])
     assert "to 80.0 % where whole copies reach 81.0 %, with 56% of the bytes" in table.summary([result])
-    assert "| heterofl | 75.0 | 65.0 | 50.0 | 0 |" in table.page([result])
-    assert "| raffm | 40%: 3, 100%: 1 |" in table.page([result])
+    assert "| full | 81.0 | 30.0 | 65.0 | 50.0 | 0 |" in page, "after 30 of the 50 bytes of RaFFM"
+    assert "| big-only | 40.0 |" in page
+    assert "| raffm | 40%: 3, 100%: 1 |" in page
+
+
+@pytest.mark.long
+def test_halves_of_a_toy_by_every_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(tmp_path, monkeypatch)
+    cell = arms.arm("full", 0, 1, tmp_path / "arm")
+    assert set(cell["halves"]) == {"salience", "none", "random"}
+    assert 0 < cell["big"] <= 1
+    assert len(cell["spent"]) == len(cell["accuracy"])
+    assert not cell["spent"][0]
+
+
+@pytest.mark.slow
+def test_pictures_on_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pictures.FACTS, "most", 300)
+    try:
+        cell = pictures.arm("big-only", 0, 1, tmp_path)
+    except AssetError as error:
+        pytest.skip(str(error))
+    assert sum(cell["trained"].values()) == 2
+    assert 0 < cell["accuracy"][-1] < 1
 
 
 @pytest.mark.long

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from lissome.core.events import Event, EventStream, JsonLines
+from lissome.core.events import Event, EventStream, Followed, JsonLines
 
 
 def test_every_listener_hears_everything_in_order() -> None:
@@ -75,3 +76,30 @@ def test_a_borrowed_stream_stays_open() -> None:
     with JsonLines(stream) as log:
         log(Event(kind="message", message="x"))
     assert not stream.closed
+
+
+def test_events_of_another_process_are_handed_on_line_by_line(tmp_path: Path) -> None:
+    file, seen = tmp_path / "run" / "events.jsonl", list[Event]()
+    stream = EventStream(seen.append)
+    with JsonLines(tmp_path / "old.jsonl") as lines:
+        EventStream(lines).message("before")
+    Followed(tmp_path / "old.jsonl").hand_on(stream)
+    assert not seen, "what stood there already belongs to a former run"
+    followed = Followed(file)
+    followed.hand_on(stream)
+    with JsonLines(file) as lines:
+        source = EventStream(lines)
+        with source.stage("federate", 2) as stage:
+            stage.advance(message="two of two", loss=0.5, odd=math.nan)
+            followed.hand_on(stream)
+            assert [one.kind for one in seen] == ["start", "advance"]
+            with file.open("a") as half:
+                half.write('{"kind": "mess')
+            followed.hand_on(stream)
+            assert len(seen) == 2, "half a line waits"
+    with JsonLines(file) as lines:
+        EventStream(lines).message("after a kill")
+    followed.hand_on(stream)
+    assert seen[-1].message == "after a kill"
+    assert seen[1].message == "two of two"
+    assert seen[1].metrics == {"loss": 0.5}

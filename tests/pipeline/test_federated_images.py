@@ -10,11 +10,14 @@ import torch
 
 from lissome.core.errors import UnsupportedModelError
 from lissome.engine.federate.lessons import PictureClassifier
+from lissome.engine.federate.store import ClientStore
+from lissome.engine.norms import statistics
 from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.pipeline.federating import federate, plan_federation
 from lissome.pipeline.federation import FederationJob, FederationRecipe
+from lissome.pipeline.own_models import client_model
 from lissome.testing.networks import network_model
 from lissome.testing.toys import toy_model
 
@@ -82,9 +85,16 @@ def test_clients_learn_images(kind: str, step: str, tmp_path: Path) -> None:
     assert last["server/loss"] < first["server/loss"]
     assert set(report.rounds[-1]["scores"]) == {"client-0", "client-1", "client-2"}
     assert not report.audit
-    if "rafl" not in step:
-        model = load_model(tmp_path / "out")
-        assert model.anatomy.task == "image"
+    model = load_model(tmp_path / "out")
+    assert model.anatomy.task == "image"
+    if "rafl" in step:
+        client_model(tmp_path / "out", "client-0", tmp_path / "mine")
+        kept = ClientStore(tmp_path / "out" / "clients" / "client-0").before(10**9).tensors
+        mine = statistics(load_model(tmp_path / "mine").module)
+        assert mine
+        for name, value in mine.items():
+            if name.endswith("mean"):
+                assert torch.equal(value, kept[f"own|norms/{name}"]), "its batch norms fit its own architecture"
 
 
 def test_statistics_of_batch_norms_stay() -> None:

@@ -45,6 +45,12 @@ class Event:
     metrics: Mapping[str, float] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Event:
+        """Read what `to_json` wrote; numbers that JSON lacked are left out."""
+        metrics = {key: value for key, value in fields["metrics"].items() if value is not None}
+        return cls(**{**fields, "metrics": metrics})
+
     def to_json(self) -> dict[str, Any]:
         """Return the event as JSON-able fields; a number that is NaN or infinite, which JSON lacks, becomes None."""
         metrics = {key: value if math.isfinite(value) else None for key, value in self.metrics.items()}
@@ -138,6 +144,31 @@ class JsonLines:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Followed:
+    """Hands events on that another process writes with `JsonLines`, as they come.
+
+    Args:
+        file: The file; it need not be there yet. What stands in it already is passed over.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._place = file.stat().st_size if file.is_file() else 0
+
+    def hand_on(self, stream: EventStream) -> None:
+        """Emit the events of all whole lines that are new; what a killed process left of a line is passed over."""
+        if not self._file.is_file():
+            return
+        with self._file.open("rb") as file:
+            file.seek(self._place)
+            new = file.read()
+        lines = new[: new.rfind(b"\n") + 1]
+        self._place += len(lines)
+        for line in lines.splitlines():
+            with contextlib.suppress(ValueError):
+                stream.emit(Event.from_json(json.loads(line)))
 
 
 def _appended(path: Path) -> IO[str]:

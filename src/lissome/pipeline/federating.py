@@ -133,7 +133,11 @@ def plan_federation(recipe: Path | FederationRecipe, *, events: EventStream | No
     Raises:
         LissomeError: For all that can be known before the work.
     """
-    job = FederationJob(_recipe(recipe), quiet(events))
+    return planned(FederationJob(_recipe(recipe), quiet(events)))
+
+
+def planned(job: FederationJob) -> FederationPlan:
+    """Say what `plan_federation` says of a federation whose sides are built already."""
     program = job.server(Path())
     profiles = [job.profile(name) for name in job.silos.names]
     assigned = program.assign(1, profiles, Random(derive(job.recipe.seed, "assign", 1)))
@@ -254,7 +258,7 @@ def _deploy(job: FederationJob, folder: RunFolder, server: Path, place: ServerPl
     """Run server and clients as processes of their own, then read what the server's one left."""
     from lissome.engine.federate.flower.credentials import Credentials
     from lissome.engine.federate.flower.deployment import Deployment
-    from lissome.pipeline.flower import local_nodes, write_app
+    from lissome.pipeline.flower import EVENTS, local_nodes, write_app
 
     known = Credentials(folder=place.credentials) if place.credentials is not None else None
     nodes = local_nodes(job, folder.state / "parts", folder.state / "clients", known) if place.alone else []
@@ -262,7 +266,7 @@ def _deploy(job: FederationJob, folder: RunFolder, server: Path, place: ServerPl
         folder.state / "flower", write_app(job, folder.state / "app", server), nodes,
         known=known.clients() if known is not None else None, security=known.server if known is not None else None,
         host=place.host, port=place.port,
-    ).run(events)  # fmt: skip
+    ).run(events, server / EVENTS)  # fmt: skip
     federation = _federation(job, job.local_link(folder.state / "clients"), server, events)
     if not (federation.continued() and federation.done):
         raise FederationError(f"the run ended before its last round; see {folder.state / 'flower'}, then continue it.")

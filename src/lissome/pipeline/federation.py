@@ -131,7 +131,7 @@ class FederationRecipe:
             data = replace(data, source=str((base / data.source).resolve()))
         devices = tuple(DeviceConfig.from_mapping(one) for one in _tables(fields, "device"))
         return cls(
-            model=_beside(model, base), step=_only_step(_tables(fields, "step")), data=data,
+            model=_beside(model, base), step=_only_step(_tables(fields, "step"), base), data=data,
             partition=PartitionConfig.from_mapping(_table(fields, "partition")),
             rounds=RoundsConfig.from_mapping(_table(fields, "federation")),
             devices=devices or (DeviceConfig(),), seed=seed, arm=fields.get("arm", "federated"),
@@ -347,15 +347,17 @@ def _tables(fields: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return tables
 
 
-def _only_step(tables: list[dict[str, Any]]) -> RecipeStep:
+def _only_step(tables: list[dict[str, Any]], base: Path | None = None) -> RecipeStep:
     if len(tables) != 1 or not isinstance(tables[0].get("method"), str):
         raise ConfigError('a federation needs one [[step]] with method = "NAME"; see: lissome methods')
     settings = dict(tables[0])
+    if isinstance(settings.get("public"), str):  # a file beside the recipe, like the data
+        settings["public"] = _beside(settings["public"], base)
     step = RecipeStep.of(settings.pop("method"), settings)
     if not issubclass(step.method, FederatedMethod):
         raise OrderError(f"{step.name} does not train across clients; use it with lissome fit before or after.")
     return step
 
 
-def _beside(model: str, base: Path | None) -> str:
-    return str((base / model).resolve()) if base is not None and (base / model).exists() else model
+def _beside(name: str, base: Path | None) -> str:
+    return str((base / name).resolve()) if base is not None and name and (base / name).exists() else name

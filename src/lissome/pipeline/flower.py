@@ -16,18 +16,21 @@ from typing import Any
 
 from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError
-from lissome.core.events import EventStream
+from lissome.core.events import EventStream, JsonLines
 from lissome.core.files import write_text
 from lissome.data.labelled import Labelled
-from lissome.data.partition import write_parts
+from lissome.data.partition import read_part, write_parts
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.flower.app import client_app, server_app
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
-from lissome.engine.federate.flower.deployment import Node, join
+from lissome.engine.federate.flower.deployment import Node, check_address, join
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.profile import Profile
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.silos import own_lesson
+
+EVENTS = "events.jsonl"
+"""Where a deployment's server writes what happens, beside its checkpoints: it has no terminal of its own."""
 
 _APP = '''"""Made by lissome federate; Flower starts what is in it."""
 
@@ -87,7 +90,9 @@ def make_server_app() -> Any:
         from lissome.pipeline.federating import serve
 
         job = _job(str(context.run_config["recipe"]))
-        serve(job, link, Path(str(context.run_config["state"])), EventStream())
+        state = Path(str(context.run_config["state"]))
+        with JsonLines(state / EVENTS) as lines:
+            serve(job, link, state, EventStream(lines))
 
     return server_app(main)
 
@@ -203,13 +208,15 @@ def join_federation(
 
     Raises:
         ConfigError: When data or credentials are not there, or the address has no port.
+        DataError: When a folder does not hold the rows that were dealt out.
         FederationError: When the node ends by itself; names its log.
         MissingExtraError: When Flower is not installed.
     """
     if not data.exists():
         raise ConfigError(f"{data} does not exist; give the folder or file with this client's rows.")
-    if ":" not in address:
-        raise ConfigError(f"{address!r} is not an address; write HOST:PORT.")
+    check_address(address)
+    if data.is_dir():
+        read_part(data)  # before the server hears of it
     key = credentials / "key" if credentials is not None else None
     if key is not None and not key.exists():
         raise ConfigError(f"{credentials} holds no key; give the folder that the server's owner made for this client.")

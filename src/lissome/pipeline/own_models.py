@@ -11,7 +11,7 @@ from lissome.core.errors import ArtifactError, ConfigError, UnknownNameError, un
 from lissome.core.events import EventStream
 from lissome.core.files import read_json
 from lissome.core.manifest import read_manifest
-from lissome.engine.federate.mutual import OWN
+from lissome.engine.federate.mutual import OWN, own_parameters, take_moments
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import TASK, Bound, cut_model
 from lissome.models.artifact import save_model
@@ -48,7 +48,7 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
     if name not in names:
         raise UnknownNameError(unknown_name("client", name, names))
     kept, whole = ClientStore(clients / name).before(10**9), load(folder, events=events)
-    own = {key.removeprefix(OWN): value for key, value in kept.tensors.items() if key.startswith(OWN)}
+    own = own_parameters(kept.tensors)
     if own:
         job = FederationJob(FederationRecipe.read(folder / "recipe.toml"), events, classes=_classes(folder, whole))
         small = cut_model(job.model, kept.facts.get("subnet"))
@@ -59,6 +59,7 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
         bound = Bound.of(whole, whole, whole.module, None)
     task = {key: value for key, value in own.items() if key.startswith(TASK)}
     bound.load({key: value for key, value in own.items() if key not in task})
+    take_moments(small, kept.tensors, OWN)
     extras = {CLASSES: (folder / CLASSES).read_bytes()} if (folder / CLASSES).is_file() else {}
     extras |= {CLASSIFIER: safetensors_bytes(task)} if task else {}
     made = replace(

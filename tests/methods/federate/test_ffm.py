@@ -142,7 +142,9 @@ def test_pretraining_from_nothing(tmp_path: Path) -> None:
     [
         ({"lora": "product", "trains": "all"}, "trains=adapters"),
         ({"lora": "stack", "merge": "mean"}, "merges products"),
-        ({"fresh": True}, "pretrain"),
+        ({"fresh": True}, "pretrain"), ({"trigger": "drift"}, "continual"),
+        ({"public": "x", "lora": "stack"}, "stack"), ({"public": "x", "recipe": "prompt"}, "finetune"),
+        ({"proximal": 0.1, "recipe": "retrieve"}, "proximal"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(changes: dict[str, Any], words: str) -> None:

@@ -1,6 +1,8 @@
 """Clients whose data come in slices of time, and what keeps them from forgetting earlier ones.
 
 Of T slices each lasts a number of rounds; a client learns from the slice of the round, and is judged by all of them.
+Before a round, clients may be asked whether there is a reason to train: rows that came since they last learned, or a
+loss on the newest slice above its moving mean.
 Against forgetting: a private memory of earlier examples (replay), a penalty on what mattered before,
 λ/2·Σ F_j(φ_j − a_j)² (EWC; Kirkpatrick et al. 2017, arXiv 1612.00796), or the opinion of the model of before on the new
 examples (LwF; Li & Hoiem 2016, arXiv 1606.09282).
@@ -22,12 +24,18 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from lissome.engine.federate.client import Answer, Work
+from lissome.engine.federate.store import Kept
 from lissome.engine.federate.training import Bound, Lesson, TrainingClient
 from lissome.engine.hooks import Batch, Task
 from lissome.engine.train import derive
 
 Protection = Literal["none", "replay", "ewc", "distil"]
+Trigger = Literal["always", "samples", "drift"]
+TRIGGER, HOT = "trigger", "triggered"
+"""The action that asks clients whether there is a reason to train, and the number by which they answer, 1 or 0."""
+
 _ANCHOR, _FISHER = "anchor|", "fisher|"
+_ARRIVED, _MOVING = "arrived", "moving"
 _JUDGED = 64  # examples of a slice that say what matters: more change the picture little
 
 
@@ -41,6 +49,9 @@ class ContinualClient(TrainingClient):
         protect: Against forgetting.
         memory: Of replay: most examples of earlier slices.
         strength: Of ewc: λ; of distil: weight of the old opinion.
+        trigger: When there is a reason to take part: always, new samples, or drift.
+        trigger_samples: Of samples: how many.
+        trigger_drift: Of drift: nats above the moving mean of the loss.
     """
 
     slices: int
@@ -48,6 +59,13 @@ class ContinualClient(TrainingClient):
     protect: Protection = "none"
     memory: int = 100
     strength: float = 1.0
+    trigger: Trigger = "always"
+    trigger_samples: int = 1
+    trigger_drift: float = 0.1
+
+    def act(self, work: Work) -> Answer:
+        """Say whether there is a reason to train, or do what the order says."""
+        return self._triggered(work) if work.head.action == TRIGGER else super().act(work)
 
     def now(self, round: int) -> int:
         """Return the slice of a round, from 0."""
@@ -56,17 +74,20 @@ class ContinualClient(TrainingClient):
     def remember(self, work: Work, bound: Bound) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Keep, from one slice to the next, the weights that it began with, and how much each mattered before."""
         now = self.now(work.head.round)
+        noted = (
+            {_ARRIVED: self._arrived(now), _MOVING: work.kept.facts.get(_MOVING)} if self.trigger != "always" else {}
+        )
         if self.protect not in {"ewc", "distil"} or not now:
-            return {}, {}
+            return {}, noted
         before = {name: value for name, value in work.kept.tensors.items() if name.startswith((_ANCHOR, _FISHER))}
         if work.kept.facts.get("slice") == now and before:
-            return before, {"slice": now}
+            return before, {"slice": now, **noted}
         found = {_ANCHOR + name: value for name, value in bound.values(list(bound.trained())).items()}
         if self.protect == "ewc":
             past = self.lesson.some(self._learned(now - 1)[:_JUDGED], [])
             for name, value in importance(past, bound).items():
                 found[_FISHER + name] = value + before.get(_FISHER + name, torch.zeros(()))
-        return found, {"slice": now}
+        return found, {"slice": now, **noted}
 
     def task_for(self, work: Work, bound: Bound, kept: Mapping[str, Tensor]) -> Task:
         """Return the task of the slice, protected."""
@@ -94,6 +115,27 @@ class ContinualClient(TrainingClient):
             if count:
                 found |= {f"slice-{index + 1}/{name}": value for name, value in scores.items()}
         return Answer(weight=answer.weight, metrics=found)
+
+    def _triggered(self, work: Work) -> Answer:
+        """Compare what there is with what was there before; the moving mean of the loss is kept."""
+        now, facts = self.now(work.head.round), dict(work.kept.facts)
+        if self.trigger == "samples":
+            hot = self._arrived(now) - facts.get(_ARRIVED, 0) >= self.trigger_samples
+            return Answer(weight=len(self.lesson), metrics={HOT: float(hot)})
+        bound = self._bound(work.head)
+        bound.load(work.tensors)
+        bound.load({name: value for name, value in work.kept.tensors.items() if self._fits(bound, name, value)})
+        bound.module.eval()
+        loss = self.lesson.some(self._learned(now), []).turned().score(bound.module)[1].get("loss", 0.0)
+        mean_before = facts.get(_MOVING)
+        hot = mean_before is None or loss > mean_before + self.trigger_drift
+        facts[_MOVING] = loss if mean_before is None else (mean_before + loss) / 2
+        keep = Kept(work.kept.tensors, facts)
+        return Answer(weight=len(self.lesson), metrics={HOT: float(hot), "loss": loss}, keep=keep)
+
+    def _arrived(self, index: int) -> int:
+        """Number of examples of all slices up to one."""
+        return len(self.lesson) * (index + 1) // self.slices
 
     def _learned(self, index: int) -> list[int]:
         return chunk(len(self.lesson), index, self.slices)

@@ -49,6 +49,9 @@ class FederatedConfig(MethodConfig):
     batch: int = option(16, "examples per step", low=1)
     optimizer: Literal["adamw", "sgd"] = option("adamw", "of the clients")
     weight_decay: float = option(0.0, "of the clients", low=0.0)
+    proximal: float = option(
+        0.0, "FedProx: weight of the squared distance to the weights that came, beside the task", low=0.0
+    )
     moments: bool = option(False, "clients keep their optimizer's moments and their place in the data between rounds")
     down: str = option("raw", "codec of what goes to clients: words joined by +: raw, fp16, bf16, int8, pack")
     up: str = option("raw", "codec of what comes back: also delta, top=5%, feedback")
@@ -193,7 +196,7 @@ class FederatedMethod(Method):
         return {
             "facts": site.facts, "base": site.model, "lesson": site.lesson,
             "config": self.config.training(len(site.lesson)), "private": self.config.private,
-            "moments": self.config.moments,
+            "moments": self.config.moments, "proximal": self.config.proximal,
         }  # fmt: skip
 
     def plan(self, card: ModelCard, budget: Budget) -> Plan:

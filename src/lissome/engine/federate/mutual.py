@@ -26,6 +26,7 @@ from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.store import Kept
 from lissome.engine.federate.training import Bound, Lesson, cut_model
 from lissome.engine.hooks import Batch, Task
+from lissome.engine.norms import batch_norms, reestimate, statistics, take_statistics
 from lissome.engine.train import TrainConfig, train
 from lissome.models.model import Model
 
@@ -35,10 +36,67 @@ KNOWLEDGE = "knowledge/"
 OWN = "own|"
 """Beginning of the names under which a client keeps its own model."""
 
+_NORMS = "norms/"  # after either: running statistics of batch norms
+_MEAN, _VARIANCE = "running_mean", "running_var"
+_BATCH, _BATCHES = 32, 8
+
 
 def knowledge(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of the knowledge network by the names that they have in their own model."""
-    return {name.removeprefix(KNOWLEDGE): value for name, value in tensors.items() if name.startswith(KNOWLEDGE)}
+    """Return the parameters of the knowledge network by the names that they have in their own model."""
+    return _parameters(tensors, KNOWLEDGE)
+
+
+def own_parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters of a client's own model, of what it kept."""
+    return _parameters(tensors, OWN)
+
+
+def _parameters(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {name: value for name, value in found.items() if not name.startswith(_NORMS)}
+
+
+def moments_of(model: Model, prefix: str) -> dict[str, Tensor]:
+    """Return the statistics of a model's batch norms as moments, E[x] and E[x²], of which means over clients are right.
+
+    Args:
+        model: The model, whole or cut.
+        prefix: `KNOWLEDGE` or `OWN`, what their names begin with.
+    """
+    found = statistics(model.module)
+    for name in [name for name in found if name.endswith(_VARIANCE)]:
+        found[name] = found[name] + found[name.removesuffix(_VARIANCE) + _MEAN].square()
+    return {f"{prefix}{_NORMS}{name}": value for name, value in found.items()}
+
+
+def take_moments(model: Model, tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    """Put moments in the place of a model's statistics; whether there were some that fit it."""
+    start = prefix + _NORMS
+    found = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    for name in [name for name in found if name.endswith(_VARIANCE)]:
+        found[name] = (found[name] - found[name.removesuffix(_VARIANCE) + _MEAN].square()).clamp(min=0.0)
+    own = statistics(model.module)
+    if any(name not in found or found[name].shape != value.shape for name, value in own.items()):
+        return False
+    take_statistics(model.module, found)
+    return True
+
+
+def settle(module: nn.Module, lesson: Lesson) -> None:
+    """Let batch norms have the statistics of a client's own examples: those of a whole model are wrong for a cut one.
+
+    Args:
+        module: Built by the lesson around a cut model.
+        lesson: A few of what it learns from are looked at, without their classes.
+    """
+    if not batch_norms(module) or not len(lesson):
+        return
+    data: Any = lesson.task(module).data
+    rows = range(min(len(lesson), _BATCH * _BATCHES))
+    batches = (
+        torch.utils.data.default_collate([data[at] for at in rows[start : start + _BATCH]]) for start in rows[::_BATCH]
+    )
+    reestimate(module, batches, forward=lesson.outputs)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -69,6 +127,7 @@ class MutualClient:
         """Shapes of the knowledge network and of what is shared of the own model, as far as the order says."""
         own, other = self._own(head), self._other(head)
         found = {KNOWLEDGE + name: value.detach() for name, value in (other.trained() if other else {}).items()}
+        found |= moments_of(other.model, KNOWLEDGE) if other else {}
         if head.settings.get("overlap"):
             found |= {name: value.detach() for name, value in own.trained().items()}
         return found
@@ -76,26 +135,33 @@ class MutualClient:
     def act(self, work: Work) -> Answer:
         """Train both, or evaluate both."""
         own, other = self._own(work.head), self._other(work.head)
-        kept = {name.removeprefix(OWN): value for name, value in work.kept.tensors.items() if name.startswith(OWN)}
+        kept = own_parameters(work.kept.tensors)
         own.load({name: value for name, value in kept.items() if _fits(own, name, value)})
+        if not take_moments(own.model, work.kept.tensors, OWN) and work.head.subnet is not None:
+            settle(own.module, self.lesson)
         own.load({name: value for name, value in work.tensors.items() if not name.startswith(KNOWLEDGE)})
         if other is not None:
             other.load(knowledge(work.tensors))
+            take_moments(other.model, work.tensors, KNOWLEDGE)
         return self._judged(own, other) if work.head.action == "evaluate" else self._trained(work, own, other)
 
     def _trained(self, work: Work, own: Bound, other: Bound | None) -> Answer:
         config = TrainConfig.from_mapping({**self.config.to_mapping(), **work.head.settings.get("train", {})})
         pair = nn.ModuleDict({"own": own.module, **({"other": other.module} if other is not None else {})})
+        if other is not None and work.head.round == 1:
+            settle(other.module, self.lesson)  # what came was cut from the whole model
         task = Task(module=pair, loss=_Mutual(self.lesson, self.peer), data=self.lesson.task(own.module).data)
         losses = train(task, config, seed=work.head.seed).losses
         found = own.values(list(own.trained()))
         answer = {name: value for name, value in found.items() if name in work.tensors}
         if other is not None:
             answer |= {KNOWLEDGE + name: value for name, value in other.values(list(other.trained())).items()}
+            settle(other.module, self.lesson)
+            answer |= moments_of(other.model, KNOWLEDGE)
         facts = {"subnet": dict(work.head.subnet) if work.head.subnet is not None else None}
         return Answer(
             weight=len(self.lesson), tensors=answer, metrics={"loss": sum(losses) / max(1, len(losses))},
-            keep=Kept({OWN + name: value for name, value in found.items()}, facts),
+            keep=Kept({**{OWN + name: value for name, value in found.items()}, **moments_of(own.model, OWN)}, facts),
         )  # fmt: skip
 
     def _judged(self, own: Bound, other: Bound | None) -> Answer:

@@ -99,6 +99,10 @@ class Program:
         """Return the phases of a round, from 1."""
         return self._phases
 
+    def takes_part(self, phase: Phase, client: Profile) -> bool:
+        """Whether a client is asked in a phase, given what the phases before it concluded; default: yes."""
+        return True
+
     def evaluation(self) -> Phase:
         """Return the phase in which clients evaluate what they hold."""
         return EVALUATE

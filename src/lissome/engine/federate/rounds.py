@@ -27,6 +27,8 @@ from lissome.engine.federate.members import Members, sampled
 from lissome.engine.federate.program import Program
 from lissome.engine.train import derive
 
+_TOLD = frozenset({"refused", "rejected", "failed"})  # what whoever runs the server must know at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundsConfig(MethodConfig):
@@ -115,7 +117,7 @@ class Federation:
         self.rounds: list[Round] = []
         self._link, self._folder, self._events = link, folder, events or EventStream()
         self._checkpoint = Checkpoint(folder / "checkpoint", {**identity, "seed": seed, "loop": config.to_mapping()})
-        self._failures = 0
+        self._failures, self._said, self._told = 0, len(self.audit.lines), set[tuple[str, ...]]()
         self._exchange = Exchange(
             program, link, self.members, self.ledger, self.audit, folder=folder / "waiting", seed=seed, config=config,
             name=str(identity.get("federation", "")),
@@ -132,7 +134,11 @@ class Federation:
             self._record(Round(number=0, metrics=_named("server", self.program.evaluate(0))))
         done = self.rounds[-1].number
         if done < self.config.rounds:
+            if math.isfinite(self._link.patience):  # clients of this process are there already
+                who = f"{self._wanted} client{'s' if self._wanted > 1 else ''}"
+                self._events.message(f"waiting for {who}, {self.config.join:g} s at most")
             self._exchange.roll_call(done, wait=self.config.join, wanted=self._wanted)
+            self._say_what_went_wrong()
             self._require_members()
         with self._events.stage("federate", self.config.rounds, done=done) as stage:
             for number in range(done + 1, self.config.rounds + 1):
@@ -172,8 +178,12 @@ class Federation:
         start, metrics, answered, ok = self._link.now(), dict[str, float](), 0, bool(chosen)
         phases = [*self.program.phases(number)] if self.config.train else []
         for index, phase in enumerate(phases):
-            clients = chosen if phase.who == "sampled" else present
-            enough = wanted if phase.who == "sampled" else len(present)
+            asked_for = chosen if phase.who == "sampled" else present
+            clients = [one for one in asked_for if self.program.takes_part(phase, one)]
+            if not clients and asked_for:
+                answered = 0 if phase.merger is not None else answered
+                continue  # nobody has a reason to take part, which is no failure
+            enough = min(len(clients), wanted if phase.who == "sampled" else len(present))
             merged, reports = self._exchange.phase(phase, number, index, clients, subnets, enough=enough)
             ok = bool(reports) and len(reports) >= math.ceil(self.config.quorum * enough)
             answered = len(reports) if phase.merger is not None else answered
@@ -228,6 +238,15 @@ class Federation:
         sent = self.bytes(round=record.number).message
         return f"{record.answered} of {len(record.clients)} clients, {sent / 1e6:.2f} MB{'' if record.ok else ', void'}"
 
+    def _say_what_went_wrong(self) -> None:
+        """Say what was written down of clients since, each thing once; who was late or silent is in the log alone."""
+        for line in self.audit.lines[self._said :]:
+            fact = (str(line.get("event")), str(line.get("client")), str(line.get("reason")))
+            if fact[0] in _TOLD and fact not in self._told:
+                self._told.add(fact)
+                self._events.message(f"{fact[1]} {fact[0]} in round {line.get('round')}: {fact[2]}")
+        self._said = len(self.audit.lines)
+
     def _record(self, record: Round) -> None:
         """Make a round durable: all that the next one starts from."""
         self.rounds.append(record)
@@ -241,6 +260,7 @@ class Federation:
             "rounds": [one.to_json() for one in self.rounds], "ledger": names, "program": value,
             "strikes": dict(self.audit.strikes), "failures": self._failures,
         }  # fmt: skip
+        self._say_what_went_wrong()
         self._checkpoint.save(record.number, tensors, state)
         write_text(self._folder / "ledger.csv", self.ledger.csv())
 

@@ -17,6 +17,7 @@ from lissome.engine.federate.outer import Outer
 from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import TRAIN, Phase, Program, Report
+from lissome.engine.federate.public import ServerPhase
 from lissome.engine.federate.training import Bound, Lesson, global_tensors
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space, Subnet
@@ -77,6 +78,7 @@ class SubnetProgram(Program):
         super().__init__(tensors, outer=outer, phases=phases)
         self.model, self.planner = model, planner
         self.promise: Callable[[int], float] | None = None
+        self.own: ServerPhase | None = None
         self._lesson, self._rate = lesson, rate
         self._layouts: dict[Subnet, Layout] = {}
 
@@ -153,8 +155,15 @@ class SubnetProgram(Program):
     def conclude(
         self, phase: Phase, round: int, merged: Mapping[str, Tensor], reports: Sequence[Report]
     ) -> Mapping[str, float]:
-        """Take the merged tensors; say what privacy all rounds so far promise, where updates are merged with noise."""
-        found = super().conclude(phase, round, merged, reports)
+        """Take the merged tensors, and learn from public examples where there are some.
+
+        Where updates are merged with noise, say what privacy all rounds so far promise.
+        """
+        found = dict(super().conclude(phase, round, merged, reports))
+        if self.own is not None and merged:
+            bound, names = self.loaded(), list(self.tensors)
+            found["public"] = self.own.train(bound, names, round)
+            self.tensors |= bound.values(names)
         return {**found, "epsilon": self.promise(round)} if self.promise and merged else found
 
     def loaded(self) -> Bound:

@@ -24,7 +24,7 @@ from lissome.engine.federate.layout import local_names
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.store import Kept
-from lissome.engine.hooks import Hooks, Task
+from lissome.engine.hooks import Batch, Hooks, Loss, Task
 from lissome.engine.train import TrainConfig, train
 from lissome.models.binding import extract
 from lissome.models.model import Model
@@ -144,6 +144,7 @@ class TrainingClient:
         private: Patterns of names of tensors that never leave it and are kept between rounds.
         moments: Whether the optimizer's moments and the position in the data are kept between rounds; otherwise
             every order starts an optimizer anew, with examples in a new order.
+        proximal: μ of FedProx (Li et al. 2020, arXiv 1812.06127): μ/2·‖θ − θ_came‖² beside the task, over what came.
         hooks: Where training differs, as of `train`.
     """
 
@@ -153,6 +154,7 @@ class TrainingClient:
     config: TrainConfig = field(default_factory=TrainConfig)
     private: Sequence[str] = ()
     moments: bool = False
+    proximal: float = 0.0
     hooks: Hooks | None = None
 
     def __post_init__(self) -> None:
@@ -188,6 +190,9 @@ class TrainingClient:
         config = TrainConfig.from_mapping({**self.config.to_mapping(), **work.head.settings.get("train", {})})
         extra, said = self.remember(work, bound)
         task = self.task_for(work, bound, extra)
+        if self.proximal:
+            came = [(value, value.detach().clone()) for name, value in bound.trained().items() if name in work.tensors]
+            task = replace(task, loss=_Near(task.loss, came, self.proximal))
         if self.moments:
             losses, kept = self._continued(work, bound, task, config)
             facts = {"seed": work.kept.facts.get("seed", work.head.seed)}
@@ -245,6 +250,17 @@ class TrainingClient:
     def _fits(self, bound: Bound, name: str, value: Tensor) -> bool:
         parameter = bound.parameters.get(name)
         return is_private(name, self.private) and parameter is not None and parameter.shape == value.shape
+
+
+class _Near:
+    """A task's loss, and how far the weights are from those that came."""
+
+    def __init__(self, loss: Loss, came: Sequence[tuple[nn.Parameter, Tensor]], weight: float) -> None:
+        self._loss, self._came, self._weight = loss, came, weight
+
+    def __call__(self, module: Any, batch: Batch) -> Tensor:
+        far = torch.stack([(value - start).square().sum() for value, start in self._came]).sum()
+        return self._loss(module, batch) + 0.5 * self._weight * far
 
 
 def cut_model(base: Model, subnet: Mapping[str, int] | None) -> Model:

@@ -8,16 +8,17 @@ and what is φ and ℓ makes the stage. It has no code; the algorithms are the c
 - ``prompt``: φ is virtual tokens before every input (2104.08691). ``prompt-search``: the same without gradients
   (FedBPT, 2310.01467): clients score candidates, the server moves towards the better ones.
 - ``continual``: data come in slices of time; replay, EWC (1612.00796) or the old model's opinion (1606.09282) keep what
-  was learned before.
+  was learned before; clients take part when new rows came or their loss rises, if so wanted.
 - ``retrieve``: nothing is trained; queries go out, clients rank their own documents, the server merges the lists.
-- ``pretrain``: φ is everything, ℓ the next token, and the server takes a Nesterov step (DiLoCo, 2311.08105).
+- ``pretrain``: φ is everything, ℓ the next token, and the server takes a Nesterov step (DiLoCo, 2311.08105); where it
+  has public text, it alternates with steps on that.
 
 The arms that it is compared with (centralised, local, zero-shot) are settings of any federation: ``arm = "local"``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -29,8 +30,10 @@ from lissome.engine.federate.continual import ContinualClient
 from lissome.engine.federate.lora import FoldingClient, FoldingProgram, Products, folded_tensors, folds
 from lissome.engine.federate.method import ClientSite, FederatedConfig, FederatedMethod, ServerSite
 from lissome.engine.federate.program import Program
+from lissome.engine.federate.public import ServerPhase, public_lesson
 from lissome.engine.federate.retrieval import Librarian, Retrieval
 from lissome.engine.federate.subnets import SubnetProgram
+from lissome.engine.federate.triggers import Triggered
 from lissome.engine.train import derive
 from lissome.models.adapters import Design, adaptable, adapters, add_adapters, rank_space
 from lissome.models.adapters.elastic import labels
@@ -38,6 +41,8 @@ from lissome.models.adapters.prompts import add_prompt
 from lissome.models.fresh import fresh_weights
 from lissome.models.labels import head_parameters, labels_of
 from lissome.models.model import Model
+
+_LEARN = ("finetune", "pretrain", "continual")
 
 
 class FFM(FederatedMethod):
@@ -69,6 +74,17 @@ class FFM(FederatedMethod):
         memory: int = option(100, "of replay: most examples of earlier slices, private to each client", low=1)
         strength: float = option(1.0, "of ewc and distil: weight beside the task", low=0.0)
         results: int = option(5, "of retrieve: documents of a list", low=1)
+        trigger: Literal["always", "samples", "drift"] = option(
+            "always", "of continual: which clients take part: all; those with new rows; those whose loss rises"
+        )
+        trigger_samples: int = option(1, "of trigger=samples: rows that came since a client last learned", low=1)
+        trigger_drift: float = option(0.1, "of trigger=drift: how far above its moving mean the loss is, nats", low=0.0)
+        trigger_clients: int = option(1, "of trigger: fewest triggered clients with which a round trains", low=1)
+        public: str = option(
+            "", "of pretrain, finetune and continual: public rows, in the form of the data, that the server itself "
+            "learns from in every round"
+        )  # fmt: skip
+        public_steps: int = option(10, "of public: optimizer steps in a round", low=1)
         fresh: bool = option(False, "pretrain: start from new random weights instead of the model's own")
 
         def __post_init__(self) -> None:
@@ -88,6 +104,12 @@ class FFM(FederatedMethod):
                     f"noise is for updates that are averaged; it does not go with lora={self.lora} and "
                     f"recipe={self.recipe}."
                 )
+            if self.trigger != "always" and (self.recipe != "continual" or self.secure):
+                raise ConfigError(f"trigger={self.trigger} is for recipe=continual, without secure.")
+            if self.public and (self.recipe not in _LEARN or self.lora == "stack" or self.secure):
+                raise ConfigError(f"public goes with {', '.join(_LEARN)}, and neither with lora=stack nor with secure.")
+            if self.proximal and self.recipe in {"prompt-search", "retrieve"}:
+                raise ConfigError(f"recipe={self.recipe} trains nothing at the clients; leave proximal out.")
             if self.fresh and self.recipe != "pretrain":
                 raise ConfigError("fresh weights are for recipe=pretrain; there is nothing to fine-tune in them.")
 
@@ -128,10 +150,20 @@ class FFM(FederatedMethod):
             search = PromptSearch.of(site, config)
             search.begin(self._projection(site.model, site.seed), config.candidates, site.seed)
             return search
-        if config.recipe == "prompt" or config.trains != "adapters":
-            return SubnetProgram.of(site, config)
         kind = FoldingProgram if config.lora == "stack" else SubnetProgram
-        program = kind.of(site, config, rank_space(site.model))
+        if config.trigger != "always":
+            kind = Triggered
+        ranked = config.recipe != "prompt" and config.trains == "adapters"
+        program = kind.of(site, config, rank_space(site.model) if ranked else None)
+        if isinstance(program, Triggered):
+            program.least, program.sends = config.trigger_clients, config.trigger == "drift"
+        if config.public:
+            program.own = ServerPhase(
+                lesson=public_lesson(site.model, site.lesson, config.public), seed=site.seed,
+                config=replace(config.training(config.batch), steps=config.public_steps),
+            )  # fmt: skip
+        if not ranked:
+            return program
         if config.lora == "stack":
             program.tensors = folded_tensors(site.model, program.tensors)
             program.change(merger=partial(Products, into=folds(site.model)))
@@ -154,7 +186,8 @@ class FFM(FederatedMethod):
         config = self.config
         return ContinualClient(
             **self.training(site), slices=config.slices, period=config.period, protect=config.protect,
-            memory=config.memory, strength=config.strength,
+            memory=config.memory, strength=config.strength, trigger=config.trigger,
+            trigger_samples=config.trigger_samples, trigger_drift=config.trigger_drift,
         )  # fmt: skip
 
     def _projection(self, model: Model, seed: int) -> Projection:

@@ -34,9 +34,10 @@ from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.lessons import Classes
 from lissome.engine.federate.merge import Merger
 from lissome.engine.federate.method import ClientSite, FederatedConfig, FederatedMethod, ServerSite
-from lissome.engine.federate.mutual import KNOWLEDGE, MutualClient, bound_of, knowledge
+from lissome.engine.federate.mutual import KNOWLEDGE, MutualClient, bound_of, knowledge, moments_of, take_moments
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
+from lissome.engine.federate.public import refuse_judged
 from lissome.engine.federate.subnets import SubnetProgram, share_space
 from lissome.engine.federate.training import Bound
 from lissome.engine.train import TrainConfig, derive
@@ -78,6 +79,10 @@ class RaFL(FederatedMethod):
             Budget.parse(self.knowledge)
             if self.trains != "all":
                 raise ConfigError("clients of RaFL train their own architectures whole; leave trains as it is.")
+            if self.proximal:
+                raise ConfigError(
+                    "clients of RaFL train models of their own, which come from nobody; leave proximal out."
+                )
             if self.fuse == "distil" and not self.public:
                 raise ConfigError("fuse=distil needs public texts; give public=FILE, or fuse=average.")
             if self.private_updates and self.share == "none":
@@ -125,6 +130,7 @@ class _Server(SubnetProgram):
         if config.teaches:
             bound = self._network()
             self.tensors |= {KNOWLEDGE + name: value for name, value in bound.values(list(bound.trained())).items()}
+            self.tensors |= moments_of(bound.model, KNOWLEDGE)
         if config.fuse == "distil" and config.teaches:
             self.change(merger=_distilled(config, site, self._network))
 
@@ -164,6 +170,7 @@ class _Server(SubnetProgram):
             return super().loaded()
         bound = self._network()
         bound.load(knowledge(self.tensors))
+        take_moments(bound.model, self.tensors, KNOWLEDGE)
         return bound
 
     def outcome(self) -> Model | None:
@@ -207,10 +214,7 @@ def _distilled(config: RaFL.Config, site: ServerSite, build: Any) -> Merger:
     lesson = site.lesson
     if not isinstance(lesson, Classes):
         raise ConfigError("fuse=distil is for classes of texts; use fuse=average.")
-    judged = {tuple(one[one != 0].tolist()) for one in lesson.held_out.ids}
-    common = sum(tuple(one[one != 0].tolist()) in judged for one in rows.ids)
-    if common:
-        raise ConfigError(f"{common} public texts are among those that the model is judged by; take others.")
+    refuse_judged(rows.ids, lesson.held_out.ids)
     training = TrainConfig(steps=config.distil_steps, lr=config.distil_lr, batch=config.batch, schedule="constant")
     fusion = Fusion(
         build=build, public=Classes(rows, rows.some([]), lesson.classes, lesson.seed), config=training,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError, FederationError, MissingExtraError
-from lissome.core.events import EventStream
+from lissome.core.events import EventStream, Followed
 from lissome.core.files import write_text
 from lissome.engine.federate.flower.processes import Processes
 from lissome.engine.federate.flower.simulation import QUIET
@@ -105,20 +105,28 @@ class Deployment:
         """Where the SuperLink is reached from this machine."""
         return f"{_HERE if self._host == _EVERYWHERE else self._host}:{self.port}"
 
-    def run(self, events: EventStream | None = None) -> None:
+    def run(self, events: EventStream | None = None, log: Path | None = None) -> None:
         """Start everything, wait until the run has ended, and end everything.
+
+        Args:
+            events: Where progress is reported.
+            log: File that the server's app writes its events to; they are handed on.
 
         Raises:
             FederationError: When a process cannot be started, or the run fails; names the log.
             MissingExtraError: When Flower is not installed.
         """
-        stream = events or EventStream()
+        stream, followed = events or EventStream(), Followed(log) if log is not None else None
         with self.started(stream):
             command = [tool("flwr"), "run", str(self._app), NAME, "--stream"]
-            process = self._processes.start("run", command)
-            while process.poll() is None:
-                self._mend(stream)
-                time.sleep(_POLL)
+            process, running = self._processes.start("run", command), True
+            while running:
+                running = process.poll() is None
+                if followed is not None:
+                    followed.hand_on(stream)
+                if running:
+                    self._mend(stream)
+                    time.sleep(_POLL)
             if process.returncode:
                 raise FederationError(f"the run failed: {self._processes.said('run')}.")
 
@@ -144,8 +152,11 @@ class Deployment:
         a former one in its database would start that again.
 
         Raises:
+            ConfigError: When somebody else listens at its port.
             FederationError: When it ends, or does not listen in time.
         """
+        if listens(self._host, self.port):
+            raise ConfigError(f"port {self.port} of {self._host} is taken; give another one with --port, or 0 for any.")
         for file in self.folder.glob("superlink.db*"):
             file.unlink()
         command = [
@@ -270,9 +281,21 @@ def free_port(host: str = _HERE) -> int:
 
 def listens(host: str, port: int) -> bool:
     """Whether somebody listens on a port."""
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex((host, port)) == 0
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+        return True
+    return False  # refused, out of reach, or of a name that nobody knows
+
+
+def check_address(address: str) -> tuple[str, int]:
+    """Return host and port of an address.
+
+    Raises:
+        ConfigError: When it has no port.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"{address!r} is not an address; write HOST:PORT.")
+    return host.strip("[]"), int(port)
 
 
 def _node_name(number: int) -> str:
@@ -305,6 +328,8 @@ def join(node: Node, address: str, authority: Path | None, folder: Path, events:
         for start in range(_RESTARTS):
             stream.message(f"{node.name} joins {address}" if not start else f"{node.name} is started again")
             begun = time.monotonic()
+            if not listens(*check_address(address)):
+                stream.message(f"nothing listens at {address} yet; it is tried again until something does")
             processes.start("node", node_command(node, address, authority)).wait()
             if time.monotonic() - begun < _ENDING_AT_ONCE:
                 break  # it will end again: a key that is not known, a certificate that is another's
