@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks._federated import job_of, recipe, run
 
 ROUNDS, DEADLINE, DROPOUT, SLOWER = 12, 4.0, 0.3, 10.0
-STEP: dict[str, Any] = {"method": "fedavg", "trains": "adapters", "lr": 1e-3, "epochs": 1.0}
+STEP: dict[str, Any] = {"method": "fedavg", "trains": "adapters", "lr": 1e-3, "epochs": 1.0, "up": "delta"}
 DEVICES: dict[str, tuple[dict[str, Any], ...]] = {
     "calm": ({"seconds": 1.0},),
     "rough": (

@@ -149,14 +149,13 @@ class MutualClient:
         config = TrainConfig.from_mapping({**self.config.to_mapping(), **work.head.settings.get("train", {})})
         pair = nn.ModuleDict({"own": own.module, **({"other": other.module} if other is not None else {})})
         if other is not None and work.head.round == 1:
-            settle(other.module, self.lesson)  # what came was cut from the whole model
+            settle(other.module, self.lesson)  # what came was cut from the whole model; from then on they stay
         task = Task(module=pair, loss=_Mutual(self.lesson, self.peer), data=self.lesson.task(own.module).data)
         losses = train(task, config, seed=work.head.seed).losses
         found = own.values(list(own.trained()))
         answer = {name: value for name, value in found.items() if name in work.tensors}
         if other is not None:
             answer |= {KNOWLEDGE + name: value for name, value in other.values(list(other.trained())).items()}
-            settle(other.module, self.lesson)
             answer |= moments_of(other.model, KNOWLEDGE)
         facts = {"subnet": dict(work.head.subnet) if work.head.subnet is not None else None}
         return Answer(
