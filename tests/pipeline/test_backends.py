@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,15 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lissome.core.errors import FederationError
+from lissome.core.errors import ConfigError, DataError, FederationError
 from lissome.core.files import read_json, sha256_file
+from lissome.data.partition import write_parts
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
 from lissome.pipeline.federating import federate
+from lissome.pipeline.federation import FederationJob, FederationRecipe
 from tests.pipeline.federated import RECIPE, WORDS, make_place
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
-from lissome.engine.federate.flower.deployment import Deployment, Node, join
+from lissome.engine.federate.flower.deployment import Deployment, Node, check_address, join, listens
+from lissome.pipeline.flower import join_federation
 
 ROUNDS = 3
 
@@ -138,6 +142,33 @@ def test_who_does_not_belong_is_refused(tmp_path: Path) -> None:
             with pytest.raises(FederationError, match=f"the node ended: .*{reason}"):
                 join(node, server.address, authority, tmp_path / name)
         assert server.process("node-0").poll() is None, "who belongs stays"
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert listens("127.0.0.1", port)
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is taken; give another one with --port"):
+            Deployment(tmp_path, tmp_path, [], port=port).start_superlink()
+    assert not listens("127.0.0.1", port)
+    assert not listens("no.such.host.invalid", 80)
+
+
+@pytest.mark.parametrize("address", ["fed.example.org", "fed.example.org:", ":8443", "x:http", "x:0", "x:70000"])
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ConfigError, match="write HOST:PORT"):
+        check_address(address)
+    assert check_address("fed.example.org:8443") == ("fed.example.org", 8443)
+
+
+def test_rows_that_were_changed_are_refused_before_joining(place: Path, tmp_path: Path) -> None:
+    job = FederationJob(FederationRecipe.read(place / "recipe.toml"))
+    parts = write_parts(job.silos.pool[0], job.silos.partition, tmp_path)  # type: ignore[arg-type]
+    part = next(iter(parts.values()))
+    with (part / "data.jsonl").open("a") as file:
+        file.write('{"text": "one more", "label": "tools"}\n')
+    with pytest.raises(DataError, match="the partition says"):
+        join_federation("127.0.0.1:9", data=part, state=tmp_path / "state")
 
 
 def test_credentials_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
