@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lissome.core.config import to_toml
-from lissome.core.errors import ConfigError
-from lissome.core.events import EventStream, JsonLines
+from lissome.core.errors import ConfigError, LissomeError
+from lissome.core.events import Event, EventStream, JsonLines
 from lissome.core.files import write_text
 from lissome.data.labelled import Labelled
 from lissome.data.partition import read_part, write_parts
@@ -30,7 +30,7 @@ from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.silos import own_lesson
 
 EVENTS = "events.jsonl"
-"""Where a deployment's server writes what happens, beside its checkpoints: it has no terminal of its own."""
+"""Where the apps of a deployment write what happens, in the folder of their state: they have no terminal."""
 
 _APP = '''"""Made by lissome federate; Flower starts what is in it."""
 
@@ -80,7 +80,25 @@ def write_app(job: FederationJob, folder: Path, state: Path) -> Path:
 
 def make_client_app() -> Any:
     """Return the ClientApp of the app folder."""
-    return client_app(lambda context: worker_of(str(context.run_config["recipe"]), context))
+    return client_app(_noting_worker)
+
+
+def _noting_worker(context: Any) -> tuple[str, Worker]:
+    """Make the worker of a node; one with rows of its own writes down what is asked of it, and why it cannot answer."""
+    place = str(context.node_config.get("state", "")) if "data" in context.node_config else ""
+    events = EventStream(partial(_append, Path(place) / EVENTS)) if place else EventStream()
+    try:
+        name, worker = worker_of(str(context.run_config["recipe"]), context)
+    except LissomeError as error:
+        events.message(f"this client cannot take part: {error}")
+        raise
+    worker.events = events
+    return name, worker
+
+
+def _append(file: Path, event: Event) -> None:
+    with JsonLines(file) as lines:
+        lines(event)
 
 
 def make_server_app() -> Any:
@@ -224,4 +242,4 @@ def join_federation(
     name = (facts or {}).get("name") or data.stem
     node = Node(name=name, config=config, key=key)
     authority = credentials / "ca.crt" if credentials is not None else None
-    join(node, address, authority, state / "flower", events)
+    join(node, address, authority, state / "flower", events, log=state / EVENTS)

@@ -65,7 +65,7 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
     save_model(model, folder.staged, manifest=manifest, extras=extras)
     if (folder.state / "clients").is_dir():
         # What clients kept is no part of the artifact, hence not listed; what they are known by goes nowhere.
-        ignored = shutil.ignore_patterns("token")
+        ignored = shutil.ignore_patterns("token", "events.jsonl")
         shutil.copytree(folder.state / "clients", folder.staged / "clients", dirs_exist_ok=True, ignore=ignored)
 
 

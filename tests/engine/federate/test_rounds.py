@@ -13,13 +13,17 @@ from torch import Tensor
 
 from lissome.core.errors import ArtifactError, FederationError
 from lissome.core.events import Event, EventStream
+from lissome.engine.federate.client import Worker
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.link import Incoming
 from lissome.engine.federate.local import Device, LocalLink
+from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.outer import Momentum
+from lissome.engine.federate.parcel import Parcel
 from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.rounds import Federation, RoundsConfig
-from tests.engine.federate.fleet import adders, digest, federation
+from lissome.engine.federate.store import ClientStore
+from tests.engine.federate.fleet import Adder, adders, digest, federation
 
 
 def zeros() -> dict[str, Tensor]:
@@ -37,6 +41,20 @@ def test_a_round_averages_by_examples_and_state_is_kept(tmp_path: Path) -> None:
     assert rounds[2].scores["a1"] == {"orders": 3.0}
     assert rounds[2].clients == ("a0", "a1", "a2")
     assert all(one.ok for one in rounds)
+
+
+def test_whoever_runs_a_client_hears_what_was_asked_of_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    client = Adder("a", shapes={"w": torch.zeros(4)})
+    worker = Worker(client, ClientStore(tmp_path), federation="ours")
+    worker.events.listen(lambda event: said.append(event.message))
+    for action, known in (("profile", ""), ("train", "ours"), ("train", "another")):
+        head = OrderHead(action=action, ticket="t", round=3, tick=300, seed=0, federation=known)
+        tensors = {"w": torch.zeros(4)} if action == "train" else {}
+        worker.handle(Parcel(kind="train", head=head.to_json(), tensors=tensors))
+    assert said[0].startswith("profile of round 3: ")
+    assert said[1].endswith(" bytes sent, 16 of them tensors")
+    assert said[2] == "train of round 3 refused: this client belongs to ours, the order to another"
 
 
 def test_bytes_are_all_counted(tmp_path: Path) -> None:

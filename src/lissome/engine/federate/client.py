@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lissome.core.errors import FederationError, LissomeError
+from lissome.core.events import EventStream
 from lissome.engine.federate.audit import printable
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.guard import check_finite
@@ -86,21 +87,29 @@ class Worker:
         store: Its disk.
         federation: Name of the federation that it belongs to; empty: any.
         largest: Bytes of an order above which it refuses.
+
+    Attributes:
+        events: Where it is said what was asked and how much was sent, for whoever runs the client.
     """
 
     def __init__(
         self, program: ClientProgram, store: ClientStore, *, federation: str = "", largest: int = LARGEST
     ) -> None:
+        self.events = EventStream()
         self._program, self._store = program, store
         self._federation, self._largest = federation, largest
 
     def handle(self, parcel: Parcel) -> Parcel:
         """Answer one order; what is wrong with it, or fails, becomes an answer that says so."""
         head = OrderHead.from_json(parcel.head)
+        said = f"{head.action} of round {head.round}"
         try:
             with one_thread():
-                return self._answer(parcel, head)
+                answer = self._answer(parcel, head)
+            self.events.message(f"{said}: {answer.bytes:,} bytes sent, {answer.payload:,} of them tensors")
+            return answer
         except LissomeError as error:
+            self.events.message(f"{said} refused: {error}")
             failed = AnswerHead(ticket=head.ticket, tick=head.tick, error=printable(str(error)))
             return Parcel(kind=parcel.kind, head=failed.to_json())
 

@@ -308,7 +308,15 @@ def _quoted(value: str | float | bool) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def join(node: Node, address: str, authority: Path | None, folder: Path, events: EventStream | None = None) -> None:
+def join(
+    node: Node,
+    address: str,
+    authority: Path | None,
+    folder: Path,
+    events: EventStream | None = None,
+    *,
+    log: Path | None = None,
+) -> None:
     """Take part in a federation of another machine until interrupted; what dies is started again.
 
     Args:
@@ -316,13 +324,15 @@ def join(node: Node, address: str, authority: Path | None, folder: Path, events:
         address: Where the server's SuperLink listens, ``host:port``.
         authority: Certificate to check that against; None connects in the clear.
         folder: For logs and Flower's own files.
-        events: Where it is said that the node was started.
+        events: Where it is said that the node was started, and what it is asked.
+        log: File that the client's app writes its events to; they are handed on.
 
     Raises:
         FederationError: When the SuperNode ends again and again; names the log.
         MissingExtraError: When Flower is not installed.
     """
     stream, processes = events or EventStream(), Processes(folder, environment(folder / "flwr"))
+    followed = Followed(log) if log is not None else None
     processes.stop_former()
     try:
         for start in range(_RESTARTS):
@@ -330,7 +340,11 @@ def join(node: Node, address: str, authority: Path | None, folder: Path, events:
             begun = time.monotonic()
             if not listens(*check_address(address)):
                 stream.message(f"nothing listens at {address} yet; it is tried again until something does")
-            processes.start("node", node_command(node, address, authority)).wait()
+            process = processes.start("node", node_command(node, address, authority))
+            while process.poll() is None:
+                time.sleep(_POLL)
+                if followed is not None:
+                    followed.hand_on(stream)
             if time.monotonic() - begun < _ENDING_AT_ONCE:
                 break  # it will end again: a key that is not known, a certificate that is another's
     finally:
