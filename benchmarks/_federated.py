@@ -31,6 +31,8 @@ LENGTH, CLIENTS, ALPHA = 32, 10, 0.3
 TEXTS = {"train": 120, "validation": 20, "test": 50}
 """Runs of words of each language, at most."""
 SEEDS = (0, 1, 2)
+JUDGED = 3
+"""Rounds between two looks at the global model."""
 
 Cell = Mapping[str, Any]
 Job = tuple[Cell, Callable[[Path], Cell]]
@@ -86,7 +88,7 @@ def final(cells: Sequence[Cell]) -> float:
 def at_bytes(cells: Sequence[Cell], limit: float) -> float:
     """Return the accuracy of the global model after the last round within so many bytes, the mean over seeds."""
     return mean(
-        [score for score, spent in zip(cell["accuracy"], cell["spent"], strict=True) if spent <= limit][-1]
+        [score for score, sent in zip(cell["accuracy"], cell["spent"], strict=True) if sent <= limit and score][-1]
         for cell in cells
     )
 
@@ -145,7 +147,7 @@ def recipe(
                 "model": model, "seed": seed, "arm": arm,
                 "data": dict(data or {"source": "declarations", "length": LENGTH}),
                 "partition": {"scheme": "dirichlet", "clients": CLIENTS, "alpha": ALPHA},
-                "federation": {"rounds": rounds, "evaluate_every": rounds, **loop},
+                "federation": {"rounds": rounds, "evaluate_every": rounds, "judge_every": JUDGED, **loop},
                 "device": [dict(one) for one in devices],
                 "step": [dict(step)],
             }

@@ -43,6 +43,16 @@ def test_a_round_averages_by_examples_and_state_is_kept(tmp_path: Path) -> None:
     assert all(one.ok for one in rounds)
 
 
+def test_the_server_may_judge_less_often(tmp_path: Path) -> None:
+    class Judge(Program):
+        def evaluate(self, round: int) -> Mapping[str, float]:
+            return {"round": float(round)}
+
+    job = federation(Judge(zeros()), adders(zeros(), 2, tmp_path), tmp_path / "server", rounds=5, judge_every=2)
+    found = [one.metrics.get("server/round") for one in job.run()]
+    assert found == [0, None, 2, None, 4, 5], "at the start, every second round, and at the end"
+
+
 def test_whoever_runs_a_client_hears_what_was_asked_of_it(tmp_path: Path) -> None:
     said: list[str] = []
     client = Adder("a", shapes={"w": torch.zeros(4)})

@@ -54,6 +54,7 @@ class RoundsConfig(MethodConfig):
     failures: int = option(3, "rounds in a row without a quorum after which the federation ends", low=1)
     train: bool = option(True, "no: nothing is trained, clients evaluate what there is at the start")
     evaluate_every: int = option(1, "rounds between evaluations at the clients; 0: never", low=0)
+    judge_every: int = option(1, "rounds between evaluations by the server's own data; the last one always is", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,8 @@ class Federation:
         seconds, scores = self._link.now() - start, dict[str, Mapping[str, float]]()
         if ok and self.config.evaluate_every and number % self.config.evaluate_every == 0:
             scores = self._evaluate(number, len(phases), present, subnets, metrics)
-        metrics |= _named("server", self.program.evaluate(number))
+        if number % self.config.judge_every == 0 or number == self.config.rounds:
+            metrics |= _named("server", self.program.evaluate(number))
         return Round(
             number=number, clients=tuple(one.name for one in chosen), answered=answered, ok=ok, seconds=seconds,
             metrics=metrics, scores=scores,
