@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "bind/nested_held.h"
+#include "bind/weight_held.h"
 #include "engine/engine.h"
 #include "engine/sample.h"
 #include "pool/pool.h"
@@ -20,7 +21,12 @@ Vector copied(const Maybe& array, const char* what) {
   return Vector(data, data + count);
 }
 
-const Nested& weight_of(nb::handle held) { return nb::cast<const HeldNested&>(held).view(); }
+const Nested& nested_of(nb::handle held) { return nb::cast<const HeldNested&>(held).view(); }
+
+Matrix matrix_of(nb::handle held) {
+  if (nb::isinstance<HeldWeight>(held)) return nb::cast<const HeldWeight&>(held).view();
+  return nested_of(held);
+}
 
 KvType kv_of(const std::string& name) {
   if (name == "f32") return KvType::f32;
@@ -55,7 +61,7 @@ void make_attention(HeldAttention* to, nb::object qkv, nb::object out, std::int6
   part.norm = copied(norm, "norm"), part.post_norm = copied(post_norm, "post_norm");
   part.query_norm = copied(query_norm, "query_norm"), part.key_norm = copied(key_norm, "key_norm");
   part.qkv_bias = copied(qkv_bias, "qkv_bias"), part.out_bias = copied(out_bias, "out_bias");
-  part.qkv = weight_of(qkv), part.out = weight_of(out);
+  part.qkv = matrix_of(qkv), part.out = matrix_of(out);
   new (to) HeldAttention{std::move(part), {qkv, out}};
 }
 
@@ -65,7 +71,7 @@ void make_mlp(HeldMlp* to, nb::object gate_up, nb::object down, std::int64_t wid
   part.width = width, part.gate = gate_of(gate);
   part.norm = copied(norm, "norm"), part.post_norm = copied(post_norm, "post_norm");
   part.gate_up_bias = copied(gate_up_bias, "gate_up_bias"), part.down_bias = copied(down_bias, "down_bias");
-  part.gate_up = weight_of(gate_up), part.down = weight_of(down);
+  part.gate_up = matrix_of(gate_up), part.down = matrix_of(down);
   new (to) HeldMlp{std::move(part), {gate_up, down}};
 }
 
@@ -86,8 +92,8 @@ class HeldEngine {
       if (!mlp.is_none()) layer.mlp = nb::cast<const HeldMlp&>(mlp).part;
       model.layers.push_back(std::move(layer));
     }
-    if (!embedding.is_none()) model.embedding = weight_of(embedding);
-    if (!head.is_none()) model.head = Head{copied(head_norm, "head_norm"), head_cap, weight_of(head)};
+    if (!embedding.is_none()) model.embedding = nested_of(embedding);
+    if (!head.is_none()) model.head = Head{copied(head_norm, "head_norm"), head_cap, matrix_of(head)};
     kept_ = nb::make_tuple(nb::tuple(layers), embedding, head);  // what the views above look at
     const int count = threads > 0 ? std::min(threads, kMostThreads) : lissome::threads();
     engine_.emplace(std::move(model), Settings{cells, kv_of(kv), activations_of(activations), count});

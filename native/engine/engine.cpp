@@ -8,6 +8,7 @@
 
 #include "base/numbers.h"
 #include "linear/kernels.h"
+#include "linear/linear.h"
 #include "pool/pool.h"
 
 namespace lissome {
@@ -60,7 +61,7 @@ Engine::Engine(Decoder model, const Settings& settings)
 }
 
 bool Engine::reads(int precision) const {
-  const auto has = [&](const Nested& weight) { return weight.has(precision); };
+  const auto has = [&](const auto& weight) { return weight.has(precision); };
   return (!model_.embedding || has(*model_.embedding)) && (!model_.head || has(model_.head->weight)) &&
          std::all_of(model_.layers.begin(), model_.layers.end(), [&](const Layer& layer) {
            return (!layer.attention || (has(layer.attention->qkv) && has(layer.attention->out))) &&
@@ -202,12 +203,20 @@ void Engine::normed(Work& work, const Vector& norm, const float* x, std::int64_t
   });
 }
 
-void Engine::multiply(Work& work, const Nested& weight, const float* x, std::int64_t rows, const Vector& bias, float* y,
+void Engine::multiply(Work& work, const Matrix& weight, const float* x, std::int64_t rows, const Vector& bias, float* y,
                       bool add) {
-  const Activations mode = settings_.activations;
-  const Encoded encoded = encode_rows({x, rows, weight.inputs}, weight.inputs, weight.group, mode, work.threads);
-  run_nested_job({&weight, work.batch->precision, encoded, bias.empty() ? nullptr : bias.data(), y, weight.outputs, add},
-                 mode, work.threads);
+  const float* added = bias.empty() ? nullptr : bias.data();
+  if (const Nested* nested = weight.nested()) {
+    const Activations mode = settings_.activations;
+    const Encoded encoded = encode_rows({x, rows, nested->inputs}, nested->inputs, nested->group, mode, work.threads);
+    run_nested_job({nested, work.batch->precision, encoded, added, y, nested->outputs, add}, mode, work.threads);
+    return;
+  }
+  const Weight& packed = *weight.packed();
+  float* to = add ? added_.at_least<float>(rows * packed.outputs) : y;
+  linear(packed, {Type::f32, reinterpret_cast<const std::byte*>(x), rows, packed.inputs, packed.inputs}, added,
+         {Type::f32, reinterpret_cast<std::byte*>(to), packed.outputs}, work.threads);
+  if (add) steps().add(to, rows * packed.outputs, y);
 }
 
 // Adds what a sub-block gave to the hidden states, after a norm of its own.

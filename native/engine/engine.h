@@ -52,7 +52,7 @@ class Engine {
   Cells& cells() { return cells_; }
   const Decoder& model() const { return model_; }
   const Settings& settings() const { return settings_; }
-  std::int64_t outputs() const { return model_.head ? model_.head->weight.outputs : model_.hidden; }
+  std::int64_t outputs() const { return model_.head ? model_.head->weight.outputs() : model_.hidden; }
   bool reads(int precision) const;
   // Bytes of weights that one token reads, and of its place in the cache.
   std::int64_t weight_bytes(int precision) const;
@@ -73,7 +73,7 @@ class Engine {
   void attend(Work& work, const Attention& part, const Cache& cache, const float* qkv, std::int64_t row,
               std::int64_t head, float* out) const;
   void mlp(Work& work, const Mlp& part);
-  void multiply(Work& work, const Nested& weight, const float* x, std::int64_t rows, const Vector& bias, float* y,
+  void multiply(Work& work, const Matrix& weight, const float* x, std::int64_t rows, const Vector& bias, float* y,
                 bool add);
   void normed(Work& work, const Vector& norm, const float* x, std::int64_t rows, float* to);
   void add_result(Work& work, const Vector& post_norm, float* result);
@@ -86,7 +86,7 @@ class Engine {
   std::vector<std::int32_t> windows_;
   std::int64_t cell_bytes_ = 0;
   std::atomic<bool> cancelled_{false};
-  Scratch hidden_, normed_, wide_, mixed_, gated_;
+  Scratch hidden_, normed_, wide_, mixed_, gated_, added_;
 };
 
 }  // namespace lissome

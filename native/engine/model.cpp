@@ -15,10 +15,10 @@ void check_vector(const Vector& vector, std::int64_t count, const std::string& w
   need(size == count || (optional && size == 0), what + " must have " + std::to_string(count) + " numbers");
 }
 
-void check_weight(const Nested& weight, std::int64_t outputs, std::int64_t inputs, const std::string& what) {
-  need(weight.outputs == outputs && weight.inputs == inputs,
+void check_weight(const Matrix& weight, std::int64_t outputs, std::int64_t inputs, const std::string& what) {
+  need(weight.outputs() == outputs && weight.inputs() == inputs,
        what + " must be " + std::to_string(outputs) + " x " + std::to_string(inputs) + ", got " +
-           std::to_string(weight.outputs) + " x " + std::to_string(weight.inputs));
+           std::to_string(weight.outputs()) + " x " + std::to_string(weight.inputs()));
 }
 
 constexpr std::int64_t kMost = 1 << 24;  // heads, sizes and widths: far more than any, and products fit 64 bits
@@ -64,7 +64,7 @@ void check_decoder(const Decoder& model) {
     if (model.layers[index].mlp) check_mlp(*model.layers[index].mlp, model, at + "mlp: ");
   }
   if (model.head) {
-    check_weight(model.head->weight, model.head->weight.outputs, model.hidden, "the head");
+    check_weight(model.head->weight, model.head->weight.outputs(), model.hidden, "the head");
     check_vector(model.head->norm, model.hidden, "the last norm", false);
   }
 }

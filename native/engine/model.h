@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/matrix.h"
 #include "engine/steps.h"
 #include "nested/linear.h"
 
@@ -25,7 +26,7 @@ struct Attention {
   Vector norm, post_norm;        // before, and of what it adds
   Vector query_norm, key_norm;   // per head
   Vector qkv_bias, out_bias;
-  Nested qkv, out;               // rows: queries, keys, values
+  Matrix qkv, out;               // rows: queries, keys, values
 };
 
 struct Mlp {
@@ -33,7 +34,7 @@ struct Mlp {
   Gate gate = Gate::silu;
   Vector norm, post_norm;
   Vector gate_up_bias, down_bias;
-  Nested gate_up, down;          // rows: gate, up
+  Matrix gate_up, down;          // rows: gate, up
 };
 
 struct Layer {
@@ -44,7 +45,7 @@ struct Layer {
 struct Head {
   Vector norm;
   float cap = 0;
-  Nested weight;
+  Matrix weight;
 };
 
 struct Decoder {

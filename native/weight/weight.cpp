@@ -30,6 +30,11 @@ std::int64_t Weight::bytes_before(std::int64_t panel) const {
   return panel * words() * 8 + starts[panel] * item_of(format);
 }
 
+std::int64_t Weight::bytes() const {
+  const std::int64_t padded = panels() * kPanel;
+  return bytes_before(panels()) + (sparse ? 8 * (panels() + 1) : 0) + (format == Format::int8 ? 8 * padded : 0);
+}
+
 void check_sizes(const Weight& weight) {
   constexpr std::int64_t kMost = kMostWeights;
   if (weight.outputs < 1 || weight.inputs < 1 || weight.outputs > kMost || weight.inputs > kMost ||

@@ -32,6 +32,8 @@ struct Weight {
   std::int64_t steps() const { return width() / group_of(format); }
   std::int64_t words() const { return kPanel * width() / 64; }  // of a panel's bitmap
   std::int64_t dense_bytes() const { return panels() * steps() * kStepBytes; }
+  // Bytes of everything.
+  std::int64_t bytes() const;
   // Bytes that are read for the panels before `panel`: what is split evenly over threads.
   std::int64_t bytes_before(std::int64_t panel) const;
 };

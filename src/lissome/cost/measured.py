@@ -142,7 +142,7 @@ Target = Model | nn.Module | Writing
 
 
 def measure(
-    target: Model | nn.Module,
+    target: Target,
     request: Request | None = None,
     *,
     rounds: int = ROUNDS,
@@ -152,7 +152,7 @@ def measure(
     """Time requests of one model.
 
     Args:
-        target: The model, in evaluation mode, on a CPU or a CUDA GPU.
+        target: The model, in evaluation mode, on a CPU or a CUDA GPU; or what writes by other means.
         request: The request (default: 128 prompt tokens, 64 new ones, batch 1).
         rounds: Requests to time, after a short warm-up.
         threads: CPU threads (default: as many as torch uses now).
@@ -167,8 +167,8 @@ def measure(
 
 
 def compare(
-    base: Model | nn.Module,
-    other: Model | nn.Module,
+    base: Target,
+    other: Target,
     request: Request | None = None,
     *,
     rounds: int = ROUNDS,

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from lissome.core.errors import ConfigError, NumericsError
+from lissome.core.errors import ConfigError
 from lissome.core.events import EventStream
 from lissome.core.metrics import Metric
 from lissome.cost.measured import Request, Target, compare_all
 from lissome.cost.peak import peak_memory
-from lissome.cost.timed import Timed
 from lissome.engine.decode import Decoder, DecoderSettings
 from lissome.engine.decode.phases import Phases
+from lissome.engine.decode.timing import Racer
 from lissome.engine.evaluate import versions
 from lissome.models.nested.folder import NestedFolder, nested_folder
 from lissome.pipeline.compare import counted_figures, figures_of, file_figure, paired_timings, rows, timing_figures
@@ -74,7 +72,7 @@ def _entrants(given: Any, request: Request, events: EventStream) -> Iterator[_En
         return
     folder = NestedFolder.open(place)
     ways = [Phases(bits, ((bits, None),)) for bits in reversed(folder.file.layout.precisions)]
-    own = policy_of(folder)  # a learnt one says something else of every prompt
+    own = policy_of(folder)  # a scheduler says something else of every text
     ways += [own] if isinstance(own, Phases) and own not in ways else []
     cells = len(ways) * (request.prompt + request.new)
     decoder = Decoder(folder.file, DecoderSettings(cells=cells, threads=torch.get_num_threads()))
@@ -82,51 +80,4 @@ def _entrants(given: Any, request: Request, events: EventStream) -> Iterator[_En
         mean = sum(decoder.weight_bytes(phases.bits(step)) for step in range(request.steps)) / request.steps
         read = Metric(name="token_bytes", value=mean, unit="bytes", provenance="counted")
         figures = {**figures_of(sizes(folder)), "token_bytes": Figure(metric=read)}
-        yield _Entrant(f"{given} at {phases} bits", figures, _Racer(decoder, sequence, phases))
-
-
-@dataclass(frozen=True, eq=False)
-class _Racer:
-    """A sequence of a decoder that answers requests by one schedule."""
-
-    decoder: Decoder
-    sequence: int
-    phases: Phases
-
-    def timed(self, request: Request) -> Timed:
-        return _Requests(self, request)
-
-
-class _Requests:
-    def __init__(self, racer: _Racer, request: Request) -> None:
-        if request.batch != 1:
-            raise ConfigError(f"the decoder engine is timed with a batch of 1, got {request.batch}.")
-        self._racer = racer
-        vocabulary = racer.decoder.spec.vocabulary
-        self._prompt = np.random.default_rng(0).integers(0, vocabulary, request.prompt).astype(np.int32)
-        self._length, self._token = 0, 0
-
-    def prefill(self) -> float:
-        """Read the prompt into an emptied sequence; seconds."""
-        self._racer.decoder.seq_rm(self._racer.sequence)
-        self._length = 0
-        return self._forward(self._prompt, self._racer.phases.prefill)
-
-    def step(self) -> float:
-        """Add one token; seconds."""
-        bits = self._racer.phases.bits(self._length - len(self._prompt))
-        return self._forward(np.array([self._token], np.int32), bits)
-
-    def close(self) -> None:
-        """The sequence is emptied when the next request begins."""
-
-    def _forward(self, tokens: NDArray[np.int32], bits: int) -> float:
-        positions = np.arange(self._length, self._length + len(tokens), dtype=np.int32)
-        start = time.perf_counter()
-        logits = self._racer.decoder.forward(tokens, positions, self._racer.sequence, bits)[0]
-        self._token = int(logits.argmax())
-        seconds = time.perf_counter() - start
-        self._length += len(tokens)
-        if np.isnan(logits[-1]):
-            raise NumericsError("what the model gives is NaN; check its weights before timing it.")
-        return seconds
+        yield _Entrant(f"{given} at {phases} bits", figures, Racer(decoder, sequence, phases))

@@ -12,20 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lissome.core.errors import ArtifactError, ConfigError
-from lissome.models.nested.file import NestedFile, layout_of, open_nested
-from lissome.models.nested.spec import AttentionSpec, LayerSpec, MlpSpec
+from lissome.models.nested.file import open_nested
+from lissome.models.nested.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
 from lissome.ops.kernels import native
+from lissome.ops.nested import Layout
 
 Floats = NDArray[np.float32]
 SEQUENCES = 64
 """Sequences that a cache tells apart."""
-_PIECE = 1 << 22  # bytes of the file in memory at a time, while it is copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,28 @@ class DecoderSettings:
     resident: bool = True
 
 
+class Weights(Protocol):
+    """What a decoder reads."""
+
+    @property
+    def path(self) -> Path:
+        """Where they are from, for messages."""
+
+    @property
+    def layout(self) -> Layout:
+        """Says at which precisions they are read."""
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """What the decoder consists of."""
+
+    def vector(self, name: str) -> Floats:
+        """Return a vector."""
+
+    def held(self, name: str, *, resident: bool) -> Any:
+        """Return a matrix as the compiled module holds it; `resident` copies it to huge pages."""
+
+
 class Cancelled(Exception):  # noqa: N818  # nothing went wrong
     """A forward was cancelled; the cache is as it was before."""
 
@@ -60,7 +82,7 @@ class Decoder:
     """A model that is ready to run.
 
     Args:
-        file: The weights.
+        file: The weights: a file of nested ones, or packed ones (`lissome.engine.decode.packed`).
         settings: How to run.
 
     Raises:
@@ -68,9 +90,9 @@ class Decoder:
         ConfigError: When a setting cannot be, or there are no compiled kernels.
     """
 
-    def __init__(self, file: NestedFile, settings: DecoderSettings | None = None) -> None:
+    def __init__(self, file: Weights, settings: DecoderSettings | None = None) -> None:
         self.file, self.settings = file, settings or DecoderSettings()
-        self.spec = file.spec
+        self.spec, self._named = file.spec, file.spec.vectors()
         count = len(self.spec.layers)
         self.first, self.last = self.settings.layers or (0, count)
         if not 0 <= self.first <= self.last <= count:
@@ -250,24 +272,10 @@ class Decoder:
         )
 
     def _vectors(self, name: str, *parts: str) -> dict[str, Floats]:
-        return {part: self.file.vector(f"{name}.{part}") for part in parts if f"{name}.{part}" in self.file.places}
+        return {part: self.file.vector(f"{name}.{part}") for part in parts if f"{name}.{part}" in self._named}
 
     def _weight(self, name: str) -> Any:
-        outputs, inputs = self.spec.weights()[name]
-        segments = [self._resident(array) for array in self.file.segments(name)]
-        scales = {key: (bits, self._resident(array)) for key, (bits, array) in self.file.scales(name).items()}
-        group = layout_of(name, self.file.layout, self.file.head).group
-        return self._native.Nested(outputs, inputs, group, segments, scales)
-
-    def _resident(self, array: NDArray[Any]) -> NDArray[Any]:
-        if not self.settings.resident:
-            return array
-        kept: NDArray[np.uint8] = self._native.block(array.nbytes)
-        given = array.view(np.uint8)
-        for first in range(0, len(given), _PIECE):  # what was copied is let go, or weights would be in memory twice
-            kept[first : first + _PIECE] = given[first : first + _PIECE]
-            self.file.release()
-        return kept.view(array.dtype)
+        return self.file.held(name, resident=self.settings.resident)
 
 
 def _sets(sequences: Sequence[int | Sequence[int]] | int, count: int) -> NDArray[np.uint64]:

@@ -25,11 +25,13 @@ from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.files import atomic_file
 from lissome.core.typed import as_json, from_json
 from lissome.models.nested.spec import DecoderSpec
+from lissome.ops.kernels import native
 from lissome.ops.nested import BLOCK, LINE, PANEL, Layout, NestedCodes, from_planes, from_scales, to_planes, to_scales
 
 FORMAT, VERSION = "lissome-nested", "1"
 NAME = "nested.safetensors"
 """Name of the file in a folder."""
+_PIECE = 1 << 22  # bytes of the file in memory at a time, while it is copied
 _LONGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F16": np.dtype(np.uint16), "F32": np.dtype(np.float32)}
 
@@ -104,6 +106,31 @@ class NestedFile:
         own = layout_of(name, self.layout, self.head).precisions
         pairs = zip(self.layout.precisions, own, strict=True)
         return {precision: (bits, self.array(f"{name}.scales.{bits}")) for precision, bits in pairs}
+
+    def held(self, name: str, *, resident: bool) -> Any:
+        """Return a matrix as the compiled module holds it.
+
+        Args:
+            name: The matrix.
+            resident: Copy it to huge pages, instead of mapping the file.
+
+        Raises:
+            ConfigError: When there is no compiled module.
+        """
+        compiled = native.required()
+        outputs, inputs = self.spec.weights()[name]
+        keep = self._resident if resident else lambda array: array
+        segments = [keep(array) for array in self.segments(name)]
+        scales = {key: (bits, keep(array)) for key, (bits, array) in self.scales(name).items()}
+        return compiled.Nested(outputs, inputs, layout_of(name, self.layout, self.head).group, segments, scales)
+
+    def _resident(self, array: Array) -> Array:
+        kept: Array = native.required().block(array.nbytes)
+        given = array.view(np.uint8)
+        for first in range(0, len(given), _PIECE):  # what was copied is let go, or weights would be in memory twice
+            kept[first : first + _PIECE] = given[first : first + _PIECE]
+            self.release()
+        return kept.view(array.dtype)
 
     def weight(self, name: str, precision: int) -> NDArray[np.float32]:
         """Return a matrix at a precision, float32[N, K]."""

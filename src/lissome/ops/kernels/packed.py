@@ -89,6 +89,11 @@ class PackedWeight:
         return cls(form, shape, values, *others)
 
     @property
+    def handle(self) -> Any:
+        """What the compiled module holds of it; None without one."""
+        return self._handle
+
+    @property
     def sparse(self) -> bool:
         """Whether only non-zeros are stored."""
         return self.bitmap is not None
