@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lissome.core.events import EventStream
-from lissome.engine.decode.learnt import FILE as SCHEDULER
 from lissome.engine.decode.phases import NAME as SCHEDULE
+from lissome.engine.decode.schedulers import FILE as SCHEDULER
 from lissome.export._report import ExportReport
 from lissome.models.model import Model
 from lissome.models.nested.file import NAME, open_nested

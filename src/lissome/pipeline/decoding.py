@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lissome.core.errors import DataError
+from lissome.core.errors import ConfigError, DataError
 from lissome.engine.decode import Decoder, DecoderSettings, Order, Session, write
-from lissome.engine.decode.learnt import FILE, WORD, Learnt
-from lissome.engine.decode.phases import Phases, read_schedule
+from lissome.engine.decode.decoder import Weights
+from lissome.engine.decode.phases import Phases, Policy, read_schedule
+from lissome.engine.decode.schedulers import FILE, KINDS, Scheduler, read_scheduler
 from lissome.models.nested.file import layout_of
 from lissome.models.nested.folder import NestedFolder
+from lissome.models.nested.text import TextCodec
 from lissome.pipeline.reports import GenerateReport, InspectReport
 
 _PROMPT = 128  # tokens of the default request, whose cache `inspect` states
@@ -34,16 +36,24 @@ def generate(target: Path, prompt: str, *, max_new_tokens: int, schedule: str | 
         DataError: When the prompt fills all that the model reads, or the folder has no tokenizer.
     """
     folder = NestedFolder.open(target)
-    policy = policy_of(folder, schedule)
-    ids = folder.text.prompt(prompt)
-    context = folder.file.spec.context
+    return written(
+        folder.name, folder.file, folder.text, policy_of(folder, schedule), prompt, max_new_tokens=max_new_tokens
+    )
+
+
+def written(
+    name: str, weights: Weights, codec: TextCodec, policy: Policy, prompt: str, *, max_new_tokens: int
+) -> GenerateReport:
+    """Let the engine continue a prompt greedily; arguments and errors as in `generate`."""
+    ids = codec.prompt(prompt)
+    context = weights.spec.context
     if len(ids) >= context:
-        raise DataError(f"the prompt has {len(ids)} tokens, {folder.name} reads {context}; shorten it.")
+        raise DataError(f"the prompt has {len(ids)} tokens, {name} reads {context}; shorten it.")
     most = min(max_new_tokens, context - len(ids))
-    decoder = Decoder(folder.file, DecoderSettings(cells=len(ids) + most))
+    decoder = Decoder(weights, DecoderSettings(cells=len(ids) + most))
     order = Order(prompt=tuple(ids), most=most, policy=policy)
     start, times, texts, tokens, bits = time.perf_counter(), [], [], 0, []
-    for piece in write(Session(decoder, keep=0), folder.text, order):
+    for piece in write(Session(decoder, keep=0), codec, order):
         times.append(time.perf_counter())
         texts.append(piece.text)
         bits.append(piece.bits or 0)
@@ -57,18 +67,21 @@ def generate(target: Path, prompt: str, *, max_new_tokens: int, schedule: str | 
     )
 
 
-def policy_of(folder: NestedFolder, schedule: str | None = None) -> Phases | Learnt:
+def policy_of(folder: NestedFolder, schedule: str | None = None) -> Phases | Scheduler:
     """Return what decides the bits of a folder's texts: as asked, else as it says, else all bits.
 
     Raises:
-        ConfigError: When the schedule is none, or the weights have not its bits.
-        ArtifactError: When what the folder says is damaged, or a learnt scheduler is wanted that is not there.
+        ConfigError: When the schedule is none, the weights have not its bits, or the folder has another scheduler.
+        ArtifactError: When what the folder says is damaged, or a scheduler is wanted that is not there.
     """
     known, precisions = read_schedule(folder.path) if schedule is None else schedule, folder.file.layout.precisions
     if known is None:
         return Phases(precisions[-1], ((precisions[-1], None),))
-    if known.strip() == WORD:
-        return Learnt.read(folder.path / FILE).require(precisions)
+    if (word := known.strip()) in KINDS:
+        found = read_scheduler(folder.path / FILE).require(precisions)
+        if found.word != word:
+            raise ConfigError(f"{folder.name} has no {word} scheduler; it has a {found.word} one.")
+        return found
     return Phases.parse(known).require(precisions)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,11 @@ from lissome.core.errors import AssetError, ConfigError, DataError
 from lissome.core.manifest import read_manifest
 from lissome.data.assets import fetch
 from lissome.engine.decode import Decoder, Session
-from lissome.engine.decode.learnt import FILE, Learnt, switching
+from lissome.engine.decode.judge import Judge
 from lissome.engine.decode.phases import Phases, read_schedule
-from lissome.methods.infer.pmpd import Judge, Pmpd, at_random, search
+from lissome.engine.decode.schedulers import FILE, Confidence, read_scheduler, switching
+from lissome.engine.decode.session import advance
+from lissome.methods.infer.pmpd import Pmpd, search
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.nested.file import NAME, NestedFile, open_nested
@@ -72,9 +73,26 @@ def test_the_smallest_switch_within_the_limit(file: NestedFile) -> None:
         assert search(file, PROMPTS, **options, limit=one.kl)[-1] == all_[at]
 
 
-def test_baselines() -> None:
-    drawn = {str(at_random(4, 4, 3, 9, Random(seed))) for seed in range(40)}
-    assert drawn == {"4/3", "4:3,3", "4:6,3", "4"}
+def test_a_policy_is_judged_by_what_it_decides(file: NestedFile) -> None:
+    """What the judge foresees are the bits of the text that is really written so, as long as that is the same text."""
+    judge = Judge(file, PROMPTS, tokens=24, prefill=4, high=4)
+    policy = Confidence(4, 4, 3, 24)
+    bits = judge.decided(policy)
+    assert all(one == sorted(one, reverse=True) for one in bits)
+    kl, _ = judge.divergences(bits)
+    for row, own in enumerate(bits):
+        assert np.array_equal(
+            kl[row], Judge(file, PROMPTS[row : row + 1], tokens=24, prefill=4, high=4).divergences(own)[0][0]
+        )
+        session, steps = Session(Decoder(file)), None
+        session.feed(PROMPTS[row], lambda _: 4)
+        steps = policy.decide(session)
+        for at, token in enumerate(judge.texts[row][:-1]):
+            assert steps.bits(at) == own[at]
+            if own[at] == 3:
+                break  # from here on logits are others
+            (logits,) = advance([session], [token], [own[at]])
+            steps.see(logits)
     assert str(switching(6, 4, 3, 5, 9)) == "6/4:5,3"
 
 
@@ -135,11 +153,12 @@ def test_a_learnt_scheduler(toy: Path, tmp_path: Path) -> None:
     assert fields["schedule"] == "learnt"
     assert fields["learnt"]["held_out"] == 1
     said = pipeline.generate(out, "the quick", max_new_tokens=8)
-    folder, learnt = NestedFolder.open(out), Learnt.read(out / FILE)
+    folder, learnt = NestedFolder.open(out), read_scheduler(out / FILE)
     ids = folder.text.prompt("the quick")
     session = Session(Decoder(folder.file))
     session.feed(ids, lambda _: 4)
     phases = learnt.decide(session)
+    assert isinstance(phases, Phases)
     assert str(phases) in {"4/3", "4:3,3", "4:6,3", "4"}
     assert said.bits == phases.average(7)
     assert pipeline.generate(out, "the quick", max_new_tokens=8, schedule=str(phases)).text == said.text
@@ -147,6 +166,22 @@ def test_a_learnt_scheduler(toy: Path, tmp_path: Path) -> None:
     assert pipeline.generate(moved, "the quick", max_new_tokens=8, schedule="learnt").text == said.text
     assert pipeline.inspect(moved).facts["schedule"] == "learnt"
     assert len(pipeline.measure(moved).rows) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("word", ["activation", "confidence", "random"])
+def test_controls_are_chosen_like_it(word: str, toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = [*SETTINGS[:3], "kl=0.001", f"scheduler={word}", "prompts=12"]
+    pipeline.fit(toy / "llama", method="pmpd", data=toy / "text.txt", settings=settings, out=out)
+    fields = json.loads((out / "schedule.json").read_text())
+    assert fields["schedule"] == word
+    assert 3 <= fields[word]["bits"] <= 4
+    said = pipeline.generate(out, "the quick", max_new_tokens=8)
+    assert 3 <= said.bits <= 4
+    assert pipeline.generate(out, "the quick", max_new_tokens=8, schedule=word).text == said.text
+    with pytest.raises(ConfigError, match=f"it has a {word} one"):
+        pipeline.generate(out, "the quick", max_new_tokens=8, schedule="learnt")
 
 
 @pytest.mark.long

@@ -14,12 +14,23 @@ from typing import Any, Protocol
 
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.files import read_json
+from lissome.engine.decode.decoder import Floats
 from lissome.engine.decode.session import Schedule, Session
 
 NAME = "schedule.json"
 """Name of the file beside nested weights that says how they are read unless somebody says otherwise."""
 _PHASE = re.compile(r"(\d{1,2})(?::(\d{1,9}))?")
 _FORM = "4 (everywhere), 4:64,3 (4 bits for the prompt and 64 new tokens, then 3) or 6/4:64,3 (the prompt at 6)"
+
+
+class Steps(Protocol):
+    """The bits of one text's new tokens."""
+
+    def bits(self, step: int) -> int:
+        """Return the bits of a step, 0 being the one that computes the first new token; they never rise."""
+
+    def see(self, logits: Floats) -> None:
+        """Look at the logits that a step gave, float32[V], the next one's bits being asked for after it."""
 
 
 class Policy(Protocol):
@@ -29,8 +40,8 @@ class Policy(Protocol):
     def prefill(self) -> int:
         """Bits of prompts."""
 
-    def decide(self, session: Session) -> Phases:
-        """Return the schedule of a sequence that consists of a prompt; its bits for the prompt are `prefill`."""
+    def decide(self, session: Session) -> Steps:
+        """Return the bits of a sequence that consists of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,9 @@ class Phases:
                 return own
             step -= count
         raise AssertionError("the last bits last to the end")
+
+    def see(self, logits: Floats) -> None:
+        """Nothing: it depends on positions alone."""
 
     def after(self, prompt: int) -> Schedule:
         """Return the bits by absolute position for a prompt of so many tokens."""

@@ -72,6 +72,11 @@ class Session:
         """Tokens that it consists of."""
         return len(self._known)
 
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens themselves."""
+        return [token for token, _ in self._known]
+
     def shares(self, tokens: Sequence[int], schedule: Schedule) -> int:
         """Return how many of the first tokens need not be computed: the cache has them, computed with the same bits."""
         same, most = 0, 0 if self._slid else min(len(tokens) - 1, len(self._known))

@@ -1,4 +1,4 @@
-"""Trains the classifier of `lissome.engine.decode.learnt`."""
+"""Trains the classifiers of `lissome.engine.decode.schedulers`."""
 
 # S prompts, T positions, E head size, H query heads, C = 4 classes
 
@@ -11,27 +11,27 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lissome.engine.decode.decoder import Floats
-from lissome.engine.decode.learnt import Learnt
 
 CLASSES = 4
 
 
 class Classifier(nn.Module):
-    """The classifier in torch, with the same names of parameters.
+    """A classifier in torch, with the same names of parameters.
 
     Args:
-        heads: H.
+        heads: H; None for the one without attention.
         size: E.
         generator: Draws the first weights.
     """
 
-    def __init__(self, heads: int, size: int, generator: torch.Generator) -> None:
+    def __init__(self, heads: int | None, size: int, generator: torch.Generator) -> None:
         super().__init__()
-        wide = heads * size
-        self.queries = nn.Parameter(torch.empty(heads, heads, size))
+        wide = size * (heads or 2)
+        self.queries = None if heads is None else nn.Parameter(torch.empty(heads, heads, size))
         self.norm, self.inner, self.outer = nn.LayerNorm(wide), nn.Linear(wide, wide), nn.Linear(wide, CLASSES)
         for weight in (self.queries, self.inner.weight, self.outer.weight):
-            nn.init.xavier_uniform_(weight, generator=generator)
+            if weight is not None:
+                nn.init.xavier_uniform_(weight, generator=generator)
         for bias in (self.inner.bias, self.outer.bias):
             nn.init.zeros_(bias)
 
@@ -41,11 +41,15 @@ class Classifier(nn.Module):
         Args:
             keys: Means over heads.
             values: Likewise.
-            kept: By what the shares of attention are multiplied, float[T]: dropout.
+            kept: By what the shares of attention, or the values, are multiplied, float[T]: dropout.
         """
-        shares = (self.queries @ keys.T / keys.shape[1] ** 0.5).softmax(-1)
-        found = (shares if kept is None else shares * kept) @ values
-        output: Tensor = self.outer(self.inner(self.norm(found.mean(1).reshape(-1))).relu())
+        if self.queries is None:
+            values = values if kept is None else values * kept[:, None]
+            found = torch.cat([values.mean(0), values[-1]])
+        else:
+            shares = (self.queries @ keys.T / keys.shape[1] ** 0.5).softmax(-1)
+            found = ((shares if kept is None else shares * kept) @ values).mean(1).reshape(-1)
+        output: Tensor = self.outer(self.inner(self.norm(found)).relu())
         return output
 
 
@@ -53,7 +57,7 @@ def teach(
     examples: Sequence[tuple[Floats, Floats]],
     labels: Sequence[int],
     *,
-    heads: int,
+    heads: int | None,
     seed: int,
     epochs: int = 30,
     lr: float = 1e-3,
@@ -66,13 +70,13 @@ def teach(
     Args:
         examples: Keys and values of S prompts, float32[T, E] each.
         labels: Their classes.
-        heads: H.
+        heads: H; None for the classifier without attention.
         seed: Of the first weights, the order and the dropout.
         epochs: Times S examples are drawn.
         lr: Learning rate of Adam.
 
     Returns:
-        Weights by the names of `Learnt`.
+        Weights by the names of `lissome.engine.decode.schedulers.Learnt`, or of ``Activation``.
     """
     generator = torch.Generator().manual_seed(seed)
     ready = [(torch.from_numpy(keys), torch.from_numpy(values)) for keys, values in examples]
@@ -89,5 +93,4 @@ def teach(
             optimizer.zero_grad()
             cross_entropy(torch.stack(outputs), wanted[batch]).backward()
             optimizer.step()
-    state = model.state_dict()
-    return {name: state[name].detach().numpy().copy() for name in Learnt.NAMES}
+    return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}

@@ -8,7 +8,7 @@ from typing import Literal
 
 from lissome.core.errors import DataError
 from lissome.engine.decode.decoder import Floats
-from lissome.engine.decode.phases import Phases, Policy
+from lissome.engine.decode.phases import Phases, Policy, Steps
 from lissome.engine.decode.session import Sampling, Session, advance, choose
 from lissome.models.nested.text import TextCodec, TextStream
 
@@ -69,7 +69,7 @@ class Writer:
             raise DataError(f"the prompt has tokens beyond the model's {vocabulary}; the tokenizer is another model's.")
         self.session, self._codec, self._order = session, codec, order
         self._policy = order.policy or Phases(bits, ((bits, None),))
-        self._phases: Phases | None = None
+        self._phases: Steps | None = None
         self._stream = TextStream(codec, order.stop)
         self.tokens, self.token = 0, -1
         session.start(order.prompt, lambda _: self._policy.prefill)
@@ -90,6 +90,8 @@ class Writer:
         Raises:
             NumericsError: When logits are no numbers.
         """
+        if self._phases is not None:
+            self._phases.see(logits)
         token, bits = choose(logits, self._order.sampling, self.session.length), self._last
         if token in self._codec.ends:
             return Piece(self._stream.end(), self.tokens, "stop", bits)

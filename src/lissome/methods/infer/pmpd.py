@@ -25,24 +25,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import ArtifactError, ConfigError, DataError
 from lissome.core.method import Context, Method, ModelCard, Outcome, Plan
 from lissome.core.metrics import Metric
-from lissome.engine.decode import Decoder, DecoderSettings, Session
-from lissome.engine.decode.decoder import Floats
 from lissome.engine.decode.fisher import fisher
-from lissome.engine.decode.learnt import FILE as SCHEDULER
-from lissome.engine.decode.learnt import WORD, Learnt, switches, switching
+from lissome.engine.decode.judge import Judge, Judged
 from lissome.engine.decode.phases import NAME as SCHEDULE
 from lissome.engine.decode.phases import Phases
+from lissome.engine.decode.schedulers import FILE as SCHEDULER
+from lissome.engine.decode.schedulers import KINDS, Chance, Learnt, Scheduler, switches, switching
 from lissome.engine.decode.teach import teach
 from lissome.models.adapters import merged_copy
 from lissome.models.model import Model
@@ -71,8 +68,8 @@ class Pmpd(Method):
         tokens: int = option(96, "new tokens N that a schedule is judged by", low=3)
         texts: int = option(16, "texts it is judged by", low=1)
         kl: float = option(0.02, "divergence from `high` bits that is allowed, in nats per token", low=0.0)
-        scheduler: Literal["static", "learnt"] = option(
-            "static", "one schedule for all texts, or one for each by a classifier of its prompt"
+        scheduler: Literal["static", "learnt", "activation", "confidence", "random"] = option(
+            "static", "one schedule for all texts, or one for each: learnt from its prompt, or by one of the controls"
         )
         prompts: int = option(128, "texts that the classifier learns from; 1 of 10 is held out", low=10)
         fisher: int = option(0, "calibration texts whose gradients weigh the errors of weights; the paper's 100", low=0)
@@ -143,19 +140,16 @@ class Pmpd(Method):
             "tried": [one.to_json() for one in found],
         }
         files: dict[str, bytes | Path] = {NAME: file.path}
-        if self.config.scheduler == "learnt":
-            path = context.folder / SCHEDULER
+        word = self.config.scheduler
+        if word != "static":
+            files[SCHEDULER] = path = context.folder / SCHEDULER
             windows = context.data.recovery[: self.config.prompts]
-            fields |= {
-                "schedule": WORD,
-                "static": str(chosen.phases),
-                "learnt": self._learn(file, windows, path, context),
-            }
-            files[SCHEDULER] = path
+            found_by = self._learn(file, windows, path, context)
+            fields |= {"schedule": word, "static": str(chosen.phases), word: found_by}
         files[SCHEDULE] = (json.dumps(fields, indent=2) + "\n").encode()
         text = f"written at {chosen.phases} bits: {chosen.kl:.4f} nats per token from {high} bits alone"
-        if self.config.scheduler == "learnt":
-            text = f"every prompt decides after how many of {self.config.tokens} tokens {high} bits become {low}"
+        if word != "static":
+            text = f"every text decides ({word}) after how many of {self.config.tokens} tokens {high} bits become {low}"
         return Outcome(
             kind="policy",
             value=model,
@@ -165,33 +159,36 @@ class Pmpd(Method):
         )
 
     def _learn(self, file: NestedFile, windows: Any, path: Path, context: Context) -> dict[str, float]:
-        """Train the classifier and say what it does on prompts that it did not see, beside the random scheduler."""
+        """Make the scheduler and say what it does on prompts that it did not see, beside a random one."""
         self._check(windows.shape[1])
         if len(windows) < _LEAST:
             raise DataError(
-                f"the classifier learns from {_LEAST} texts at least, there are {len(windows)}; give more text."
+                f"a scheduler learns from {_LEAST} texts at least, there are {len(windows)}; give more text."
             )
         high, low = self.config.bits()
         prompts = [window[: self.config.prompt].tolist() for window in windows]
         judge = Judge(file, prompts, tokens=self.config.tokens, prefill=max(file.layout.precisions), high=high)
-        table, features = judge.table(low), judge.features()
+        table = judge.table(low)
         labels = (table <= self.config.kl).argmax(1)  # the last class diverges by nothing
         seen = len(prompts) - max(1, len(prompts) // 10)
-        heads = max(layer.attention.heads for layer in file.spec.layers if layer.attention is not None)
-        weights = teach(features[:seen], labels[:seen].tolist(), heads=heads, seed=context.seed)
-        learnt = Learnt(weights, judge.prefill, high, low, self.config.tokens)
-        learnt.save(path)
-        chosen = np.array([int(learnt.classify(*one).argmax()) for one in features[seen:]])
-        prior = np.bincount(labels[:seen], minlength=len(switches(1))) / seen
-        bits = np.array([learnt.phases(label).average(self.config.tokens - 1) for label in range(len(prior))])
-        held = table[seen:]
+        prior = np.bincount(labels[:seen], minlength=len(switches(1))).astype(np.float32) / seen
+        numbers = (judge.prefill, high, low, self.config.tokens)
+        weights: dict[str, Any] = {"prior": prior} if self.config.scheduler == Chance.word else {}
+        if issubclass(KINDS[self.config.scheduler], Learnt):
+            heads = max(layer.attention.heads for layer in file.spec.layers if layer.attention is not None)
+            attends = heads if self.config.scheduler == Learnt.word else None
+            weights = teach(judge.features()[:seen], labels[:seen].tolist(), heads=attends, seed=context.seed)
+        made: Scheduler = KINDS[self.config.scheduler](*numbers, weights=weights)
+        made.save(path)
+        held = Judge(file, prompts[seen:], tokens=self.config.tokens, prefill=judge.prefill, high=high)
+        bits = held.decided(made)
+        average = np.array([made.phases(label).average(self.config.tokens - 1) for label in range(len(prior))])
         return {
-            "held_out": float(len(held)),
-            "accuracy": float((chosen == labels[seen:]).mean()),
-            "bits": float(bits[chosen].mean()),
-            "kl": float(held[np.arange(len(held)), chosen].mean()),
-            "random_bits": float(bits @ prior),
-            "random_kl": float((held @ prior).mean()),
+            "held_out": float(len(bits)),
+            "bits": float(np.mean(bits)),
+            "kl": float(held.divergences(bits)[0].mean()),
+            "random_bits": float(average @ prior),
+            "random_kl": float((table[seen:] @ prior).mean()),
         }
 
     def _check(self, length: int) -> None:
@@ -216,29 +213,6 @@ class Pmpd(Method):
         )
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A schedule and what it does.
-
-    Attributes:
-        phases: The schedule.
-        switch: T.
-        kl: Mean divergence from high bits alone, nats per token.
-        agreement: Share of tokens whose likeliest successor is the same.
-        bits: Mean bits of the steps that were judged.
-    """
-
-    phases: Phases
-    switch: int
-    kl: float
-    agreement: float
-    bits: float
-
-    def to_json(self) -> dict[str, float | str]:
-        """Return it as JSON-able fields."""
-        return {**vars(self), "phases": str(self.phases)}
-
-
 def search(
     file: NestedFile, prompts: Sequence[Sequence[int]], *, high: int, low: int, tokens: int, limit: float
 ) -> list[Judged]:
@@ -261,101 +235,3 @@ def search(
         if found[-1].kl <= limit:
             return found
     return [*found, Judged(Phases(judge.prefill, ((high, None),)), tokens, 0.0, 1.0, float(high))]
-
-
-def at_random(prefill: int, high: int, low: int, tokens: int, rng: Random) -> Phases:
-    """The random scheduler: T drawn uniformly from {0, N/3, 2N/3, N}, without a look at the text."""
-    return switching(prefill, high, low, rng.choice(switches(tokens)), tokens)
-
-
-class Judge:
-    """What high bits alone write and say, with which schedules are compared.
-
-    Args:
-        file: The weights.
-        prompts: Token ids of texts' beginnings, P each.
-        tokens: New tokens N of each text.
-        prefill: Bits of the prompts.
-        high: Bits of the new tokens.
-    """
-
-    def __init__(
-        self, file: NestedFile, prompts: Sequence[Sequence[int]], *, tokens: int, prefill: int, high: int
-    ) -> None:
-        longest = max(map(len, prompts))
-        self._decoder = Decoder(file, DecoderSettings(cells=longest + tokens))
-        self.prefill, self.tokens = prefill, tokens
-        self._prompts = [list(prompt) for prompt in prompts]
-        alone = Phases(prefill, ((high, None),))
-        self.texts = [
-            list(Session(self._decoder, keep=0).generate(prompt, tokens, schedule=alone.after(len(prompt))))
-            for prompt in self._prompts
-        ]
-        self._alone = alone
-        self._read: list[int] | None = None  # the prompt that the cache begins with
-        self._decoder.seq_rm(0)
-
-    def divergences(self, bits: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
-        """Compare other bits with high ones after the same tokens.
-
-        Args:
-            bits: Of each step, N − 1: nobody computes the last new token. They may rise, as those of a control do.
-
-        Returns:
-            Nats and whether the likeliest token is the same, [texts, N − 1].
-        """
-        pairs = [self._of(prompt, text, bits) for prompt, text in zip(self._prompts, self.texts, strict=True)]
-        return np.stack([kl for kl, _ in pairs]), np.stack([same for _, same in pairs])
-
-    def judge(self, phases: Phases, switch: int) -> Judged:
-        """Judge a schedule."""
-        steps = self.tokens - 1
-        kl, same = self.divergences([phases.bits(step) for step in range(steps)])
-        return Judged(phases, switch, float(kl.mean()), float(same.mean()), phases.average(steps))
-
-    def table(self, low: int) -> Floats:
-        """Return the divergence of every text for every class of T, float[texts, C]; that of N is 0."""
-        high = self._alone.bits(0)
-        ways = [switching(self.prefill, high, low, switch, self.tokens) for switch in switches(self.tokens)[:-1]]
-        found = [self.divergences([way.bits(step) for step in range(self.tokens - 1)])[0].mean(1) for way in ways]
-        return np.stack([*found, np.zeros(len(self.texts))], 1)
-
-    def features(self) -> list[tuple[Floats, Floats]]:
-        """Return what a classifier sees of every prompt: keys and values of the last layer, float32[P, E] each."""
-        found = []
-        for prompt in self._prompts:
-            self._decoder.seq_rm(0)
-            self._decoder.forward(prompt, range(len(prompt)), 0, self.prefill)
-            found.append(self._decoder.mean_cache())
-        self._decoder.seq_rm(0)
-        self._read = None
-        return found
-
-    def _of(self, prompt: list[int], text: list[int], bits: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
-        high = [self._alone.bits(step) for step in range(len(bits))]
-        wanted, found = self._logits(prompt, text, high), self._logits(prompt, text, bits)
-        own, other = _log_softmax(wanted), _log_softmax(found)
-        return (np.exp(own) * (own - other)).sum(-1), wanted.argmax(-1) == found.argmax(-1)
-
-    def _logits(self, prompt: list[int], text: list[int], bits: Sequence[int]) -> Floats:
-        """Logits after each new token but the last, [N − 1, V]; tokens with the same bits in one batch."""
-        self._decoder.seq_rm(0, len(prompt))
-        if self._decoder.seq_last(0) != len(prompt) - 1 or self._read != prompt:
-            self._decoder.seq_rm(0)
-            self._decoder.forward(prompt, range(len(prompt)), 0, self.prefill)
-            self._read = prompt
-        pieces, first = [], 0
-        while first < len(bits):
-            last = first + 1
-            while last < len(bits) and bits[last] == bits[first]:
-                last += 1
-            at = range(len(prompt) + first, len(prompt) + last)
-            pieces.append(self._decoder.forward(text[first:last], at, 0, bits[first], wanted=range(last - first)))
-            first = last
-        return np.concatenate(pieces)
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(-1, keepdims=True)
-    found: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return found

@@ -1,4 +1,4 @@
-"""The learnt scheduler: numpy and torch agree, what can be told apart is learnt, and damage is refused."""
+"""Schedulers: numpy and torch agree, what can be told apart is learnt, controls decide as said, damage is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import torch
 
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.engine.decode import Decoder
-from lissome.engine.decode.learnt import FILE, Learnt, switches
+from lissome.engine.decode.schedulers import (
+    FILE,
+    Activation,
+    Chance,
+    Confidence,
+    Learnt,
+    Scheduler,
+    read_scheduler,
+    switches,
+)
 from lissome.engine.decode.teach import Classifier, teach
 from lissome.models.nested.make import make
 from lissome.ops.kernels import native
@@ -29,27 +38,30 @@ def prompts(count: int = 24) -> tuple[list[tuple[Any, Any]], list[int]]:
     return found, labels
 
 
-def learnt(weights: Any) -> Learnt:
-    return Learnt(weights, 4, 4, 3, 9)
+def learnt(weights: Any, kind: type[Learnt] = Learnt) -> Learnt:
+    return kind(4, 4, 3, 9, weights=weights)
 
 
-def test_numpy_is_torch(tmp_path: Path) -> None:
-    model = Classifier(2, 8, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("heads", "kind"), [(2, Learnt), (None, Activation)])
+def test_numpy_is_torch(heads: int | None, kind: type[Learnt], tmp_path: Path) -> None:
+    model = Classifier(heads, 8, torch.Generator().manual_seed(0))
     state = {name: value.numpy() for name, value in model.state_dict().items()}
-    learnt(state).save(tmp_path / FILE)
-    again = Learnt.read(tmp_path / FILE)
+    learnt(state, kind).save(tmp_path / FILE)
+    again = read_scheduler(tmp_path / FILE)
+    assert type(again) is kind
     for keys, values in prompts(6)[0]:
         wanted = model(torch.from_numpy(keys), torch.from_numpy(values)).detach().numpy()
         assert np.allclose(again.classify(keys, values), wanted, atol=1e-5)
     assert (again.prefill, again.high, again.low, again.tokens) == (4, 4, 3, 9)
 
 
-def test_what_can_be_told_apart_is_learnt() -> None:
+@pytest.mark.parametrize(("heads", "kind"), [(2, Learnt), (None, Activation)])
+def test_what_can_be_told_apart_is_learnt(heads: int | None, kind: type[Learnt]) -> None:
     examples, labels = prompts()
-    weights = teach(examples[:18], labels[:18], heads=2, seed=1, epochs=100)
-    found = [int(learnt(weights).classify(*one).argmax()) for one in examples]
+    weights = teach(examples[:18], labels[:18], heads=heads, seed=1, epochs=100)
+    found = [int(learnt(weights, kind).classify(*one).argmax()) for one in examples]
     assert found == labels
-    again = teach(examples[:18], labels[:18], heads=2, seed=1, epochs=100)
+    again = teach(examples[:18], labels[:18], heads=heads, seed=1, epochs=100)
     assert all(np.array_equal(weights[name], again[name]) for name in weights)
 
 
@@ -61,20 +73,69 @@ def test_classes() -> None:
         one.require((4, 6))
 
 
+class _Text:
+    """What a scheduler may ask of a session, here its tokens alone."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+
+
+def test_chance_follows_its_shares() -> None:
+    """The same text gets the same class, and over many texts classes come as often as their shares say."""
+    one = Chance(4, 4, 3, 9, weights={"prior": np.array([0.5, 0.25, 0.25, 0.0], np.float32)})
+    drawn = [str(one.decide(_Text([7, at]))) for at in range(800)]  # type: ignore[arg-type]
+    assert drawn == [str(one.decide(_Text([7, at]))) for at in range(800)]  # type: ignore[arg-type]
+    assert abs(drawn.count("4/3") - 400) < 60
+    assert abs(drawn.count("4:3,3") - 200) < 50
+    assert "4" not in drawn
+
+
+def test_confidence_falls_once() -> None:
+    """By the rule written out: the mean of the first ten and one standard deviation."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(40, 16)).astype(np.float32) * rng.uniform(0.5, 3, (40, 1)).astype(np.float32)
+    steps, found = Confidence(4, 4, 3, 9).decide(_Text([1])), []  # type: ignore[arg-type]
+    for row in logits:
+        found.append(steps.bits(len(found)))
+        steps.see(row)
+    sure = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).max(1)
+    later = sure[10:] > sure[:10].mean() + sure[:10].std()
+    assert later.any()
+    switch = 10 + int(later.argmax()) + 1
+    assert found == [4] * switch + [3] * (40 - switch)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [Confidence(6, 4, 3, 9), Chance(4, 4, 3, 9, weights={"prior": np.full(4, 0.25, np.float32)})],
+    ids=["confidence", "random"],
+)
+def test_controls_are_read_again(made: Scheduler, tmp_path: Path) -> None:
+    made.save(tmp_path / FILE)
+    again = read_scheduler(tmp_path / FILE)
+    assert type(again) is type(made)
+    assert (again.prefill, again.high, again.low, again.tokens) == (made.prefill, 4, 3, 9)
+    assert str(again) in {"confidence", "random"}
+
+
 def test_damage(tmp_path: Path) -> None:
     path, weights = tmp_path / FILE, teach(*prompts(4), heads=2, seed=0, epochs=1)
-    with pytest.raises(ArtifactError, match="no learnt scheduler"):
-        Learnt.read(path)
+    with pytest.raises(ArtifactError, match="no scheduler"):
+        read_scheduler(path)
     learnt(weights).save(path)
     data = path.read_bytes()
     path.write_bytes(data[:-9])
     with pytest.raises(ArtifactError):
-        Learnt.read(path)
+        read_scheduler(path)
     wrong = [{"outer.bias": np.zeros(5)}, {"queries": np.zeros((2, 8))}, {"inner.bias": np.full(16, np.nan)}]
     for change in wrong:
         learnt({**weights, **change}).save(path)
         with pytest.raises(ArtifactError, match="do not fit"):
-            Learnt.read(path)
+            read_scheduler(path)
+    for prior in (np.zeros(4), np.full(4, -1.0), np.ones(3), np.full(4, np.nan)):
+        Chance(4, 4, 3, 9, weights={"prior": prior}).save(path)
+        with pytest.raises(ArtifactError, match="do not fit"):
+            read_scheduler(path)
 
 
 @pytest.mark.skipif(native.module() is None, reason="there are no compiled kernels")
