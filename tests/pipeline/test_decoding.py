@@ -152,7 +152,11 @@ def test_commands(folder: Path, run: Any) -> None:
     assert "nested" in shown.out
     result = run("generate", str(folder), "--prompt", "hello", "--max-new-tokens", "4")
     assert (result.code, result.err) == (0, "")
-    for words in (("eval", str(folder)), ("fit", str(folder)), ("export", str(folder), "--to", "gguf")):
+    for words in (
+        ("eval", str(folder), "--tasks", "piqa"),
+        ("fit", str(folder)),
+        ("export", str(folder), "--to", "gguf"),
+    ):
         refused = run(*words)
         assert refused.code == 2
         assert "holds nested weights" in refused.err

@@ -17,6 +17,8 @@ from lissome.core.errors import ConfigError
 from lissome.core.files import write_text
 from lissome.cost.roofline import Peaks, measure_peaks
 
+_CACHE = re.compile(r"(\d+)([KMG])")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device(MethodConfig):
@@ -119,3 +121,13 @@ def _memory(kind: str) -> int:
     if kind == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def last_cache() -> int:
+    """Return the bytes of the largest cache of this machine's first core; 0 when the system does not say."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        match = _CACHE.fullmatch(path.read_text(encoding="ascii").strip())
+        if match:
+            sizes.append(int(match[1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match[2]])
+    return max(sizes)

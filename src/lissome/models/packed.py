@@ -11,11 +11,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lissome.core.errors import ConfigError, UnsupportedModelError
+from lissome.core.errors import ArtifactError, ConfigError, UnsupportedModelError
+from lissome.core.files import read_json
 from lissome.models.anatomy import family_anatomy
+from lissome.models.model import Model
 from lissome.models.parts import is_conv1d
 from lissome.ops.kernels.linear import SparseLinear
 from lissome.ops.kernels.packed import BREAK_EVEN, Form
+
+KERNELS = "kernels.json"
+"""Name of the file of an artifact that says how its linear layers shall be packed when it runs."""
 
 FORMS = ("bf16", "int8", "keep")
 """What weights can be held as; ``"keep"`` leaves layers as they are."""
@@ -138,3 +143,23 @@ def _read_directly(module: nn.Module) -> set[str]:
         return {name for branch in family_anatomy(module).branches for name in branch.direct}
     except UnsupportedModelError:
         return set()
+
+
+def kernels_of(model: Model) -> dict[str, Any] | None:
+    """Return how the folder that a model was read from wants its layers packed; None where it says nothing.
+
+    Returns:
+        ``weights`` and ``head`` for `pack_linears`.
+
+    Raises:
+        ArtifactError: When what the folder says is damaged.
+    """
+    folder = model.source.path
+    path = None if folder is None else folder / KERNELS
+    if path is None or not path.is_file():
+        return None
+    fields: Any = read_json(path)
+    known = isinstance(fields, dict) and fields.keys() == {"weights", "head"}
+    if not known or not all(value in FORMS for value in fields.values()):
+        raise ArtifactError(f"{path} does not say how weights are held; restore or remake it.")
+    return dict(fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,12 @@ import torch
 from lissome.core.errors import DataError
 from lissome.core.events import EventStream
 from lissome.data.text import check_ids
+from lissome.engine.decode.packed import in_engine
+from lissome.engine.decode.phases import Phases
 from lissome.models.model import Model
+from lissome.models.nested.text import TextCodec
+from lissome.models.packed import kernels_of, pack_linears
+from lissome.pipeline.decoding import written
 from lissome.pipeline.loading import load
 from lissome.pipeline.reports import GenerateReport
 
@@ -30,6 +36,14 @@ def generate(target: Any, prompt: str, *, max_new_tokens: int, events: EventStre
     """
     model = load(target, events=events)
     model.anatomy.require("causal-lm", "continuing a prompt")
+    kernels = kernels_of(model)
+    if kernels is not None:
+        packed = in_engine(model, kernels)
+        if packed is not None and model.source.path is not None:
+            codec = TextCodec.of_folder(model.source.path)
+            order = (model.name, packed, codec, Phases(packed.layout.bits, ((packed.layout.bits, None),)))
+            return replace(written(*order, prompt, max_new_tokens=max_new_tokens), bits=None)
+        pack_linears(model.module, **kernels)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise DataError(f"{model.name} has no tokenizer; give a folder that holds one.")

@@ -51,8 +51,8 @@ def load(
     nested = nested_folder(target)
     if nested is not None and not (nested / "config.json").is_file():
         raise ArtifactError(
-            f"{target} holds nested weights, which the decoder engine runs (generate, bench, inspect, serve); for all "
-            "else give the model that it was made from."
+            f"{target} holds nested weights, which the decoder engine runs (generate, bench, inspect, serve, eval on "
+            "text); for all else give the model that it was made from."
         )
     if isinstance(target, str) and target in assets.assets() and not Path(target).exists():
         model = load_model(assets.fetch(target, events=events), name=target, dtype=dtype, events=events)

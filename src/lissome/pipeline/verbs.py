@@ -18,11 +18,13 @@ from lissome.core.manifest import read_curve, read_manifest
 from lissome.core.registry import MethodInfo, methods, public_files
 from lissome.cost.counted import Counter
 from lissome.cost.device import Device
+from lissome.cost.measured import Target
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.measured import measure as time_one
 from lissome.cost.peak import peak_memory
 from lissome.cost.table import latency_table
 from lissome.data.labelled import read_labelled
+from lissome.engine.decode.packed import accelerated
 from lissome.engine.evaluate import Report, evaluate_labels, versions
 from lissome.engine.evaluate import evaluate as score
 from lissome.engine.objective import tokens_of
@@ -35,6 +37,7 @@ from lissome.models.integers import grids
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
 from lissome.models.nested.folder import nested_folder
+from lissome.models.packed import kernels_of
 from lissome.models.space import Space
 from lissome.models.sparse import sparsity
 from lissome.ops.kernels.native import choice as kernel_choice
@@ -55,6 +58,7 @@ from lissome.pipeline.compare import (
 from lissome.pipeline.fitting import ORDERS
 from lissome.pipeline.job import prepare
 from lissome.pipeline.loading import load
+from lissome.pipeline.nested_scoring import evaluate_nested
 from lissome.pipeline.nested_timing import measure_nested
 from lissome.pipeline.places import check_export_place, check_extract_place, check_table_place
 from lissome.pipeline.reports import InspectReport, PlanReport, TableReport
@@ -104,27 +108,35 @@ def measure(
     model = load(target, events=stream)
     if save_table is not None:
         model.anatomy.require("causal-lm", "a latency table")
-    base = None
+    base, kernels = None, None
     with peak_memory() as peak:
         if against is None:
             (own,) = counted_figures(model)
             own |= file_figure(model, own)
-            table = rows((model.name,), (own | timing_figures(time_one(model, events=stream)),))
+            entrant, kernels = _entrant(model, plain=save_table is not None)
+            table = rows((model.name,), (own | timing_figures(time_one(entrant, events=stream)),))
         else:
             base = load(against, events=stream)
-            first, second = paired_timings(time_pair(base, model, events=stream))
             theirs, own = counted_figures(base, model)
             theirs, own = theirs | file_figure(base, theirs), own | file_figure(model, own)
+            entrant, kernels = _entrant(model, plain=save_table is not None)
+            first, second = paired_timings(time_pair(_entrant(base)[0], entrant, events=stream))
             table = rows((base.name, model.name), (theirs | first, own | second))
     if save_table is not None:
         latency_table(model, events=stream).save(Path(save_table))
     notes = (
         *origin_notes(model, base),
-        *sparse_notes(model),
+        *((kernels,) if kernels else sparse_notes(model)),
         *timing_notes(model),
         f"peak memory of the measurement: {peak.above / 2**20:.0f} MiB above what was loaded",
     )
     return TableReport(rows=table, notes=notes, versions=versions(), seconds=time.monotonic() - start)
+
+
+def _entrant(model: Model, *, plain: bool = False) -> tuple[Target, str | None]:
+    """What times a model: kernels for zeros, where its folder says so, and what they are."""
+    kernels = None if plain else kernels_of(model)
+    return (model, None) if kernels is None else accelerated(model, kernels)
 
 
 def evaluate(  # noqa: PLR0913  the options of the command line, all by name
@@ -155,6 +167,8 @@ def evaluate(  # noqa: PLR0913  the options of the command line, all by name
     """
     check_seed(seed)
     start, stream = time.monotonic(), quiet(events)
+    if not tasks and data is None and (nested_folder(target) is not None or nested_folder(against) is not None):
+        return evaluate_nested(target, against, text=text, seed=seed, events=stream)
     model = load(target, events=stream)
     base = None if against is None else load(against, events=stream)
     if data is not None or labels_of(model):
