@@ -9,7 +9,7 @@ import pytest
 
 from lissome.core.errors import ArtifactError, ConfigError, MissingExtraError
 from lissome.cost import llama_cpp
-from lissome.cost.llama_cpp import LlamaCpp, time_files
+from lissome.cost.llama_cpp import LlamaCpp, features, quantise, time_files
 from tests.models.gguf_toys import write_gguf
 
 
@@ -78,3 +78,19 @@ def test_llama_cpps_reason_is_passed_on(tmp_path, files):
     damaged.write_bytes(files["first"].read_bytes()[:5000])
     with pytest.raises(ArtifactError, match=r"llama\.cpp cannot open .*damaged\.gguf: .*error"):
         LlamaCpp(damaged)
+
+
+@pytest.mark.peer
+def test_other_types_are_written_by_llama_cpp(files, tmp_path):
+    target = quantise(files["first"], tmp_path / "coarse.gguf", "Q8_0", threads=1)
+    with LlamaCpp(files["first"], threads=1) as whole, LlamaCpp(target, threads=1) as coarse:
+        wanted, found = whole.logits([1, 2, 3]), coarse.logits([1, 2, 3])
+    assert target.stat().st_size < files["first"].stat().st_size
+    assert np.abs(found - wanted).max() < 0.2 * np.abs(wanted).max()
+    with pytest.raises(ConfigError, match="no type 'Q9'"):
+        quantise(files["first"], tmp_path / "q9.gguf", "Q9")
+    (tmp_path / "torn.gguf").write_bytes(files["first"].read_bytes()[:200])
+    with pytest.raises(ArtifactError, match="cannot open"):
+        quantise(tmp_path / "torn.gguf", tmp_path / "no.gguf", "Q8_0")
+    assert not (tmp_path / "no.gguf").exists()
+    assert "=" in features()

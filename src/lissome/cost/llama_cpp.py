@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lissome.core.errors import ArtifactError, ConfigError
+from lissome.core.files import atomic_file
 from lissome.core.metrics import Metric
 from lissome.core.optional import optional_import
 from lissome.ops.stats import ratio_of_medians
@@ -181,6 +182,38 @@ class LlamaCpp:
         for step, token in enumerate(new):
             self.feed([token], len(prompt) + step)
         return middle - begin, time.perf_counter() - middle
+
+
+def quantise(source: Path, target: Path, kind: str, *, threads: int | None = None) -> Path:
+    """Let llama.cpp write a GGUF file in another type, as its own tool does: with K types and finer heads.
+
+    Args:
+        source: A GGUF file, best one of F32 or F16.
+        target: The new file, whole or absent.
+        kind: A type by its name there, e.g. ``"Q4_K_M"`` or ``"IQ4_NL"``.
+        threads: Threads; default all cores of this process.
+
+    Raises:
+        MissingExtraError: When ``llama-cpp-python`` is not installed.
+        ConfigError: When llama.cpp has no such type.
+        ArtifactError: When it refuses the file; carries its reason.
+    """
+    lib = _library()
+    number = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{kind}", None)
+    if number is None:
+        raise ConfigError(f"llama.cpp has no type {kind!r:.40}; common ones are Q4_0, Q4_K_M, IQ4_NL and Q8_0.")
+    settings = lib.llama_model_quantize_default_params()
+    settings.ftype, settings.nthread = number, threads or len(os.sched_getaffinity(0))
+    _LINES.clear()
+    with atomic_file(target) as part:
+        if lib.llama_model_quantize(os.fsencode(source), os.fsencode(part), ctypes.byref(settings)):
+            raise _refusal(source)
+    return target
+
+
+def features() -> str:
+    """Return llama.cpp's own line on what of this CPU it uses; a build for other machines is slower and says so."""
+    return str(_library().llama_print_system_info().decode("utf-8", "replace").strip())
 
 
 def time_files(

@@ -1,0 +1,1 @@
+"""The claim on the decoder engine; see `run`."""

@@ -1,0 +1,125 @@
+"""Times arms in turns, with the memory's bandwidth measured in the same rounds, and scores them on the same windows.
+
+On one thread, times are those that this process computes: what other programs take of the machine's time falls out,
+what they take of its memory bandwidth does not. On more threads they are those of the wall clock.
+"""
+
+# N windows, T tokens, V vocabulary
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.decode.arms import Arm
+from lissome.cost.clock import fixed_threads
+from lissome.engine.decode.decoder import Floats
+from lissome.ops.kernels import native
+
+Now = Callable[[], float]
+_PIECE = 128  # tokens whose logits are held at a time
+_BLOCK = 256 << 20  # bytes by which the bandwidth is measured
+
+
+def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new: int) -> dict[str, Any]:
+    """Let every arm read a prompt and write after it, in every round, one arm after the other.
+
+    Args:
+        arms: By name.
+        rounds: How often each is timed, after one round that is thrown away.
+        threads: Threads, of which the arms know.
+        prompt: Tokens of the prompt; all arms read the same.
+        new: Tokens after it, given and not chosen, so that all arms do the same work.
+
+    Returns:
+        By arm and round: seconds of the prompt (``prefill``) and of the median new token (``step``); ``bytes`` that a
+        new token reads, with the cache in the middle of the text; ``bandwidth`` by round, in bytes per second.
+    """
+    now = time.process_time if threads == 1 else time.perf_counter
+    compiled = native.required()
+    block = compiled.block(_BLOCK)
+    ids = [(1 + 7 * step) % min(arm.tokens for arm in arms.values()) for step in range(prompt + new)]
+    found: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "step": []} for name in arms}
+    bandwidth = []
+    gc.collect()
+    gc.disable()  # a collection would fall into somebody's turn
+    try:
+        with fixed_threads(threads):
+            for turn in range(rounds + 1):
+                start = now()
+                compiled.checksum(block, threads)
+                bandwidth.append(block.nbytes / (now() - start))
+                for name in list(arms)[:: 1 if turn % 2 else -1]:
+                    first, step = _request(arms[name], ids, prompt, now)
+                    found[name]["prefill"].append(first)
+                    found[name]["step"].append(step)
+    finally:
+        gc.enable()
+    middle = prompt + new // 2
+    return {
+        "arms": {
+            name: {kind: times[1:] for kind, times in found[name].items()}
+            | {"bytes": arm.nbytes + arm.cell * middle, "weights": arm.nbytes, "note": arm.note}
+            for name, arm in arms.items()
+        },
+        "bandwidth": bandwidth[1:],
+        "kernels": native.choice().name,
+    }
+
+
+def _request(arm: Arm, ids: Sequence[int], prompt: int, now: Now) -> tuple[float, float]:
+    arm.reset()
+    start = now()
+    arm.feed(ids[:prompt], 0)
+    first, times = now() - start, []
+    for at in range(prompt, len(ids)):
+        start = now()
+        arm.feed([ids[at]], at)
+        times.append(now() - start)
+    return first, float(np.median(times))
+
+
+def losses(arm: Arm, windows: NDArray[np.int64]) -> list[float]:
+    """Return the mean loss of the next tokens of every window Int[N, T], nats."""
+    found = []
+    for window in windows:
+        total = 0.0
+        for first, logits in _pieces(arm, window):
+            targets = window[first + 1 : first + 1 + len(logits)]
+            total -= float(_log_softmax(logits[: len(targets)])[np.arange(len(targets)), targets].sum())
+        found.append(total / (len(window) - 1))
+    return found
+
+
+def closeness(arm: Arm, other: Arm, windows: NDArray[np.int64]) -> dict[str, Any]:
+    """Compare two arms of one model on the same windows.
+
+    Returns:
+        ``nll`` of both by window, ``kl`` (of the first from the second, nats per token) and ``agreement`` (share of
+        tokens whose likeliest successor is the same).
+    """
+    kl, same, nll = [], [], {"arm": losses(arm, windows), "other": losses(other, windows)}
+    for window in windows:
+        for (_, mine), (_, theirs) in zip(_pieces(arm, window), _pieces(other, window), strict=True):
+            own, base = _log_softmax(mine), _log_softmax(theirs)
+            kl.append((np.exp(base) * (base - own)).sum(-1))
+            same.append(own.argmax(-1) == base.argmax(-1))
+    return {**nll, "kl": float(np.concatenate(kl).mean()), "agreement": float(np.concatenate(same).mean())}
+
+
+def _pieces(arm: Arm, window: NDArray[np.int64]) -> Any:
+    """Yield where a piece begins, and its logits [T', V]."""
+    arm.reset()
+    for first in range(0, len(window), _PIECE):
+        yield first, arm.feed(window[first : first + _PIECE].tolist(), first, every=True)
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(-1, keepdims=True)
+    found: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found

@@ -1,0 +1,120 @@
+"""Markdown of the claim's stored results: a short table for the README, the whole for the engine's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks._markdown import Results, environment, inequalities, table
+from benchmarks.decode.names import SPARSE, TORCH, llama
+
+_SHOWN = ("nested 4 bits", "nested 3 bits", llama("Q4_1"), llama("Q4_0"), llama("Q4_K_M"), llama("Q8_0"), *TORCH)
+_PROMPT = 512
+
+
+def summary(results: Results) -> str:
+    """Return the README's table: decoding, prompts and perplexity on one thread."""
+    parts = []
+    for result in results:
+        model = result["models"][0]
+        short, long = (result["tables"][f"{model}-{kind}-1"] for kind in ("short", "long"))
+        intro = (
+            f"{model} on one thread, in turns in one process: tokens/s of decoding and of a prompt of {_PROMPT}, bytes "
+            "of weights that a token reads, what share that is of the bandwidth of the same rounds "
+            f"({short['bandwidth'] / 1e9:.1f} GB/s), held-out perplexity. Two threads, other models, pruned weights "
+            "and what failed: [decoding](docs/explanation/decode.md)."
+        )
+        rows = [
+            [
+                arm,
+                _speed(row["decode"]),
+                f"{_PROMPT * long['rows'][arm]['prefill']:.0f}",
+                f"{row['mb']:.0f} MB",
+                f"{row['share']:.0%}",
+                _ppl(result["ppl"][model].get(arm)),
+            ]
+            for arm, row in short["rows"].items()
+            if arm in _SHOWN or arm.startswith("openvino")
+        ]
+        head = ["", "decode", f"prompt of {_PROMPT}", "a token reads", "of the bandwidth", "perplexity"]
+        parts += [intro, table(head, rows)]
+    return "\n\n".join([*parts, environment(results)])
+
+
+def page(results: Results) -> str:
+    """Return all tables of the engine's page."""
+    parts = [environment(results)]
+    for result in results:
+        parts.append(f"llama.cpp says of itself: `{result['llama_cpp']}`.")
+        for name, found in result["tables"].items():
+            parts += [f"### {_title(name)}", _bandwidth(found), _rows(result, name, found)]
+        for name, found in result["linears"].items():
+            parts += [f"### Linear layers alone, threads: {name.split('-')[-1]}", _bandwidth(found), _linears(found)]
+        parts += ["### Integer activations, and transformers", _modes(result)]
+    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
+
+
+def _title(name: str) -> str:
+    model, kind, threads = name.rsplit("-", 2)
+    what = {
+        "short": "a prompt of 16 and 48 new tokens",
+        "long": f"a prompt of {_PROMPT} and 16 new tokens",
+        "wanda": "half of the block weights pruned by Wanda, a prompt of 16 and 48 new tokens",
+    }[kind]
+    return f"{model}: {what}, threads: {threads}"
+
+
+def _bandwidth(found: Mapping[str, Any]) -> str:
+    return f"Bandwidth of the same rounds: {found['bandwidth'] / 1e9:.1f} GB/s."
+
+
+def _rows(result: Mapping[str, Any], name: str, found: Mapping[str, Any]) -> str:
+    model, kind, _ = name.rsplit("-", 2)
+    length = _PROMPT if kind == "long" else 16
+    rows = [
+        [
+            arm,
+            _speed(row["decode"]),
+            f"{length * row['prefill']:.0f}",
+            f"{row['mb']:.0f}",
+            f"{row['share']:.0%}",
+            _ppl(result["ppl"][model].get(arm)),
+            row["note"] or SPARSE.get(arm, ""),
+        ]
+        for arm, row in found["rows"].items()
+    ]
+    head = ["", "decode, tokens/s [95 %]", "prompt, tokens/s", "MB a token", "of the bandwidth", "perplexity", ""]
+    return table(head, rows)
+
+
+def _linears(found: Mapping[str, Any]) -> str:
+    rows = []
+    for bits, row in found["rows"].items():
+        faster = row["faster"]
+        shown = f"{faster['value']:.2f} [{faster['low']:.2f}, {faster['high']:.2f}]"
+        rows.append([f"{bits} bits", f"{row['mb']:.0f}", f"{row['ms']:.2f}", f"{row['share']:.0%}", shown])
+    return table(["", "MB", "ms", "of the bandwidth", "× 4 bits"], rows)
+
+
+def _modes(result: Mapping[str, Any]) -> str:
+    rows = []
+    for model in result["models"]:
+        modes, greedy = result["modes"][model], result["greedy"][model]
+        equal = f"{greedy['equal']} of {greedy['prompts']}"
+        rows.append([model, f"{modes['ratio']:.4f}", f"{modes['kl']:.4f}", f"{modes['agreement']:.1%}", equal])
+    head = [
+        "",
+        "perplexity, integer ÷ fp32 activations",
+        "KL, nats",
+        "same likeliest token",
+        "greedy texts equal to transformers'",
+    ]
+    return table(head, rows)
+
+
+def _speed(one: Mapping[str, Any]) -> str:
+    return f"{one['value']:.0f} [{one['low']:.0f}, {one['high']:.0f}]"
+
+
+def _ppl(one: Mapping[str, Any] | None) -> str:
+    return "–" if one is None else f"{one['value']:.2f}"

@@ -1,0 +1,90 @@
+"""Markdown of the claim's stored results: a short table for the README, the whole for the method's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks._markdown import Results, environment, inequalities, table
+from benchmarks.pmpd.names import SCHEDULERS
+
+
+def summary(results: Results) -> str:
+    """Return the README's table: half of the tokens at more bits, first or last."""
+    parts = []
+    for result in results:
+        intro = (
+            f"Half of {result['tokens']} new tokens at more bits, the other half at fewer: divergence from more bits "
+            f"alone, nats per token (lower is better), {result['prompts']} held-out prompts. Schedulers, times and "
+            "what failed: [PMPD](docs/methods/infer/pmpd.md)."
+        )
+        rows = []
+        for case in result["cases"].values():
+            by_name = {point["name"]: point for point in case["points"]}
+            first, last = (by_name[f"{way} first, 50% high"]["kl"] for way in ("high", "low"))
+            speed = case["speed"]["1"]["rows"]["half"]["faster"]
+            what = f"{case['model']}, {case['high']} and {case['low']} bits"
+            rows.append([what, _interval(first), _interval(last), f"{speed['value']:.2f}"])
+        parts += [intro, table(["", "more bits first", "more bits last", "× as fast as more bits alone"], rows)]
+    return "\n\n".join([*parts, environment(results)])
+
+
+def page(results: Results) -> str:
+    """Return all tables of the method's page."""
+    parts = [environment(results)]
+    for result in results:
+        for case in result["cases"].values():
+            parts += [
+                f"### {case['model']}, {case['high']} and {case['low']} bits",
+                _setting(result, case),
+                _points(case),
+                _speed(case),
+            ]
+    listed = "\n".join(f"- {word}: {what}" for word, what in SCHEDULERS.items())
+    return "\n\n".join([*parts, listed, "### The claim, inequality by inequality", inequalities(results)])
+
+
+def _setting(result: Mapping[str, Any], case: Mapping[str, Any]) -> str:
+    return (
+        f"{result['prompts']} prompts of {result['prompt']} tokens ({result['text']}) and {result['tokens']} new ones; "
+        f"schedulers are made from {result['learnt_from']} other texts, with a limit of {case['limit']:.4f} nats, at "
+        f"which one T for all would be {case['static']}. The last column is positive where a schedule is better than "
+        "the chord between the two precisions."
+    )
+
+
+def _points(case: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            point["name"],
+            f"{point['bits']:.2f}",
+            _interval(point["kl"]),
+            f"{point['chord']:.4f}",
+            _interval(point["above"]),
+        ]
+        for point in case["points"]
+    ]
+    return table(["schedule", "mean bits", "KL, nats [95 %]", "chord", "chord − KL [95 %]"], rows)
+
+
+def _speed(case: Mapping[str, Any]) -> str:
+    rows = []
+    for threads, found in case["speed"].items():
+        for name, row in found["rows"].items():
+            faster = row["faster"]
+            rows.append(
+                [
+                    f"{name}, threads: {threads}",
+                    f"{row['tokens']:.0f}",
+                    f"{row['mb']:.0f}",
+                    f"{row['share']:.0%} of {found['bandwidth'] / 1e9:.1f} GB/s",
+                    f"{faster['value']:.2f} [{faster['low']:.2f}, {faster['high']:.2f}]",
+                    f"{found['deciding']:.2%}" if name == "half" else "",
+                ]
+            )
+    head = ["", "tokens/s", "MB a token", "of the bandwidth", "× more bits alone", "deciding ÷ decoding"]
+    return table(head, rows)
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    return f"{one['value']:.4f} [{one['low']:.4f}, {one['high']:.4f}]"
