@@ -11,7 +11,9 @@ from lissome.cli._session import JsonFlag, answer
 
 
 def command(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that lissome fit wrote.")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="A folder that lissome fit, supernet or federate wrote.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(

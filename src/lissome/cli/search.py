@@ -69,10 +69,12 @@ def command(
 ) -> None:
     """Find the trade-off between quality and cost in a super-network, or in a language model as it is.
 
-    The same command again continues; more trials go on from there.
+    The same command again continues; more trials go on from there. Of a super-network, report.html in S shows the
+    front: click a point to see its sub-network and the command that extracts it.
     """
     from lissome import pipeline
     from lissome.report import answers
+    from lissome.report.page import write_page_if_possible
 
     inside = Path(target) if pipeline.is_elastic(target) else Path()
     folder = out or inside / derived_folder(
@@ -97,6 +99,8 @@ def command(
             seed=seed,
             events=events,
         )
+        if pipeline.is_elastic(target):
+            write_page_if_possible(Path(target), events)
     answer(report.to_json(), answers.search, as_json)
     if budget and not report.front:
         raise BudgetUnmetError(

@@ -13,6 +13,7 @@ from lissome.core.files import read_json
 from lissome.core.manifest import MANIFEST, Manifest, read_curve, read_manifest
 from lissome.core.method import CurvePoint
 from lissome.core.metrics import Metric
+from lissome.report.front import Front, read_front
 from lissome.report.rounds import Bytes, bytes_of
 from lissome.report.rows import Row
 
@@ -43,7 +44,7 @@ def _check_artifact(folder: Path) -> None:
     """Say what is missing before a file of it is."""
     if not (folder / MANIFEST).exists():
         what = "a folder" if not folder.is_dir() else "an artifact"
-        raise ArtifactError(f"{folder} is not {what} that lissome fit wrote: {MANIFEST} does not exist there.")
+        raise ArtifactError(f"{folder} is not {what} that lissome wrote: {MANIFEST} does not exist there.")
 
 
 def explanation(folder: Path) -> dict[str, Any]:
@@ -102,6 +103,7 @@ class PageData:
         path: How the user calls the artifact's folder, for the command that extracts a step.
         federation: The stored result of a federation; empty for others.
         sent: Bytes of its messages by round.
+        front: Of a super-network, what a search of it found.
     """
 
     manifest: Manifest
@@ -112,6 +114,7 @@ class PageData:
     path: str = "ARTIFACT"
     federation: Mapping[str, Any] = field(default_factory=dict)
     sent: Bytes = field(default_factory=dict)
+    front: Front | None = None
 
 
 def read_page(folder: Path) -> PageData:
@@ -132,6 +135,7 @@ def read_page(folder: Path) -> PageData:
         path=str(folder),
         federation=result if "rounds" in result else {},
         sent=_sent(folder),
+        front=read_front(folder, manifest),
     )
 
 

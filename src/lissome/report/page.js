@@ -1,12 +1,7 @@
-"use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const { data, $, color, safe, quantity, percent, label, unit, fill, element, copyable, looks } = page;
   const points = data.points;
   if (!points.length) return;
-  const $ = (id) => document.getElementById(id);
-  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-  // Plotly reads a little HTML in its labels; a name must stay a name.
-  const safe = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
   const KINDS = [
     ["attention", "attention removed"], ["mlp", "MLP removed"], ["width", "MLP channels"],
@@ -14,25 +9,6 @@
   ];
   const original = points[0];
   let chosen = Math.max(points.findIndex((point) => point.step === data.result), 0);
-
-  function short(value) {
-    const size = Math.abs(value);
-    return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : value.toFixed(2);
-  }
-  function quantity(value, unit) {
-    if (unit === "count" || unit === "bytes") {
-      const steps = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
-      for (const [factor, prefix] of steps) {
-        if (Math.abs(value) >= factor) return short(value / factor) + " " + prefix + (unit === "bytes" ? "B" : "");
-      }
-      return short(value) + (unit === "bytes" ? " B" : "");
-    }
-    if (unit === "s" && value < 1) return value < 1e-3 ? short(value * 1e6) + " µs" : short(value * 1e3) + " ms";
-    return String(Number(value.toPrecision(4))) + (unit ? " " + unit : "");
-  }
-  const percent = (ratio) => (ratio * 100).toFixed(1) + " %";
-  const label = (name) => (data.labels[name] || name);
-  const unit = (name) => (data.units[name] || "");
 
   /* Where a metric of a point is found: predicted and counted figures, then qualities. */
   const read = (point, name) => (name in point.figures ? point.figures[name] : point.quality[name]);
@@ -45,16 +21,6 @@
     { x: sizes.includes("latency") ? "latency" : sizes[sizes.length - 1] },
   ];
   let quality = qualities[0];
-
-  function fill(select, names, value) {
-    for (const name of names) {
-      const option = document.createElement("option");
-      option.value = name;
-      option.textContent = label(name);
-      select.append(option);
-    }
-    select.value = value;
-  }
 
   const ratio = (point, name) => read(point, name) / read(original, name);
 
@@ -126,11 +92,7 @@
       yaxis.ticktext = ticks.map((value) => String(Number(value.toPrecision(2))));
     }
     return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 62, r: 12, t: 8, b: 46 },
-      font: { family: "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", size: 12.5, color: color("ink") },
-      xaxis: axis(views[0], [0, 0.485]), xaxis2: axis(views[1], [0.515, 1]), yaxis, hovermode: "closest",
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-      hoverlabel: { bgcolor: color("card"), bordercolor: color("line"), font: { color: color("ink") }, align: "left" },
+      ...looks(), xaxis: axis(views[0], [0, 0.485]), xaxis2: axis(views[1], [0.515, 1]), yaxis,
       shapes: [...limits(views[0], ""), ...limits(views[1], "2")],
     };
   }
@@ -139,13 +101,6 @@
     Plotly.react("chart", [...traces(views[0], ""), ...traces(views[1], "2")], layout(), {
       displayModeBar: false, responsive: true,
     });
-  }
-
-  function element(tag, text, name) {
-    const node = document.createElement(tag);
-    if (text !== undefined) node.textContent = text;
-    if (name) node.className = name;
-    return node;
   }
 
   function figures(point) {
@@ -216,14 +171,7 @@
   $("quality").addEventListener("change", (event) => { quality = event.target.value; draw(); });
   $("step").max = points.length - 1;
   $("step").addEventListener("input", (event) => show(Number(event.target.value)));
-  $("copy").addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText($("extract").textContent);
-      $("copy").textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren($("extract")); // no clipboard for a page opened from a file: select it instead
-    }
-  });
+  copyable();
   show(chosen);
   $("chart").on("plotly_click", (event) => {
     const step = event.points[0].customdata && event.points[0].customdata[0];

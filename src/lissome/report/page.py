@@ -23,7 +23,7 @@ from lissome.core.events import EventStream
 from lissome.core.files import check_writable, write_text
 from lissome.core.method import CurvePoint
 from lissome.core.optional import optional_import
-from lissome.report import rounds, sections
+from lissome.report import front, rounds, sections
 from lissome.report.facts import PageData, read_page, unit_of
 from lissome.report.rows import LABELS, change, plain
 from lissome.report.table import markdown
@@ -79,14 +79,13 @@ def write_page_if_possible(folder: Path, events: EventStream) -> None:
 
 def render(data: PageData) -> str:
     """Return the page as HTML, a function of `data` alone (the same data gives the same bytes)."""
-    style, script = (
-        files("lissome.report").joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
-    )
+    style = _source("page.css")
     parts = [
         sections.header(data),
         sections.cards(data.rows),
         sections.verdicts(data),
-        sections.curve(data),
+        sections.curve(data) if data.front is None else front.front(data.front, sections.text),
+        sections.sizes(data) if data.front is not None else "",
         rounds.federation(data.federation, data.sent, sections.text),
         "" if data.federation else sections.table(data.rows),
         sections.lineage(data.manifest),
@@ -94,9 +93,12 @@ def render(data: PageData) -> str:
     ]
     embedded, scripts = "", ""
     hashes = "'none'"
-    if data.curve:
+    drawn = _drawn(data)
+    if drawn is not None:
+        name, told = drawn
+        script = _source("common.js") + _source(name)
         sources = (optional_import("plotly.offline", extra="report").get_plotlyjs(), script)
-        embedded = f'<script type="application/json" id="data">{_embedded(_script_data(data))}</script>'
+        embedded = f'<script type="application/json" id="data">{_embedded(told)}</script>'
         scripts = "".join(f"<script>{source}</script>\n" for source in sources)
         hashes = " ".join(f"'sha256-{_digest(source)}'" for source in sources)
     policy = f"default-src 'none'; base-uri 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}"
@@ -108,6 +110,18 @@ def render(data: PageData) -> str:
         f"<title>{sections.text(data.manifest.name)} – lissome</title><style>{style}</style></head>\n<body><main>\n"
         f"{''.join(parts)}{sections.footer(data.manifest)}</main>\n{embedded}\n{scripts}</body></html>\n"
     )
+
+
+def _source(name: str) -> str:
+    return files("lissome.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _drawn(data: PageData) -> tuple[str, dict[str, Any]] | None:
+    """The script that draws the page's chart, and what it needs; None where there is nothing to draw."""
+    if data.front is not None:
+        searched = data.front.found is not None and data.front.found.front
+        return ("front.js", front.script_data(data.front)) if searched else None
+    return ("page.js", _script_data(data)) if data.curve else None
 
 
 def _digest(source: str) -> str:

@@ -31,7 +31,11 @@ LABELS = {
     "decode": "decode",
     "ppl": "perplexity",
     "accuracy": "accuracy",
-    "loss": "cross entropy of the classes",
+    "f1": "F1 of answers",
+    "exact": "exact answers",
+    "miou": "mean IoU",
+    "best_miou": "mean IoU of the best mask",
+    "loss": "loss",
     "kl": "KL from the original",
     "agreement": "top-1 agreement",
 }

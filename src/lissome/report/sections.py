@@ -96,6 +96,14 @@ def curve(data: PageData) -> str:
     )
 
 
+def sizes(data: PageData) -> str:
+    """The ends and the middle of a super-network, before any search."""
+    if not data.curve:
+        return ""
+    note = "Quality is that on the examples to choose by, with statistics of batch norms of its own."
+    return f"<section><h2>Its sizes</h2><p>{note}</p>{_steps(data.curve)}</section>\n"
+
+
 def _steps(curve: Sequence[CurvePoint]) -> str:
     figures = [name for name in curve[0].figures if all(name in point.figures for point in curve)]
     qualities = [name for name in curve[0].quality if all(name in point.quality for point in curve)]
