@@ -196,7 +196,7 @@ def test_a_model_with_classes_keeps_its_head(toy: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_learnt_is_refused_before_any_work(toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     jobs: list[tuple[type[LissomeError], str, dict[str, object]]] = [
-        (DataError, "is an encoder: what it is to learn are labelled texts", {"data": None}),
+        (DataError, "is an encoder: what it is to learn are labelled texts, or questions", {"data": None}),
         (ConfigError, "adapter=none and steps=0 train nothing", {"settings": ("adapter=none",)}),
         (ConfigError, "adapter=none and steps=0 train nothing", {"settings": ("steps=0",)}),
         (OrderError, "multipruner needs a model that is decoder.*use shears", {"method": "multipruner"}),

@@ -1,4 +1,4 @@
-"""Measure how well a model writes, answers or classifies, next to a baseline."""
+"""Measure how well a model writes, answers, classifies or segments, next to a baseline."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def command(
         str | None,
         typer.Option(
             "--data",
-            metavar="FILE",
-            help="Labelled texts (CSV or JSON lines), for a model that puts texts into classes.",
+            metavar="X",
+            help="What a model with classes is judged by: labelled texts (CSV or JSON lines) or images (a folder of "
+            "folders, .npz); images with masks; or questions (SQuAD's JSON).",
         ),
     ] = None,
     limit: Annotated[
@@ -35,7 +36,7 @@ def command(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure how well a model writes, answers or classifies, next to a baseline."""
+    """Measure how well a model writes, answers, classifies or segments, next to a baseline."""
     from lissome import pipeline
     from lissome.report import answers
 

@@ -30,6 +30,7 @@ from lissome.data.sources import SHIPPED, Corpus, read_corpus
 from lissome.data.text import Encoder, TextSplits, all_windows, text_splits, windows_sha256
 from lissome.engine.classify import Encoded, OwnHead, answers
 from lissome.engine.scoring import TextScores, bounded_exp, perplexity, score_text
+from lissome.engine.search.goal import QUALITIES
 from lissome.engine.tasks import Answers, answer
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
@@ -165,36 +166,70 @@ def evaluate_labels(
         NumericsError: When a score is NaN or infinite.
         UnsupportedModelError: When a model has no named classes.
     """
-    models = {"model": model} if baseline is None else {"model": model, "baseline": baseline}
-    scores = {}
-    with (events or EventStream()).stage("evaluate", len(models) * len(data)) as stage:
-        for who, one in models.items():
-            scores[who] = answers(OwnHead(one), data)
-            stage.advance(len(data))
-    right = {who: (found.argmax(-1) == data.labels).int().tolist() for who, found in scores.items()}
-    metrics = {who: _of_classes(scores[who], right[who], data.labels, seed) for who in models}
-    differences = []
-    if baseline is not None:
-        change = paired_bootstrap([a - b for a, b in zip(right["model"], right["baseline"], strict=True)], seed=seed)
-        differences.append(_metric("accuracy", change, better="higher"))
+
+    def each(one: Model) -> dict[str, Tensor]:
+        found = answers(OwnHead(one), data)
+        right = (found.argmax(-1) == data.labels).double()
+        return {"accuracy": right, "loss": cross_entropy(found, data.labels, reduction="none")}
+
     facts = {"texts": len(data), "labels": list(labels_of(model)), "most_frequent": _most_frequent(data.labels)}
+    return evaluate_examples(model, each, count=len(data), facts=facts, baseline=baseline, seed=seed, events=events)
+
+
+def evaluate_examples(
+    model: Model,
+    each: Callable[[Model], Mapping[str, Tensor]],
+    *,
+    count: int,
+    facts: Mapping[str, Any],
+    baseline: Model | None = None,
+    seed: int = 0,
+    events: EventStream | None = None,
+) -> Report:
+    """Score a model on separate examples, beside a baseline on the same ones.
+
+    Args:
+        model: The model.
+        each: Gives figures of every example by name, Tensor[N].
+        count: Number of examples N.
+        facts: What a report says of them.
+        baseline: Another model that learnt the same.
+        seed: Of the bootstrap.
+        events: Where progress goes: a stage ``evaluate`` counted in examples of either model.
+
+    Raises:
+        NumericsError: When a figure is NaN or infinite.
+    """
+    models = {"model": model} if baseline is None else {"model": model, "baseline": baseline}
+    found = {}
+    with (events or EventStream()).stage("evaluate", len(models) * count) as stage:
+        for who, one in models.items():
+            found[who] = {name: values.double().tolist() for name, values in each(one).items()}
+            stage.advance(count)
+    metrics = {
+        who: tuple(_of_examples(name, values, seed) for name, values in figures.items())
+        for who, figures in found.items()
+    }
+    differences = tuple(
+        _of_examples(name, [a - b for a, b in zip(found["model"][name], theirs, strict=True)], seed)
+        for name, theirs in found.get("baseline", {}).items()
+        if name != "loss"
+    )
+    right = {who: figures.get("accuracy", ()) for who, figures in found.items()}
     return Report(
         name=model.name,
         metrics=metrics["model"],
         baseline_name=None if baseline is None else baseline.name,
         baseline=metrics.get("baseline", ()),
-        differences=tuple(differences),
-        answers={"labels": right},
+        differences=differences,
+        answers={"labels": {who: [int(one) for one in values] for who, values in right.items()}},
         provenance={"data": facts, "seed": seed, "threads": torch.get_num_threads(), "versions": versions()},
     )
 
 
-def _of_classes(scores: Tensor, right: Sequence[int], labels: Tensor, seed: int) -> tuple[Metric, ...]:
-    losses = cross_entropy(scores, labels, reduction="none").double().numpy()
-    return (
-        _metric("accuracy", paired_bootstrap(right, seed=seed), better="higher"),
-        _metric("loss", paired_bootstrap(losses, seed=seed), unit="nats"),
-    )
+def _of_examples(name: str, values: Sequence[float], seed: int) -> Metric:
+    unit = "nats" if name == "loss" else ""
+    return _metric(name, paired_bootstrap(values, seed=seed), unit=unit, better=QUALITIES.get(name, "lower"))
 
 
 def _most_frequent(labels: Tensor) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""What a model is to be good at: the next token of text, or the classes of labelled texts or images.
+"""What a model is to be good at: the next token of text, classes of labelled texts or images, masks, or answers.
 
 A method that trains asks its objective for the inputs to calibrate on, the task of the training loop and what to choose
 by; so one method serves causal language models, encoders and networks of images alike.
@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,14 +21,16 @@ from lissome.core.method import ModelCard
 from lissome.core.protocols import Splits
 from lissome.data.labelled import Labelled
 from lissome.data.text import spread
-from lissome.engine.classify import Encoded, OwnHead, answers, classification, correct, encode, logits_of
+from lissome.engine.classify import Encoded, OwnHead, answers, classification, encode, logits_of
 from lissome.engine.elastic import taught_loss
+from lissome.engine.exampled import ExampleSplits, OfExamples
 from lissome.engine.hooks import Batch, Loss, Task
 from lissome.engine.pictures import ImageSplits, Pictures
 from lissome.engine.recover import RecoverConfig, shorter, token_loss
 from lissome.engine.scoring import bounded_exp, perplexity, score_text
 from lissome.engine.search.found import Split
 from lissome.engine.segments import Segments, SegmentSplits
+from lissome.engine.spans import Spans, SpanSplits
 from lissome.engine.stream import Inputs, windows_of
 from lissome.engine.train import TrainConfig
 from lissome.engine.walk import Walk
@@ -40,46 +42,18 @@ _SHARES = {"recovery": 0.7, "selection": 0.1, "test": 0.2}
 _SEARCHED = {"recovery": 0.6, "search": 0.1, "selection": 0.1, "test": 0.2}
 _SEEN = 512  # most texts that a search looks at for every candidate
 _LENGTH = 128  # tokens of a text beyond which it is cut; most sentences and short reviews have fewer
-_BATCH = 16  # texts of a step
-_WARMUP = 0.05
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LabelSplits:
-    """Labelled texts for every purpose; satisfies `lissome.core.protocols.Splits`, its windows being texts.
+class LabelSplits(ExampleSplits[Encoded]):
+    """Labelled texts for every purpose."""
 
-    Attributes:
-        recovery: Texts for training; calibration takes its inputs from them too.
-        selection: Texts for choosing between results.
-        test: Held-out texts; empty in what a method sees.
-        classes: Names of the classes.
-        source: What the file was called.
-        fingerprint: Hash of texts, labels, tokens and split.
-        search: Texts that a search looks at; None where nothing is searched.
-    """
-
-    recovery: Encoded
-    selection: Encoded
-    test: Encoded
-    classes: tuple[str, ...]
-    source: str
-    fingerprint: str
-    search: Encoded | None = None
+    noun: ClassVar[str] = "texts"
 
     @property
     def calibration(self) -> Tensor:
         """Ids of the texts that calibration may look at, LongTensor[N, T]."""
         return self.recovery.ids
-
-    def for_methods(self) -> LabelSplits:
-        """Return the splits without the test texts: what is not there cannot leak."""
-        return replace(self, test=self.test.some(()))
-
-    def describe(self) -> dict[str, Any]:
-        """Return JSON-able facts for a manifest or report."""
-        counts = {name: len(part) for name in _SEARCHED if (part := getattr(self, name)) is not None}
-        facts = {"source": self.source, "texts": counts, "classes": list(self.classes)}
-        return {**facts, "fingerprint": self.fingerprint}
 
 
 def tokens_of(model: Model, data: Labelled) -> Encoded:
@@ -206,27 +180,21 @@ class NextToken:
 
 
 @dataclass(frozen=True)
-class Classes:
+class Classes(OfExamples):
     """Labelled texts, and the cross entropy of their classes under the model's own head, which is trained too."""
 
     data: LabelSplits
+    size: ClassVar[int] = 16
 
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` examples for calibration."""
-        size = len(self.data.recovery)
-        chosen = range(size) if count >= size else [index * size // count for index in range(count)]
-        return list(self.data.recovery.some(chosen).batches())
+        return list(self.spread(count).batches())
 
     def task(self, model: Model) -> Task:
         """Return the task of the training loop; the head learns with the adapters."""
         for parameter in head_parameters(model):
             parameter.requires_grad_(True)
         return classification(OwnHead(model), self.data.recovery)
-
-    def training(self, *, steps: int, lr: float, batch: int | None, max_seconds: float | None) -> TrainConfig:
-        """Settings of the training loop; `batch` counts texts."""
-        size = min(_BATCH if batch is None else batch, len(self.data.recovery))
-        return TrainConfig(steps=steps, lr=lr, batch=size, warmup=round(_WARMUP * steps), max_seconds=max_seconds)
 
     def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
         """Return the loss with a teacher's opinion of every text."""
@@ -236,36 +204,14 @@ class Classes:
 
         return taught_loss(logits_of, judge, OwnHead(teacher), share=share, temperature=temperature)
 
-    def figures(self, model: Model, split: Split) -> dict[str, float]:
-        """Accuracy and cross entropy."""
+    def each(self, model: Model, split: Split) -> dict[str, Tensor]:
+        """Whether the likeliest class of every text is right, and its cross entropy."""
         texts = getattr(self.data, split)
         found = answers(OwnHead(model), texts)
-        right = (found.argmax(-1) == texts.labels).double().mean()
-        return {"accuracy": float(right), "loss": float(F.cross_entropy(found, texts.labels))}
-
-    def correct(self, model: Model, split: Split) -> Tensor:
-        """Say for every text of a split whether its likeliest class is right, Bool[N]."""
-        return correct(OwnHead(model), getattr(self.data, split))
-
-    @property
-    def splits(self) -> Mapping[str, str]:
-        """What each split is that there is."""
-        parts = {name: getattr(self.data, name) for name in ("search", "selection", "test")}
-        return {name: f"{len(part)} texts" for name, part in parts.items() if part is not None and len(part)}
-
-    @property
-    def selects(self) -> bool:
-        """Whether there are texts to choose by."""
-        return len(self.data.selection) > 0
-
-    def loss(self, model: Model) -> float:
-        """Mean cross entropy on the texts to choose by."""
-        texts = self.data.selection
-        return float(F.cross_entropy(answers(OwnHead(model), texts), texts.labels))
-
-    def quality(self, loss: float) -> Mapping[str, float]:
-        """The loss itself."""
-        return {"loss": loss}
+        return {
+            "accuracy": (found.argmax(-1) == texts.labels).double(),
+            "loss": F.cross_entropy(found, texts.labels, reduction="none"),
+        }
 
 
 def objective_of(data: Splits) -> Objective:
@@ -274,6 +220,8 @@ def objective_of(data: Splits) -> Objective:
         return Pictures(data)
     if isinstance(data, SegmentSplits):
         return Segments(data)
+    if isinstance(data, SpanSplits):
+        return Spans(data)
     return Classes(data) if isinstance(data, LabelSplits) else NextToken(data)
 
 
@@ -281,5 +229,5 @@ def step_tokens(card: ModelCard, batch: int | None) -> int:
     """Tokens of a training step of so many examples (None: the objective's own choice), for a plan without the data."""
     length = card.windows[1]
     if "encoder" in card.tags:
-        return (batch or _BATCH) * length
+        return (batch or Classes.size) * length
     return (batch or RecoverConfig().batch) * min(length, 256)

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,56 +17,24 @@ from torch.nn import functional as F
 from lissome.core.errors import DataError, NumericsError
 from lissome.data.images import Images
 from lissome.engine.elastic import Forward, task_loss, taught_loss
+from lissome.engine.exampled import ExampleSplits, OfExamples
 from lissome.engine.hooks import Batch, Loss, Task
 from lissome.engine.images import ImageExamples, examples
 from lissome.engine.search.found import Split
 from lissome.engine.stream import Inputs
-from lissome.engine.train import TrainConfig
 from lissome.models.example import example
+from lissome.models.labels import image_labels_of, outputs_of
 from lissome.models.model import Model
 
 _SHARES = {"recovery": 0.6, "search": 0.1, "selection": 0.1, "test": 0.2}
 _SEEN = 2000  # most images of the splits that are looked at for every candidate
-_BATCH = 64
-_WARMUP = 0.05
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ImageSplits:
-    """Labelled images for every purpose; satisfies `lissome.core.protocols.Splits`, its windows being images.
+class ImageSplits(ExampleSplits[ImageExamples]):
+    """Labelled images for every purpose."""
 
-    Attributes:
-        recovery: Images for training; statistics are taken over them too.
-        search: Images that a search looks at.
-        selection: Images for choosing between results.
-        test: Held-out images; none in what a method sees.
-        classes: Names of the classes.
-        source: What the images were called.
-        fingerprint: Hash of images, labels, size and split.
-    """
-
-    recovery: ImageExamples
-    search: ImageExamples
-    selection: ImageExamples
-    test: ImageExamples
-    classes: tuple[str, ...]
-    source: str
-    fingerprint: str
-
-    @property
-    def calibration(self) -> ImageExamples:
-        """Images that calibration may look at."""
-        return self.recovery
-
-    def for_methods(self) -> ImageSplits:
-        """Return the splits without the test images: what is not there cannot leak."""
-        return replace(self, test=self.test.some(()))
-
-    def describe(self) -> dict[str, Any]:
-        """Return JSON-able facts for a manifest or report."""
-        counts = {name: len(getattr(self, name)) for name in _SHARES}
-        facts = {"source": self.source, "images": counts, "classes": list(self.classes)}
-        return {**facts, "fingerprint": self.fingerprint}
+    noun: ClassVar[str] = "images"
 
 
 def image_splits(model: Model, images: Images) -> ImageSplits:
@@ -88,6 +56,26 @@ def image_splits(model: Model, images: Images) -> ImageSplits:
     marks = [images.sha256, list(next(iter(example(model).values())).shape[1:]), sizes]
     digest = hashlib.sha256(json.dumps(marks).encode()).hexdigest()
     return ImageSplits(**made, classes=images.classes, source=images.name, fingerprint=digest)
+
+
+def image_judge(model: Model, images: Images) -> Pictures:
+    """Return an objective that judges a model on images: the source's own for tests, or all of them where it says none.
+
+    Raises:
+        DataError: When the classes of the images are not those of the model.
+    """
+    held = images.split("test") if "test" in images.splits else images
+    names = image_labels_of(model)
+    if names and set(held.classes) <= set(names):
+        labels = tuple(names.index(held.classes[label]) for label in held.labels)
+        held = replace(held, labels=labels, classes=names)
+    elif names or outputs_of(model) != len(held.classes):
+        known = f"{', '.join(names[:6])}{', …' * (len(names) > 6)}" if names else f"{outputs_of(model)} without names"
+        raise DataError(
+            f"{images.name} has the classes {', '.join(held.classes[:6])}{', …' * (len(held.classes) > 6)}, but those "
+            f"of {model.name} are {known}; call the folders as the model calls its classes."
+        )
+    return Pictures(ImageSplits.judging(examples(model, held), source=images.name, classes=held.classes))
 
 
 def _moved(model: Model) -> int:
@@ -115,16 +103,15 @@ def _dealt(images: Images) -> dict[str, Images]:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(OfExamples):
     """Labelled images, and the cross entropy of their classes."""
 
     data: ImageSplits
+    size: ClassVar[int] = 64
 
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` images for calibration, not moved, in batches of one size."""
-        size = len(self.data.recovery)
-        chosen = range(size) if count >= size else [index * size // count for index in range(count)]
-        return _Batches(self.data.recovery.some(chosen))
+        return _Batches(self.spread(count))
 
     def task(self, model: Model) -> Task:
         """Return the task of the training loop."""
@@ -134,41 +121,13 @@ class Pictures:
         """Return the loss with a teacher's opinion of every image."""
         return taught_loss(self._forward, _judge, teacher.module, share=share, temperature=temperature)
 
-    def training(self, *, steps: int, lr: float, batch: int | None, max_seconds: float | None) -> TrainConfig:
-        """Settings of the training loop; `batch` counts images."""
-        size = min(_BATCH if batch is None else batch, len(self.data.recovery))
-        return TrainConfig(steps=steps, lr=lr, batch=size, warmup=round(_WARMUP * steps), max_seconds=max_seconds)
-
-    def figures(self, model: Model, split: Split) -> dict[str, float]:
-        """Accuracy and cross entropy."""
-        data = getattr(self.data, split)
-        found, labels = self._answers(model, data)
-        right = (found.argmax(-1) == labels).double().mean()
-        return {"accuracy": float(right), "loss": float(F.cross_entropy(found, labels))}
-
-    def correct(self, model: Model, split: Split) -> Tensor:
-        """Say for every image of a split whether its likeliest class is right, Bool[N]."""
+    def each(self, model: Model, split: Split) -> dict[str, Tensor]:
+        """Whether the likeliest class of every image is right, and its cross entropy."""
         found, labels = self._answers(model, getattr(self.data, split))
-        return found.argmax(-1) == labels
-
-    @property
-    def splits(self) -> Mapping[str, str]:
-        """What each split is that there is."""
-        parts = {name: getattr(self.data, name) for name in ("search", "selection", "test")}
-        return {name: f"{len(part)} images" for name, part in parts.items() if len(part)}
-
-    @property
-    def selects(self) -> bool:
-        """Whether there are images to choose by."""
-        return len(self.data.selection) > 0
-
-    def loss(self, model: Model) -> float:
-        """Mean cross entropy on the images to choose by."""
-        return self.figures(model, "selection")["loss"]
-
-    def quality(self, loss: float) -> Mapping[str, float]:
-        """The loss itself."""
-        return {"loss": loss}
+        return {
+            "accuracy": (found.argmax(-1) == labels).double(),
+            "loss": F.cross_entropy(found, labels, reduction="none"),
+        }
 
     @property
     def _forward(self) -> Forward:
@@ -184,7 +143,7 @@ class Pictures:
         device = next(model.module.parameters()).device
         pairs = [
             (_logits(model.module(**{data.name: pixels.to(device)})).float().cpu(), labels)
-            for pixels, labels in data.batches(_BATCH)
+            for pixels, labels in data.batches(self.size)
         ]
         found = torch.cat([logits for logits, _ in pairs])
         if not torch.isfinite(found).all():
@@ -196,7 +155,7 @@ class _Batches(Sequence[Inputs]):
     """Images in batches of one size, read when they are asked for: all at once they would take gigabytes."""
 
     def __init__(self, images: ImageExamples) -> None:
-        self._images, self._count = images, max(1, len(images) // _BATCH)
+        self._images, self._count = images, max(1, len(images) // Pictures.size)
 
     def __len__(self) -> int:
         return self._count

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,15 +16,13 @@ from torch.nn.functional import interpolate
 
 from lissome.core.errors import ConfigError, NumericsError
 from lissome.data.masks import Prompted
+from lissome.engine.exampled import ExampleSplits, OfExamples
 from lissome.engine.hooks import Batch, Loss, Task
 from lissome.engine.search.found import Split
 from lissome.engine.stream import Inputs
-from lissome.engine.train import TrainConfig
 from lissome.models.model import Model
 
 _SHARES = {"recovery": 0.6, "search": 0.1, "selection": 0.1, "test": 0.2}
-_BATCH = 8
-_WARMUP = 0.05
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what SAM's own processor takes
 
 
@@ -71,38 +68,10 @@ class PromptedExamples:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SegmentSplits:
-    """Images with masks for every purpose; satisfies `lissome.core.protocols.Splits`.
+class SegmentSplits(ExampleSplits[PromptedExamples]):
+    """Images with masks for every purpose."""
 
-    Attributes:
-        recovery: For training.
-        search: For a search.
-        selection: For choosing between results.
-        test: Held out; none in what a method sees.
-        source: What they were called.
-        fingerprint: Hash of content, size and split.
-    """
-
-    recovery: PromptedExamples
-    search: PromptedExamples
-    selection: PromptedExamples
-    test: PromptedExamples
-    source: str
-    fingerprint: str
-
-    @property
-    def calibration(self) -> PromptedExamples:
-        """What calibration may look at."""
-        return self.recovery
-
-    def for_methods(self) -> SegmentSplits:
-        """Return the splits without the test images: what is not there cannot leak."""
-        return replace(self, test=self.test.some(()))
-
-    def describe(self) -> dict[str, Any]:
-        """Return JSON-able facts for a manifest or report."""
-        counts = {name: len(getattr(self, name)) for name in _SHARES}
-        return {"source": self.source, "masks": counts, "fingerprint": self.fingerprint}
+    noun: ClassVar[str] = "masks"
 
 
 def segment_splits(model: Model, data: Prompted) -> SegmentSplits:
@@ -116,24 +85,33 @@ def segment_splits(model: Model, data: Prompted) -> SegmentSplits:
     marks = [data.sha256, list(shape), {name: len(part) for name, part in places.items()}]
     digest = hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()
     made = {name: PromptedExamples(data, part, shape) for name, part in places.items()}
-    return SegmentSplits(**made, source=data.name, fingerprint=digest)
+    return SegmentSplits(source=data.name, fingerprint=digest, classes=(), **made)
+
+
+def segment_judge(model: Model, data: Prompted) -> Segments:
+    """Return an objective that judges a model on masks: the source's own for tests, or all of them."""
+    places = [at for at in range(len(data)) if data.tests[at]] or list(range(len(data)))
+    held = PromptedExamples(data, places, model.anatomy.inputs["pixel_values"])
+    return Segments(SegmentSplits.judging(held, source=data.name))
 
 
 @dataclass(frozen=True)
-class Segments:
-    """Images with masks: the dice loss of the best mask that is offered, and the squared error of its expected IoU."""
+class Segments(OfExamples):
+    """Images with masks: the dice loss of the best mask that is offered, and the squared error of its expected IoU.
+
+    Figures are the mean IoU of the mask that the model itself expects to be best (``miou``), of the best one in truth
+    (``best_miou``), and the loss. The second needs the answer to choose: it is what the literature often reports, and
+    never below the first.
+    """
 
     data: SegmentSplits
+    size: ClassVar[int] = 8
 
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` examples for calibration."""
-        size = len(self.data.recovery)
-        chosen = range(size) if count >= size else [index * size // count for index in range(count)]
-        found = []
-        for start in range(0, len(chosen), _BATCH):
-            batch = self.data.recovery.batch(chosen[start : start + _BATCH])
-            found.append({name: value for name, value in batch.items() if name != "mask"})
-        return found
+        return [
+            {name: value for name, value in batch.items() if name != "mask"} for batch in _batches(self.spread(count))
+        ]
 
     def task(self, model: Model) -> Task:
         """Return the task of the training loop."""
@@ -147,55 +125,27 @@ class Segments:
         """
         raise ConfigError("a segmenter learns from masks alone, not from a teacher; set distil=0.")
 
-    def training(self, *, steps: int, lr: float, batch: int | None, max_seconds: float | None) -> TrainConfig:
-        """Settings of the training loop; `batch` counts images."""
-        size = min(_BATCH if batch is None else batch, len(self.data.recovery))
-        return TrainConfig(steps=steps, lr=lr, batch=size, warmup=round(_WARMUP * steps), max_seconds=max_seconds)
-
-    def figures(self, model: Model, split: Split) -> dict[str, float]:
-        """Mean IoU of the mask that the model itself expects to be best, of the best one in truth, and the loss.
-
-        The second needs the answer to choose: it is what the literature often reports, and never below the first.
-        """
-        means = {name: float(values.double().mean()) for name, values in self.each(model, split).items()}
-        if not all(map(math.isfinite, means.values())):
-            raise NumericsError("a mask holds NaN or infinity; check the weights, or use float32.")
-        return means
-
     @torch.no_grad()
     def each(self, model: Model, split: Split) -> dict[str, Tensor]:
-        """Return the figures of every example by name, Tensor[N]; see `figures`."""
-        data = getattr(self.data, split)
+        """Return the figures of every example."""
         device = next(model.module.parameters()).device
         found: dict[str, list[Tensor]] = {"miou": [], "best_miou": [], "loss": []}
-        for start in range(0, len(data), _BATCH):
-            batch = data.batch(range(start, min(start + _BATCH, len(data))))
+        for batch in _batches(getattr(self.data, split)):
             given = {name: value.to(device) for name, value in batch.items()}
             masks, scores = _masks(model.module, given)
             ious = iou(masks, given["mask"])
             found["miou"].append(ious.gather(1, scores.argmax(1, keepdim=True))[:, 0])
             found["best_miou"].append(ious.amax(1))
             found["loss"].append(_of(masks, scores, given["mask"]))
-        return {name: torch.cat(values).cpu() for name, values in found.items()}
+        each = {name: torch.cat(values).cpu() for name, values in found.items()}
+        if not all(values.isfinite().all() for values in each.values()):
+            raise NumericsError("a mask holds NaN or infinity; check the weights, or use float32.")
+        return each
 
-    @property
-    def splits(self) -> Mapping[str, str]:
-        """What each split is that there is."""
-        parts = {name: getattr(self.data, name) for name in ("search", "selection", "test")}
-        return {name: f"{len(part)} masks" for name, part in parts.items() if len(part)}
 
-    @property
-    def selects(self) -> bool:
-        """Whether there are images to choose by."""
-        return len(self.data.selection) > 0
-
-    def loss(self, model: Model) -> float:
-        """Mean loss on the images to choose by."""
-        return self.figures(model, "selection")["loss"]
-
-    def quality(self, loss: float) -> Mapping[str, float]:
-        """The loss itself."""
-        return {"loss": loss}
+def _batches(examples: PromptedExamples) -> Iterator[dict[str, Tensor]]:
+    for start in range(0, len(examples), Segments.size):
+        yield examples.batch(range(start, min(start + Segments.size, len(examples))))
 
 
 def dice(masks: Tensor, truth: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Models that put texts or images into named classes: a head for them, the names in the configuration.
+"""Heads for tasks: named classes of texts or images, whose names are in the configuration, and answers in a text.
 
 An encoder of text becomes transformers' own class with a head, which opens with
-``AutoModelForSequenceClassification``: a pooler over the first token, and a linear layer. A network of images gets
-another last layer.
+``AutoModelForSequenceClassification``: a pooler over the first token, and a linear layer; or, for answers, with
+``AutoModelForQuestionAnswering``: a linear layer that scores every token as the first and the last of the answer. A
+network of images gets another last layer.
 """
 
 # D residual width, K classes
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,23 +49,49 @@ def with_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> Model:
         UnsupportedModelError: When the model is no encoder of text.
         ConfigError: When transformers has no such class for it.
     """
-    from accelerate import init_empty_weights
-
     model.anatomy.require("encoder", "putting texts into classes")
-    kind, old = model.anatomy.architecture, model.module
-    if kind not in _classes():
-        raise ConfigError(f"transformers has no class that puts texts into classes for {kind}; use another encoder.")
-    import transformers
-
-    config: Any = copy.deepcopy(old.config)
+    config: Any = copy.deepcopy(model.module.config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: index for index, name in enumerate(labels)}
-    config.problem_type, config.architectures = "single_label_classification", [_classes()[kind]]
+    config.problem_type = "single_label_classification"
+    return _with_head(model, _classes(), config, "puts texts into classes", seed)
+
+
+def answers_by_spans(model: Model) -> bool:
+    """Whether a model has a head that finds answers in a text."""
+    return type(model.module).__name__ in _answerers().values()
+
+
+def with_answers(model: Model, *, seed: int = 0) -> Model:
+    """Return an encoder with a new head that finds answers in a text; its blocks are shared, not copied.
+
+    Args:
+        model: An encoder of text.
+        seed: Of the head's first weights, as in `with_labels`.
+
+    Raises:
+        UnsupportedModelError: When the model is no encoder of text.
+        ConfigError: When transformers has no such class for it.
+    """
+    model.anatomy.require("encoder", "finding answers in a text")
+    return _with_head(model, _answerers(), copy.deepcopy(model.module.config), "finds answers in a text", seed)
+
+
+def _with_head(model: Model, classes: Mapping[str, str], config: Any, what: str, seed: int) -> Model:
+    from accelerate import init_empty_weights
+
+    kind, old = model.anatomy.architecture, model.module
+    if kind not in classes:
+        raise ConfigError(f"transformers has no class that {what} for {kind}; use another encoder.")
+    import transformers
+
+    config.architectures = [classes[kind]]
     with init_empty_weights(include_buffers=False):
-        module: Any = getattr(transformers, _classes()[kind])._from_config(config)
+        module: Any = getattr(transformers, classes[kind])._from_config(config)
     base = getattr(module, module.base_model_prefix)
     for name, part in old.base_model.named_children():  # type: ignore[union-attr]
-        setattr(base, name, part)
+        if getattr(base, name, None) is not None:  # where there is no pooler, none is put
+            setattr(base, name, part)
     like = next(old.parameters())
     for name, empty in [(name, value) for name, value in module.named_parameters() if value.is_meta]:
         owner, _, last = name.rpartition(".")
@@ -75,6 +102,28 @@ def with_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> Model:
         setattr(module.get_submodule(owner), last, nn.Parameter(fresh))
     keep_sizes(module)
     return model.derived(module.eval())
+
+
+@torch.no_grad()
+def outputs_of(model: Model) -> int:
+    """Return how many classes a network puts images into.
+
+    Raises:
+        UnsupportedModelError: When it does not read images, or has no head for classes.
+    """
+    model.anatomy.require("image", "putting images into classes")
+    result: Any = model.module(**example(model))
+    logits = result if isinstance(result, Tensor) else getattr(result, "logits", None)
+    if logits is None:
+        raise UnsupportedModelError(f"{model.name} gives no classes; give a network with a head for them.")
+    return int(logits.shape[-1])
+
+
+def image_labels_of(model: Model) -> tuple[str, ...]:
+    """Return the names of the classes that a network puts images into; none without names."""
+    named: Any = getattr(getattr(model.module, "config", None), "id2label", None) or {}
+    names = tuple(str(name) for _, name in sorted(named.items()))
+    return () if len(names) != outputs_of(model) or all(map(_UNNAMED.fullmatch, names)) else names
 
 
 @torch.no_grad()
@@ -91,9 +140,7 @@ def with_image_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> 
     Raises:
         UnsupportedModelError: When the network does not read images, or its outputs come from no linear layer.
     """
-    model.anatomy.require("image", "putting images into classes")
-    result = model.module(**example(model))
-    count = int((result if isinstance(result, Tensor) else result.logits).shape[-1])
+    count = outputs_of(model)
     if count == len(labels):
         return model
     module: Any = copy.deepcopy(model.module)
@@ -130,5 +177,12 @@ def head_parameters(model: Model) -> Iterator[nn.Parameter]:
 def _classes() -> dict[str, str]:
     """Class of transformers that puts texts into classes, by model type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES
+
+    return dict(NAMES)
+
+
+def _answerers() -> dict[str, str]:
+    """Class of transformers that finds answers in a text, by model type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES as NAMES
 
     return dict(NAMES)

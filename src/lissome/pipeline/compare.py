@@ -90,6 +90,8 @@ def class_notes(report: Report) -> tuple[str, ...]:
     facts = report.provenance.get("data")
     if facts is None:
         return ()
+    if "most_frequent" not in facts:
+        return (f"figures on {facts['count']} {facts['of']}",)
     place, share = facts["most_frequent"]
     return (f"accuracy on {facts['texts']} texts; always saying {facts['labels'][place]!r} is right in {share:.1%}",)
 

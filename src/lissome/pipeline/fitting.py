@@ -22,8 +22,9 @@ from lissome.cost.memory import require_memory
 from lissome.cost.oracle import SubnetCost
 from lissome.cost.peak import give_back, peak_memory
 from lissome.data.text import TextSplits
-from lissome.engine.evaluate import Report, evaluate, evaluate_labels, versions
+from lissome.engine.evaluate import Report, evaluate, evaluate_examples, evaluate_labels, versions
 from lissome.engine.objective import LabelSplits
+from lissome.engine.spans import Spans, SpanSplits
 from lissome.export.gguf import source_type
 from lissome.models.artifact import WEIGHTS, save_model
 from lissome.models.model import Model
@@ -226,6 +227,12 @@ def _score(job: Job, small: Model, events: EventStream) -> Report:
     if isinstance(job.data, LabelSplits):
         base = None if job.untrained else job.model
         return evaluate_labels(small, job.data.test, baseline=base, seed=job.seed, events=events)
+    if isinstance(job.data, SpanSplits):
+        base, judge, count = None if job.untrained else job.model, Spans(job.data), len(job.data.test)
+        return evaluate_examples(
+            small, lambda one: judge.each(one, "test"), count=count, facts={"count": count, "of": "questions"},
+            baseline=base, seed=job.seed, events=events,
+        )  # fmt: skip
     assert isinstance(job.data, TextSplits)  # no method makes a smaller model of images yet
     return evaluate(small, baseline=job.model, text=job.data, seed=job.seed, events=events, release=_release)
 

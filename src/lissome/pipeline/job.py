@@ -23,14 +23,16 @@ from lissome.cost.table import LatencyTable, cached_table
 from lissome.data.images import read_images
 from lissome.data.labelled import read_labelled
 from lissome.data.masks import read_masks
+from lissome.data.questions import holds_questions, read_questions
 from lissome.data.text import TextSplits, WindowPlan, text_splits
 from lissome.engine.objective import LabelSplits, label_splits
 from lissome.engine.pictures import ImageSplits, image_splits
 from lissome.engine.segments import SegmentSplits, segment_splits
+from lissome.engine.spans import SpanSplits, span_splits
 from lissome.engine.train import derive
 from lissome.models.adapters.elastic import linear_shapes
 from lissome.models.anatomy import TASKS
-from lissome.models.labels import labels_of, with_image_labels, with_labels
+from lissome.models.labels import answers_by_spans, labels_of, with_answers, with_image_labels, with_labels
 from lissome.models.model import Model
 from lissome.pipeline.loading import load
 from lissome.pipeline.recipe import Recipe
@@ -46,7 +48,7 @@ SEARCHED = replace(WINDOWS, selection=16)
 """As many again for a search to look at."""
 
 
-Data = TextSplits | LabelSplits | ImageSplits | SegmentSplits
+Data = TextSplits | LabelSplits | SpanSplits | ImageSplits | SegmentSplits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,14 +251,17 @@ def data_for(model: Model, source: str | Path | None, *, seed: int, searched: bo
         raise UnsupportedModelError(f"{model.name} is {TASKS[task]}; jobs have data for text and for images alone.")
     what = "an encoder" if task == "encoder" else "a network of images"
     if source is None:
-        kind = "texts" if task == "encoder" else "images"
-        raise DataError(f"{model.name} is {what}: what it is to learn are labelled {kind}; give them with --data.")
+        kind = "labelled texts, or questions" if task == "encoder" else "labelled images"
+        raise DataError(f"{model.name} is {what}: what it is to learn are {kind}; give them with --data.")
     if "input_points" in model.anatomy.inputs:
         return model, segment_splits(model, read_masks(source))
     if task == "image":
         images = read_images(source)
         with_head = with_image_labels(model, images.classes, seed=derive(seed, "head"))
         return with_head, image_splits(with_head, images)
+    if answers_by_spans(model) or holds_questions(source):
+        ready = model if answers_by_spans(model) else with_answers(model, seed=derive(seed, "head"))
+        return ready, span_splits(ready, read_questions(source))
     known = labels_of(model)
     found = read_labelled(source, classes=known)
     if len(set(found.labels)) < 2:

@@ -36,6 +36,7 @@ from lissome.engine.search.found import Split
 from lissome.engine.search.moves import draw
 from lissome.engine.search.subject import Masked, MaskedText, problem_of
 from lissome.models.adapters import merged_copy
+from lissome.models.labels import answers_by_spans
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 from lissome.pipeline.compare import quiet
@@ -215,6 +216,8 @@ def _quality(model: Model) -> str:
     """What a model is good or bad at, in one word."""
     if model.anatomy.task == "causal-lm":
         return "ppl"
+    if answers_by_spans(model):
+        return "f1"
     return "miou" if "input_points" in model.anatomy.inputs else "accuracy"
 
 

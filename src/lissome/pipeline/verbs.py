@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file
 
 from lissome.core.config import check_seed
-from lissome.core.errors import ArtifactError, ConfigError, SubnetError, UnknownNameError, unknown_name
+from lissome.core.errors import ArtifactError, SubnetError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.manifest import read_curve, read_manifest
 from lissome.core.registry import MethodInfo, methods, public_files
@@ -23,18 +23,16 @@ from lissome.cost.measured import compare as time_pair
 from lissome.cost.measured import measure as time_one
 from lissome.cost.peak import peak_memory
 from lissome.cost.table import latency_table
-from lissome.data.labelled import read_labelled
 from lissome.engine.decode.packed import accelerated
-from lissome.engine.evaluate import Report, evaluate_labels, versions
 from lissome.engine.evaluate import evaluate as score
-from lissome.engine.objective import tokens_of
+from lissome.engine.evaluate import versions
 from lissome.models.adapters import load_adapters, merged_copy, rank_space, remove_lora
 from lissome.models.adapters.folder import SUPER
 from lissome.models.artifact import save_model
 from lissome.models.binding import extract, reorder
 from lissome.models.example import described, example
 from lissome.models.integers import grids
-from lissome.models.labels import labels_of
+from lissome.models.labels import answers_by_spans, labels_of
 from lissome.models.model import Model
 from lissome.models.nested.folder import nested_folder
 from lissome.models.packed import kernels_of
@@ -57,6 +55,7 @@ from lissome.pipeline.compare import (
 )
 from lissome.pipeline.fitting import ORDERS
 from lissome.pipeline.job import prepare
+from lissome.pipeline.judging import score_examples
 from lissome.pipeline.loading import load
 from lissome.pipeline.nested_scoring import evaluate_nested
 from lissome.pipeline.nested_timing import measure_nested
@@ -150,14 +149,15 @@ def evaluate(  # noqa: PLR0913  the options of the command line, all by name
     seed: int = 0,
     events: EventStream | None = None,
 ) -> TableReport:
-    """Score a model on held-out text, choice tasks or labelled texts, paired with another one when it is given.
+    """Score a model on held-out text, choice tasks or labelled examples, paired with another one when it is given.
 
     Args:
         target: Anything `load` reads.
         against: The original to compare with.
         text: A file or a `datasets` id (default: the test part of the shipped text, unless tasks are named).
         tasks: Names of choice tasks, e.g. ``("piqa",)``.
-        data: Labelled texts, for a model that puts texts into classes; see `lissome.data.labelled.read_labelled`.
+        data: For a model that learnt classes, masks or answers: labelled texts or images, images with masks, or
+            questions. Of a source that keeps some for tests, those are taken; of others all.
         limit: Questions per task.
         seed: Seed of the draw of questions.
         events: Where progress is reported.
@@ -171,8 +171,8 @@ def evaluate(  # noqa: PLR0913  the options of the command line, all by name
         return evaluate_nested(target, against, text=text, seed=seed, events=stream)
     model = load(target, events=stream)
     base = None if against is None else load(against, events=stream)
-    if data is not None or labels_of(model):
-        report = _score_labels(model, base, data, seed=seed, events=stream)
+    if data is not None or labels_of(model) or model.anatomy.task == "image" or answers_by_spans(model):
+        report = score_examples(model, base, data, seed=seed, events=stream)
     else:
         chosen = text if text is not None else None if tasks else "shipped"
         report = score(model, baseline=base, text=chosen, tasks=tuple(tasks), limit=limit, seed=seed, events=stream)
@@ -180,21 +180,6 @@ def evaluate(  # noqa: PLR0913  the options of the command line, all by name
     table = rows((model.name,), (second,)) if base is None else rows((base.name, model.name), (first, second))
     notes = (*origin_notes(model, base), *class_notes(report))
     return TableReport(rows=table, notes=notes, versions=versions(), seconds=time.monotonic() - start)
-
-
-def _score_labels(
-    model: Model, base: Model | None, data: str | Path | None, *, seed: int, events: EventStream
-) -> Report:
-    known = labels_of(model)
-    if not known:
-        raise ConfigError(f"{model.name} has no named classes to compare labels with; fit it on labelled texts first.")
-    if data is None:
-        raise ConfigError(f"{model.name} puts texts into classes; give labelled texts with --data.")
-    if base is not None and labels_of(base) != known:
-        theirs = ", ".join(labels_of(base)) or "none"
-        raise ConfigError(f"{base.name} has other classes ({theirs}) than {model.name} ({', '.join(known)}).")
-    texts = tokens_of(model, read_labelled(data, classes=known))
-    return evaluate_labels(model, texts, baseline=base, seed=seed, events=events)
 
 
 def export(

@@ -51,3 +51,21 @@ def repeated_text(path: Path) -> Path:
     documents = (" ".join(words[(i * k) % len(words)] for k in range(1, 80)) for i in range(1, 120))
     path.write_text("\n\n".join(documents))
     return path
+
+
+def asked_texts(path: Path, *, articles: int = 4, paragraphs: int = 15) -> Path:
+    """Write questions as SQuAD writes them: the answer is the one of `CLASSES` that stands in a text of toy words."""
+    words, rng, made = ["the", "quick", "brown", "jumps", "over", "lazy", "five", "wizards", "box"], Random(0), []
+    for article in range(articles):
+        rows = []
+        for index in range(paragraphs):
+            answer = CLASSES[index % len(CLASSES)]
+            text = [*rng.choices(words, k=8), answer]
+            rng.shuffle(text)
+            context = f"{article * paragraphs + index} {' '.join(text)}"
+            start = context.index(answer)
+            asked = {"question": "the quick", "id": context, "answers": [{"text": answer, "answer_start": start}]}
+            rows.append({"context": context, "qas": [asked]})
+        made.append({"title": f"article {article}", "paragraphs": rows})
+    path.write_text(json.dumps({"version": "1.1", "data": made}))
+    return path

@@ -22,6 +22,7 @@ QUALITIES: dict[str, Better] = {
     "agreement": "higher",
     "best_miou": "higher",
     "error": "lower",
+    "exact": "higher",
     "f1": "higher",
     "kl": "lower",
     "loss": "lower",

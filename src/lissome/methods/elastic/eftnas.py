@@ -18,7 +18,7 @@ Differs from the published code, and why:
 - Three passes share one optimizer step with the mean of their gradients; the published ones are summed, which AdamW
   does not see.
 - Optimizer steps instead of epochs; every head size, also shared keys and values (the published reorder knows 64).
-- The penalty's bias part and span extraction (SQuAD) are not there.
+- The penalty's bias part is not there. Questions (SQuAD) are cut to 256 tokens instead of windows that overlap.
 """
 
 from __future__ import annotations
