@@ -7,69 +7,149 @@ example whether the answer is right, so that two arms are compared on the same e
 from __future__ import annotations
 
 import copy
-import csv
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks._frame import Inequality
+from benchmarks._frame import Inequality, Store
+from benchmarks._markdown import Results, environment, inequalities
 from lissome import pipeline
 from lissome.core.budget import Budget
+from lissome.core.errors import AssetError
 from lissome.core.events import EventStream
-from lissome.core.files import cache_dir, write_text
 from lissome.core.method import Context
 from lissome.cost.counted import Counter
 from lissome.cost.measured import compare
 from lissome.cost.oracle import SubnetCost
-from lissome.data.local import data_file
+from lissome.engine.exampled import OfExamples
 from lissome.engine.norms import batch_norms, reestimate
 from lissome.engine.objective import Classes, objective_of
 from lissome.engine.pictures import Pictures
-from lissome.engine.ranking import ranking, saliency
 from lissome.engine.search import Found
 from lissome.engine.search.pareto import hypervolume
 from lissome.engine.spaces import Widths, elastic_space
 from lissome.engine.train import train
-from lissome.models.binding import extract, reorder
+from lissome.models.binding import extract
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 from lissome.ops.stats import paired_bootstrap
 from lissome.pipeline.job import data_for
 from lissome.pipeline.supernets import FOUND
 
-_SST2 = {
-    "text/sst2_train.tsv": "ec192f833a64da08f475488a77b0d0b47db47acd0f458bd18433fc793b569920",
-    "text/sst2_dev.tsv": "eddea6b39e601dd4e7a672b53cc40fdf6019fa80522f351206c24340ca5d9359",
-    "text/sst2_test.tsv": "831169c7e2e429d6026e1bdbb542f33b636e3e596caad9602ebc953c205928b7",
-}
-_CIFAR = ("vision/cifar10_jpeg.npz", "f1000a02bf4d1af3c8931671a029c1851913df3dbc6c7128ce74fcc6a249ef13")
-EXAMPLES = 1500
+EXAMPLES = 512
 """Training examples over which statistics of batch norms are taken."""
 
 
-def sentences() -> Path:
-    """Write SST-2's sentences, all of its parts together, as labelled texts: 1,900 of them are the test split."""
-    place = cache_dir() / "benchmarks" / "sst2.jsonl"
-    if not place.exists():
-        lines = []
-        for name, sha256 in _SST2.items():
-            with data_file(name, sha256).open(encoding="utf-8", newline="") as file:
-                rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-                lines += [json.dumps({"text": row[0], "label": row[1]}) for row in rows if len(row) == 2]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_text(place, "\n".join(lines) + "\n")
-    return place
+@dataclass(frozen=True)
+class Scale:
+    """What ``--quick`` makes smaller.
+
+    Attributes:
+        seeds: Of every arm.
+        part: Of all steps, trials and examples.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    part: float = 1.0
+
+    def of(self, count: int, least: int = 4) -> int:
+        """So many, or fewer."""
+        return max(least, round(count * self.part))
 
 
-def photographs() -> Path:
-    """Return CIFAR-10 as JPEG images: not comparable with published accuracy."""
-    return data_file(*_CIFAR)
+FULL, QUICK = Scale(), Scale((0,), 0.02)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement of a claim.
+
+    Attributes:
+        name: Its name, unique within the claim.
+        settings: All that it depends on, JSON-able.
+        compute: Measures, in a folder that survives a kill.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    compute: Callable[[Path], Mapping[str, Any]]
+
+
+Cells = Mapping[str, Mapping[str, Any]]
+"""Results of cells by name."""
+
+
+def run(
+    claim: str,
+    quick: bool,
+    store: Store,
+    *,
+    cells: Callable[[Scale, Store], Iterable[Cell]],
+    judge: Callable[[Cells, Sequence[int]], list[Inequality]],
+    needs: Sequence[Callable[[], object]] = (),
+) -> list[Inequality]:
+    """Measure what is not stored yet, publish and judge it; without its data a claim is skipped.
+
+    Args:
+        claim: Its name.
+        quick: Whether to measure less.
+        store: Its cells.
+        cells: Yields all of them.
+        judge: Turns their results into inequalities.
+        needs: Raise `AssetError` where data are missing.
+    """
+    try:
+        for need in needs:
+            need()
+    except AssetError as error:
+        print(f"{claim} is skipped: {error}")
+        return []
+    scale, found = QUICK if quick else FULL, dict[str, dict[str, Any]]()
+    for cell in cells(scale, store):
+        if store.wants(cell.name):
+            facts = {**cell.settings, "part": scale.part}
+            place = partial(store.scratch, cell.name, facts)
+            found[cell.name] = store.cell(cell.name, facts, lambda cell=cell, place=place: cell.compute(place()))  # type: ignore[misc]
+    if store.pattern is not None:
+        return []
+    judged = judge(found, scale.seeds)
+    store.publish(claim, {"cells": found, "seeds": scale.seeds, "inequalities": [vars(one) for one in judged]})
+    return judged
+
+
+Shown = Mapping[str, Callable[[Mapping[str, Any]], str]]
+"""What makes a table of one stored result, by the sentence above it."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Markdown of a claim.
+
+    Attributes:
+        first: Tables for the README and for the page.
+        more: Tables for the page alone.
+    """
+
+    first: Shown
+    more: Shown = field(default_factory=dict)
+
+    def summary(self, results: Results) -> str:
+        """Return the first tables, and what they were measured on."""
+        return "\n\n".join([*_shown(results, self.first), environment(results)])
+
+    def page(self, results: Results) -> str:
+        """Return all tables and the inequalities."""
+        parts = [self.summary(results), *_shown(results, self.more)]
+        return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
+
+
+def _shown(results: Results, tables: Shown) -> list[str]:
+    return [part for result in results for title, made in tables.items() for part in (title, made(result))]
 
 
 @dataclass(frozen=True)
@@ -108,7 +188,7 @@ def original(subject: Subject) -> Model:
 
 
 def tuned(
-    model: Model, judge: Classes | Pictures, *, steps: int, seed: int, teacher: Model | None = None, **settings: Any
+    model: Model, judge: OfExamples, *, steps: int, seed: int, teacher: Model | None = None, **settings: Any
 ) -> Model:
     """Return a copy of a model that was trained as a whole; `settings` are of the training loop.
 
@@ -123,15 +203,15 @@ def tuned(
     return work
 
 
-def encoder(folder: Path, *, steps: int, lr: float = 1e-4, seed: int = 0) -> Subject:
-    """Return MiniLM with a head for SST-2, trained as a whole (0 steps: not at all); it is made the first time."""
+def encoder(folder: Path, data: Path, *, steps: int, lr: float = 1e-4, seed: int = 0) -> Subject:
+    """Return MiniLM with a head for some classes, trained as a whole (0 steps: not at all); made the first time."""
     place = folder / "model"
     if not place.exists():
-        model, splits = data_for(pipeline.load("minilm"), sentences(), seed=seed, searched=True)
+        model, splits = data_for(pipeline.load("minilm"), data, seed=seed, searched=True)
         judge = objective_of(splits)
         assert isinstance(judge, Classes)
         (tuned(model, judge, steps=steps, seed=seed, lr=lr) if steps else model).save(place)
-    return Subject("minilm", place, sentences())
+    return Subject("minilm", place, data)
 
 
 def context(subject: Subject, folder: Path, seed: int) -> Context:
@@ -154,9 +234,9 @@ def volume(front: Sequence[Mapping[str, float]], *, worst: float = 0.5) -> float
     return hypervolume(values, (1.0, 1.0))
 
 
-def packed(model: Model, judge: Classes | Pictures) -> str:
+def packed(model: Model, judge: OfExamples) -> str:
     """Whether each test example is right, as a text of 0 and 1."""
-    return "".join(map(str, judge.correct(model, "test").int().tolist()))
+    return "".join(map(str, judge.each(model, "test")["accuracy"].int().tolist()))
 
 
 def unpacked(text: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -165,18 +245,30 @@ def unpacked(text: str) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def supernet(
-    subject: Subject, folder: Path, *, method: str, settings: Mapping[str, Any], trials: int, seed: int, sampler: str
+    subject: Subject,
+    folder: Path,
+    *,
+    method: str,
+    settings: Mapping[str, Any],
+    trials: int,
+    seed: int,
+    quality: str = "accuracy",
 ) -> Path:
-    """Make a super-network of a subject and search it; continues after a kill."""
-    assignments = tuple(f"{name}={_written(value)}" for name, value in settings.items())
+    """Make a super-network of a subject and search it by the default sampler; continues after a kill."""
     pipeline.supernet(
-        str(subject.folder), method=method, data=str(subject.data), settings=assignments, seed=seed, out=folder / "S"
-    )
+        str(subject.folder), method=method, data=str(subject.data), settings=assignments(settings), seed=seed,
+        out=folder / "S",
+    )  # fmt: skip
     pipeline.search(
-        str(folder / "S"), out=folder / "search", trials=trials, sampler=sampler, seed=seed,
-        objectives=("accuracy", "macs"),
+        str(folder / "S"), out=folder / "search", trials=trials, seed=seed,
+        objectives=(quality, "macs"),
     )  # fmt: skip
     return folder / "S"
+
+
+def assignments(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Write settings as the command line takes them."""
+    return tuple(f"{name}={_written(value)}" for name, value in settings.items())
 
 
 def _written(value: Any) -> str:
@@ -218,22 +310,6 @@ def adapted(model: Model, judge: Classes | Pictures) -> Model:
     if batch_norms(model.module):
         reestimate(model.module, judge.batches(EXAMPLES))
     return model
-
-
-def pruned(subject: Subject, macs: float, *, score: str = "l1", multiple: int = 8) -> Model:
-    """Return a subject without the same share of every width, weakest filters first, within multiply-accumulates.
-
-    That is magnitude pruning by dependency groups, as torch-pruning's MagnitudePruner does it.
-    """
-    model = original(subject)
-    work = model.derived(copy.deepcopy(model.module))
-    reorder(work, ranking(work, saliency(work, score)))
-    counter = Counter(work)
-    for share in np.linspace(1.0, 0.05, 96):
-        subnet, space = uniform(work, float(share), multiple=multiple)
-        if counter.figures(subnet)["macs"] <= macs:
-            return adapted(extract(work, subnet, space=space), objective(subject))
-    raise ValueError(f"no share of all widths stays within {macs:.3g} multiply-accumulates")
 
 
 def uniform(model: Model, share: float, *, multiple: int = 8) -> tuple[Subnet, Space]:

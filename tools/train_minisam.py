@@ -7,8 +7,8 @@ crops of scikit-learn's two sample photographs; the prompt is a point on one dig
 domains are for what comes after: ``noisy`` (grey, blurred, low contrast, noise, as under a microscope) and ``striped``
 (stripes in the place of photographs, glyphs barely darker than they are).
 
-    python tools/train_minisam.py --out minisam --seconds 600
-    python tools/train_minisam.py --scenes noisy --count 400 --out noisy.npz
+    python -m tools.train_minisam --seconds 1200           # into the package; an interrupted run goes on
+    python -m tools.train_minisam --scenes noisy --count 400 --out noisy.npz
 """
 
 # H × W pixels
@@ -24,26 +24,44 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from lissome.core.files import cache_dir, sha256_file
+from lissome.data.masks import read_masks
+from lissome.engine.checkpoint import Checkpoint
+from lissome.engine.segments import Segments, segment_splits
+from lissome.engine.train import TrainResult, train
+from lissome.models.load import load_model
+from lissome.models.model import Model
+from lissome.models.zoo import ZOO, folder_of, zoo
+from tools._shipping import ship
+
+NAME = "zoo-minisam"
 SIZE = 64
+STEPS, BATCH, COUNT = 4000, 16, 3000
+"""Steps of its training, masks of each, and scenes that it knows."""
 DOMAINS = ("photographs", "noisy", "striped")
+_SUMMARY = (
+    "MiniSAM: the shapes of SamModel in small (8 layers, width 96, 64 pixels); trained here on digits pasted on "
+    "photographs, it is no Segment Anything"
+)
 _FLOOR = 0.75  # mean IoU that a MiniSAM must reach on scenes of its own domain
 
 Pixels = NDArray[np.float64]
 
 
-def scenes(path: Path, *, domain: str = "photographs", count: int = 400, seed: int = 0) -> Path:
+def scenes(path: Path, *, domain: str = "photographs", count: int = 400, tests: int = 0, seed: int = 0) -> Path:
     """Write scenes as an archive of images with points and masks: one row for each digit of each scene.
 
     Args:
         path: The ``.npz`` file.
         domain: One of `DOMAINS`.
         count: Number of scenes.
+        tests: Further scenes that are kept for tests; 0 leaves it to who reads them.
         seed: Of all draws.
     """
     rng = np.random.default_rng(seed)
     glyphs, photographs = _glyphs(), _photographs()
     rows: dict[str, list[Any]] = {"image": [], "point": [], "mask": [], "group": []}
-    for scene in range(count):
+    for scene in range(count + tests):
         image, masks = _scene(rng, glyphs, photographs, domain)
         for mask in masks:
             y, x = rng.choice(np.argwhere(mask))
@@ -55,6 +73,8 @@ def scenes(path: Path, *, domain: str = "photographs", count: int = 400, seed: i
         "mask": np.array(rows["mask"], dtype=np.uint8),
         "group": np.array(rows["group"], dtype=np.int64),
     }
+    if tests:
+        arrays["is_train"] = arrays["group"] < count
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     return path
 
@@ -156,53 +176,62 @@ def minisam(*, seed: int = 0, **vision: Any) -> torch.nn.Module:
 
 
 def train_minisam(
-    out: Path, *, scenes_file: Path, steps: int, seconds: float | None, seed: int = 0
-) -> dict[str, float]:
-    """Train MiniSAM and save it; continues after a kill.
+    work: Path, *, scenes_file: Path, steps: int, seconds: float | None = None, seed: int = 0
+) -> tuple[Model, TrainResult]:
+    """Train MiniSAM; continues after a kill.
 
     Args:
-        out: Its folder.
+        work: Folder of unfinished work.
         scenes_file: Scenes to train on.
         steps: Optimizer steps.
         seconds: Shorten them to what fits.
         seed: Of weights and draws.
-
-    Returns:
-        Its figures on held-out scenes.
     """
-    from lissome.data.masks import read_masks
-    from lissome.engine.checkpoint import Checkpoint
-    from lissome.engine.segments import Segments, segment_splits
-    from lissome.engine.train import train
-    from lissome.models.load import load_model
-
-    model = load_model(minisam(seed=seed), name="minisam")
+    model = load_model(minisam(seed=seed), name=NAME)
     objective = Segments(segment_splits(model, read_masks(scenes_file)))
-    settings = objective.training(steps=steps, lr=1e-3, batch=16, max_seconds=seconds)
-    place = Checkpoint(out.parent / f".{out.name}-state", {"steps": steps, "seed": seed})
-    train(objective.task(model), settings, seed=seed, checkpoint=place)
-    figures = objective.figures(model, "test")
-    model.save(out)
-    return figures
+    settings = objective.training(steps=steps, lr=1e-3, batch=BATCH, max_seconds=seconds)
+    place = Checkpoint(work / "state", {"steps": steps, "seed": seed, "scenes": sha256_file(scenes_file)})
+    return model, train(objective.task(model), settings, seed=seed, checkpoint=place)
+
+
+def given(folder: Path, *, part: float = 1.0) -> Path:
+    """Return the folder of the MiniSAM that ships; of a part of its steps, or where it does not, one trained now."""
+    if part == 1 and NAME in zoo():
+        return folder_of(NAME)
+    if not folder.exists():
+        file = folder.parent / f"{folder.name}-scenes.npz"
+        if not file.exists():
+            scenes(file, count=max(24, round(COUNT * part)))
+        model, _ = train_minisam(folder.parent, scenes_file=file, steps=max(4, round(STEPS * part)))
+        model.save(folder)
+    return folder
 
 
 def main() -> None:
-    """Write scenes, or train on them."""
+    """Write scenes, or train on them and store the result in the package."""
     parser = argparse.ArgumentParser(description="Train MiniSAM, or write scenes for it.")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", choices=DOMAINS)
-    parser.add_argument("--count", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seconds", type=float)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    if given.scenes:
-        scenes(given.out, domain=given.scenes, count=given.count, seed=given.seed)
+    parser.add_argument("--out", type=Path, default=ZOO, help="the scenes' file, or where the model goes")
+    parser.add_argument("--work", type=Path, default=cache_dir() / "zoo" / NAME, help="where unfinished work lies")
+    parser.add_argument("--scenes", choices=DOMAINS, help="write scenes of this domain")
+    parser.add_argument("--count", type=int, default=COUNT, help="number of scenes")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seconds", type=float, help="shorten the steps to what fits")
+    asked = parser.parse_args()
+    if asked.scenes:
+        scenes(asked.out, domain=asked.scenes, count=asked.count)
         return
-    file = given.out.parent / f"{given.out.name}-scenes.npz"
+    file = asked.work / "scenes.npz"
     if not file.exists():
-        scenes(file, count=given.count, seed=given.seed)
-    figures = train_minisam(given.out, scenes_file=file, steps=given.steps, seconds=given.seconds, seed=given.seed)
+        asked.work.mkdir(parents=True, exist_ok=True)
+        scenes(file, count=asked.count)
+    model, done = train_minisam(asked.work, scenes_file=file, steps=asked.steps, seconds=asked.seconds)
+
+    def judge(it: Model) -> dict[str, float]:
+        figures = Segments(segment_splits(it, read_masks(file))).figures(it, "test")
+        return {name: value for name, value in figures.items() if name != "loss"}
+
+    told = {"steps": done.steps, "batch": BATCH, "scenes": asked.count, "seconds": done.seconds, "seed": 0}
+    figures = ship(NAME, model, asked.out, summary=_SUMMARY, judge=judge, training=told)
     print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     if figures["miou"] < _FLOOR:
         raise SystemExit(f"the mean IoU is below {_FLOOR}; train longer.")

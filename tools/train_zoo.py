@@ -1,8 +1,8 @@
 """Train the small models that ship with lissome (`lissome.models.zoo`), on a CPU, from text beside the checkout.
 
-    python tools/train_zoo.py                             # all of them; an interrupted run goes on
-    python tools/train_zoo.py zoo-mamba2 --steps 8000     # one
-    python tools/train_zoo.py --time                      # seconds per step, and what all would take
+    python -m tools.train_zoo                             # all of them; an interrupted run goes on
+    python -m tools.train_zoo zoo-mamba2 --steps 8000     # one
+    python -m tools.train_zoo --time                      # seconds per step, and what all would take
 
 Language models of bytes: a Mamba-1, a Mamba-2, a hybrid of Mamba-2 and attention (Bamba), and a Llama, trained on man
 pages and addresses to Congress (`LISSOME_DATA`). Documents that share passages are kept together; some of these groups
@@ -17,7 +17,6 @@ import gzip
 import hashlib
 import json
 import math
-import platform
 import time
 import zlib
 from collections import Counter
@@ -35,18 +34,17 @@ from transformers.models.bamba.modeling_bamba import BambaMixer
 
 from lissome.core.errors import NumericsError
 from lissome.core.events import Event, EventStream
-from lissome.core.files import cache_dir, read_json, sha256_file, write_json
+from lissome.core.files import cache_dir, read_json, write_json
 from lissome.data.local import data_file
 from lissome.data.text import Encoder, spread
 from lissome.engine.checkpoint import Checkpoint
-from lissome.engine.evaluate import versions
 from lissome.engine.hooks import Batch, Task
 from lissome.engine.scoring import score_text
 from lissome.engine.train import TrainConfig, train
 from lissome.models.load import load_model
 from lissome.models.model import Model
-from lissome.models.precision import in_dtype
-from lissome.models.zoo import INDEX, ZOO
+from lissome.models.zoo import ZOO
+from tools._shipping import ship
 
 LENGTH = 256
 BATCH = 8
@@ -347,7 +345,12 @@ def best(recipe: Recipe, steps: int, folder: Path, tried: Mapping[float, float |
     raise NumericsError(f"{folder.name} diverges with every learning rate of {', '.join(map(str, tried))}.")
 
 
-def make(name: str, steps: int | None, out: Path, work: Path) -> dict[str, float]:
+def _judged(model: Model) -> dict[str, float]:
+    found = {source: bits(model, windows) for source, windows in texts().test.items()}
+    return {**found, "mean": sum(found.values()) / len(found)}
+
+
+def make(name: str, steps: int | None, out: Path, work: Path) -> Mapping[str, float]:
     """Try learning rates, train, store and enter one model into the index; returns its bits per byte."""
     recipe = RECIPES[name]
     count, folder = steps or recipe.steps, work / name
@@ -355,24 +358,14 @@ def make(name: str, steps: int | None, out: Path, work: Path) -> dict[str, float
     shown = (f"lr {lr:g}: {'diverged' if value is None else f'{value:.3f}'}" for lr, value in tried.items())
     print(f"{name}: {', '.join(shown)} bits per byte", flush=True)
     model, seconds, rate = best(recipe, count, folder, tried)
-    half = Model(in_dtype(model, torch.float16).module, byte_tokenizer())
-    half.save(out / name)
-    stored = load_model(out / name)
-    found = {source: bits(stored, windows) for source, windows in texts().test.items()}
-    found["mean"] = sum(found.values()) / len(found)
-    entry = {
-        "summary": f"{recipe.summary}; trained here on man pages and addresses to Congress, byte by byte",
-        "bits_per_byte": found,
-        "files": {path.name: sha256_file(path) for path in sorted((out / name).iterdir())},
-        "training": {
+    found = ship(
+        name, Model(model.module, byte_tokenizer()), out, figure="bits_per_byte", judge=_judged,
+        summary=f"{recipe.summary}; trained here on man pages and addresses to Congress, byte by byte",
+        training={
             "steps": count, "batch": [BATCH, LENGTH], "rate": rate, "seconds": seconds,
             "tried": {f"{lr:g}": value for lr, value in tried.items()}, "seed": SEED, "data": texts().facts,
-            "machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-            "versions": versions(),
         },
-    }  # fmt: skip
-    index = read_json(out / INDEX) if (out / INDEX).exists() else {}
-    write_json(out / INDEX, {**index, name: entry})
+    )  # fmt: skip
     mark = "reached" if found["mean"] <= FLOOR else "NOT reached"
     print(f"{name}: {found['mean']:.3f} bits per byte ({seconds:.0f} s); {FLOOR} {mark}", flush=True)
     return found
@@ -413,7 +406,7 @@ def _show_times(names: Sequence[str], steps: int | None, say: Callable[[str], No
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is asked for."""
-    parser = argparse.ArgumentParser(prog="python tools/train_zoo.py", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.train_zoo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)} (default: all)")
     parser.add_argument("--steps", type=int, help="of training (default: the recipe's)")
     parser.add_argument("--out", type=Path, default=ZOO, help="where the folders go (default: into the package)")

@@ -85,7 +85,7 @@ def missing() -> str:
     """Return why nothing can be measured here; empty when all is there."""
     lacking = [name for name in MODELS if name not in zoo()]
     if lacking:
-        return f"{', '.join(lacking)} have not been trained yet; run: python tools/train_zoo.py"
+        return f"{', '.join(lacking)} have not been trained yet; run: python -m tools.train_zoo"
     try:
         texts(0)
     except AssetError as error:

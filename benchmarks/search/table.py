@@ -6,42 +6,26 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks._markdown import Results, environment, inequalities, table
+from benchmarks import _elastic
+from benchmarks._markdown import table
+from benchmarks.search.run import volumes
 
 
-def summary(results: Results) -> str:
-    """Return the README's table: volumes by sampler."""
-    parts = []
-    for result in results:
-        intro = (
-            "Search of SmolLM2's 150 axes for perplexity and parameters, without training: the share of the plane that "
-            "each sampler's front leaves behind it after so many evaluations (mean of seeds; higher is better)."
-        )
-        parts += [intro, _volumes(result["volumes"])]
-    return "\n\n".join([*parts, environment(results)])
-
-
-def page(results: Results) -> str:
-    """Return all tables."""
-    parts = [summary(results)]
-    for result in results:
-        rates, latency = result["rates"]["rates"], result["latency"]
-        parts += [
-            "Counted figures of distinct Subnets, a second of processor time:",
-            table(["", "a second"], [[name, f"{rate:,.0f}"] for name, rate in rates.items()]),
-            "Predicted latency against measurements that it never saw:",
-            table(
-                ["", "Spearman", "Kendall", "mean error", "within 10 %", "n"],
-                [_agreement(way, latency[way]) for way in ("table", "regression")],
-            ),
-        ]
-    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
-
-
-def _volumes(volumes: Mapping[str, Mapping[str, list[float]]]) -> str:
-    marks = list(next(iter(volumes.values())))
-    rows = [[name, *(_mean(by_trials[mark]) for mark in marks)] for name, by_trials in volumes.items()]
+def _volumes(result: Mapping[str, Any]) -> str:
+    by = volumes(result["cells"])
+    marks = list(next(iter(by.values())))
+    rows = [[name, *(_mean(by_trials[mark]) for mark in marks)] for name, by_trials in by.items()]
     return table(["", *(f"{mark} trials" for mark in marks)], rows)
+
+
+def _rates(result: Mapping[str, Any]) -> str:
+    rates = result["cells"]["rates"]["rates"]
+    return table(["", "a second"], [[name, f"{rate:,.0f}"] for name, rate in rates.items()])
+
+
+def _latency(result: Mapping[str, Any]) -> str:
+    rows = [_agreement(way, result["cells"]["latency"][way]) for way in ("table", "regression")]
+    return table(["", "Spearman", "Kendall", "mean error", "within 10 %", "n"], rows)
 
 
 def _mean(values: list[float]) -> str:
@@ -53,3 +37,18 @@ def _agreement(way: str, one: Mapping[str, Any]) -> list[str]:
         way, f"{one['spearman']:.2f}", f"{one['kendall']:.2f}", f"{one['error']:.1%}", f"{one['hits']:.0%}",
         str(one["n"]),
     ]  # fmt: skip
+
+
+_TABLES = _elastic.Tables(
+    {
+        "Search of a language model of bytes for perplexity and parameters, without training: the share of the plane "
+        "that each sampler's front leaves behind it after so many evaluations (mean of seeds; higher is better).": (
+            _volumes
+        )
+    },
+    {
+        "Counted figures of distinct Subnets of SmolLM2, 150 axes, a second of processor time:": _rates,
+        "Predicted latency of SmolLM2's sub-networks against measurements that it never saw:": _latency,
+    },
+)
+summary, page = _TABLES.summary, _TABLES.page

@@ -1,7 +1,7 @@
 """Claim: sub-networks of a segmenter, a third to two thirds smaller as whole models, do as well as it did untuned.
 
-MiniSAM is trained here by ``tools/train_minisam.py`` and knows digits on photographs: it is no Segment Anything. On two
-domains that it has not seen it becomes a super-network; beside it stand MiniSAM as it is, which is what the paper
+MiniSAM was trained here by ``tools/train_minisam.py`` and knows digits on photographs: it is no Segment Anything. On
+two domains that it has not seen it becomes a super-network; beside it stand MiniSAM as it is, which is what the paper
 compares with, and MiniSAM trained as a whole on the same examples for as many steps, which the paper leaves out.
 Figures are the mean IoU of the mask that the model itself expects to be best, on scenes that had no part in training,
 search or choice.
@@ -9,13 +9,16 @@ search or choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import _elastic
+from benchmarks._elastic import Cell, Cells, Scale
 from benchmarks._frame import Inequality, Store
 from lissome import pipeline
 from lissome.data.masks import read_masks
@@ -28,7 +31,7 @@ from lissome.models.binding import extract, reorder
 from lissome.models.model import Model
 from lissome.ops.stats import paired_bootstrap
 from lissome.pipeline.supernets import FOUND
-from tools.train_minisam import scenes, train_minisam
+from tools.train_minisam import given, scenes
 
 DOMAINS = ("noisy", "striped")
 SHARES = (0.7, 0.5, 0.4)
@@ -36,93 +39,75 @@ SHARES = (0.7, 0.5, 0.4)
 WIDTHS = (0.75, 0.5, 0.25)
 ORDERS = ("wanda", "l1", "random", "reversed")
 SAMPLERS = ("ensemble", "nsga2", "random")
-SCENES, STEPS, RATE, TRIALS = 1500, 1500, 2e-4, 200
-FIRST = 4000
-"""Steps of MiniSAM's first training."""
+SCENES, TESTS = 500, 750
+"""Scenes of a domain to learn from, to search and to choose by; and those that judge: about 2,000 masks."""
+STEPS, RATE, TRIALS = 1000, 2e-4, 120
 _SETTINGS = {"lr": RATE, "batch": 8, "weight_decay": 1e-4, "widths": "1,0.75,0.5,0.332,0.25", "removable": 0.75,
              "min_width": 32, "multiple": 4, "examples": 64}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Scale:
-    """What ``--quick`` makes smaller."""
-
-    seeds: tuple[int, ...]
-    part: float
-
-    def of(self, count: int, least: int = 4) -> int:
-        """So many, or fewer."""
-        return max(least, round(count * self.part))
-
-
-FULL, QUICK = Scale((0, 1, 2), 1.0), Scale((0,), 0.02)
-
-
 def run(quick: bool, store: Store) -> list[Inequality]:
     """Measure what is not stored yet, publish and judge it."""
-    scale = QUICK if quick else FULL
-    cells = {name: compute() for name, compute in _cells(scale, store) if store.wants(name)}
-    if store.pattern is not None:
-        return []
-    found = judge(cells, scale.seeds)
-    store.publish("supersam", {"cells": cells, "seeds": scale.seeds, "inequalities": [vars(one) for one in found]})
-    return found
+    return _elastic.run("supersam", quick, store, cells=cells, judge=judge)
 
 
-def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    facts = {"part": scale.part, "steps": STEPS, "scenes": SCENES, "first": FIRST, "settings": _SETTINGS}
-
-    def cell(name: str, compute: Callable[[Path, Path], dict[str, Any]], **more: Any) -> dict[str, Any]:
-        known = {**facts, **more}
-        return store.cell(name, known, lambda: compute(store.scratch(name, known), home(scale, store)))
-
-    yield "given", lambda: cell("given", lambda _, at: _given(at))
+def cells(scale: Scale, store: Store) -> Iterator[Cell]:
+    """Yield what is measured, seed by seed."""
+    facts, at = {"steps": STEPS, "scenes": [SCENES, TESTS], "settings": _SETTINGS}, partial(home, scale, store)
+    yield Cell("given", facts, lambda _: _given(at()))
     for seed in scale.seeds:
-        yield f"orders-{seed}", lambda seed=seed: cell(f"orders-{seed}", lambda _, at: orders(at, seed), seed=seed)
+        yield Cell(f"orders-{seed}", {**facts, "seed": seed}, lambda _, seed=seed: orders(at(), seed))
         for domain in DOMAINS:
-            yield (
+            known = {**facts, "seed": seed, "domain": domain}
+            yield Cell(
                 f"full-{domain}-{seed}",
-                lambda domain=domain, seed=seed: cell(
-                    f"full-{domain}-{seed}", lambda _, at: _full(at, domain, scale, seed), seed=seed, domain=domain
-                ),
+                known,
+                lambda _, domain=domain, seed=seed: _full(at(), domain, scale, seed),
             )
-            yield f"super-{domain}-{seed}", lambda domain=domain, seed=seed: cell(
-                f"super-{domain}-{seed}", lambda folder, at: _made(at, folder, domain, scale, seed), seed=seed,
-                domain=domain, trials=TRIALS,
-            )  # fmt: skip
+            yield Cell(
+                f"super-{domain}-{seed}",
+                {**known, "trials": TRIALS},
+                lambda folder, domain=domain, seed=seed: _made(at(), folder, domain, scale, seed),
+            )
 
 
-def home(scale: Scale, store: Store) -> Path:
-    """Return the folder with MiniSAM and the scenes of all domains; they are made the first time."""
-    place = store.scratch("home", {"part": scale.part, "scenes": SCENES, "first": FIRST})
-    for seed, domain in enumerate(("photographs", *DOMAINS)):
+@dataclass(frozen=True)
+class Home:
+    """Where MiniSAM is, and the folder with the scenes of all domains."""
+
+    model: Path
+    scenes: Path
+
+
+def home(scale: Scale, store: Store) -> Home:
+    """Return MiniSAM and scenes; they are made the first time."""
+    place = store.scratch("home", {"part": scale.part, "scenes": [SCENES, TESTS]})
+    for seed, domain in enumerate(("photographs", *DOMAINS), start=1):
         file = place / f"{domain}.npz"
         if not file.exists():
-            scenes(file, domain=domain, count=scale.of(SCENES, 24), seed=seed)
-    if not (place / "minisam").exists():
-        train_minisam(place / "minisam", scenes_file=place / "photographs.npz", steps=scale.of(FIRST), seconds=None)
-    return place
+            scenes(file, domain=domain, count=scale.of(SCENES, 24), tests=scale.of(TESTS, 6), seed=seed)
+    return Home(given(place / "minisam", part=scale.part), place)
 
 
-def _judge(model: Model, place: Path, domain: str) -> Segments:
-    return Segments(segment_splits(model, read_masks(place / f"{domain}.npz")))
+def _judge(model: Model, place: Home, domain: str) -> Segments:
+    return Segments(segment_splits(model, read_masks(place.scenes / f"{domain}.npz")))
 
 
-def _test(model: Model, place: Path, domain: str) -> list[float]:
+def _test(model: Model, place: Home, domain: str) -> list[float]:
     """IoU of every held-out mask, to four digits."""
     found = _judge(model, place, domain).each(model, "test")["miou"]
     return [round(float(value), 4) for value in found]
 
 
-def _given(place: Path) -> dict[str, Any]:
+def _given(place: Home) -> dict[str, Any]:
     """MiniSAM as it is, in all domains."""
-    model = pipeline.load(place / "minisam")
+    model = pipeline.load(place.model)
     return {domain: _test(model, place, domain) for domain in ("photographs", *DOMAINS)}
 
 
-def orders(place: Path, seed: int) -> dict[str, Any]:
+def orders(place: Home, seed: int) -> dict[str, Any]:
     """MLP widths without training, by what sorted their units."""
-    given = pipeline.load(place / "minisam")
+    given = pipeline.load(place.model)
     judge, found = _judge(given, place, "photographs"), dict[str, Any]()
     names = [axis.name for axis in given.space().axes]
     widths = [name for name in names if name.startswith("vision_encoder.") and name.endswith(".width")]
@@ -138,21 +123,19 @@ def orders(place: Path, seed: int) -> dict[str, Any]:
     return found
 
 
-def _full(place: Path, domain: str, scale: Scale, seed: int) -> dict[str, Any]:
+def _full(place: Home, domain: str, scale: Scale, seed: int) -> dict[str, Any]:
     """The whole model, trained on the domain: the baseline that the paper leaves out."""
-    model = pipeline.load(place / "minisam")
+    model = pipeline.load(place.model)
     judge = _judge(model, place, domain)
     train(judge.task(model), judge.training(steps=scale.of(STEPS), lr=RATE, batch=8, max_seconds=None), seed=seed)
     return {"test": _test(model, place, domain)}
 
 
-def _made(place: Path, folder: Path, domain: str, scale: Scale, seed: int) -> dict[str, Any]:
+def _made(place: Home, folder: Path, domain: str, scale: Scale, seed: int) -> dict[str, Any]:
     """The super-network of a domain, searched by several samplers, and models cut out of it."""
     settings = tuple(f"{name}={value}" for name, value in {**_SETTINGS, "steps": scale.of(STEPS)}.items())
-    data = str(place / f"{domain}.npz")
-    pipeline.supernet(
-        str(place / "minisam"), method="supersam", data=data, settings=settings, seed=seed, out=folder / "S"
-    )
+    data = str(place.scenes / f"{domain}.npz")
+    pipeline.supernet(str(place.model), method="supersam", data=data, settings=settings, seed=seed, out=folder / "S")
     volumes, cut = {}, dict[str, Any]()
     for sampler in reversed(SAMPLERS):  # the autotuner last: what it finds is what models are cut out of
         pipeline.search(
@@ -188,11 +171,13 @@ def not_below(name: str, mine: Sequence[Sequence[float]], other: Sequence[float]
     return Inequality.of(name, found.low, ">=", 0.0, told)
 
 
-def judge(cells: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> list[Inequality]:
+def judge(found_of: Cells, seeds: Sequence[int]) -> list[Inequality]:
     """Turn the cells into inequalities."""
     found = []
     means = {
-        order: [float(np.mean([cells[f"orders-{seed}"][f"{order}-{share:g}"] for seed in seeds])) for share in WIDTHS]
+        order: [
+            float(np.mean([found_of[f"orders-{seed}"][f"{order}-{share:g}"] for seed in seeds])) for share in WIDTHS
+        ]
         for order in ORDERS
     }
     for place, share in enumerate(WIDTHS):
@@ -200,15 +185,15 @@ def judge(cells: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> list[
             name = f"untrained at {share:.0%} of MLP widths: {first} against {second}, mean IoU"
             found.append(Inequality.of(name, means[first][place], relation, means[second][place]))  # type: ignore[arg-type]
     for domain in DOMAINS:
-        made = [cells[f"super-{domain}-{seed}"] for seed in seeds]
-        full = float(np.mean([cells[f"full-{domain}-{seed}"]["test"] for seed in seeds]))
+        made = [found_of[f"super-{domain}-{seed}"] for seed in seeds]
+        full = float(np.mean([found_of[f"full-{domain}-{seed}"]["test"] for seed in seeds]))
         for share in SHARES:
             mine = [one["cut"][f"{share:g}"] for one in made]
             gap = full - float(np.mean([one["test"] for one in mine]))
             name = f"{domain}: {share:.0%} of all parameters against MiniSAM untuned, IoU"
             detail = f"; {gap:.4f} below the whole model trained as long"
             found += [
-                not_below(name, [one["test"] for one in mine], cells["given"][domain], detail),
+                not_below(name, [one["test"] for one in mine], found_of["given"][domain], detail),
                 Inequality.of(f"{domain}: parameters at {share:.0%}", max(one["params"] for one in mine), "<=", share),
             ]
         tuner, drawn = (float(np.mean([one["volumes"][sampler] for one in made])) for sampler in ("ensemble", "random"))

@@ -7,35 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._markdown import Results, environment, inequalities, table
+from benchmarks import _elastic
+from benchmarks._markdown import table
 
 _DOMAINS = ("noisy", "striped")
 
 
-def summary(results: Results) -> str:
-    """Return the README's table: mean IoU by domain."""
-    parts = []
-    for result in results:
-        intro = (
-            "MiniSAM, a segmenter of a million weights that was trained here (no Segment Anything), on two domains "
-            "that it had not seen: parts of one super-network by SuperSAM (mean IoU of held-out masks, all seeds)."
-        )
-        parts += [intro, _domains(result["cells"], result["seeds"])]
-    return "\n\n".join([*parts, environment(results)])
-
-
-def page(results: Results) -> str:
-    """Return all tables."""
-    parts = [summary(results)]
-    for result in results:
-        cells, seeds = result["cells"], result["seeds"]
-        keys = cells[f"orders-{seeds[0]}"]
-        rows = [[key, _mean([cells[f"orders-{seed}"][key] for seed in seeds])] for key in keys]
-        parts += ["MLP widths untrained, by what sorted their units, on photographs:", table(["order", "IoU"], rows)]
-    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
-
-
-def _domains(cells: Mapping[str, Any], seeds: list[int]) -> str:
+def _domains(result: Mapping[str, Any]) -> str:
+    cells, seeds = result["cells"], result["seeds"]
     rows = [["untuned", *(_mean([cells["given"][domain]]) for domain in _DOMAINS)]]
     full = [_mean([cells[f"full-{domain}-{seed}"]["test"] for seed in seeds]) for domain in _DOMAINS]
     rows.append(["whole, trained as long", *full])
@@ -45,5 +24,34 @@ def _domains(cells: Mapping[str, Any], seeds: list[int]) -> str:
     return table(["", *_DOMAINS], rows)
 
 
+def _orders(result: Mapping[str, Any]) -> str:
+    cells, seeds = result["cells"], result["seeds"]
+    keys = cells[f"orders-{seeds[0]}"]
+    return table(["order", "IoU"], [[key, _mean([cells[f"orders-{seed}"][key] for seed in seeds])] for key in keys])
+
+
+def _samplers(result: Mapping[str, Any]) -> str:
+    cells, seeds = result["cells"], result["seeds"]
+    names = cells[f"super-{_DOMAINS[0]}-{seeds[0]}"]["volumes"]
+    rows = [
+        [name, *(_mean([cells[f"super-{domain}-{seed}"]["volumes"][name] for seed in seeds]) for domain in _DOMAINS)]
+        for name in names
+    ]
+    return table(["sampler", *_DOMAINS], rows)
+
+
 def _mean(values: Any) -> str:
     return f"{float(np.mean(values)):.4f}"
+
+
+_TABLES = _elastic.Tables(
+    {
+        "MiniSAM, a segmenter of a million weights that was trained here (no Segment Anything), on two domains that it "
+        "had not seen: parts of one super-network by SuperSAM (mean IoU of held-out masks, all seeds).": _domains
+    },
+    {
+        "MLP widths untrained, by what sorted their units, on photographs:": _orders,
+        "Volume that each sampler's front leaves behind it, at equal evaluations:": _samplers,
+    },
+)
+summary, page = _TABLES.summary, _TABLES.page

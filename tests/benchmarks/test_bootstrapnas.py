@@ -9,17 +9,13 @@ import pytest
 
 from benchmarks import _elastic
 from benchmarks._elastic import Subject
+from benchmarks._pruning import pruned
 from benchmarks.bootstrapnas import run, table
 from lissome.cost.counted import Counter
 from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
 from lissome.models.load import load_model
 from lissome.testing.examples import striped_images
-
-SEEDS = (0, 1)
-
-
-def text(share: float, count: int = 2000) -> str:
-    return "".join("1" if index < share * count else "0" for index in range(count))
+from tests.benchmarks.elastic import SEEDS, all_hold, broken, text, toy
 
 
 def made_up(net: str, *, half: float = 0.9, macs: float = 0.48, sizes: int = 6, latency: float = 0.8) -> dict[str, Any]:
@@ -40,45 +36,56 @@ def made_up(net: str, *, half: float = 0.9, macs: float = 0.48, sizes: int = 6, 
 
 @pytest.mark.parametrize("net", run.NETS)
 def test_everything_holds_when_it_does(net: str) -> None:
-    found = run.judge(net, made_up(net), SEEDS)
-    assert all(one.ok for one in found), [str(one) for one in found if not one.ok]
-    assert len(found) == {"resnet": 9, "depthwise": 8, "minilm": 7}[net]
+    assert all_hold(run.judge(net, made_up(net), SEEDS)) == {"zoo-resnet": 9, "zoo-depthwise": 8, "minilm": 7}[net]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"half": 0.88}, "against given"), ({"half": 0.893}, "against pruned and tuned"), ({"macs": 0.51}, "most"),
+        ({"half": 0.88}, "against given"), ({"half": 0.893}, "torch-pruning"), ({"macs": 0.51}, "most"),
         ({"sizes": 4}, "sizes of one front"), ({"latency": 0.99}, "latency"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None:
-    broken = [one.name for one in run.judge("resnet", made_up("resnet", **changes), SEEDS) if not one.ok]
-    assert any(words in name for name in broken)
+    assert broken(run.judge("zoo-resnet", made_up("zoo-resnet", **changes), SEEDS), words)
 
 
 def test_the_tables_show_every_arm() -> None:
-    stored = {"cells": made_up("resnet"), "seeds": SEEDS, "environments": [], "inequalities": []}
-    page = table.page([stored])
-    assert all(f"| resnet | {arm} |" in page for arm in ("given", "pruned to half, tuned", "super-network, at 0.5"))
+    cells = made_up("zoo-resnet") | {"transfer": made_up("x")["super-x-0"]}
+    page = table.page([{"cells": cells, "seeds": SEEDS, "environments": [], "inequalities": []}])
+    arms = ("given", "torch-pruning to half, tuned", "super-network, at 0.5")
+    assert all(f"| zoo-resnet | {arm} |" in page for arm in arms)
+    assert "| efficientnet-lite0 | 10% | 80.0 |" in page
+
+
+@pytest.mark.long
+def test_torch_pruning_cuts_heads_and_neurons_of_an_encoder(tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning", reason="the extra `bench` is not installed")
+    it = toy(tmp_path)
+    whole = Counter(_elastic.original(it)).count().macs
+    small = pruned(it, 0.6 * whole, multiple=1)
+    assert 0.3 * whole < Counter(small).count().macs <= 0.6 * whole
+    for name, branch in _elastic.original(it).anatomy.by_name.items():
+        cut = small.anatomy.by_name[name].by_name
+        assert all(1 <= cut[kind].size < dim.size for kind, dim in branch.by_name.items())
+    assert len(_elastic.packed(small, _elastic.objective(it))) == 12
 
 
 @pytest.mark.long
 def test_the_parts_on_a_toy(tmp_path: Path) -> None:
+    pytest.importorskip("torch_pruning", reason="the extra `bench` is not installed")
     data = striped_images(tmp_path / "x.npz", count=120)
     stages = [{"kind": "residual", "channels": 8 * (1 + at), "blocks": 2, "stride": 1 + at} for at in range(2)]
     config = ConvNetConfig(image_size=16, stem=(8, 1), stages=stages, num_labels=4)
     load_model(ConvNetForImageClassification(config).eval()).save(tmp_path / "net")
     it = Subject("toy", tmp_path / "net", data)
     judge, whole = _elastic.objective(it), Counter(_elastic.original(it)).count().macs
-    small = _elastic.pruned(it, 0.5 * whole, multiple=1)
+    small = pruned(it, 0.5 * whole, multiple=1)
     assert 0.4 * whole < Counter(small).count().macs <= 0.5 * whole
     tuned = _elastic.tuned(small, judge, steps=2, seed=0, lr=0.01, optimizer="sgd", batch=8)
     assert len(_elastic.packed(tuned, judge)) == 24
     settings = {"steps": 3, "min_width": 2, "multiple": 1, "examples": 16, "batch": 8, "stages": ("depth2", "width")}
-    place = _elastic.supernet(
-        it, tmp_path / "made", method="bootstrapnas", settings=settings, trials=6, seed=0, sampler="nsga2"
-    )
+    place = _elastic.supernet(it, tmp_path / "made", method="bootstrapnas", settings=settings, trials=6, seed=0)
     found = _elastic.measured(it, place, (0.6,), tmp_path / "cut")
     assert found["cut"]["0.6"]["macs"] <= 0.6 and set(found["ends"]) == {"largest", "smallest"}
     first = run.before(it)

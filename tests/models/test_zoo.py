@@ -44,26 +44,32 @@ def test_what_is_wrong_is_said(root: Path) -> None:
         file.write(b"x")
     with pytest.raises(ArtifactError, match="not the file that was trained"):
         lissome.load("zoo-toy")
-    write_json(root / zoo.INDEX, {"zoo-toy": {"summary": "a toy"}})
+    write_json(root / zoo.INDEX, {"zoo-toy": {"summary": "a toy", "files": {}}})
     with pytest.raises(ArtifactError, match="bits_per_byte"):
         zoo.zoo()
+
+
+def test_other_qualities_are_told_too(root: Path) -> None:
+    known = zoo.ZooModel(summary="a toy", files={}, quality={"miou": 0.8123})
+    assert known.told == "miou 0.812 on held-out examples"
+    assert zoo.zoo()["zoo-toy"].told == "7.50 bits per byte on held-out text"
 
 
 def test_without_weights_there_is_none(tmp_path: Path) -> None:
     assert zoo.zoo(tmp_path) == {}
 
 
-needs_zoo = pytest.mark.skipif(not zoo.zoo(), reason="the zoo has not been trained yet: python tools/train_zoo.py")
+needs_zoo = pytest.mark.skipif(not zoo.zoo(), reason="the zoo has not been trained yet: python -m tools.train_zoo")
 
 
 @needs_zoo
 def test_what_ships_is_small() -> None:
     sizes = [path.stat().st_size for path in zoo.ZOO.rglob("*") if path.is_file()]
-    assert sum(sizes) < 10e6
+    assert sum(sizes) < 15e6
 
 
 @needs_zoo
-@pytest.mark.parametrize("name", sorted(zoo.zoo()))
+@pytest.mark.parametrize("name", sorted(name for name, known in zoo.zoo().items() if known.bits_per_byte))
 def test_what_ships_writes_words(name: str) -> None:
     known, model = zoo.zoo()[name], lissome.load(name)
     assert known.bits_per_byte["mean"] <= 1.9 or known.training["seconds"] > 0

@@ -68,6 +68,21 @@ def test_the_best_mask_in_truth_is_never_worse(home: Path) -> None:
         objective.lesson(model, model, share=0.5, temperature=1.0)
 
 
+def test_scenes_can_be_kept_for_tests(tmp_path: Path) -> None:
+    data = read_masks(scenes(tmp_path / "x.npz", domain="noisy", count=12, tests=5))
+    parts = data.parts({"recovery": 0.5, "search": 0.2, "selection": 0.3})
+    assert {int(data.groups[at]) for at in parts["test"]} == set(range(12, 17))
+    assert sum(map(len, parts.values())) == len(data)
+
+
+def test_a_segmenter_is_judged_on_masks(home: Path) -> None:
+    report = pipeline.evaluate(home / "mini", data=home / "striped.npz")
+    figures = report.rows[0].figures
+    assert figures["miou"].metric.n == len(read_masks(home / "striped.npz"))
+    assert figures["miou"].metric.value <= figures["best_miou"].metric.value <= 1
+    assert figures["miou"].metric.better == "higher" and figures["loss"].metric.better == "lower"
+
+
 def test_a_segmenter_becomes_a_super_network(home: Path, tmp_path: Path) -> None:
     settings = (
         "steps=3", "batch=4", "examples=8", "min_width=8", "lr=0.001", "removable=0.75", "widths=1,0.5", "multiple=1",

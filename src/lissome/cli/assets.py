@@ -48,7 +48,7 @@ def command(
             "bytes": sum((zoo.ZOO / name / file).stat().st_size for file in known.files),
             "fetched": True,
             "licence": zoo.LICENCE,
-            "summary": f"{known.summary}; {known.bits_per_byte['mean']:.2f} bits per byte on held-out text",
+            "summary": f"{known.summary}; {known.told}",
         }
         for name, known in zoo.zoo().items()
     ]

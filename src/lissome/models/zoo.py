@@ -1,8 +1,9 @@
-"""Small language models that ship with lissome, for trying methods without a network.
+"""Small models that ship with lissome, for trying methods without a network.
 
-They were trained here, by ``tools/train_zoo.py``, byte by byte on man pages and addresses to Congress, and know little
-else: they show what a method does to a trained model of a family, not what a good model of that family can do. The
-index beside the weights states their checksums, their loss on held-out text, and how they were made.
+They were trained here, by scripts in ``tools/``: language models byte by byte on man pages and addresses to Congress, a
+segmenter on digits pasted on photographs. They know little else: they show what a method does to a trained model of a
+family, not what a good model of that family can do. The index beside the weights states their checksums, how good they
+are on held-out examples, and how they were made.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ZOO = Path(__file__).parent / "weights"
 """Where the folders of the models lie."""
 INDEX = "index.json"
 """File in that folder: a `ZooModel` by name."""
-LICENCE = "Apache-2.0 (the text it was trained on has free licences of its own)"
+LICENCE = "Apache-2.0 (what it was trained on has free licences of its own)"
 """Licence of all of them."""
 
 
@@ -35,16 +36,29 @@ class ZooModel:
 
     Attributes:
         summary: One line: architecture and sizes.
-        bits_per_byte: Mean loss on held-out documents in bits per byte, in windows of 256 bytes: by source, and
-            ``mean`` over the sources.
         files: sha256 of every file of its folder, hexadecimal.
+        bits_per_byte: Of language models, mean loss on held-out documents in bits per byte, in windows of 256 bytes: by
+            source, and ``mean`` over the sources.
+        quality: Of others, figures on held-out examples by name, such as ``accuracy`` or ``miou``.
         training: How it was made: steps, learning rates tried, seconds, data, versions.
     """
 
     summary: str
-    bits_per_byte: Mapping[str, float]
     files: Mapping[str, str]
+    bits_per_byte: Mapping[str, float] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.quality and "mean" not in self.bits_per_byte:
+            raise ArtifactError("it states neither bits_per_byte nor another quality; install lissome again.")
+
+    @property
+    def told(self) -> str:
+        """How good it is, in words."""
+        if self.bits_per_byte:
+            return f"{self.bits_per_byte['mean']:.2f} bits per byte on held-out text"
+        return ", ".join(f"{name} {value:.3f}" for name, value in self.quality.items()) + " on held-out examples"
 
 
 def zoo(root: Path | None = None) -> dict[str, ZooModel]:
