@@ -19,14 +19,16 @@ from lissome.core.files import read_json, write_json
 _ENDING = 10.0  # seconds that a process may take to end when it is asked to
 _LONGEST = 240  # characters of a log in a message
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_MARK = "LISSOME_PROCESSES_OF"
 _SAME = 0.01  # seconds by which two readings of the time a process was started at may differ
 
 
 class Processes:
     """The processes of one folder, by name.
 
-    Each leads a session of its own, so that what it has started ends with it. Which ones were started is written down:
-    when we are killed ourselves they live on, and the next one to use the folder ends them before it starts others.
+    Each leads a session of its own, so that what it has started ends with it; what leaves that session, as the
+    SuperLink lets its apps do, is known by a mark in its environment. Which ones were started is written down: when we
+    are killed ourselves they live on, and the next one to use the folder ends them before it starts others.
 
     Args:
         folder: For logs and for the record of what runs.
@@ -34,7 +36,7 @@ class Processes:
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._folder, self._environment = folder, dict(environment)
+        self._folder, self._environment = folder, {**environment, _MARK: str(folder.absolute())}
         self._record = folder / "processes.json"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -70,6 +72,7 @@ class Processes:
                 _signal(process.pid, wanted)
             while time.monotonic() < limit and any(one.poll() is None for one in self._running.values()):
                 time.sleep(0.1)
+        self._stop_strays()
         self._record.unlink(missing_ok=True)
 
     def stop_former(self) -> None:
@@ -83,7 +86,15 @@ class Processes:
         for pid, started in former["started"].values():
             if _same((pid, started)) or not psutil.pid_exists(pid):  # a leader that is gone may have left others
                 _signal(pid, signal.SIGKILL)
+        self._stop_strays()
         self._record.unlink(missing_ok=True)
+
+    def _stop_strays(self) -> None:
+        """End what was started by those that were started, in a session of its own."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):  # gone, or somebody else's
+                if process.environ().get(_MARK) == self._environment[_MARK]:
+                    process.kill()
 
 
 def _identity(pid: int) -> tuple[int, float]:
