@@ -20,7 +20,7 @@ from lissome.engine.federate.mutual import OWN, bound_of
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.subnets import SubnetProgram
-from lissome.engine.federate.training import Bound, Lesson
+from lissome.engine.federate.training import Bound
 from lissome.engine.train import derive
 from lissome.pipeline.federating import serve
 from lissome.pipeline.federation import FederationJob, FederationRecipe
@@ -28,7 +28,7 @@ from lissome.pipeline.silos import Silos
 
 LANGUAGES = ("ces", "dan", "deu_1996", "fin", "fra", "hrv", "ita", "nld", "pol", "por_PT", "spa", "swe")
 LENGTH, CLIENTS, ALPHA = 32, 10, 0.3
-TEXTS = {"train": 120, "validation": 20, "test": 50}
+TEXTS = {"train": 80, "validation": 20, "test": 40}
 """Runs of words of each language, at most."""
 SEEDS = (0, 1, 2)
 JUDGED = 3
@@ -166,7 +166,12 @@ def job_of(made: FederationRecipe) -> FederationJob:
 
 
 def own_scores(
-    job: FederationJob, folder: Path, metric: str = "accuracy", subnets: Mapping[str, Any] | None = None
+    job: FederationJob,
+    folder: Path,
+    metric: str = "accuracy",
+    *,
+    subnets: Mapping[str, Any] | None = None,
+    learned: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Judge what every client kept for itself: on the texts of the server, and on those that it learned from.
 
@@ -175,9 +180,10 @@ def own_scores(
         folder: As of `run`.
         metric: What of a score is stored.
         subnets: Of those who were never asked to train, hence kept nothing.
+        learned: Whether to judge it by what it learned from, too.
 
     Returns:
-        By client: ``test`` and ``train``.
+        By client: ``test``, and perhaps ``train``.
     """
     found = {}
     for name in job.silos.names:
@@ -185,7 +191,10 @@ def own_scores(
         lesson, own = job.silos.client(name, job.model), kept.facts.get("subnet", (subnets or {}).get(name))
         bound = bound_of(job.model, own, lesson)
         bound.load({key.removeprefix(OWN): value for key, value in kept.tensors.items() if _is_own(bound, key)})
-        found[name] = _both(job, lesson, bound, metric)
+        bound.module.eval()
+        found[name] = {"test": job.silos.server(job.model).score(bound.module)[1][metric]}
+        if learned:
+            found[name]["train"] = lesson.turned().score(bound.module)[1][metric]
     return found
 
 
@@ -194,15 +203,9 @@ def global_scores(job: FederationJob, federation: Federation) -> dict[str, dict[
     assert isinstance(federation.program, SubnetProgram)
     bound = federation.program.loaded()
     bound.module.eval()
-    test = job.silos.server(job.model).score(bound.module)[1]["accuracy"]
+    test = federation.rounds[-1].metrics["server/accuracy"]
     lessons = {name: job.silos.client(name, job.model).turned() for name in job.silos.names}
     return {name: {"test": test, "train": one.score(bound.module)[1]["accuracy"]} for name, one in lessons.items()}
-
-
-def _both(job: FederationJob, lesson: Lesson, bound: Bound, metric: str = "accuracy") -> dict[str, float]:
-    bound.module.eval()
-    test, train = job.silos.server(job.model), lesson.turned()
-    return {key: one.score(bound.module)[1][metric] for key, one in (("test", test), ("train", train))}
 
 
 def _is_own(bound: Bound, key: str) -> bool:

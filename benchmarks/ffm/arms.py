@@ -11,7 +11,7 @@ from benchmarks._federated import global_scores, job_of, own_scores, recipe, run
 from lissome.engine.federate.continual import summary
 from lissome.engine.federate.retrieval import CLASSES, SCORES, embed, judged, ranked
 
-ROUNDS, SLICES, RESULTS, TOKENS, WIDTH = 10, 4, 5, 16, 384
+ROUNDS, SLICES, RESULTS, TOKENS, WIDTH = 8, 4, 5, 16, 384
 LORA: dict[str, Any] = {"method": "ffm", "lr": 1e-3, "epochs": 1.0, "rank": 8}
 CONTINUAL: dict[str, Any] = {"method": "ffm", "recipe": "continual", "slices": SLICES, "lr": 1e-3, "rank": 8}
 
@@ -51,7 +51,7 @@ def finetuned(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]
     federation, cell = run(job, folder)
     if arm == "local":
         cell["own"] = own_scores(job, folder)
-    elif arm == "federated" and step.get("lora") != "stack":
+    elif name == "lora":
         cell["own"] = global_scores(job, federation)
     return cell
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks._federated import own_scores, run
+from benchmarks._federated import JUDGED, own_scores, run
 from benchmarks.shears.texts import _DECLARATION, articles
 from lissome.core.config import to_toml
 from lissome.data.local import data_dir, data_file
@@ -16,14 +16,14 @@ from lissome.pipeline.federation import FederationJob, FederationRecipe
 SILOS = ("spa", "ita", "fra", "deu_1996", "nld", "eng", "dan", "pol")
 """Languages of the declaration, one silo each."""
 MAN = ("cs", "de", "es", "fr")
-PAGES, CHARACTERS = 8, 2500
+PAGES, CHARACTERS = 8, 1500
 """Man pages of a language, and characters of each."""
 TEXTS = {"pages": PAGES, "characters": CHARACTERS, "languages": MAN}
 
 PRETRAIN_ROUNDS, TUNE_ROUNDS = 12, 3
 PRETRAIN: dict[str, Any] = {
     "method": "ffm", "recipe": "pretrain", "trains": "all", "fresh": True, "freeze": [], "outer": "momentum",
-    "outer_lr": 0.7, "outer_momentum": 0.9, "lr": 3e-3, "epochs": 2.0, "batch": 8,
+    "outer_lr": 0.7, "outer_momentum": 0.9, "lr": 3e-3, "epochs": 1.0, "batch": 8,
 }  # fmt: skip
 TUNE: dict[str, Any] = {"method": "ffm", "lr": 3e-4, "epochs": 1.0, "batch": 4, "rank": 8}
 ARMS = ("federated", "centralised", "local")
@@ -63,7 +63,8 @@ def job_of(model: str, source: Path, step: dict[str, Any], arm: str, seed: int, 
     fields = {
         "model": model, "seed": seed, "arm": arm,
         "data": {"source": str(source), "learn": "tokens", "length": 128, "test": 0.15},
-        "partition": {"scheme": "natural"}, "federation": {"rounds": rounds}, "step": [step],
+        "partition": {"scheme": "natural"}, "step": [step],
+        "federation": {"rounds": rounds, "evaluate_every": rounds, "judge_every": JUDGED},
     }  # fmt: skip
     return FederationJob(FederationRecipe.from_toml(to_toml(fields)))
 
@@ -74,7 +75,7 @@ def pretrained(arm: str, seed: int, rounds: int, folder: Path, model: str = "zoo
     federation, cell = run(job, folder)
     cell["loss"] = federation.rounds[-1].metrics["server/loss"]
     if arm == "local":
-        cell["own"] = own_scores(job, folder, "loss")
+        cell["own"] = own_scores(job, folder, "loss", learned=False)
     return cell
 
 

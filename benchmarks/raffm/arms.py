@@ -20,7 +20,7 @@ from lissome.models.model import Model
 from lissome.models.space import Subnet
 from lissome.pipeline.federation import FederationJob
 
-ROUNDS, SIZES = 12, 24
+ROUNDS, SIZES = 8, 24
 STEP: dict[str, Any] = {"lr": 3e-4, "epochs": 2.0, "batch": 16}
 FLEET = (
     {"name": "big", "share": 2.0},
@@ -42,6 +42,10 @@ ARMS: dict[str, dict[str, Any]] = {
 """`static` has RaFFM's order without the sandwich; `full` ignores budgets; `smallest` gives all the weakest's size."""
 
 
+CUT = {"raffm": SIZES, "smallest": 1}
+"""Sizes that the models of some arms are cut to; the smallest is the first."""
+
+
 def arm(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Run one arm and return what its cell stores."""
     fleet = ({},) if name == "full" else ({"budget": FLEET[2]["budget"]},) if name == "smallest" else FLEET
@@ -51,8 +55,8 @@ def arm(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
         job = job_of(recipe({**STEP, **ARMS[name]}, seed=seed, rounds=rounds, devices=fleet, clients=len(big)))
     federation, cell = run(job, folder, big)
     cell |= fleet_of(job)
-    if ARMS[name]["method"] == "raffm":
-        cell["sizes"] = sizes(job, federation, seed)
+    if name in CUT:
+        cell["sizes"] = sizes(job, federation, seed, CUT[name])
     if name == "full":
         cell["halves"] = halves(job, federation, seed)
     return cell
@@ -65,15 +69,15 @@ def fleet_of(job: FederationJob) -> dict[str, Any]:
     return {"kinds": {one: kind.name for one, kind in job.kinds.items()}, "big": big / sum(own.values())}
 
 
-def sizes(job: FederationJob, federation: Federation, seed: int) -> list[dict[str, float]]:
-    """Cut the trained model to random sizes and the smallest one, without training."""
+def sizes(job: FederationJob, federation: Federation, seed: int, count: int) -> list[dict[str, float]]:
+    """Cut the trained model to the smallest size, the whole one and random ones, without training."""
     program = federation.program
     assert isinstance(program, SubnetProgram)
     assert program.planner is not None
     program.loaded()
     rng, space = Random(derive(seed, "sizes")), program.planner.space
     drawn = [space.smallest, space.full, *(space.sample(rng) for _ in range(SIZES - 2))]
-    return [_judged(job, program, subnet) for subnet in drawn]
+    return [_judged(job, program, subnet) for subnet in drawn[:count]]
 
 
 def _judged(job: FederationJob, program: SubnetProgram, subnet: Subnet) -> dict[str, float]:

@@ -19,9 +19,9 @@ from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
 from lissome.models.model import Model
 from lissome.pipeline.federation import FederationJob
 
-ROUNDS, SEEN = 12, 512
+ROUNDS, SEEN = 24, 512
 ARMS = ("raffm", "heterofl", "full", "big-only")
-STEP: dict[str, Any] = {"lr": 2e-3, "epochs": 2.0, "batch": 32, "elastic": ["width"]}
+STEP: dict[str, Any] = {"lr": 3e-3, "epochs": 2.0, "batch": 32, "elastic": ["width"]}
 FACTS: dict[str, Any] = {"most": 3000, "model": "residual 16-32-64", "step": STEP, "fleet": list(FLEET)}
 _STAGES = [{"kind": "residual", "channels": width, "blocks": 1, "stride": 2} for width in (16, 32, 64)]
 

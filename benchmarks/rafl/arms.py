@@ -15,7 +15,7 @@ from lissome.engine.federate.subnets import SubnetProgram
 from lissome.models.binding import extract
 from lissome.pipeline.federation import FederationJob
 
-ROUNDS = 12
+ROUNDS = 10
 TIERS = ("block_params<=80%", "block_params<=60%", "block_params<=45%", "block_params<=30%")
 FLEET = tuple({"name": f"tier-{number}", "budget": budget} for number, budget in enumerate(TIERS))
 STEP: dict[str, Any] = {"lr": 3e-4, "epochs": 1.0, "batch": 16}
@@ -43,7 +43,7 @@ def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[
     if name != "weakest":
         assert isinstance(federation.program, SubnetProgram)
         chosen = {one: federation.program.choose(job.profile(one), Random(0)) for one in job.silos.names}
-        cell["own"] = own_scores(job, folder, subnets=chosen)
+        cell["own"] = own_scores(job, folder, subnets=chosen, learned=False)
         cell["tiers"] = tiers(job, federation.program)
         cell["orders"] = sum(len(one.clients) for one in federation.rounds)
         cell["knowledge"] = sum(4 * value.numel() for value in knowledge(federation.program.tensors).values())

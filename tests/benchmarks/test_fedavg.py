@@ -60,7 +60,7 @@ def test_clients_drop_out_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cell = rough.arm("rough", 0, 3, tmp_path / "arm")
     assert max(cell["seconds"]) <= rough.DEADLINE
     assert 0 < sum(cell["answered"]) < 30
-    assert cell["examples"].keys() == cell["clients"].keys()
+    assert cell["clients"].keys() <= cell["examples"].keys()
 
 
 @pytest.mark.long

@@ -79,7 +79,7 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cell = arms.finetuned(arm, 0, 1, tmp_path / "arm")
     assert len(cell["accuracy"]) == 2
     assert (cell["spent"][-1] > 0) == (arm in arms.FINETUNED)
-    assert ("own" in cell) == (arm != "zero-shot")
+    assert ("own" in cell) == (arm in {"lora", "local"})
     if arm == "prompt-alone":
         assert cell["spent"][-1] == arms.TOKENS * 24 * 4 * 2 * 10, "m·d·4·2·|S|·R"
 
