@@ -7,7 +7,7 @@ crops of scikit-learn's two sample photographs; the prompt is a point on one dig
 domains are for what comes after: ``noisy`` (grey, blurred, low contrast, noise, as under a microscope) and ``striped``
 (stripes in the place of photographs, glyphs barely darker than they are).
 
-    python -m tools.train_minisam --seconds 1200           # into the package; an interrupted run goes on
+    python -m tools.train_minisam                          # into the package; an interrupted run goes on
     python -m tools.train_minisam --scenes noisy --count 400 --out noisy.npz
 """
 
@@ -16,6 +16,8 @@ domains are for what comes after: ``noisy`` (grey, blurred, low contrast, noise,
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lissome.core.files import cache_dir, sha256_file
 from lissome.data.masks import read_masks
 from lissome.engine.checkpoint import Checkpoint
-from lissome.engine.segments import Segments, segment_splits
-from lissome.engine.train import TrainResult, train
+from lissome.engine.hooks import Batch
+from lissome.engine.segments import Segments, dice, iou, offered, segment_splits
+from lissome.engine.train import train
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.zoo import ZOO, folder_of, zoo
@@ -36,13 +40,14 @@ from tools._shipping import ship
 
 NAME = "zoo-minisam"
 SIZE = 64
-STEPS, BATCH, COUNT = 4000, 16, 3000
-"""Steps of its training, masks of each, and scenes that it knows."""
+STEPS, RATES, BATCH, COUNT = (2000, 1500), (1e-3, 5e-4), 16, 3000
+"""Steps of its two trainings and their peak rates, masks of each step, and scenes that it knows."""
 DOMAINS = ("photographs", "noisy", "striped")
 _SUMMARY = (
     "MiniSAM: the shapes of SamModel in small (8 layers, width 96, 64 pixels); trained here on digits pasted on "
     "photographs, it is no Segment Anything"
 )
+_PIXELS = 4.0  # weight of the cross entropy of pixels beside dice
 _FLOOR = 0.75  # mean IoU that a MiniSAM must reach on scenes of its own domain
 
 Pixels = NDArray[np.float64]
@@ -175,23 +180,41 @@ def minisam(*, seed: int = 0, **vision: Any) -> torch.nn.Module:
     return module.eval()
 
 
-def train_minisam(
-    work: Path, *, scenes_file: Path, steps: int, seconds: float | None = None, seed: int = 0
-) -> tuple[Model, TrainResult]:
-    """Train MiniSAM; continues after a kill.
+def first_loss(module: Any, batch: Batch) -> torch.Tensor:
+    """Dice and cross entropy of the pixels of the best mask, and the squared error of expected IoUs, of each example.
+
+    Segment Anything itself was trained by dice and a loss of pixels (focal there) together.
+    """
+    truth = batch.examples["mask"]
+    masks, scores = offered(module, batch.examples)
+    pixels = binary_cross_entropy_with_logits(masks, truth.unsqueeze(1).expand_as(masks), reduction="none")
+    error: torch.Tensor = (dice(masks, truth) + _PIXELS * pixels.mean((2, 3))).amin(1)
+    return error + (scores - iou(masks, truth)).square().mean(1)
+
+
+def train_minisam(work: Path, *, scenes_file: Path, steps: Sequence[int], seed: int = 0) -> tuple[Model, float]:
+    """Train MiniSAM by `first_loss`, then by the objective's own; continues after a kill.
 
     Args:
         work: Folder of unfinished work.
         scenes_file: Scenes to train on.
-        steps: Optimizer steps.
-        seconds: Shorten them to what fits.
+        steps: Optimizer steps of both.
         seed: Of weights and draws.
+
+    Returns:
+        The model, and the seconds that it took.
     """
     model = load_model(minisam(seed=seed), name=NAME)
     objective = Segments(segment_splits(model, read_masks(scenes_file)))
-    settings = objective.training(steps=steps, lr=1e-3, batch=BATCH, max_seconds=seconds)
-    place = Checkpoint(work / "state", {"steps": steps, "seed": seed, "scenes": sha256_file(scenes_file)})
-    return model, train(objective.task(model), settings, seed=seed, checkpoint=place)
+    task, key, seconds = objective.task(model), {"seed": seed, "scenes": sha256_file(scenes_file)}, 0.0
+    stages = {"state": replace(task, loss=first_loss), "state-2": task}
+    for (name, learnt), count, lr in zip(stages.items(), steps, RATES, strict=True):
+        settings = objective.training(steps=count, lr=lr, batch=BATCH, max_seconds=None)
+        known = key if name == "state" else {**key, "first": steps[0]}
+        seconds += train(
+            learnt, settings, seed=seed, checkpoint=Checkpoint(work / name, {"steps": count, **known})
+        ).seconds
+    return model, seconds
 
 
 def given(folder: Path, *, part: float = 1.0) -> Path:
@@ -202,7 +225,8 @@ def given(folder: Path, *, part: float = 1.0) -> Path:
         file = folder.parent / f"{folder.name}-scenes.npz"
         if not file.exists():
             scenes(file, count=max(24, round(COUNT * part)))
-        model, _ = train_minisam(folder.parent, scenes_file=file, steps=max(4, round(STEPS * part)))
+        steps = [max(4, round(count * part)) for count in STEPS]
+        model, _ = train_minisam(folder.parent, scenes_file=file, steps=steps)
         model.save(folder)
     return folder
 
@@ -214,8 +238,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=cache_dir() / "zoo" / NAME, help="where unfinished work lies")
     parser.add_argument("--scenes", choices=DOMAINS, help="write scenes of this domain")
     parser.add_argument("--count", type=int, default=COUNT, help="number of scenes")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seconds", type=float, help="shorten the steps to what fits")
+    parser.add_argument("--steps", type=int, nargs=2, default=STEPS, help="of the first and of the second loss")
     asked = parser.parse_args()
     if asked.scenes:
         scenes(asked.out, domain=asked.scenes, count=asked.count)
@@ -224,13 +247,16 @@ def main() -> None:
     if not file.exists():
         asked.work.mkdir(parents=True, exist_ok=True)
         scenes(file, count=asked.count)
-    model, done = train_minisam(asked.work, scenes_file=file, steps=asked.steps, seconds=asked.seconds)
+    model, seconds = train_minisam(asked.work, scenes_file=file, steps=asked.steps)
 
     def judge(it: Model) -> dict[str, float]:
         figures = Segments(segment_splits(it, read_masks(file))).figures(it, "test")
         return {name: value for name, value in figures.items() if name != "loss"}
 
-    told = {"steps": done.steps, "batch": BATCH, "scenes": asked.count, "seconds": done.seconds, "seed": 0}
+    told = {
+        "steps": list(asked.steps), "rates": list(RATES), "batch": BATCH, "scenes": asked.count, "seconds": seconds,
+        "seed": 0,
+    }  # fmt: skip
     figures = ship(NAME, model, asked.out, summary=_SUMMARY, judge=judge, training=told)
     print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     if figures["miou"] < _FLOOR:

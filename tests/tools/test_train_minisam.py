@@ -13,11 +13,12 @@ from lissome.core.errors import ConfigError, DataError
 from lissome.core.manifest import read_manifest
 from lissome.cost.counted import Counter
 from lissome.data.masks import holds_masks, read_masks
+from lissome.engine.hooks import Batch
 from lissome.engine.segments import Segments, dice, iou, segment_splits
 from lissome.models.binding import masked
 from lissome.models.load import load_model
 from lissome.models.space import Space
-from tools.train_minisam import DOMAINS, minisam, scenes
+from tools.train_minisam import DOMAINS, first_loss, minisam, scenes
 
 pytest.importorskip("sklearn", reason="scenes are made of scikit-learn's digits and photographs")
 pytestmark = pytest.mark.long
@@ -66,6 +67,20 @@ def test_the_best_mask_in_truth_is_never_worse(home: Path) -> None:
     assert set(objective.splits) == {"search", "selection", "test"}
     with pytest.raises(ConfigError, match="not from a teacher"):
         objective.lesson(model, model, share=0.5, temperature=1.0)
+
+
+def test_the_first_loss_is_of_every_example_and_reaches_every_part(home: Path) -> None:
+    model = load_model(home / "mini")
+    objective = Segments(segment_splits(model, read_masks(home / "noisy.npz")))
+    examples = objective.data.recovery.batch(range(3))
+    model.module.requires_grad_(True)
+    found = first_loss(model.module, Batch(examples, torch.arange(3), None, 0))
+    assert found.shape == (3,) and bool((found > 0).all())
+    found.mean().backward()
+    for part in ("vision_encoder", "mask_decoder"):
+        assert any(
+            float(value.grad.norm()) > 0 for value in getattr(model.module, part).parameters() if value.grad is not None
+        )
 
 
 def test_scenes_can_be_kept_for_tests(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class Segments(OfExamples):
         found: dict[str, list[Tensor]] = {"miou": [], "best_miou": [], "loss": []}
         for batch in _batches(getattr(self.data, split)):
             given = {name: value.to(device) for name, value in batch.items()}
-            masks, scores = _masks(model.module, given)
+            masks, scores = offered(model.module, given)
             ious = iou(masks, given["mask"])
             found["miou"].append(ious.gather(1, scores.argmax(1, keepdim=True))[:, 0])
             found["best_miou"].append(ious.amax(1))
@@ -161,16 +161,16 @@ def iou(masks: Tensor, truth: Tensor) -> Tensor:
     return torch.where(either > 0, both / either.clamp_min(1), torch.ones_like(both))
 
 
-def _masks(module: Any, examples: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def offered(module: Any, examples: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Masks that a segmenter offers for the one point, logits [B, M, H, W] as large as the truth, and its scores."""
     result = module(pixel_values=examples["pixel_values"], input_points=examples["input_points"])
-    offered, scores = result.pred_masks[:, 0], result.iou_scores[:, 0]
+    found, scores = result.pred_masks[:, 0], result.iou_scores[:, 0]
     size = examples["mask"].shape[-2:]
-    return interpolate(offered.float(), size, mode="bilinear", align_corners=False), scores.float()
+    return interpolate(found.float(), size, mode="bilinear", align_corners=False), scores.float()
 
 
 def _loss(module: Any, batch: Batch) -> Tensor:
-    masks, scores = _masks(module, batch.examples)
+    masks, scores = offered(module, batch.examples)
     return _of(masks, scores, batch.examples["mask"])
 
 

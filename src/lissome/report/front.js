@@ -89,7 +89,7 @@
     });
     const same = Object.keys(data.full).length - rows.length;
     table("subnet", ["decision", "chosen", "largest"], rows.length ? rows : [["nothing is smaller", "", ""]]);
-    $("same").textContent = rows.length && same ? "The other " + same + " decisions are at their largest." : "";
+    $("same").textContent = rows.length && same ? "All others (" + same + ") are at their largest." : "";
   }
 
   function show(point) {
