@@ -67,7 +67,7 @@ def timed(cell: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         speed = ratio_of_medians(np.ones(len(step)), step)
         rows[arm] = {
             "decode": vars(speed),
-            "prefill": 1 / float(np.median(one["prefill"])),
+            "prefill": cell["prompt"] / float(np.median(one["prefill"])),
             "mb": one["weights"] / 1e6,
             "share": float(np.median(one["bytes"] / step / width)),
             "note": one["note"],

@@ -38,7 +38,8 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
 
     Returns:
         By arm and round: seconds of the prompt (``prefill``) and of the median new token (``step``); ``bytes`` that a
-        new token reads, with the cache in the middle of the text; ``bandwidth`` by round, in bytes per second.
+        new token reads, with the cache in the middle of the text; tokens of the ``prompt``; ``bandwidth`` by round, in
+        bytes per second.
     """
     now = time.process_time if threads == 1 else time.perf_counter
     compiled = native.required()
@@ -67,6 +68,7 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
             | {"bytes": arm.nbytes + arm.cell * middle, "weights": arm.nbytes, "note": arm.note}
             for name, arm in arms.items()
         },
+        "prompt": prompt,
         "bandwidth": bandwidth[1:],
         "kernels": native.choice().name,
     }

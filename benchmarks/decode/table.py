@@ -28,7 +28,7 @@ def summary(results: Results) -> str:
             [
                 arm,
                 _speed(row["decode"]),
-                f"{_PROMPT * long['rows'][arm]['prefill']:.0f}",
+                f"{long['rows'][arm]['prefill']:.0f}",
                 f"{row['mb']:.0f} MB",
                 f"{row['share']:.0%}",
                 _ppl(result["ppl"][model].get(arm)),
@@ -45,7 +45,11 @@ def page(results: Results) -> str:
     """Return all tables of the engine's page."""
     parts = [environment(results)]
     for result in results:
-        parts.append(f"llama.cpp says of itself: `{result['llama_cpp']}`.")
+        parts.append(
+            f"llama.cpp says of itself: `{result['llama_cpp']}`. Its types other than the one that a model comes as "
+            "are made from that file's weights by its own quantiser, and so are nested weights unless their blocks are the "
+            "file's; OpenVINO's column is there where it is installed."
+        )
         for name, found in result["tables"].items():
             parts += [f"### {_title(name)}", _bandwidth(found), _rows(result, name, found)]
         for name, found in result["linears"].items():
@@ -69,13 +73,12 @@ def _bandwidth(found: Mapping[str, Any]) -> str:
 
 
 def _rows(result: Mapping[str, Any], name: str, found: Mapping[str, Any]) -> str:
-    model, kind, _ = name.rsplit("-", 2)
-    length = _PROMPT if kind == "long" else 16
+    model = name.rsplit("-", 2)[0]
     rows = [
         [
             arm,
             _speed(row["decode"]),
-            f"{length * row['prefill']:.0f}",
+            f"{row['prefill']:.0f}",
             f"{row['mb']:.0f}",
             f"{row['share']:.0%}",
             _ppl(result["ppl"][model].get(arm)),

@@ -73,7 +73,12 @@ def made_up(*, own: float = 1.0, greedy: int = 50) -> dict[str, Any]:
         }  # fmt: skip
 
     def cell(names: Any) -> dict[str, Any]:
-        return {"arms": {name: arm(name) for name in names}, "bandwidth": [4e10, 4e10, 4e10], "kernels": "avx512"}
+        return {
+            "arms": {name: arm(name) for name in names},
+            "bandwidth": [4e10, 4e10, 4e10],
+            "kernels": "avx512",
+            "prompt": 16,
+        }
 
     ppl = {nested(4): 20.1, nested(3): 60.0, llama("Q4_0"): 22.0, "torch fp32": 19.9}
     cells: dict[str, Any] = {}
