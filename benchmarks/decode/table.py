@@ -47,8 +47,8 @@ def page(results: Results) -> str:
     for result in results:
         parts.append(
             f"llama.cpp says of itself: `{result['llama_cpp']}`. Its types other than the one that a model comes as "
-            "are made from that file's weights by its own quantiser, and so are nested weights unless their blocks are the "
-            "file's; OpenVINO's column is there where it is installed."
+            "are made from that file's weights by its own quantiser, and so are nested weights unless their blocks are "
+            "the file's; OpenVINO's rows are there where it is installed."
         )
         for name, found in result["tables"].items():
             parts += [f"### {_title(name)}", _bandwidth(found), _rows(result, name, found)]
