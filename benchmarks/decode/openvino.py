@@ -8,6 +8,7 @@ Neither is needed by lissome: ``pip install openvino nncf`` brings this arm into
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
@@ -52,7 +53,7 @@ class OpenVino:
         constants = [one for one in model.get_ops() if one.get_type_name() == "Constant"]
         self.nbytes = sum(one.get_byte_size() for one in constants)
         self.cell, self.tokens = files.cell, spec.vocabulary
-        self.note = f"openvino {openvino.__version__}"
+        self.note = f"{openvino.__version__.split('-')[0]}, traced from transformers"
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
         self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
@@ -88,12 +89,14 @@ class _Traced(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor, rows: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """Return logits and the longer cache."""
-        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicCache, DynamicLayer
 
         masks, past = rest[: len(self._windows)], rest[len(self._windows) :]
         cache = DynamicCache()
-        for layer in range(len(self._parts)):
-            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        for at in range(len(self._parts)):
+            layer: Any = DynamicLayer()
+            layer.keys, layer.values, layer.is_initialized = past[2 * at], past[2 * at + 1], True
+            cache.layers.append(layer)
         mask: Any = dict(zip(self._windows, masks, strict=True))
         kinds = getattr(self.module.config, "layer_types", None)
         named = {"full_attention": mask.get(0), "sliding_attention": mask[max(self._windows)]}
@@ -136,6 +139,7 @@ def _converted(files: Files, parts: Sequence[AttentionSpec], windows: Sequence[i
 def _compressed(model: Any, bits: int) -> Any:
     import nncf
 
+    nncf.set_log_level(logging.ERROR)
     if bits == 8:
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
     return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=GROUP, ratio=1.0)
