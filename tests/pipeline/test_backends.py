@@ -154,6 +154,15 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert not listens("no.such.host.invalid", 80)
 
 
+def test_credentials_may_be_named_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_credentials(Path("keys"), [])
+    found = Credentials(folder=Path("keys")).server.resolved()
+    assert found.key == tmp_path / "keys" / "server.key", "Flower's processes run in another folder"
+    with pytest.raises(ConfigError, match=r"other/ca\.crt is not there; make it with: lissome federate credentials"):
+        Credentials(folder=Path("other")).server.resolved()
+
+
 @pytest.mark.parametrize("address", ["fed.example.org", "fed.example.org:", ":8443", "x:http", "x:0", "x:70000"])
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(ConfigError, match="write HOST:PORT"):

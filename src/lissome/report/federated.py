@@ -31,8 +31,8 @@ def plan(fields: Fields) -> Sequence[RenderableType]:
     if hidden > 0:
         table.add_row(f"… {hidden} more", *[""] * 7)
     facts = {
-        "tensors per round": quantity(fields["payload"], "bytes"),
-        "messages per round": quantity(fields["message"], "bytes"),
+        "tensors, a round of all clients": quantity(fields["payload"], "bytes"),
+        "messages of such a round": quantity(fields["message"], "bytes"),
         "server, beside the model": quantity(fields["server_memory"], "bytes"),
         "federation": fields["federation"],
     }

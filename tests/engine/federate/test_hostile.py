@@ -136,6 +136,15 @@ class Twice:
         return found
 
 
+def test_whoever_runs_the_server_hears_of_it_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    job = federation(Program({"w": torch.zeros(2)}), {}, tmp_path)
+    job._events.listen(lambda event: said.append(event.message))
+    for event, number in (("rejected", 1), ("silent", 1), ("rejected", 2), ("refused", 2)):
+        job.audit.note(event, round=number, client="mallory", action="train", reason="NaN")  # type: ignore[arg-type]
+    assert said == ["mallory rejected in round 1: NaN", "mallory refused in round 2: NaN"]
+
+
 def test_an_answer_counts_once(tmp_path: Path) -> None:
     """Replayed, invented or claimed by another: only the first answer from the address that was asked counts."""
     program, expected = Program(zeros()), Program(zeros())

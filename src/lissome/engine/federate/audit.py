@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -22,11 +23,17 @@ class Audit:
 
     Args:
         file: Where lines are appended; None keeps them in memory alone.
+
+    Attributes:
+        lines: All of them.
+        strikes: By client, how often it broke the rules.
+        heard: Called with every new line.
     """
 
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
         self.strikes: Counter[str] = Counter()
+        self.heard: Callable[[dict[str, object]], None] = lambda _: None
         self.lines: list[dict[str, object]] = _read(file) if file is not None and file.is_file() else []
 
     def note(self, event: Event, *, round: int, client: str, action: str, reason: str) -> None:
@@ -42,6 +49,7 @@ class Audit:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        self.heard(line)
 
     def count(self, event: Event) -> int:
         """How often something happened."""

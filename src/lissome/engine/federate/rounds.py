@@ -118,7 +118,8 @@ class Federation:
         self.rounds: list[Round] = []
         self._link, self._folder, self._events = link, folder, events or EventStream()
         self._checkpoint = Checkpoint(folder / "checkpoint", {**identity, "seed": seed, "loop": config.to_mapping()})
-        self._failures, self._said, self._told = 0, len(self.audit.lines), set[tuple[str, ...]]()
+        self._failures, self._told = 0, set[tuple[str, ...]]()
+        self.audit.heard = self._say_what_went_wrong
         self._exchange = Exchange(
             program, link, self.members, self.ledger, self.audit, folder=folder / "waiting", seed=seed, config=config,
             name=str(identity.get("federation", "")),
@@ -139,7 +140,6 @@ class Federation:
                 who = f"{self._wanted} client{'s' if self._wanted > 1 else ''}"
                 self._events.message(f"waiting for {who}, {self.config.join:g} s at most")
             self._exchange.roll_call(done, wait=self.config.join, wanted=self._wanted)
-            self._say_what_went_wrong()
             self._require_members()
         with self._events.stage("federate", self.config.rounds, done=done) as stage:
             for number in range(done + 1, self.config.rounds + 1):
@@ -240,14 +240,12 @@ class Federation:
         sent = self.bytes(round=record.number).message
         return f"{record.answered} of {len(record.clients)} clients, {sent / 1e6:.2f} MB{'' if record.ok else ', void'}"
 
-    def _say_what_went_wrong(self) -> None:
-        """Say what was written down of clients since, each thing once; who was late or silent is in the log alone."""
-        for line in self.audit.lines[self._said :]:
-            fact = (str(line.get("event")), str(line.get("client")), str(line.get("reason")))
-            if fact[0] in _TOLD and fact not in self._told:
-                self._told.add(fact)
-                self._events.message(f"{fact[1]} {fact[0]} in round {line.get('round')}: {fact[2]}")
-        self._said = len(self.audit.lines)
+    def _say_what_went_wrong(self, line: Mapping[str, object]) -> None:
+        """Say at once what is written down of a client, each thing once; who was late or silent is in the log alone."""
+        fact = (str(line["event"]), str(line["client"]), str(line["reason"]))
+        if fact[0] in _TOLD and fact not in self._told:
+            self._told.add(fact)
+            self._events.message(f"{fact[1]} {fact[0]} in round {line['round']}: {fact[2]}")
 
     def _record(self, record: Round) -> None:
         """Make a round durable: all that the next one starts from."""
@@ -262,7 +260,6 @@ class Federation:
             "rounds": [one.to_json() for one in self.rounds], "ledger": names, "program": value,
             "strikes": dict(self.audit.strikes), "failures": self._failures,
         }  # fmt: skip
-        self._say_what_went_wrong()
         self._checkpoint.save(record.number, tensors, state)
         write_text(self._folder / "ledger.csv", self.ledger.csv())
 

@@ -49,6 +49,18 @@ class Security:
     certificate: Path
     key: Path
 
+    def resolved(self) -> Security:
+        """Return the same files by absolute paths, which mean the same to processes that run elsewhere.
+
+        Raises:
+            ConfigError: When one is not there.
+        """
+        found = Security(**{name: path.resolve() for name, path in vars(self).items()})
+        for file in vars(found).values():
+            if not file.is_file():
+                raise ConfigError(f"{file} is not there; make it with: lissome federate credentials {file.parent}")
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -93,7 +105,7 @@ class Deployment:
     ) -> None:
         self.folder, self._app, self._nodes = folder.resolve(), app.resolve(), tuple(nodes)
         self._known = {**(known or {}), **{one.name: one.public for one in nodes if one.public is not None}}
-        self._security, self._host = security, host
+        self._security, self._host = security.resolved() if security is not None else None, host
         if security is None and host != _HERE:
             raise ConfigError(f"a server at {host} is reached by others; give it credentials (TLS and keys of nodes).")
         self.port = port or free_port(host)
