@@ -56,3 +56,25 @@ def test_names_that_are_none(run, name):
     result = run("inspect", name)
     assert result.code == 2
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_tokenizer(run, tmp_path, text):
+    folder = save_model(toy_model("llama"), tmp_path / "model")
+    (folder / "tokenizer.json").write_text(text)
+    result = run("generate", str(folder), "--prompt", "x")
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
+    assert "could not be read (" in result.err
+    assert result.err.rstrip().endswith("its files are damaged, get them again.")
+
+
+def test_a_mistyped_folder_names_the_nearest(run, tmp_path, monkeypatch):
+    save_model(toy_model("llama"), tmp_path / "my-llama")
+    (tmp_path / "mm-llama").mkdir()  # nearer, but no model
+    monkeypatch.chdir(tmp_path)
+    for given, meant in (("my-lama", "my-llama"), ("./my-lama", "my-llama"), (tmp_path / "my-lama", None)):
+        result = run("inspect", str(given))
+        assert result.code == 2
+        assert f"did you mean {str(meant or tmp_path / 'my-llama')!r}?" in result.err
+    assert "did you mean the asset 'zoo-mamba'?" in run("inspect", "zoo-mammba").err

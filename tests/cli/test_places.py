@@ -113,3 +113,12 @@ def test_a_model_from_elsewhere_is_not_written_over(run, model, tmp_path):
     assert {file.name: file.read_bytes() for file in theirs.iterdir()} == before
     for _ in range(2):
         assert run("export", str(model), "--to", "hf", "--out", str(ours)).code == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_link_to_nothing(run, artifact, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("gone")
+    refused(run(*(word.format(model="none.gguf", artifact=artifact, place="link") for word in COMMANDS[name])), "link")
+    assert (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "gone").exists()

@@ -103,3 +103,18 @@ def test_order_and_bounds_are_checked() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(BudgetError, match="risk cannot be bounded here"):
         recipe.check(_DENSE, Budget.parse("risk<=0.1"))
+    with pytest.raises(BudgetError, match="params cannot be bounded here: pmpd can follow no bound; leave it out"):
+        Recipe.of("pmpd").check(_DENSE, Budget.parse("params<=90%"))
+
+
+@pytest.mark.parametrize("method", ["fedavg", "raffm"])
+def test_a_federation_is_no_job_of_one_model(method: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{method} trains .* lissome federate RECIPE. Here fit: .*multipruner"):
+        Recipe.of(method).check(_DENSE, _BUDGET)
+
+
+def test_a_file_in_another_encoding_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes("# é".encode("latin-1"))
+    with pytest.raises(ConfigError, match="save the file as UTF-8"):
+        Recipe.read(path)

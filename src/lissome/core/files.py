@@ -207,7 +207,8 @@ def check_writable(target: Path) -> None:
     try:
         target.is_file()  # the system refuses names that are too long
         chain = [target.absolute(), *target.absolute().parents]
-        place = next(path for path in chain[0 if target.is_dir() else 1 :] if os.path.lexists(path))
+        itself = target.is_dir() or (target.is_symlink() and not target.exists())  # no file is made behind a dead link
+        place = next(path for path in chain[0 if itself else 1 :] if os.path.lexists(path))
         tempfile.TemporaryFile(dir=place).close()
     except (OSError, ValueError) as error:
         raise unwritable(target, error) from error

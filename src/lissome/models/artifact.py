@@ -382,4 +382,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for damaged files
-        raise ArtifactError(f"the tokenizer in {folder} could not be read: {str(error).splitlines()[0]}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ArtifactError(
+            f"the tokenizer in {folder} could not be read ({reason}); its files are damaged, get them again."
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,21 @@ def load(
     try:
         return load_model(target, example=example, into=into, dtype=dtype, events=events)
     except UnknownNameError as error:
-        names = [*sorted(assets.assets()), *sorted(zoo())]
-        guess, known = nearest(str(target), names), ", ".join(names)
-        hint = f" did you mean the asset {guess!r}?" if guess else ""
+        names, local = [*sorted(assets.assets()), *sorted(zoo())], _models_beside(Path(str(target)))
+        guess, known = nearest(os.path.normpath(str(target)), [*local, *names]), ", ".join(names)
+        hint = f" did you mean {'' if guess in local else 'the asset '}{guess!r}?" if guess else ""
         raise UnknownNameError(
             f"{str(target)!r} is not an asset, a file, a folder or a hub id (owner/name);{hint} assets: {known}."
         ) from error
+
+
+def _models_beside(path: Path) -> list[str]:
+    """Folders and files with models beside a place where there is none, as they would be written there."""
+    try:
+        beside = path.parent.iterdir()
+        return sorted(str(one) for one in beside if one.suffix in (".gguf", ".zip") or (one / "config.json").is_file())
+    except (OSError, ValueError):  # no such folder, or a closed one: nothing to guess from
+        return []
 
 
 def licence_of(model: Model) -> str | None:

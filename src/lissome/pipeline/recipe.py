@@ -13,11 +13,13 @@ from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, read_toml, to_toml
 from lissome.core.errors import BudgetError, ConfigError, LissomeError, OrderError, unknown_name
 from lissome.core.method import Method, OutcomeKind
+from lissome.core.registry import MethodInfo, methods
 from lissome.core.registry import method as find_method
-from lissome.core.registry import methods
 
 DEFAULT_METHOD = "multipruner"
 _STEP = re.compile(r"\s*\[\[\s*step\s*\]\]")
+_TOGETHER = "federate"
+"""The family of methods whose job is of many clients, not of one model."""
 _MEANINGS = {
     "decoder": "a language model with attention",
     "mixer": "a language model with Mamba mixers",
@@ -120,9 +122,9 @@ class Recipe:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"the recipe {path} cannot be read ({error.strerror}).") from error
+            raise ConfigError(f"the recipe {path} cannot be read ({error.strerror}); name a TOML file.") from error
         except UnicodeDecodeError as error:
-            raise ConfigError(f"the recipe {path} cannot be read ({error}).") from error
+            raise ConfigError(f"the recipe {path} cannot be read ({error}); save the file as UTF-8.") from error
         return cls.from_toml(text, str(path))
 
     def to_toml(self) -> str:
@@ -156,8 +158,7 @@ class Recipe:
         for step in self.steps:
             made = step.method.makes
             if made != kind and made in verbs:
-                known = (info for info in methods().values() if info.family != "federate")
-                fitting = sorted(info.name for info in known if info.load().makes == kind)
+                fitting = sorted(info.name for info in _alone() if info.load().makes == kind)
                 what = {"model": "one model", "space": "a super-network"}[made]
                 raise ConfigError(
                     f"{step.name} makes {what}; run it with: {verbs[made]} MODEL --method {step.name}. Here fit: "
@@ -177,7 +178,14 @@ class Recipe:
         Raises:
             OrderError: Names the method, what it lacks, and which methods could leave it (or which one removed it).
             BudgetError: Names the term and the terms that the steps can follow.
+            ConfigError: When a step trains many clients, not this one model.
         """
+        for step in self.steps:
+            if find_method(step.name).family == _TOGETHER:
+                raise ConfigError(
+                    f"{step.name} trains one model on the data of many clients; write a recipe and run it with: "
+                    f"lissome federate RECIPE. Here fit: {', '.join(sorted(info.name for info in _alone()))}."
+                )
         removed_by: dict[str, str] = {}
         for step in self.steps:
             lacking = step.method.needs - tags
@@ -188,7 +196,8 @@ class Recipe:
         followed = frozenset[str]().union(*(step.method.budget_terms for step in self.steps))
         for name in sorted(budget.names - followed):
             names = ", ".join(step.name for step in self.steps)
-            raise BudgetError(f"{name} cannot be bounded here: {names} can follow {', '.join(sorted(followed))}.")
+            can = f"can follow {', '.join(sorted(followed))}" if followed else "can follow no bound; leave it out"
+            raise BudgetError(f"{name} cannot be bounded here: {names} {can}.")
         return tags
 
 
@@ -233,6 +242,11 @@ def _naming(where: str, place: _Place) -> Iterator[None]:
         raise type(error)(f"{where}{'' if line is None else f':{line}'}: {error}") from error
 
 
+def _alone() -> list[MethodInfo]:
+    """The methods whose job is of one model."""
+    return [info for info in methods().values() if info.family != _TOGETHER]
+
+
 def _step(table: dict[str, Any]) -> RecipeStep:
     settings = dict(table)
     name = settings.pop("method", None)
@@ -246,8 +260,8 @@ def _order_message(name: str, lacking: list[str], removed_by: Mapping[str, str],
     if tag in removed_by:
         return f"{name} needs a model that is {tag}, but {removed_by[tag]} before it leaves none; put {name} first."
     makers = [info.name for info in methods().values() if tag in info.load().leaves]
-    together = find_method(name).family == "federate"  # a job is of one model, or of many clients
-    alike = (info for info in methods().values() if (info.family == "federate") is together)
+    together = find_method(name).family == _TOGETHER
+    alike = (info for info in methods().values() if (info.family == _TOGETHER) is together)
     made = find_method(name).load().makes
     fitting = sorted(info.name for info in alike if info.load().needs <= tags and info.load().makes == made)
     if makers:

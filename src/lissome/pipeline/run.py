@@ -116,4 +116,4 @@ def check_place(out: Path) -> None:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 else f"{text[:40]}…{text[-1]}"
