@@ -258,8 +258,9 @@ def _deploy(job: FederationJob, folder: RunFolder, server: Path, place: ServerPl
     """Run server and clients as processes of their own, then read what the server's one left."""
     from lissome.engine.federate.flower.credentials import Credentials
     from lissome.engine.federate.flower.deployment import Deployment
-    from lissome.pipeline.flower import EVENTS, local_nodes, write_app
+    from lissome.pipeline.flower import EVENTS, FAILED, local_nodes, write_app
 
+    (server / FAILED).unlink(missing_ok=True)
     known = Credentials(folder=place.credentials) if place.credentials is not None else None
     nodes = local_nodes(job, folder.state / "parts", folder.state / "clients", known) if place.alone else []
     Deployment(
@@ -269,7 +270,9 @@ def _deploy(job: FederationJob, folder: RunFolder, server: Path, place: ServerPl
     ).run(events, server / EVENTS)  # fmt: skip
     federation = _federation(job, job.local_link(folder.state / "clients"), server, events)
     if not (federation.continued() and federation.done):
-        raise FederationError(f"the run ended before its last round; see {folder.state / 'flower'}, then continue it.")
+        logs = f"see {folder.state / 'flower'}, then give the same command again"
+        why = (server / FAILED).read_text(encoding="utf-8") if (server / FAILED).exists() else ""
+        raise FederationError(f"{why or 'the run ended before its last round.'} ({logs})")
     return federation
 
 

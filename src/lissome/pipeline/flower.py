@@ -31,6 +31,8 @@ from lissome.pipeline.silos import own_lesson
 
 EVENTS = "events.jsonl"
 """Where the apps of a deployment write what happens, in the folder of their state: they have no terminal."""
+FAILED = "failed.txt"
+"""Where a deployment's server writes why it ended."""
 
 _APP = '''"""Made by lissome federate; Flower starts what is in it."""
 
@@ -110,7 +112,11 @@ def make_server_app() -> Any:
         job = _job(str(context.run_config["recipe"]))
         state = Path(str(context.run_config["state"]))
         with JsonLines(state / EVENTS) as lines:
-            serve(job, link, state, EventStream(lines))
+            try:
+                serve(job, link, state, EventStream(lines))
+            except LissomeError as error:
+                write_text(state / FAILED, str(error))  # Flower's own log says it on page three
+                raise
 
     return server_app(main)
 

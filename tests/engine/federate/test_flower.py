@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from tests.engine.federate.fleet import (
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
 from lissome.engine.federate.flower.app import client_app
-from lissome.engine.federate.flower.link import FlowerLink
+from lissome.engine.federate.flower.link import FlowerLink, _incoming
 from lissome.engine.federate.flower.records import from_records, to_records
 from lissome.testing.grid import LocalGrid
 
@@ -138,6 +139,16 @@ def test_training_under_the_plain_mean_is_that_of_flower(tmp_path: Path) -> None
     for name, value in program.tensors.items():
         assert (value - theirs[name]).abs().max() <= 1e-6, name
     assert max(float((value - initial[name]).abs().max()) for name, value in program.tensors.items()) > 1e-2
+
+
+def test_an_exception_of_a_node_is_said_in_one_line() -> None:
+    reason = "<class 'lissome.core.errors.DataError'>:<'x.jsonl:1: unknown label 'planets'; known: a, b.'>"
+    error = SimpleNamespace(code=2, reason=reason)
+    found = _incoming("7", "t", SimpleNamespace(has_error=lambda: True, error=error))
+    assert found.error == "DataError: x.jsonl:1: unknown label 'planets'; known: a, b."
+    error = SimpleNamespace(code=3, reason="gone\nfor good")
+    found = _incoming("7", "t", SimpleNamespace(has_error=lambda: True, error=error))
+    assert (found.error, found.lost) == ("Flower's error 3: for good", True)
 
 
 def test_a_node_that_fails_is_written_down(tmp_path: Path) -> None:

@@ -288,6 +288,22 @@ class Shaky:
         return self._inner.now()
 
 
+def test_who_was_refused_may_mend_it_and_join_later(tmp_path: Path) -> None:
+    made = adders(zeros(), 3, tmp_path)
+    asked: list[str] = []
+
+    def mended() -> Worker:
+        asked.append("a2")
+        if len(asked) == 1:
+            raise OSError("its rows cannot be read")
+        return made["a2"]()
+
+    job = federation(Program(zeros()), {**made, "a2": mended}, tmp_path / "server", rounds=2, clients=2)
+    rounds = job.run()
+    assert [one.clients for one in rounds[1:]] == [("a0", "a1"), ("a0", "a1", "a2")], "asked again in the first round"
+    assert [line["event"] for line in job.audit.lines] == ["refused"]
+
+
 def test_lost_orders_and_restarted_clients_change_nothing(tmp_path: Path) -> None:
     program, expected = Program(zeros()), Program(zeros())
     link: Any = Shaky(LocalLink(adders(zeros(), 4, tmp_path / "shaky")), 3, {"a1": "b1", "a3": "b3"})

@@ -87,11 +87,11 @@ class Exchange:
         """
         limit = self._link.now() + wait
         while True:
-            new = self._members.see(self._link.addresses())
+            new = self._members.see(self._link.addresses(), round)
             self._link.send([self._profile_order(address, round) for address in new])
             while wanted and self._profiles:
-                enough = len(self._members.present()) >= wanted
-                incoming = self._link.receive(min(limit, self._link.now() + self._link.patience) if enough else limit)
+                # Not longer than its patience: one that never answers must not keep others from being asked.
+                incoming = self._link.receive(min(limit, self._link.now() + self._link.patience))
                 if incoming is None:
                     break
                 self._take(incoming, round)
@@ -288,7 +288,7 @@ class Exchange:
 
     def _join(self, incoming: Incoming, round: int) -> None:
         if incoming.parcel is None:
-            self._audit.note("refused", round=round, client=incoming.address, action=PROFILE, reason=incoming.error)
+            self._members.refuse(incoming.address, round, incoming.error)
             return
         self._members.join(incoming.address, incoming.parcel, round)
         name = self._members.name(incoming.address)

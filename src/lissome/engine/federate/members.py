@@ -30,10 +30,19 @@ class Members:
         self._by_address: dict[str, Profile | None] = {}
         self._reachable: frozenset[str] = frozenset()
         self._tokens: dict[str, str] = {}
+        self._refused: set[str] = set()
+        self._round = 0
 
-    def see(self, addresses: Sequence[str]) -> list[str]:
-        """Take note of who can be reached; return those that have not said yet who they are."""
+    def see(self, addresses: Sequence[str], round: int) -> list[str]:
+        """Take note of who can be reached; return those that have not said yet who they are.
+
+        Who was refused is asked again when it comes back, and in the next round: what was wrong may have been mended.
+        """
         self._reachable = frozenset(addresses)
+        again = {one for one in self._refused if one not in self._reachable or round != self._round}
+        self._refused, self._round = self._refused - again, round
+        for address in again:
+            self._by_address.pop(address, None)
         return [address for address in addresses if address not in self._by_address]
 
     def asked(self, address: str) -> None:
@@ -55,7 +64,12 @@ class Members:
             self._tokens[profile.name] = profile.token
             self._by_address[address] = profile
         except FederationError as error:
-            self._audit.note("refused", round=round, client=address, action="profile", reason=str(error))
+            self.refuse(address, round, str(error))
+
+    def refuse(self, address: str, round: int, reason: str) -> None:
+        """Write down that somebody may not join, or could not say who it is."""
+        self._refused.add(address)
+        self._audit.note("refused", round=round, client=address, action="profile", reason=reason)
 
     def present(self) -> list[Profile]:
         """Profiles of those that can be reached and are still asked, by name."""

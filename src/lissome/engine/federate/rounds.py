@@ -245,7 +245,8 @@ class Federation:
         fact = (str(line["event"]), str(line["client"]), str(line["reason"]))
         if fact[0] in _TOLD and fact not in self._told:
             self._told.add(fact)
-            self._events.message(f"{fact[1]} {fact[0]} in round {line['round']}: {fact[2]}")
+            who = f"node {fact[1]}" if fact[1].isdigit() else fact[1]  # who has not said a name is known by a number
+            self._events.message(f"{who} {fact[0]} in round {line['round']}: {fact[2]}")
 
     def _record(self, record: Round) -> None:
         """Make a round durable: all that the next one starts from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from lissome.engine.federate.link import Incoming, Outgoing
 
 _PATIENCE = 2.0
 _LOST = frozenset({3, 4, 5, 8})  # no such message, no reply, node gone, app died; 2 is an exception of the client's own
+_RAISED = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>:<'(.*)'>")
 _POLL, _SLOWEST = 0.05, 1.0  # seconds between two looks at who has answered: at first, and at most
 
 
@@ -92,7 +94,12 @@ class FlowerLink:
 def _incoming(address: str, ticket: str, reply: Any) -> Incoming:
     if reply.has_error():
         reason = str(reply.error.reason or "").strip().splitlines()[-1:]
-        text = f"Flower's error {reply.error.code}: {''.join(reason)}"
+        raised = _RAISED.search("".join(reason))
+        text = (
+            f"Flower's error {reply.error.code}: {''.join(reason)}"
+            if raised is None
+            else "{}: {}".format(*raised.groups())
+        )
         return Incoming(address=address, ticket=ticket, error=text, lost=reply.error.code in _LOST)
     try:
         parcel = from_records(reply.content, kind_of(reply))
