@@ -79,6 +79,15 @@ def test_every_step_of_the_curve_can_be_extracted(toy_folder: Path, toy_text: Pa
     last, whole = lissome.load(tmp_path / f"step-{curve[-1].step}"), lissome.load(tmp_path / "out")
     pairs = zip(last.module.state_dict().values(), whole.module.state_dict().values(), strict=True)
     assert all(torch.equal(first, second) for first, second in pairs)
+    # The order of channels is a part of every step: without it, or with another one, it would be another model.
+    orders = tmp_path / "out" / "orders.safetensors"
+    orders.write_bytes(orders.read_bytes()[:9])
+    with pytest.raises(ArtifactError, match=r"orders\.safetensors is cut short"):
+        pipeline.extract_step(tmp_path / "out", 1, tmp_path / "damaged")
+    orders.unlink()
+    with pytest.raises(ArtifactError, match=r"orders\.safetensors is missing"):
+        pipeline.extract_step(tmp_path / "out", 1, tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_the_same_command_again_returns_the_stored_result(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lissome.core.config import check_seed
 from lissome.core.errors import ArtifactError, SubnetError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
-from lissome.core.manifest import read_curve, read_manifest
+from lissome.core.manifest import CURVE, read_curve, read_manifest, verify_files
 from lissome.core.registry import MethodInfo, methods, public_files
 from lissome.cost.counted import Counter
 from lissome.cost.device import Device
@@ -296,13 +296,15 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
         events: Where progress is reported.
 
     Raises:
-        ArtifactError: When the folder has no curve, or its base is another model now.
+        ArtifactError: When the folder has no curve, or its curve, its orders or its base are not what they were.
         SubnetError: When there is no such step.
     """
     folder = Path(artifact)
     check_extract_place(folder, Path(out))
-    manifest, curve = read_manifest(folder), read_curve(folder)
-    points = {point.step: point for point in curve}
+    manifest = read_manifest(folder)
+    steps = {name: record for name, record in manifest.files.items() if name in (CURVE, ORDERS)}
+    verify_files(folder, replace(manifest, files=steps))  # without its order, a step would be another model
+    points = {point.step: point for point in read_curve(folder)}
     if not points or manifest.space is None:
         raise ArtifactError(f"{folder} holds no curve of steps; only results of removal do.")
     if step not in points:
