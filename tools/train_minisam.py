@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lissome.core.files import cache_dir, sha256_file
@@ -40,7 +41,7 @@ from tools._shipping import ship
 
 NAME = "zoo-minisam"
 SIZE = 64
-STEPS, RATES, BATCH, COUNT = (2000, 1500), (1e-3, 5e-4), 16, 3000
+STEPS, RATES, BATCH, COUNT = (3000, 2000), (1e-3, 5e-4), 16, 3000
 """Steps of its two trainings and their peak rates, masks of each step, and scenes that it knows."""
 DOMAINS = ("photographs", "noisy", "striped")
 _SUMMARY = (
@@ -171,12 +172,19 @@ def configuration(**vision: Any) -> Any:
 
 
 def minisam(*, seed: int = 0, **vision: Any) -> torch.nn.Module:
-    """Build MiniSAM with weights as they are drawn."""
+    """Build MiniSAM with weights as they are drawn.
+
+    They are drawn as torch draws them, and as Segment Anything began: transformers' own start, a deviation of 0.02, is
+    meant for weights that are loaded, and makes what a decoder of width 64 says vanish.
+    """
     from transformers import SamModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module: torch.nn.Module = SamModel(configuration(**vision))
+        for part in module.modules():
+            if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
+                part.reset_parameters()
     return module.eval()
 
 
