@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._elastic import photographs
+from benchmarks._tasks import photographs
 from benchmarks._federated import recipe, run
 from benchmarks.raffm.arms import ARMS as ALL
 from benchmarks.raffm.arms import FLEET, fleet_of
