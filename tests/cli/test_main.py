@@ -16,7 +16,7 @@ import typer
 
 from lissome.cli import main as cli
 from lissome.cli._failures import failure
-from lissome.core.errors import BudgetUnmetError, ConfigError, MemoryLimitError, NumericsError
+from lissome.core.errors import ArtifactError, BudgetUnmetError, ConfigError, MemoryLimitError, NumericsError
 from tools.cli_reference import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -252,3 +252,10 @@ def test_a_reader_that_goes_away_is_no_failure_to_report():
     os.close(write)
     assert done.stderr == b""
     assert done.returncode == 141
+
+
+def test_a_full_disk_is_the_machine_whoever_words_it():
+    error = ArtifactError("cannot write a checkpoint of step 2; make room there.")
+    assert failure(error) == (str(error), 2)
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert failure(error) == (str(error), 1)

@@ -51,7 +51,7 @@ def failure(error: BaseException, *, continues: bool = True) -> tuple[str, int]:
         word, code = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
         return f"{word}; the same command continues." if continues else f"{word}.", code
     if isinstance(error, LissomeError):
-        return _line(error), error.exit_code
+        return _line(error), 1 if _is_disk_full(error) else error.exit_code  # full: not what was asked for
     if _is_disk_full(error):
         then = "the same command continues" if continues else "give the command again"
         return f"{_disk_full(error)}; free some space, then {then}.", 1
