@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks._tasks import photographs
 from benchmarks._federated import recipe, run
+from benchmarks._tasks import photographs
 from benchmarks.raffm.arms import ARMS as ALL
 from benchmarks.raffm.arms import FLEET, fleet_of
 from lissome.data.images import read_images
