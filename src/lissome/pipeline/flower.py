@@ -248,4 +248,5 @@ def join_federation(
     name = (facts or {}).get("name") or data.stem
     node = Node(name=name, config=config, key=key)
     authority = credentials / "ca.crt" if credentials is not None else None
-    join(node, address, authority, state / "flower", events, log=state / EVENTS)
+    known = (state / "token").is_file()
+    join(node, address, authority, state / "flower", events, log=state / EVENTS, returning=known)

@@ -32,6 +32,7 @@ _EVERYWHERE = "0.0.0.0"  # noqa: S104  compared with, not bound to
 _STARTING = 120.0  # seconds that a SuperLink may take to listen: Python on a busy machine is slow to import
 _ENDING_AT_ONCE = 10.0  # seconds of life below which a node is not started again
 _RESTARTS = 20  # of one SuperNode
+_FORGOTTEN = 120.0  # seconds after which a SuperLink surely knows that a node which was killed is gone
 _POLL = 0.5
 
 
@@ -328,6 +329,7 @@ def join(
     events: EventStream | None = None,
     *,
     log: Path | None = None,
+    returning: bool = False,
 ) -> None:
     """Take part in a federation of another machine until interrupted; what dies is started again.
 
@@ -338,6 +340,8 @@ def join(
         folder: For logs and Flower's own files.
         events: Where it is said that the node was started, and what it is asked.
         log: File that the client's app writes its events to; they are handed on.
+        returning: Whether it has been there before. A server counts on a client that was killed for about a minute, and
+            lets no second one in meanwhile; so it is tried for longer.
 
     Raises:
         FederationError: When the SuperNode ends again and again; names the log.
@@ -358,7 +362,9 @@ def join(
                 if followed is not None:
                     followed.hand_on(stream)
             if time.monotonic() - begun < _ENDING_AT_ONCE:
-                break  # it will end again: a key that is not known, a certificate that is another's
+                if not returning:
+                    break  # it will end again: a key that is not known, a certificate that is another's
+                time.sleep(_FORGOTTEN / _RESTARTS)
     finally:
         processes.stop()
     raise FederationError(f"the node ended: {processes.said('node')}.")
