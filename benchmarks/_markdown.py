@@ -26,17 +26,19 @@ def inequalities(results: Results) -> str:
 
 
 def environment(results: Results, *, note: str = "") -> str:
-    """Return what the results were measured on, one line per machine.
+    """Return what the results were measured on, one line per machine and set of versions.
 
     Args:
         results: The results.
         note: What else to say of the threads.
     """
-    lines = []
-    for one in {str(e): e for result in results for e in result["environments"]}.values():
+    threads: dict[tuple[str, str], set[int]] = {}
+    for one in (one for result in results for one in result["environments"]):
         versions = ", ".join(f"{name} {version}" for name, version in one["versions"].items())
-        lines.append(
-            f"Measured on {one['cpu']} ({one['capability']}), {one['cores']} cores, {one['threads']} threads{note}, "
-            f"{one['system']}, Python {one['python']}, {versions}."
-        )
-    return "\n".join(lines)
+        machine = f"Measured on {one['cpu']} ({one['capability']}), {one['cores']} cores"
+        software = f"{one['system']}, Python {one['python']}, {versions}."
+        threads.setdefault((machine, software), set()).add(one["threads"])
+    return "\n".join(
+        f"{machine}, {' or '.join(map(str, sorted(counts)))} thread{'s' * (counts != {1})}{note}, {software}"
+        for (machine, software), counts in threads.items()
+    )
