@@ -16,7 +16,7 @@ from lissome.core.config import check_seed
 from lissome.core.events import EventStream
 from lissome.core.files import json_text, read_json, write_json
 from lissome.core.manifest import CURVE, Base, Manifest, Step, read_manifest
-from lissome.core.method import Context, Outcome
+from lissome.core.method import Context, Outcome, OutcomeKind
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
 from lissome.cost.oracle import SubnetCost
@@ -63,6 +63,7 @@ class _Result:
     model: Model
     outcome: Outcome
     steps: tuple[Step, ...]
+    kinds: tuple[OutcomeKind, ...]
 
 
 def fit(  # noqa: PLR0913  the options of the command line, all by name
@@ -119,18 +120,19 @@ def fit(  # noqa: PLR0913  the options of the command line, all by name
 
 
 def _run_steps(job: Job, folder: RunFolder, events: EventStream) -> _Result:
-    model, steps, outcome = job.model, [], None
+    model, steps, kinds, outcome = job.model, [], list[OutcomeKind](), None
     for index, step in enumerate(job.recipe.steps):
         started = time.monotonic()
         with peak_memory() as peak:
             outcome = step.method(step.config).run(model, _context(job, folder, index, step, events))
         model = outcome.value
+        kinds.append(outcome.kind)
         give_back()
         steps.append(lineage(job, step, outcome, time.monotonic() - started, float(peak.above)))
     assert outcome is not None
     spilled = spill(model, folder.state / WEIGHTS)
     give_back()  # what held the weights before they were mapped
-    return _Result(spilled, outcome, tuple(steps))
+    return _Result(spilled, outcome, tuple(steps), tuple(kinds))
 
 
 def _context(job: Job, folder: RunFolder, index: int, step: RecipeStep, events: EventStream) -> Context:
@@ -195,6 +197,8 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
     """Time original and result in turns, score both on the same held-out text, and hold the budget against it."""
     small = result.model
     ended = [str(step.details["ended"]) for step in result.steps if "ended" in step.details]
+    if all(kind == "policy" for kind in result.kinds) and not job.budget:
+        return _unchanged(job, small, ended, start)
     timed = time_pair(job.model, small, events=events)
     _release(job.model, small)
     scored = _score(job, small, events)
@@ -210,6 +214,18 @@ def _measure(job: Job, result: _Result, folder: RunFolder, events: EventStream, 
         rows=(*rows((job.model.name, "result"), (base, other)), *elsewhere.rows),
         verdicts=job.budget.check(_held(job, base, other), values(base)),
         notes=(*sparse_notes(small), *class_notes(scored), *timing_notes(small), *ended, *elsewhere.notes),
+        versions=versions(),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _unchanged(job: Job, model: Model, ended: Sequence[str], start: float) -> TableReport:
+    """The table of a job that leaves the model as it was: nothing of it is worth being measured twice."""
+    counted = counted_figures(job.model, model)
+    base = counted[0] | file_figure(job.model, counted[0])
+    return TableReport(
+        rows=rows((job.model.name, "result"), (base, against(counted[1], base))),
+        notes=(*ended, "the model itself is as it was; give a budget to have it measured all the same"),
         versions=versions(),
         seconds=time.monotonic() - start,
     )

@@ -120,6 +120,7 @@ def test_fit_leaves_an_artifact_that_is_written_by_its_schedule(toy: Path, tmp_p
         toy / "llama", method="pmpd", data=toy / "text.txt", settings=[*SETTINGS[:3], "kl=5"], out=out
     )
     assert any("lissome generate reads it so" in note for note in report.notes)
+    assert "ppl" not in report.rows[1].figures  # the model is as it was: nothing is measured twice
     assert {NAME, "schedule.json", "model.safetensors"} <= read_manifest(out).files.keys()
     assert read_schedule(out) == "4/3"
     said = pipeline.generate(out, "the quick", max_new_tokens=8)
