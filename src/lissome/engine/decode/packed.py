@@ -6,6 +6,7 @@ weights (`lissome.models.nested`) are what to keep, these are for models that ar
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,7 +97,7 @@ def accelerated(model: Model, kernels: Mapping[str, Any], request: Request | Non
     """Return what runs a model on kernels for zeros, to be timed: the engine, or where it does not run it, torch.
 
     Args:
-        model: The model; where torch runs it, its layers are packed in place.
+        model: The model; it stays as it is, and where torch runs it a copy is packed.
         kernels: ``weights`` and ``head`` as in `lissome.models.packed.kernels_of`.
         request: What it will be timed by (default: the usual one).
 
@@ -109,10 +110,11 @@ def accelerated(model: Model, kernels: Mapping[str, Any], request: Request | Non
     request, forms = request or Request(), f"{kernels['weights']}, head {kernels['head']}"
     packed = in_engine(model, kernels)
     if packed is None:
-        assert model.anatomy.branches  # read before its layers are others
-        done = pack_linears(model.module, **kernels)
+        work = model.derived(copy.deepcopy(model.module))
+        assert work.anatomy.branches  # read before its layers are others
+        done = pack_linears(work.module, **kernels)
         count = sum(one.sparse for one in done)
-        return model, f"kernels for zeros run {count} of {len(done)} linear layers ({forms})"
+        return work, f"kernels for zeros run {count} of {len(done)} linear layers ({forms})"
     bits = packed.layout.bits
     settings = DecoderSettings(cells=request.prompt + request.new, threads=torch.get_num_threads())
     racer = Racer(Decoder(packed, settings), 0, Phases(bits, ((bits, None),)))

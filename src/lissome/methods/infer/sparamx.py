@@ -39,6 +39,7 @@ from lissome.engine.objective import objective_of
 from lissome.engine.sparsify import Pruning, sparsify
 from lissome.models.model import Model
 from lissome.models.packed import KERNELS
+from lissome.models.paging import park
 from lissome.models.sparse import masks, sparsity
 
 _MOST = 0.95
@@ -95,6 +96,8 @@ class Sparamx(Method):
             NumericsError: When the inputs of a layer are NaN or infinite.
         """
         config, work = self.config, model.derived(copy.deepcopy(model.module))
+        park(model)  # the original is needed again only to be compared with
+        give_back()
         if not masks(work.module):
             given = "sparse" in context.tags or not config.sparsity
             pruning = Pruning(by="given") if given else Pruning(amount=config.sparsity)
@@ -106,7 +109,7 @@ class Sparamx(Method):
             raise ConfigError("this model has no zeros, and sparsity=0 makes none; set sparsity, or prune it first.")
         give_back()
         kernels = {"weights": config.weights, "head": config.head}
-        faster, what = accelerated(work.derived(copy.deepcopy(work.module)), kernels)
+        faster, what = accelerated(work, kernels)
         timed = compare(work, faster, rounds=_ROUNDS, events=context.events)
         ratio = timed.ratios.get("decode", timed.ratios["latency"])
         return Outcome(
