@@ -325,7 +325,7 @@ def test_the_expected_time_counts_every_run() -> None:
     cells = made_up()
     full, quick = (run.training_seconds(scale, cells) for scale in (run.FULL, run.QUICK))
     step = cells[f"{names.ENCODER}-speed"]["nls"]["step"]
-    tried, text = 2 * len(names.RATES), 2 * (3 + 1 + 1 + 1) + 3 + 2 * 2
+    tried, text = 2 * len(names.RATES), 2 * len(names.SHARES) * 3 + 3 + 2 * 2
     assert full == pytest.approx(step * ((5 * len(names.ARMS) + tried) * arms.STEPS + text * language.STEPS))
     assert quick == pytest.approx(step * len(run.QUICK.arms) * arms.STEPS)
 

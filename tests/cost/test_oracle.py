@@ -115,7 +115,7 @@ def test_sparse_adapters_cost_what_they_hold_while_they_are_trained() -> None:
     assert {name: stage for name, stage in plain.stages.items() if name != "training"} == alone.stages
     inside = sum(one.outputs * one.inputs for one in facts.linears.values())
     assert inside
-    assert masked.stages["training"]["products"] >= 5 * inside
+    assert masked.stages["training"]["products"] >= 3 * inside  # a mask, and a product or a copy in half precision
     assert rounded.stages["training"]["weights"] >= masked.stages["training"]["weights"]
     assert "fast copies of frozen weights" not in rounded.stages["training"]  # what is rounded needs them exactly
     wide = predict_sparse(facts, windows=(4, 64), rank=8, step_tokens=2048).stages["training"]
