@@ -41,11 +41,10 @@ Job = tuple[Cell, Callable[[Path], Cell]]
 
 def measured(store: Store, jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
     """Measure the cells that are wanted and not stored yet; one that was interrupted goes on where it stopped."""
-    cells = {}
-    for name, (settings, compute) in jobs.items():
-        if store.wants(name):
-            cells[name] = store.cell(name, settings, partial(_in_scratch, store, name, settings, compute))
-    return cells
+    return store.measured(
+        (name, partial(store.cell, name, settings, partial(_in_scratch, store, name, settings, compute)))
+        for name, (settings, compute) in jobs.items()
+    )
 
 
 def _in_scratch(store: Store, name: str, settings: Cell, compute: Callable[[Path], Cell]) -> Cell:

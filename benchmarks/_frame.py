@@ -19,7 +19,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -117,6 +117,10 @@ class Store:
     def wants(self, name: str) -> bool:
         """Whether a cell of this name is to be computed in this run."""
         return self.pattern is None or fnmatch.fnmatchcase(name, self.pattern)
+
+    def measured(self, cells: Iterable[tuple[str, Callable[[], dict[str, Any]]]]) -> dict[str, dict[str, Any]]:
+        """Return the results of the cells that this run is to compute; each comes with its name and what gets it."""
+        return {name: compute() for name, compute in cells if self.wants(name)}
 
     def cell(self, name: str, settings: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the result of one measurement, computing it the first time.

@@ -141,7 +141,7 @@ RECIPES = {
             "hidden_size": 128, "num_heads": 8, "head_dim": 32, "n_groups": 1, "state_size": 32, "chunk_size": 32,
         },
         layers=12,
-        steps=1600,
+        steps=8000,
     ),
     "zoo-hybrid": Recipe(
         summary="Bamba: 12 layers, width 96, every third an attention, the others Mamba-2; an MLP in each",

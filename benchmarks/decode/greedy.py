@@ -9,10 +9,9 @@ import torch
 from benchmarks.decode.arms import Own, Torch, likeliest
 from benchmarks.decode.files import Files
 from lissome.engine.decode import Decoder
-from lissome.models.model import Model
-from lissome.models.nested.describe import describe
-from lissome.models.nested.file import NestedFile, open_nested
+from lissome.models.nested.file import open_nested
 from lissome.pipeline import load
+from lissome.testing.conformance import dequantised
 
 TOKENS, PROMPT = 32, 16
 
@@ -48,15 +47,3 @@ def _written(arm: Any, prompt: list[int]) -> tuple[list[int], list[float]]:
         if len(tokens) < TOKENS:
             logits = arm.feed([token], at)[0]
     return tokens, heights
-
-
-@torch.no_grad()
-def dequantised(model: Model, file: NestedFile, bits: int) -> Model:
-    """Give a model the numbers that nested weights stand for, in place."""
-    for name, parts in describe(model).matrices.items():
-        rows = torch.from_numpy(file.weight(name, bits).copy())
-        for part in parts:
-            weight = model.module.get_parameter(part)
-            weight.copy_(rows[: len(weight)])
-            rows = rows[len(weight) :]
-    return model

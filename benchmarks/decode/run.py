@@ -58,10 +58,8 @@ def run(quick: bool, store: Store) -> list[Inequality]:
         print(f"decode is skipped: {native.choice().why}")
         return []
     optional_import("llama_cpp", extra="llama")
-    scale, cells = QUICK if quick else FULL, dict[str, dict[str, Any]]()
-    for name, compute in _cells(scale, store):
-        if store.wants(name):
-            cells[name] = compute()
+    scale = QUICK if quick else FULL
+    cells = store.measured(_cells(scale, store))
     if store.pattern is not None:
         return []
     result, found = judge(cells, scale.models, scale.threads)

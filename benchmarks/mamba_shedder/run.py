@@ -67,10 +67,8 @@ def run(quick: bool, store: Store) -> list[Inequality]:
     if why:
         print(f"mamba_shedder is skipped: {why}")
         return []
-    scale, cells = QUICK if quick else FULL, dict[str, dict[str, Any]]()
-    for name, compute in _cells(scale, store):
-        if store.wants(name):
-            cells[name] = compute()
+    scale = QUICK if quick else FULL
+    cells = store.measured(_cells(scale, store))
     if store.pattern is not None:
         return []
     found = []

@@ -64,10 +64,7 @@ QUICK = _Scale(seeds=(0,), random_seeds=(0, 1, 2), questions=40, ablation=False)
 def run(quick: bool, store: Store) -> list[Inequality]:
     """Measure what is not stored yet, publish the results of both models and judge them."""
     scale = QUICK if quick else FULL
-    cells: dict[str, dict[str, Any]] = {}
-    for name, compute in _cells(scale, store):
-        if store.wants(name):
-            cells[name] = compute()
+    cells = store.measured(_cells(scale, store))
     if store.pattern is not None:
         return []
     found = []

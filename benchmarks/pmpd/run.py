@@ -52,10 +52,8 @@ def run(quick: bool, store: Store) -> list[Inequality]:
     if native.module() is None:
         print(f"pmpd is skipped: {native.choice().why}")
         return []
-    scale, cells = QUICK if quick else FULL, dict[str, dict[str, Any]]()
-    for name, compute in _cells(scale, store):
-        if store.wants(name):
-            cells[name] = compute()
+    scale = QUICK if quick else FULL
+    cells = store.measured(_cells(scale, store))
     if store.pattern is not None:
         return []
     result, found = judge(cells, scale.cases, scale.threads)

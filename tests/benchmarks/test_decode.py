@@ -12,13 +12,13 @@ import pytest
 from benchmarks._frame import Store
 from benchmarks.decode import judging, linears, run, table
 from benchmarks.decode.arms import Own, Torch, likeliest
-from benchmarks.decode.greedy import dequantised
 from benchmarks.decode.measuring import closeness, losses, race
 from benchmarks.decode.names import BITS, LLAMA, SPARSE, TORCH, llama, nested
 from lissome.engine.decode import Decoder
 from lissome.models.nested.file import open_nested
 from lissome.models.nested.make import make
 from lissome.ops.kernels import native
+from lissome.testing.conformance import dequantised
 from tests.export.toys import model_of
 
 compiled = pytest.mark.skipif(native.module() is None, reason="no compiled kernels here")

@@ -13,9 +13,9 @@ from lissome.models.model import Model
 from lissome.models.nested.file import open_nested
 from lissome.models.nested.make import make_folder
 from lissome.ops.kernels import native
+from lissome.testing.conformance import dequantised
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_module
-from tests.engine.decode.test_families import dequantised
 
 pytestmark = pytest.mark.skipif(native.module() is None, reason="there are no compiled kernels")
 

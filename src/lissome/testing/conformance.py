@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from lissome.models.binding import extract, masked, reorder
 from lissome.models.load import load_model
 from lissome.models.model import Model
+from lissome.models.nested.describe import describe
+from lissome.models.nested.file import NestedFile
 from lissome.models.parts import CACHES
 from lissome.models.space import Subnet
 from lissome.testing.mixers import mute
@@ -208,3 +210,16 @@ def check_saved(small: Model, folder: Path, inputs: Inputs) -> None:
     stored, read = small.module.state_dict(), again.module.state_dict()
     assert stored.keys() == read.keys()
     assert all(torch.equal(stored[name], read[name]) for name in stored)
+
+
+@torch.no_grad()
+def dequantised(model: Model, file: NestedFile, precision: int) -> Model:
+    """Give a model, in place, the numbers that nested weights stand for at a precision."""
+    for name, parts in describe(model).matrices.items():
+        rows = torch.from_numpy(file.weight(name, precision).copy())
+        for part in parts:
+            weight = model.module.get_parameter(part)
+            weight.copy_(rows[: len(weight)])
+            rows = rows[len(weight) :]
+        assert not len(rows), f"{name} has rows that no parameter takes"
+    return model

@@ -10,30 +10,17 @@ import torch
 
 from lissome.engine.decode import Decoder
 from lissome.models.model import Model
-from lissome.models.nested.describe import describe
-from lissome.models.nested.file import NestedFile, open_nested
+from lissome.models.nested.file import open_nested
 from lissome.models.nested.make import make
 from lissome.ops.kernels import native
 from lissome.ops.nested import Layout
+from lissome.testing.conformance import dequantised
 from tests.export.toys import CUTS, model_of
 
 pytestmark = pytest.mark.skipif(native.module() is None, reason="there are no compiled kernels")
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
 LENGTH = 21
-
-
-@torch.no_grad()
-def dequantised(model: Model, file: NestedFile, precision: int) -> Model:
-    """The model with the weights of a precision, in place."""
-    for name, parts in describe(model).matrices.items():
-        rows = torch.from_numpy(file.weight(name, precision).copy())
-        for part in parts:
-            weight = model.module.get_parameter(part)
-            weight.copy_(rows[: len(weight)])
-            rows = rows[len(weight) :]
-        assert not len(rows)
-    return model
 
 
 @torch.no_grad()

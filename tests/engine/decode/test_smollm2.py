@@ -16,7 +16,7 @@ from lissome.models.model import Model
 from lissome.models.nested.file import open_nested
 from lissome.models.nested.make import make
 from lissome.ops.kernels import native
-from tests.engine.decode.test_families import dequantised
+from lissome.testing.conformance import dequantised
 
 pytestmark = [
     pytest.mark.slow,

@@ -21,14 +21,11 @@ from lissome.engine.decode.schedulers import FILE, Confidence, read_scheduler, s
 from lissome.engine.decode.session import advance
 from lissome.methods.infer.pmpd import Pmpd, search
 from lissome.models.load import load_model
-from lissome.models.model import Model
 from lissome.models.nested.file import NAME, NestedFile, open_nested
 from lissome.models.nested.folder import NestedFolder
 from lissome.models.nested.make import make
 from lissome.ops.kernels import native
 from lissome.ops.stats import paired_bootstrap
-from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
-from lissome.testing.toys import toy_module
 from tests.export.toys import model_of
 
 pytestmark = pytest.mark.skipif(native.module() is None, reason="there are no compiled kernels")
@@ -94,18 +91,6 @@ def test_a_policy_is_judged_by_what_it_decides(file: NestedFile) -> None:
             (logits,) = advance([session], [token], [own[at]])
             steps.see(logits)
     assert str(switching(6, 4, 3, 5, 9)) == "6/4:5,3"
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("toy")
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "wizards", "box", "quietly"]
-    documents = (" ".join(words[(i * k) % len(words)] for k in range(1, 80)) for i in range(1, 120))
-    (folder / "text.txt").write_text("\n\n".join(documents))
-    Model(toy_module("llama", vocab_size=TOY_VOCABULARY, max_position_embeddings=1024), toy_tokenizer()).save(
-        folder / "llama"
-    )
-    return folder
 
 
 SETTINGS = ("prompt=16", "tokens=9", "texts=2", "kl=1e-9", "fisher=1")
