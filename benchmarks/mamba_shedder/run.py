@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -44,6 +44,8 @@ from lissome.pipeline import load
 GOAL = 1.4
 _PROPORTION = 0.8
 _EXACT = 1e-5
+FEWER = (4, 2)
+"""Of so many calibration windows one is looked at, where it is asked what fewer of them would do."""
 _SHORTER = 8  # blocks of the model that is trained shorter
 _MOST = {"blocks": 6, "ssm": BLOCKS}  # removals of the curve
 
@@ -105,6 +107,7 @@ def _cells(scale: _Scale, store: Store) -> Iterator[tuple[str, Any]]:
         for target in TARGETS:
             yield f"{one.name}-{target}-curve", lambda one=one, target=target: one.curve(target)
             yield f"{one.name}-{target}-pairs", lambda one=one, target=target: one.pairs(target)
+            yield f"{one.name}-{target}-fewer", lambda one=one, target=target: one.fewer(target)
         yield f"{one.name}-narrower", one.narrower
         yield f"{one.name}-exactness", one.exactness
         yield f"{one.name}-context", one.context
@@ -175,6 +178,22 @@ class _Bench:
         return self._cell(
             f"{target}-pairs", 0, lambda: {"nll": removing.pairs(_model(self.name), texts(0), target)}, target=target
         )
+
+    def fewer(self, target: str) -> dict[str, Any]:
+        """Test loss, nats per byte, of what the method removes when it looks at fewer windows."""
+
+        def compute() -> dict[str, Any]:
+            model, whole, at = _model(self.name), texts(0), dict[str, dict[str, float]]()
+            for every in FEWER:
+                data = replace(whole, calibration=whole.calibration[::every])
+                axes = removing.greedy(model, data, target, 0, self._folder(target, "fewer", every))
+                subnets = [removing.without(model, axes[:count]) for count in COUNTS]
+                losses = removing.masked_losses(model, subnets, data, test=True)
+                means = {str(count): float(loss.mean()) for count, loss in zip(COUNTS, losses, strict=True)}
+                at[str(len(data.calibration))] = means
+            return {"at": at}
+
+        return self._cell(f"{target}-fewer", 0, compute, target=target, counts=COUNTS, every=FEWER)
 
     def narrower(self) -> dict[str, Any]:
         """Loss with as many parameters as 2 and 4 blocks less leave, but all mixers narrower instead."""
@@ -255,12 +274,16 @@ def judge(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str,
         "model": name, "seeds": list(scale.seeds), "zoo": _zoo_facts(name), "text": _facts(),
         "dense": {**{key: value for key, value in dense.items() if key != "nll"}, "bits": quality.bits(dense["nll"])},
     }  # fmt: skip
-    result["arms"], result["pairs"], found = {}, {}, list[Inequality]()
+    result["arms"], result["pairs"], result["fewer"], found = {}, {}, {}, list[Inequality]()
     for target in TARGETS:
         for count in COUNTS:
             arms, more = _compare(name, target, count, cells, scale)
             result["arms"][f"{target} {count}"] = arms
             found += more
+        result["fewer"][target] = {
+            windows: {count: loss / math.log(2) for count, loss in losses.items()}
+            for windows, losses in cells[f"{name}-{target}-fewer"]["at"].items()
+        }
         losses = sorted(cells[f"{name}-{target}-pairs"]["nll"].values())
         result["pairs"][target] = {"best": losses[0] / math.log(2), "n": len(losses)}
     for part in ("exactness", "speed"):

@@ -37,7 +37,7 @@ def page(results: Results) -> str:
         _models(results),
         environment(results, note=" (times: one)"),
     ]
-    parts += ["### What to remove", _arms(results), _beside(pure)]
+    parts += ["### What to remove", _arms(results), _fewer(pure), _beside(pure)]
     parts += ["### Blocks or scans", *map(_granularity, pure), "### Far context", *map(_context, pure)]
     parts += ["### Recovery", *map(_recovery, pure)]
     parts += ["### A hybrid", *(_hybrid(result) for result in results if result["model"] == HYBRID)]
@@ -65,9 +65,7 @@ def _models(results: Results) -> str:
 
 
 def _arms(results: Results) -> str:
-    pure = [result for result in results if result["model"] in PURE]
-    columns = [(result, target, count) for result in pure for target in TARGETS for count in COUNTS]
-    head = ["", *(f"{result['model']}, {count} {TARGETS[target]} less" for result, target, count in columns)]
+    columns, head = _removals([result for result in results if result["model"] in PURE])
     rows = [["original", *(f"{result['dense']['bits']:.3f}" for result, _, _ in columns)]]
     for arm, label in ARMS.items():
         cells = [result["arms"][f"{target} {count}"][arm] for result, target, count in columns]
@@ -75,6 +73,24 @@ def _arms(results: Results) -> str:
     best = [result["pairs"][target] if count == _PAIR else None for result, target, count in columns]
     rows.append([_HINDSIGHT, *(f"{found['best']:.3f}" if found else "" for found in best)])
     return table(head, rows)
+
+
+def _removals(pure: Results) -> tuple[list[tuple[Mapping[str, Any], str, int]], list[str]]:
+    """Columns of a table over models, targets and numbers of removals, and its head."""
+    columns = [(result, target, count) for result in pure for target in TARGETS for count in COUNTS]
+    return columns, ["", *(f"{result['model']}, {count} {TARGETS[target]} less" for result, target, count in columns)]
+
+
+def _fewer(results: Results) -> str:
+    """What becomes of the method's choice when it looks at less text."""
+    columns, head = _removals(results)
+    rows = []
+    for windows in results[0]["fewer"][next(iter(TARGETS))]:
+        found = [result["fewer"][target][windows][str(count)] for result, target, count in columns]
+        rows.append([f"{windows} calibration windows", *(f"{bits:.3f}" for bits in found)])
+    cells = [result["arms"][f"{target} {count}"]["greedy"]["per_seed"][0] for result, target, count in columns]
+    rows.append([f"{results[0]['text']['calibration'][0][0]} calibration windows", *(f"{bits:.3f}" for bits in cells)])
+    return f"With fewer windows to choose by, calibration seed {results[0]['seeds'][0]}:\n\n{table(head, rows)}"
 
 
 def _beside(results: Results) -> str:

@@ -1,8 +1,8 @@
 """The data of the claim: in which language a few words are, and windows of web text and Wikipedia.
 
 Words are from the Universal Declaration of Human Rights, dealt by its articles, the same ones in all languages: what is
-tested is no translation of anything that was learnt. Runs of words that two languages or two parts have in common are
-left out of the later one.
+tested is no translation of anything that was learnt. Runs of words that two languages share are left out, and what is
+tested is not learnt. Runs that are learnt begin at every word, so that adapters do not know all of them by heart soon.
 """
 
 # n windows, T tokens
@@ -112,18 +112,18 @@ def dealt(texts: dict[str, str]) -> dict[str, Labelled]:
     """
     taken, parts = set[str](), {}
     classes = tuple(sorted(texts))
-    for part in PARTS:
+    for part in reversed(PARTS):  # what judges chooses first
         languages: dict[str, set[str]] = {}
         for language, text in texts.items():
             for article, line in articles(text):
                 if part_of(article) == part:
-                    for run in runs(line):
+                    for run in runs(line, 1 if part == "train" else WORDS):
                         languages.setdefault(run, set()).add(language)
         own = {run: min(found) for run, found in languages.items() if len(found) == 1 and run not in taken}
         taken.update(languages)
         labels = tuple(classes.index(language) for language in own.values())
         parts[part] = Labelled("declarations", tuple(own), labels, classes)
-    return parts
+    return {part: parts[part] for part in PARTS}
 
 
 def articles(text: str) -> Iterator[tuple[int, str]]:
@@ -142,10 +142,10 @@ def part_of(article: int) -> str:
     return {2: "test", 0: "validation"}.get(article % 4, "train") if article else "train"
 
 
-def runs(line: str) -> list[str]:
-    """Cut a line into runs of `WORDS` words that do not overlap; what is left at its end is dropped."""
+def runs(line: str, every: int = WORDS) -> list[str]:
+    """Cut a line into runs of `WORDS` words, one from every so many words on; what is left at its end is dropped."""
     found = _WORD.findall(line)
-    return [" ".join(found[start : start + WORDS]) for start in range(0, len(found) - WORDS + 1, WORDS)]
+    return [" ".join(found[start : start + WORDS]) for start in range(0, len(found) - WORDS + 1, every)]
 
 
 def _by_length(texts: Encoded) -> Encoded:
