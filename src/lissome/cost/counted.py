@@ -232,6 +232,7 @@ class Counter:
                 shape[dim] = len(kept)
             stored = self._entry(name, shape, self._stored[name])
             disk, dense = disk + stored, dense + stored
+            fixed += math.prod(shape) * (part.branch.positions.get(name.removesuffix(".weight")) or 0)
         return params, disk, dense, weights, fixed
 
     def _file_bytes(self, name: str, size: int, plain: int) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lissome.core.errors import DataError, NumericsError
+from lissome.core.errors import DataError, NumericsError, UnsupportedModelError
 from lissome.data.images import Images
 from lissome.engine.elastic import Forward, task_loss, taught_loss
 from lissome.engine.exampled import ExampleSplits, OfExamples
@@ -170,7 +170,14 @@ class _Batches(Sequence[Inputs]):
 
 
 def _logits(result: Any) -> Tensor:
-    found: Tensor = result if isinstance(result, Tensor) else result.logits
+    """Scores of classes, whatever a network wraps them in; of a tuple, as with further heads in training, the first."""
+    if isinstance(result, Mapping):
+        found = result.get("logits")
+    else:
+        found = getattr(result, "logits", result[0] if isinstance(result, tuple | list) and result else result)
+    if not isinstance(found, Tensor):
+        kind = f"a {type(result).__name__} without logits"
+        raise UnsupportedModelError(f"the network gives {kind}; let it give scores of classes [B, classes].")
     return found
 
 

@@ -51,8 +51,9 @@ def widths(module: nn.Module, recording: Recording) -> tuple[list[Found], dict[s
     reasons = recording.atoms.rigid(roots)
     sides = recording.atoms.sides
     makers = [side for side in sides if (side.tensor, side.dim) in recording.makers]
-    found, rigid = list[Found](), dict[str, str]()
+    found, rigid, known = list[Found](), dict[str, str](), set[str]()
     for members in _together(makers, roots):
+        known.update(side.tensor for side in members)
         first = members[0]
         axis = f"{owner(first.tensor)}.width"
         units = list(dict.fromkeys(_roots(first, roots).tolist()))
@@ -66,6 +67,15 @@ def widths(module: nn.Module, recording: Recording) -> tuple[list[Found], dict[s
             kind = "width" if first.size == len(units) else "groups"
             stated = () if kind == "width" else _stated(module, cuts, len(units))
             found.append(Found(owner(first.tensor), kind, len(units), cuts, stated=stated))
+        else:
+            rigid[axis] = "all its channels go together"
+    known.update(cut.parameter for each in found for cut in each.cuts)
+    for name, value in module.named_parameters():
+        if value.ndim > 1 and name not in known:
+            side = next((side for side in sides if side.tensor == name), None)
+            idle = "it makes no channels alone" if name in recording.used else "it does not run in evaluation"
+            why = None if side is None else next((reasons[one] for one in _roots(side, roots) if one in reasons), None)
+            rigid.setdefault(f"{owner(name)}.width", why or idle)
     return found, rigid
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lissome.models.traced.atoms import Mark, varying
-from lissome.models.traced.operation import Marks, Operation, raised
+from lissome.models.traced.operation import Marks, Operation, gathered_in, raised
 
 if TYPE_CHECKING:
     from lissome.models.traced.recorder import Recorder
@@ -28,7 +28,11 @@ def _per_channel(recorder: Recorder, value: Tensor, others: Sequence[Any], reaso
 
 
 def batch_norm(recorder: Recorder, op: Operation) -> list[Marks]:
-    """Weight, bias and running statistics go with the channels."""
+    """Weight, bias and running statistics go with the channels; what statistics are taken over now is rigid."""
+    own = not op.args[5]  # the statistics that were kept
+    for mark in recorder.marks(op.args[0]):
+        if not own and varying(mark) != {1 - op.args[0].ndim}:
+            recorder.seen.atoms.freeze(mark, f"batch_norm over them in {recorder.place()}")
     marks = _per_channel(recorder, op.args[0], op.args[1:5], f"the input of {recorder.place()}")
     return [marks, *[()] * (len(op.given) - 1)]
 
@@ -46,16 +50,24 @@ def group_norm(recorder: Recorder, op: Operation) -> list[Marks]:
 
 
 def layer_norm(recorder: Recorder, op: Operation) -> list[Marks]:
-    """What statistics are taken over is rigid."""
+    """Channels that statistics are taken over are rigid; inside of a channel, as of a head, they go together."""
     value, rank = op.args[0], len(op.args[1])
     over = {-dim for dim in range(1, rank + 1)}
-    passing = []
-    for mark in (*recorder.marks(value), *(mark for each in op.args[2:4] for mark in recorder.marks(each))):
-        if varying(mark) & over:
-            recorder.seen.atoms.freeze(mark, f"layer_norm over them in {recorder.place()}")
-        else:
+    marks = [*recorder.marks(value), *(mark for each in op.args[2:4] for mark in recorder.marks(each))]
+    passing = tuple(mark for mark in marks if gathered_in(recorder, op, mark, over) is not None)
+    return [passing, *[()] * (len(op.given) - 1)]
+
+
+def weight_norm(recorder: Recorder, op: Operation) -> list[Marks]:
+    """Rows go with their lengths; what lengths are taken over is rigid."""
+    value, lengths, dim = op.args[0], op.args[1], int(op.args[2]) if len(op.args) > 2 else 0
+    passing, here = [], dim % value.ndim - value.ndim
+    for mark in (*recorder.marks(value), *recorder.marks(lengths)):
+        if varying(mark) == {here}:
             passing.append(mark)
-    return [tuple(passing), *[()] * (len(op.given) - 1)]
+        else:
+            recorder.seen.atoms.freeze(mark, f"weight_norm over them in {recorder.place()}")
+    return [recorder.seen.atoms.merged(passing, f"weight_norm in {recorder.place()}"), ()]
 
 
 def embedded(recorder: Recorder, op: Operation) -> list[Marks]:
@@ -118,12 +130,15 @@ def _split(recorder: Recorder, value: Tensor, summed: int) -> tuple[list[Mark], 
 
 def _count(recorder: Recorder, one: Tensor, other: Tensor, made: Tensor) -> None:
     """Note the multiply-accumulates: of a weight, or between values."""
-    macs = made.numel() * one.shape[-1]
-    name = recorder.source(other) or recorder.source(one)
+    _add(recorder, made.numel() * one.shape[-1], recorder.source(other) or recorder.source(one), (one, other))
+
+
+def _add(recorder: Recorder, macs: int, name: str | None, values: Sequence[Tensor]) -> None:
+    """Add to what a weight multiplies; without one, to what values multiply with each other."""
     if name is not None:
         recorder.seen.products[name] = recorder.seen.products.get(name, 0) + macs
     else:
-        marks = [mark for value in (one, other) for mark in recorder.marks(value)]
+        marks = [mark for value in values for mark in recorder.marks(value)]
         sides = [side for mark in marks for side in recorder.seen.atoms.sides_of(mark)]
         recorder.seen.mixings.append((macs, sides, recorder.where()))
 
@@ -140,11 +155,8 @@ def convolution(recorder: Recorder, op: Operation) -> list[Marks]:
             inputs = mark.flatten()
         else:
             atoms.freeze(mark, f"convolution in {place}")
-    name = recorder.source(weight)
-    if name is not None:
-        swept = value if transposed else op.given[0]
-        macs = weight.numel() * (swept.numel() // swept.shape[0] // swept.shape[1])
-        recorder.seen.products[name] = recorder.seen.products.get(name, 0) + macs
+    swept = value if transposed else op.given[0]
+    _add(recorder, weight.numel() * (swept.numel() // swept.shape[1]), recorder.source(weight), (value, weight))
     if groups > 1:
         made = _grouped(recorder, inputs, sides, (value.shape[1], op.given[0].shape[1], groups), transposed)
     else:

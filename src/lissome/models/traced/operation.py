@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lissome.models.traced.atoms import Mark
+from lissome.models.traced.atoms import Mark, varying
 
 if TYPE_CHECKING:
     from lissome.models.traced.recorder import Recorder
@@ -49,3 +49,19 @@ Rule = Callable[["Recorder", Operation], list[Marks]]
 def raised(mark: Mark, rank: int) -> Mark:
     """Return a mark with as many dimensions as wanted, new ones first."""
     return mark.view(*[1] * (rank - mark.ndim), *mark.shape)
+
+
+def gathered_in(recorder: Recorder, op: Operation, mark: Mark, dims: Set[int]) -> Mark | None:
+    """Let atoms along some dimensions (counted from the last, −1) go together.
+
+    Returns:
+        The mark without those dimensions; None where it has no other: every channel meets every other in the operation,
+        and none can go.
+    """
+    over, reason = varying(mark) & dims, f"{op.name.removeprefix('native_')} over them in {recorder.place()}"
+    if over == varying(mark):
+        recorder.seen.atoms.freeze(mark, reason)
+        return None
+    for dim in over:
+        mark = recorder.seen.atoms.collapse(mark, mark.ndim + dim, reason)
+    return mark

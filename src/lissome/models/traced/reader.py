@@ -42,7 +42,8 @@ def read(module: nn.Module) -> Anatomy:
     crops, stiff = kernels(standing, recording.products)
     blocks = residual_blocks(standing, recording, inputs)
     plan = _Plan(standing, recording, blocks, [*channels, *crops], shapes)
-    anatomy, refused = verified(plan.anatomy, inputs)
+    idle = any(name not in recording.used for name, _ in standing.named_parameters())
+    anatomy, refused = verified(plan.anatomy, inputs, trained=idle)
     refused = {name.removeprefix(f"{STREAM}."): reason for name, reason in refused.items()}
     return replace(anatomy, module=module, rigid=rigid | stiff | refused)
 
@@ -72,10 +73,9 @@ class _Plan:
     ) -> None:
         self._module, self._recording, self._found, self._shapes = module, recording, found, shapes
         self._parameters = [name for name, _ in module.named_parameters()]
-        stored = module.state_dict().keys()
-        self._buffers = [name for name, _ in module.named_buffers() if name in stored]
+        self._buffers, self._stored = [name for name, _ in module.named_buffers()], module.state_dict().keys()
         self._blocks = {block.path: block for block in blocks}
-        self._sizes = {name: value.numel() for name, value in module.named_parameters()}
+        self._sizes = {name: value.numel() for name, value in (*module.named_parameters(), *module.named_buffers())}
         self._places = list(self._walk(""))
         self._names = list(dict.fromkeys(place.block for place in self._places))
 
@@ -85,14 +85,25 @@ class _Plan:
         found = [each for each in self._found if each.axis not in banned]
         homes = {name: place.name for place in self._places for name in place.tensors}
         users = {each.axis: {homes[cut.parameter] for cut in each.cuts} for each in found}
-        branches = [self._branch(place, found, users) for place in self._places if place.tensors]
-        stated = {
-            (place.name, dim.name): each.stated
-            for place in branches
-            for dim in place.dims
-            for each in found
-            if each.stated and place.axis(dim.name).removeprefix(f"{STREAM}.") == each.axis
-        }
+        places = [place for place in self._places if place.tensors]
+        dims = {place.name: self._dims(place, found, users) for place in places}
+        terms = self._terms(found, dims)
+        branches = [
+            self._branch(
+                place, tuple(dims[place.name].values()), terms.get(place.name, ()),
+                removable=place.removable and place.name not in banned,
+            )
+            for place in places
+        ]  # fmt: skip
+        stated: dict[tuple[str, str], tuple[tuple[str, str, int], ...]] = {}
+        for each in found:  # an attribute is written by one branch alone, one that stays
+            homes_of = [
+                (branch.removable, branch.name, dim.name)
+                for branch in branches
+                for dim in branch.dims
+                if each.stated and branch.axis(dim.name).removeprefix(f"{STREAM}.") == each.axis
+            ]
+            stated |= {home[1:]: each.stated for home in sorted(homes_of, key=lambda home: home[0])[:1]}
         kind = "image" if any(len(shape) == 3 for shape in self._shapes.values()) else "features"
         config: Any = getattr(self._module, "config", None)
         return Anatomy(
@@ -110,21 +121,25 @@ class _Plan:
     def _entries(self) -> dict[str, int]:
         return {part: entries for block in self._blocks.values() for part, _, entries in block.parts}
 
-    def _branch(self, place: _Place, found: Sequence[Found], users: Mapping[str, set[str]]) -> Branch:
-        mine = frozenset(place.tensors)
-        dims = []
+    def _dims(self, place: _Place, found: Sequence[Found], users: Mapping[str, set[str]]) -> dict[str, Dim]:
+        """Dims of a branch by the names of their axes."""
+        mine, dims = frozenset(place.tensors), dict[str, Dim]()
         for each in found:
             cuts = tuple(cut for cut in each.cuts if cut.parameter in mine)
             if cuts:
                 own = len(users[each.axis]) == 1 and each.axis.startswith(f"{place.name}.")
-                dims.append(
-                    Dim(
-                        each.axis.removeprefix(f"{place.name}.") if own else f"{STREAM}.{each.axis}",
-                        each.size, cuts, step=_step(each), least=min(2, each.size), allowed=each.allowed,
-                        shared=not own, ordered=each.kind == "kernel",
-                    )
+                dims[each.axis] = Dim(
+                    each.axis.removeprefix(f"{place.name}.") if own else f"{STREAM}.{each.axis}",
+                    each.size, cuts, step=_step(each), least=min(2, each.size), allowed=each.allowed,
+                    shared=not own, ordered=each.kind == "kernel",
                 )  # fmt: skip
-        products = {name: macs for name, macs in self._recording.products.items() if name in mine}
+        return dims
+
+    def _branch(self, place: _Place, dims: Sequence[Dim], terms: Sequence[Term], *, removable: bool) -> Branch:
+        mine = frozenset(place.tensors)
+        products = {
+            name: macs for name, macs in self._recording.products.items() if name in mine and self._is_whole(name)
+        }
         linears = {owner(name): macs // self._sizes[name] for name, macs in products.items()}
         convolves = any(isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for part in self._parts(place))
         return Branch(
@@ -135,33 +150,53 @@ class _Plan:
             companions=place.companions,
             dims=tuple(dims),
             parameters=tuple(name for name in self._parameters if name in mine),
-            buffers=tuple(name for name in self._buffers if name in mine),
+            buffers=tuple(name for name in self._buffers if name in mine and name in self._stored),
             linears=tuple(linears),
             positions=linears,
             direct=frozenset(linears),
-            mixing=self._mixing(place, dims),
-            removable=place.removable,
+            mixing=Products(tuple(terms)) if terms else None,
+            removable=removable,
         )
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether all of a stored weight is multiplied, equally often, so that it counts as much as is left of it."""
+        kept = name in self._stored or name in self._parameters
+        return kept and self._recording.products[name] % self._sizes[name] == 0
 
     def _parts(self, place: _Place) -> Iterator[nn.Module]:
         """Layers of a branch that have parameters of their own."""
         for name in place.tensors:
             yield self._module.get_submodule(name.rpartition(".")[0])
 
-    def _mixing(self, place: _Place, dims: Sequence[Dim]) -> Products | None:
-        """Products between values inside of a branch, spread over one of its dims if they are."""
-        terms = []
-        for macs, sides, path in self._recording.mixings:
-            if self._home(path) is place:
-                touched = {(side.tensor, side.dim) for side in sides}
-                spread = next((dim for dim in dims for cut in dim.cuts if (cut.parameter, cut.dim) in touched), None)
-                terms.append(Term(macs // spread.size, spread.name) if spread else Term(macs))
-        return Products(tuple(terms)) if terms else None
+    def _terms(self, found: Sequence[Found], dims: Mapping[str, Mapping[str, Dim]]) -> dict[str, list[Term]]:
+        """Products between values by branch, each spread over a dim if what it multiplies is cut by one."""
+        axes = {(cut.parameter, cut.dim): each.axis for each in found for cut in each.cuts}
+        tensors = {cut.parameter: each.axis for each in found for cut in each.cuts}
+        every = [
+            (macs, self._home(path).name, [axes.get((side.tensor, side.dim)) for side in sides])
+            for macs, sides, path in self._recording.mixings
+        ]
+        every += [
+            (macs, self._home(name).name, [tensors.get(name)])
+            for name, macs in self._recording.products.items()
+            if not self._is_whole(name)
+        ]
+        terms: dict[str, list[Term]] = {}
+        for macs, home, over in every:
+            axis = next((each for each in over if each is not None), None)
+            cut = [name for name, known in dims.items() if axis in known]
+            place = home if home in cut or not cut else cut[0]
+            dim = dims[place].get(axis) if axis else None
+            spread = dim if dim is not None and macs % dim.size == 0 else None
+            term = Term(macs // spread.size, spread.name) if spread else Term(macs)
+            terms.setdefault(place, []).append(term)
+        return terms
 
     def _home(self, path: str) -> _Place:
         """The branch in which a module runs: the one with the longest path, else the first."""
-        holding = [place for place in self._places if f"{path}.".startswith(f"{place.path}.") or not place.path]
-        return max(holding, key=lambda place: len(place.path), default=self._places[0])
+        places = [place for place in self._places if place.tensors]
+        holding = [place for place in places if f"{path}.".startswith(f"{place.path}.") or not place.path]
+        return max(holding, key=lambda place: len(place.path), default=places[0])
 
     def _walk(self, path: str) -> Iterator[_Place]:
         """Cut the tree of modules into branches."""

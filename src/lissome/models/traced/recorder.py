@@ -6,7 +6,7 @@ A network that asks for the numbers of a tensor, to choose its path by them, can
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,11 @@ _ASKS_FOR_NUMBERS = {
     "_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
     "unique_consecutive", "bincount",
 }  # fmt: skip
+_COUNTED = {"mm", "bmm", "addmm", "baddbmm", "convolution"}
+"""Operations that are counted, also where no channel is followed any more."""
+
+_VIEWS = {"t", "view", "transpose", "permute", "split", "slice", "_unsafe_view", "select", "unbind", "unsqueeze"}
+"""Operations after which a part of a weight is still that weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +86,7 @@ class Recording:
         readers: Sides that read channels: the columns of a layer's weight.
         products: Multiply-accumulates by name of the weight that they use.
         mixings: Multiply-accumulates between values, the sides that they are spread over, and the module.
+        used: Names of the parameters and buffers that took part.
     """
 
     atoms: Atoms = field(default_factory=Atoms)
@@ -90,6 +96,7 @@ class Recording:
     readers: set[tuple[str, int]] = field(default_factory=set)
     products: dict[str, int] = field(default_factory=dict)
     mixings: list[tuple[int, list[Side], str]] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
 
 
 def record(module: nn.Module, inputs: Mapping[str, Tensor]) -> Recording:
@@ -103,19 +110,28 @@ def record(module: nn.Module, inputs: Mapping[str, Tensor]) -> Recording:
         UnsupportedModelError: When the forward fails, or depends on numbers; names the module and the operation.
     """
     recorder = Recorder(module, inputs)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operation would hide what is in it
     try:
-        with recorder.hooked(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:
+        with recorder.hooked(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _nothing_fused(), recorder:
             result = module(**inputs)
     except UnsupportedModelError:
         raise
     except Exception as error:  # whatever a network's own code raises
         raise UnsupportedModelError(recorder.blame(str(error))) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     recorder.close(result)
     return recorder.seen
+
+
+@contextlib.contextmanager
+def _nothing_fused() -> Iterator[None]:
+    """Keep away operations that would hide what is in them: a whole layer of a transformer, a whole LSTM."""
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)  # torch's own context for it warns of flags that this leaves alone
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(onednn)
 
 
 class Recorder(TorchDispatchMode):
@@ -138,9 +154,11 @@ class Recorder(TorchDispatchMode):
         self._entered: list[int] = []
         self._takes: list[tuple[int, ...]] = []
         self._varied: set[int] = set()  # of tensors that follow from the inputs or the parameters
+        self._fed = {id(value) for value in inputs.values()}  # of tensors that follow from the inputs
         self._at = "before any operation"
         self._next = 0
         named = [*module.named_parameters(), *module.named_buffers()]
+        self.sizes = {name: value.numel() for name, value in named}
         for name, value in named:
             self._held[id(value)] = value
             self._sources[id(value)] = name
@@ -167,7 +185,7 @@ class Recorder(TorchDispatchMode):
         return self._marks.get(id(value), ()) if isinstance(value, Tensor) else ()
 
     def source(self, value: Tensor) -> str | None:
-        """Return the name of the parameter that a tensor is, or is a view of."""
+        """Return the name of the parameter or buffer that a tensor is, or was made of element by element."""
         return self._sources.get(id(value))
 
     def where(self) -> str:
@@ -188,6 +206,11 @@ class Recorder(TorchDispatchMode):
         """Return a context in which calls of modules are written down."""
         stack = contextlib.ExitStack()
         for path, part in self._module.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):
+                raise UnsupportedModelError(
+                    f"{path} ({type(part).__name__}) cannot be traced: it was compiled by torch.jit; give the module "
+                    "that it was made of"
+                )
             stack.callback(part.register_forward_pre_hook(self._enter(path), with_kwargs=True).remove)
             stack.callback(part.register_forward_hook(self._leave(path), with_kwargs=True).remove)
         return stack
@@ -234,7 +257,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         taken = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         varied = any(id(value) in self._varied for value in taken)
-        if varied and packet in _ASKS_FOR_NUMBERS:
+        if varied and (packet in _ASKS_FOR_NUMBERS or self._picks_by_mask(packet, args)):
             raise UnsupportedModelError(
                 f"{self.place().strip()} cannot be traced: it asks for the numbers of a tensor ({packet}); "
                 "what runs may depend on shapes alone"
@@ -246,17 +269,32 @@ class Recorder(TorchDispatchMode):
         for value in given:
             self._held[id(value)] = value
             self._varied.update({id(value)} if varied else ())
+        self._keep_sources(packet, taken, given)
         inplace = {id(value) for value in given} & {id(value) for value in taken}
-        if any(self._marks.get(id(value)) for value in taken):
-            name = packet.removesuffix("_") if inplace else packet
+        name = packet.removesuffix("_") if inplace else packet
+        if name in _COUNTED or any(self._marks.get(id(value)) for value in taken):
             marks = follow(self, Operation(name, func, args, kwargs, given, torch.Tag.pointwise in func.tags))
             for value, each in zip(given, marks, strict=True):
                 self._marks[id(value)] = each
-        views = {self._sources[id(value)] for value in taken if id(value) in self._sources}
-        if len(views) == 1 and packet in {"t", "view", "transpose", "permute", "split", "slice", "_unsafe_view"}:
-            for value in given:
-                self._sources[id(value)] = next(iter(views))
         writes = tuple(self.number(value, fresh=True) for value in given)
         pointwise = torch.Tag.pointwise in func.tags
         self.seen.steps.append(Step(packet.removesuffix("_"), self.where(), reads, writes, pointwise))
         return result
+
+    def _picks_by_mask(self, packet: str, args: Any) -> bool:
+        """Whether an operation gives as many entries as a mask has, which follows from numbers."""
+        picked = args[1] if packet == "index" else ()
+        masks = [each for each in picked if isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8)]
+        return any(id(each) in self._varied for each in masks)
+
+    def _keep_sources(self, packet: str, taken: list[Tensor], given: list[Tensor]) -> None:
+        """Note which weights the given tensors are parts of, or were made of without looking at the inputs."""
+        names = {self._sources[id(value)] for value in taken if id(value) in self._sources}
+        self.seen.used |= names
+        fed = any(id(value) in self._fed for value in taken)
+        self._fed.update(id(value) for value in given if fed)
+        for value in given:
+            as_large = {name for name in names if not fed and self.sizes[name] == value.numel()}
+            kept = names if packet in _VIEWS else as_large
+            if len(kept) == 1:
+                self._sources[id(value)] = next(iter(kept))

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 
 from lissome.models.traced.atoms import Mark, compressed, varying
-from lissome.models.traced.layers import batch_norm, convolution, embedded, group_norm, layer_norm, product
-from lissome.models.traced.operation import Marks, Operation, Rule, raised
+from lissome.models.traced.layers import (
+    batch_norm,
+    convolution,
+    embedded,
+    group_norm,
+    layer_norm,
+    product,
+    weight_norm,
+)
+from lissome.models.traced.operation import Marks, Operation, Rule, gathered_in, raised
 
 if TYPE_CHECKING:
     from lissome.models.traced.recorder import Recorder
@@ -157,7 +165,7 @@ def spatial(recorder: Recorder, op: Operation) -> list[Marks]:
 
 
 def reduced(recorder: Recorder, op: Operation) -> list[Marks]:
-    """What is summed over is rigid; the rest passes."""
+    """Channels that are summed over are rigid; what is summed over inside of one goes together, the rest passes."""
     value: Tensor = op.args[0]
     named = [*op.args[1:], *op.kwargs.values()]
     lists = [each for each in named if isinstance(each, list | tuple) and all(isinstance(one, int) for one in each)]
@@ -166,26 +174,56 @@ def reduced(recorder: Recorder, op: Operation) -> list[Marks]:
     gone = {int(dim) % value.ndim - value.ndim for dim in dims} or {dim - value.ndim for dim in range(value.ndim)}
     passing = []
     for mark in recorder.marks(value):
-        if varying(mark) & gone:
-            recorder.seen.atoms.freeze(mark, f"{op.name} over them in {recorder.place()}")
-        elif op.given[0].ndim == value.ndim:
-            passing.append(mark)
-        else:
-            passing.append(mark.view([size for dim, size in enumerate(mark.shape) if dim - mark.ndim not in gone]))
+        left = gathered_in(recorder, op, mark, gone)
+        if left is not None and op.given[0].ndim == value.ndim:
+            passing.append(left)
+        elif left is not None:
+            passing.append(left.view([size for dim, size in enumerate(left.shape) if dim - left.ndim not in gone]))
     return [tuple(passing)] * len(op.given)
 
 
 def normalised(recorder: Recorder, op: Operation) -> list[Marks]:
-    """Softmax and its like: what they run over is rigid."""
+    """Softmax and its like: channels that they run over are rigid; inside of a channel they go together."""
     value, dim = op.args[0], int(op.args[1]) if len(op.args) > 1 and isinstance(op.args[1], int) else -1
     here = dim % value.ndim - value.ndim
-    passing = []
+    same, passing = op.given[0].shape == value.shape, []
+    for mark in recorder.marks(value):
+        left = gathered_in(recorder, op, mark, {here})
+        if left is not None:
+            passing.append(mark if same else left)
+    return [tuple(passing)] * len(op.given)
+
+
+def gated(recorder: Recorder, op: Operation) -> list[Marks]:
+    """GLU: a channel goes with the one that gates it."""
+    value, dim = op.args[0], int(op.args[1]) if len(op.args) > 1 else -1
+    here, passing = dim % value.ndim - value.ndim, []
     for mark in recorder.marks(value):
         if here in varying(mark):
-            recorder.seen.atoms.freeze(mark, f"{op.name} over them in {recorder.place()}")
+            first, second = mark.chunk(2, here)
+            recorder.seen.atoms.join(first, second, f"glu in {recorder.place()}")
+            passing.append(first)
         else:
             passing.append(mark)
-    return [tuple(passing)] * len(op.given)
+    return [tuple(passing)]
+
+
+def picked(recorder: Recorder, op: Operation) -> list[Marks]:
+    """Entries picked along one dimension by a fixed table: along it channels are rigid, the rest passes."""
+    value, tables = op.args[0], op.args[1] if op.name == "index" else [*[None] * op.args[1], op.args[2]]
+    at = [dim for dim, table in enumerate(tables) if table is not None]
+    if len(at) != 1 or tables[at[0]].dtype in (torch.bool, torch.uint8):
+        return unknown(recorder, op)
+    for mark in recorder.marks(tables[at[0]]):
+        recorder.seen.atoms.freeze(mark, f"{op.name} by them in {recorder.place()}")
+    passing, rank = [], tables[at[0]].ndim
+    for mark in recorder.marks(value):
+        full = raised(mark, value.ndim)
+        if at[0] - value.ndim in varying(full):
+            recorder.seen.atoms.freeze(mark, f"{op.name} of them in {recorder.place()}")
+        else:
+            passing.append(full.view(*full.shape[: at[0]], *[1] * rank, *full.shape[at[0] + 1 :]))
+    return [tuple(passing)]
 
 
 _RULES: dict[str, Rule] = {
@@ -200,4 +238,8 @@ _RULES: dict[str, Rule] = {
     "native_group_norm": group_norm,
     "native_layer_norm": layer_norm,
     "embedding": embedded,
+    "glu": gated,
+    "index": picked,
+    "index_select": picked,
+    "_weight_norm_interface": weight_norm,
 }

@@ -7,7 +7,7 @@ gives with zeros in place of what is gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,43 +23,59 @@ Build = Callable[[Collection[str]], Anatomy]
 """Makes an anatomy of the network with random weights, without the axes of the given names."""
 
 
-def verified(build: Build, inputs: Mapping[str, Tensor]) -> tuple[Anatomy, dict[str, str]]:
+def verified(build: Build, inputs: Mapping[str, Tensor], *, trained: bool = False) -> tuple[Anatomy, dict[str, str]]:
     """Return an anatomy whose cuts hold, and why others do not, by axis name.
 
     Args:
         build: Makes the anatomy.
         inputs: What the network reads.
+        trained: Whether cuts must hold in training too, because some layers run only then.
     """
     anatomy, refused = build(()), dict[str, str]()
-    trial = _Trial(anatomy, inputs)
-    if trial.fault(trial.axes) is None:
-        return anatomy, refused
-    for axis in trial.axes:
+    trial = _Trial(anatomy, inputs, trained=trained)
+    for axes in (trial.sizes, trial.parts):
+        if trial.fault(axes) is not None:
+            refused |= _faulty(trial, axes)
+    return (build(refused) if refused else anatomy), refused
+
+
+def _faulty(trial: _Trial, axes: Sequence[str]) -> dict[str, str]:
+    """Why some axes cannot be cut, alone or together with those before them."""
+    refused: dict[str, str] = {}
+    for axis in axes:
         fault = trial.fault([axis])
         if fault is not None:
             refused[axis] = fault
     left: list[str] = []
-    for axis in trial.axes:  # what holds alone may fail together
+    for axis in axes:  # what holds alone may fail together
         fault = None if axis in refused else trial.fault([*left, axis]) if refused or left else None
         if fault is not None:
             refused[axis] = fault
         elif axis not in refused:
             left.append(axis)
-    return build(refused), refused
+    return refused
 
 
 class _Trial:
-    """Cuts of one anatomy, tried."""
+    """Cuts of one anatomy, tried.
 
-    def __init__(self, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> None:
+    Attributes:
+        sizes: Names of the axes of sizes.
+        parts: Names of what may go as a whole.
+    """
+
+    def __init__(self, anatomy: Anatomy, inputs: Mapping[str, Tensor], *, trained: bool) -> None:
         self._binding, self._space, self._inputs = Binding(anatomy), anatomy.space(finest=True), inputs
         self._module = anatomy.module
-        self.axes = [axis.name for axis in self._space.axes if axis.choices != (0, 1) and len(axis.choices) > 1]
+        self._trained = trained and self._fails_in_training() is None  # else it could not be trained whole either
+        self.parts = [axis.name for axis in self._space.axes if axis.choices == (0, 1)]
+        several = [axis.name for axis in self._space.axes if len(axis.choices) > 1]
+        self.sizes = [name for name in several if name not in self.parts]
 
     def fault(self, axes: Iterable[str]) -> str | None:
         """Return what goes wrong when some axes are cut, by half and by one choice; None when nothing does."""
         names = list(axes)
-        for place in (0.5, 0.99):
+        for place in (0.5, 0.99) if names and names[0] in self.sizes else (0.0,):
             cut = {}
             for name in names:
                 choices = self._space.by_name[name].choices[:-1]
@@ -77,8 +93,12 @@ class _Trial:
         except SubnetError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a network's own code raises
-            line = next((each.strip() for each in str(error).splitlines() if each.strip()), type(error).__name__)
-            return f"cutting it fails: {line[:120]}"
+            line = _line(error)
+            return f"{'leaving it out' if cut.keys() <= set(self.parts) else 'cutting it'} fails: {line}"
+        else:
+            fault = self._fails_in_training() if self._trained else None
+            if fault is not None:
+                return f"cutting it fails in training: {fault}"
         finally:
             masking.restore()
         wanted = results(self._module, self._inputs, self._zeroed(cut))
@@ -87,10 +107,24 @@ class _Trial:
         off = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
         return None if off <= _CLOSE else f"cutting it changes the outputs (by {off:.1g} of their size)"
 
+    def _fails_in_training(self) -> str | None:
+        """Return what goes wrong in a forward as in training; None when nothing does."""
+        self._module.train()
+        try:
+            results(self._module, self._inputs)
+        except Exception as error:  # noqa: BLE001 - whatever a network's own code raises
+            return _line(error)
+        finally:
+            self._module.eval()
+        return None
+
     def _zeroed(self, cut: Mapping[str, int]) -> dict[str, Tensor]:
         """Weights with zeros where they would read what is gone."""
         tensors: dict[str, Tensor] = {}
         for branch in self._binding.anatomy.branches:
+            if not cut.get(branch.name, 1):
+                tensors |= {name: torch.zeros_like(self._module.get_parameter(name)) for name in branch.parameters}
+                continue
             for dim in branch.dims:
                 kept = cut.get(branch.axis(dim.name), dim.size)
                 for part in dim.cuts:
@@ -99,3 +133,8 @@ class _Trial:
                         whole = self._module.get_parameter(part.parameter).clone() if whole is None else whole
                         tensors[part.parameter] = whole.index_fill_(part.dim, part.dropped(kept), 0)
         return tensors
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next((each.strip() for each in str(error).splitlines() if each.strip()), type(error).__name__)[:120]
