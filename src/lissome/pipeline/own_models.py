@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
 
 from lissome.core.errors import ArtifactError, ConfigError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.files import read_json
 from lissome.core.manifest import read_manifest
 from lissome.engine.federate.mutual import OWN, own_parameters, take_moments
-from lissome.engine.federate.store import ClientStore
-from lissome.engine.federate.training import TASK, Bound, cut_model
+from lissome.engine.federate.store import ClientStore, Kept
+from lissome.engine.federate.training import MINE, TASK, Bound, cut_model, mixed
 from lissome.models.artifact import save_model
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
@@ -53,12 +56,11 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
         job = FederationJob(FederationRecipe.read(folder / "recipe.toml"), events, classes=_classes(folder, whole))
         small = cut_model(job.model, kept.facts.get("subnet"))
         bound = Bound.of(job.model, small, small.module, kept.facts.get("subnet"))
+        task = {key: value for key, value in own.items() if key.startswith(TASK)}
+        bound.load({key: value for key, value in own.items() if key not in task})
     else:
-        own = {key: value for key, value in kept.tensors.items() if "|" not in key}
-        small = whole
-        bound = Bound.of(whole, whole, whole.module, None)
-    task = {key: value for key, value in own.items() if key.startswith(TASK)}
-    bound.load({key: value for key, value in own.items() if key not in task})
+        bound, task = _personal(folder, whole, kept)
+        small = bound.model
     take_moments(small, kept.tensors, OWN)
     extras = {CLASSES: (folder / CLASSES).read_bytes()} if (folder / CLASSES).is_file() else {}
     extras |= {CLASSIFIER: safetensors_bytes(task)} if task else {}
@@ -67,6 +69,21 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
         lineage=tuple(replace(one, after=()) for one in manifest.lineage),
     )  # fmt: skip
     save_model(small, Path(out), manifest=made, extras=extras)
+
+
+def _personal(folder: Path, whole: Model, kept: Kept) -> tuple[Bound, dict[str, Tensor]]:
+    """Return a client's slice of the global model with what it kept put in, and what its task has beside the model."""
+    recipe, subnet = FederationRecipe.read(folder / "recipe.toml"), kept.facts.get("subnet")
+    small = cut_model(whole, subnet) if subnet is not None else whole
+    bound = Bound.of(whole, small, small.module, subnet)
+    share: float = getattr(recipe.step.config, "common", 1.0)
+    own = {key: value for key, value in kept.tensors.items() if "|" not in key}
+    mine = {key.removeprefix(MINE): value for key, value in kept.tensors.items() if key.startswith(MINE)}
+    task = load_file(folder / CLASSIFIER) if (folder / CLASSIFIER).is_file() else {}
+    task = {name: torch.lerp(mine[name], value, share) if name in mine else value for name, value in task.items()}
+    bound.load(mixed(bound, kept.tensors, share))
+    bound.load({key: value for key, value in own.items() if not key.startswith(TASK)})
+    return bound, task | {key: value for key, value in own.items() if key.startswith(TASK)}
 
 
 def _classes(folder: Path, model: Model) -> tuple[str, ...]:

@@ -40,6 +40,10 @@ class FederatedConfig(MethodConfig):
         "a client has",
     )
     private: tuple[str, ...] = option((), "patterns of names that stay with each client, such as classifier.*")
+    common: float = option(
+        1.0, "personal models: clients are judged by common·(global) + (1 − common)·(what they trained last); "
+        "1: by the global one", low=0.0, high=1.0,
+    )  # fmt: skip
     rank: int = option(8, "rank of the adapters", low=1)
     alpha: float = option(16.0, "adapters are scaled by alpha / rank", low=0.0)
     epochs: float = option(1.0, "passes over a client's examples in a round", low=0.0)
@@ -196,7 +200,7 @@ class FederatedMethod(Method):
         return {
             "facts": site.facts, "base": site.model, "lesson": site.lesson,
             "config": self.config.training(len(site.lesson)), "private": self.config.private,
-            "moments": self.config.moments, "proximal": self.config.proximal,
+            "moments": self.config.moments, "proximal": self.config.proximal, "common": self.config.common,
         }  # fmt: skip
 
     def plan(self, card: ModelCard, budget: Budget) -> Plan:

@@ -32,6 +32,9 @@ from lissome.models.model import Model
 TASK = "task/"
 """Beginning of the global names of tensors that a task adds to a model."""
 
+MINE = "mine|"
+"""Beginning of the names under which a client keeps what it made of exchanged tensors."""
+
 
 class Lesson(Protocol):
     """What a client learns: a task around a model, and how well it does."""
@@ -145,6 +148,8 @@ class TrainingClient:
         moments: Whether the optimizer's moments and the position in the data are kept between rounds; otherwise
             every order starts an optimizer anew, with examples in a new order.
         proximal: μ of FedProx (Li et al. 2020, arXiv 1812.06127): μ/2·‖θ − θ_came‖² beside the task, over what came.
+        common: α of personal models, α·θ_came + (1 − α)·θ_own, where θ_own is what this client last made of what came.
+            They are what it evaluates; it trains from what came. 1: it keeps nothing, and evaluates what came.
         hooks: Where training differs, as of `train`.
     """
 
@@ -155,6 +160,7 @@ class TrainingClient:
     private: Sequence[str] = ()
     moments: bool = False
     proximal: float = 0.0
+    common: float = 1.0
     hooks: Hooks | None = None
 
     def __post_init__(self) -> None:
@@ -176,6 +182,7 @@ class TrainingClient:
         bound.load(work.tensors)
         bound.load({name: value for name, value in work.kept.tensors.items() if self._fits(bound, name, value)})
         if work.head.action == "evaluate":
+            bound.load(mixed(bound, work.kept.tensors, self.common))
             return self.evaluate(bound)
         return self.learn(work, bound)
 
@@ -200,14 +207,15 @@ class TrainingClient:
             losses = train(task, config, seed=work.head.seed, hooks=self.hooks_for(work, bound)).losses
             kept, facts = {}, {}
         private = [name for name in bound.trained() if is_private(name, self.private)]
-        keep = {**bound.values(private), **kept, **extra}
+        answered = bound.values(self.answered(work, bound))
+        mine = {MINE + name: value for name, value in answered.items()} if self.common < 1 else {}
+        keep = {**bound.values(private), **kept, **extra, **mine}
         done = int(work.kept.facts.get("steps", 0)) + len(losses)
+        whose = {"subnet": dict(work.head.subnet)} if work.head.subnet is not None else {}
         return Answer(
-            weight=len(self.lesson),
-            tensors=bound.values(self.answered(work, bound)),
-            metrics={"loss": sum(losses) / max(1, len(losses))},
-            keep=Kept(keep, {"steps": done, **facts, **said}) if keep or said else None,
-        )
+            weight=len(self.lesson), tensors=answered, metrics={"loss": sum(losses) / max(1, len(losses))},
+            keep=Kept(keep, {"steps": done, **facts, **whose, **said}) if keep or said else None,
+        )  # fmt: skip
 
     def remember(self, work: Work, bound: Bound) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and facts to keep besides, found before training; names of tensors hold a ``|``."""
@@ -250,6 +258,21 @@ class TrainingClient:
     def _fits(self, bound: Bound, name: str, value: Tensor) -> bool:
         parameter = bound.parameters.get(name)
         return is_private(name, self.private) and parameter is not None and parameter.shape == value.shape
+
+
+def mixed(bound: Bound, kept: Mapping[str, Tensor], common: float) -> dict[str, Tensor]:
+    """Return α·θ + (1 − α)·θ_own of what a client kept under `MINE` and that has the shape it has in a module.
+
+    Args:
+        bound: The module, with θ in it.
+        kept: What the client kept.
+        common: α.
+    """
+    own = {name.removeprefix(MINE): value for name, value in kept.items() if name.startswith(MINE)}
+    here = {name: bound.parameters[name].detach().cpu() for name in own if name in bound.parameters}
+    return {
+        name: torch.lerp(own[name], value, common) for name, value in here.items() if value.shape == own[name].shape
+    }
 
 
 class _Near:

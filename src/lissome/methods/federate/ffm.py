@@ -110,6 +110,10 @@ class FFM(FederatedMethod):
                 raise ConfigError(f"public goes with {', '.join(_LEARN)}, and neither with lora=stack nor with secure.")
             if self.proximal and self.recipe in {"prompt-search", "retrieve"}:
                 raise ConfigError(f"recipe={self.recipe} trains nothing at the clients; leave proximal out.")
+            if self.common < 1 and (self.lora == "stack" or self.recipe in {"prompt-search", "retrieve"}):
+                raise ConfigError(
+                    "common mixes what clients train with what comes; here it is not the same: leave it out."
+                )
             if self.fresh and self.recipe != "pretrain":
                 raise ConfigError("fresh weights are for recipe=pretrain; there is nothing to fine-tune in them.")
 

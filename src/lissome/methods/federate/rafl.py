@@ -83,6 +83,8 @@ class RaFL(FederatedMethod):
                 raise ConfigError(
                     "clients of RaFL train models of their own, which come from nobody; leave proximal out."
                 )
+            if self.common < 1:
+                raise ConfigError("clients of RaFL have models of their own already; leave common out.")
             if self.fuse == "distil" and not self.public:
                 raise ConfigError("fuse=distil needs public texts; give public=FILE, or fuse=average.")
             if self.private_updates and self.share == "none":
