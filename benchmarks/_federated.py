@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from random import Random
-from statistics import mean
+from statistics import mean, median, stdev
+from time import thread_time
 from typing import Any
 
 from benchmarks._frame import Inequality, Store
@@ -16,14 +18,16 @@ from benchmarks.shears.texts import declarations
 from lissome.core.events import EventStream
 from lissome.data.labelled import Labelled
 from lissome.data.partition import deal
+from lissome.engine.federate.client import one_thread
 from lissome.engine.federate.mutual import OWN, bound_of
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.subnets import SubnetProgram
-from lissome.engine.federate.training import Bound
+from lissome.engine.federate.training import Bound, Lesson
 from lissome.engine.train import derive
 from lissome.pipeline.federating import serve
 from lissome.pipeline.federation import FederationJob, FederationRecipe
+from lissome.pipeline.membership import area, each_loss
 from lissome.pipeline.silos import Silos
 
 LANGUAGES = ("ces", "dan", "deu_1996", "fin", "fra", "hrv", "ita", "nld", "pol", "por_PT", "spa", "swe")
@@ -33,6 +37,8 @@ TEXTS = {"train": 80, "validation": 20, "test": 40}
 SEEDS = (0, 1, 2)
 JUDGED = 3
 """Rounds between two looks at the global model."""
+_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""97.5 % quantile of Student's t by the number of values; of more than five, the normal one is near enough."""
 
 Cell = Mapping[str, Any]
 Job = tuple[Cell, Callable[[Path], Cell]]
@@ -81,15 +87,44 @@ def by_arm(cells: Mapping[str, Cell]) -> dict[str, list[Cell]]:
 
 def final(cells: Sequence[Cell]) -> float:
     """Return the accuracy of the global model at the end, the mean over seeds."""
-    return mean(cell["accuracy"][-1] for cell in cells)
+    return mean(finals(cells))
 
 
-def at_bytes(cells: Sequence[Cell], limit: float) -> float:
-    """Return the accuracy of the global model after the last round within so many bytes, the mean over seeds."""
-    return mean(
+def at_bytes(cells: Sequence[Cell], limit: float) -> list[float]:
+    """Return the accuracy of the global model after the last round within so many bytes, by seed."""
+    return [
         [score for score, sent in zip(cell["accuracy"], cell["spent"], strict=True) if sent <= limit and score][-1]
         for cell in cells
-    )
+    ]
+
+
+def finals(cells: Sequence[Cell]) -> list[float]:
+    """Return the accuracy of the global model at the end, by seed."""
+    return [cell["accuracy"][-1] for cell in cells]
+
+
+def spread(shares: Sequence[float]) -> str:
+    """Write shares of several seeds as their mean in percent, with half of the 95 % interval of it (Student's t)."""
+    if len(shares) < 2:
+        return f"{100 * shares[0]:.1f}"
+    half = _STUDENT.get(len(shares), 1.96) * stdev(shares) / math.sqrt(len(shares))
+    return f"{100 * mean(shares):.1f} ± {100 * half:.1f}"
+
+
+def in_turns(work: Mapping[str, Callable[[], object]], laps: int = 21) -> dict[str, float]:
+    """Return the median seconds of each piece of work, done in turns by one thread, after a lap that does not count.
+
+    Of processor time, because other programs of the machine would stretch the clock's for one piece more than for
+    another.
+    """
+    found: dict[str, list[float]] = {name: [] for name in work}
+    with one_thread():
+        for lap in range(laps + 1):
+            for name, one in work.items():
+                begun = thread_time()
+                one()
+                found[name] += [thread_time() - begun] if lap else []
+    return {name: median(times) for name, times in found.items()}
 
 
 def page_of(intro: str, results: Results, parts: Sequence[str]) -> str:
@@ -182,7 +217,7 @@ def own_scores(
         learned: Whether to judge it by what it learned from, too.
 
     Returns:
-        By client: ``test``, and perhaps ``train``.
+        By client: ``test``, and perhaps ``train`` and ``told`` (see `told`).
     """
     found = {}
     for name in job.silos.names:
@@ -193,7 +228,7 @@ def own_scores(
         bound.module.eval()
         found[name] = {"test": job.silos.server(job.model).score(bound.module)[1][metric]}
         if learned:
-            found[name]["train"] = lesson.turned().score(bound.module)[1][metric]
+            found[name] |= {"train": lesson.turned().score(bound.module)[1][metric], **told(lesson, bound)}
     return found
 
 
@@ -203,8 +238,28 @@ def global_scores(job: FederationJob, federation: Federation) -> dict[str, dict[
     bound = federation.program.loaded()
     bound.module.eval()
     test = federation.rounds[-1].metrics["server/accuracy"]
-    lessons = {name: job.silos.client(name, job.model).turned() for name in job.silos.names}
-    return {name: {"test": test, "train": one.score(bound.module)[1]["accuracy"]} for name, one in lessons.items()}
+    lessons = {name: job.silos.client(name, job.model) for name in job.silos.names}
+    return {
+        name: {"test": test, "train": one.turned().score(bound.module)[1]["accuracy"], **told(one, bound)}
+        for name, one in lessons.items()
+    }
+
+
+def told(lesson: Lesson, bound: Bound) -> dict[str, float]:
+    """Return how well losses tell what a client learned from its own held-out texts, ½ is guessing; and of how many.
+
+    Both come from the same articles and classes, so that nothing but having been learned from sets them apart.
+    """
+    if not len(lesson) or not lesson.held:
+        return {}
+    learned, others = each_loss(lesson, bound), each_loss(lesson.swapped(), bound)
+    return {"told": area(learned, others), "learned": len(learned)}
+
+
+def told_of(cells: Sequence[Cell]) -> float:
+    """Return the mean of `told` over the clients of all seeds, each counting by its texts."""
+    found = [one for cell in cells for one in cell["own"].values() if "told" in one]
+    return sum(one["told"] * one["learned"] for one in found) / sum(one["learned"] for one in found)
 
 
 def _is_own(bound: Bound, key: str) -> bool:

@@ -5,7 +5,8 @@ steps, three seeds of data and head; every final number within 1e-6, CPU time wi
 of 100 clients, every other one with half of the blocks' parameters, in a process of its own. Unreliable clients: twelve
 languages, ten clients, Dirichlet 0.3; 30 % of the orders are never answered, two clients need ten times as long as the
 others and more than a round lasts, against the same federation in which all answer in time. What one round sends is
-counted for every kind of exchange.
+counted for every kind of exchange. Differential privacy: a head learned by 32 clients, with noise of several strengths;
+the ε that it promises, accuracy, and how well losses tell what was learned from.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks._federated import ALPHA, CLIENTS, SEEDS, Cell, Job, by_arm, final, judged
+from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Cell, Job, by_arm, final, judged, told_of
 from benchmarks._frame import Inequality, Store
 
 FEW, MANY, QUICK_ROUNDS = 10, 100, 2
 EXACT, OVERHEAD, GROWTH, MEMORY, BEHIND = 1e-6, 1.10, 1.2, 12 << 30, 0.02
+TOLD = 0.02  # about the standard error of how well losses tell members
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
     """Measure what is not stored yet, publish and judge."""
-    from benchmarks.fedavg import memory, rough, sizes, stock
+    from benchmarks.fedavg import memory, private, rough, sizes, stock
 
     facts = {
         "clients": stock.CLIENTS, "rounds": stock.ROUNDS, "training": stock.CONFIG.to_mapping(), "model": "minilm",
     }  # fmt: skip
     rounds = QUICK_ROUNDS if quick else rough.ROUNDS
     known = {"rounds": rounds, "step": rough.STEP, "alpha": ALPHA, "clients": CLIENTS, "deadline": rough.DEADLINE}
+    noisy = {"rounds": QUICK_ROUNDS if quick else private.ROUNDS, "step": private.STEP, "dealt": private.DEALT}
     jobs: dict[str, Job] = {}
     for count in (FEW, MANY):
         settings = {"clients": count, "budget": memory.BUDGET, "texts": memory.TEXTS}
@@ -45,7 +48,10 @@ def run(quick: bool, store: Store) -> list[Inequality]:
         for arm in rough.DEVICES:
             settings = {**known, "devices": rough.DEVICES[arm], "loop": rough.LOOPS[arm], "seed": seed}
             jobs[f"{arm}-{seed}"] = (settings, partial(rough.arm, arm, seed, rounds))
-    return judged(store, {**facts, "rough": known}, jobs, judge)
+        for noise in private.NOISE[::3] if quick else private.NOISE:
+            settings = {**noisy, "noise": noise, "seed": seed}
+            jobs[f"private-{noise:g}-{seed}"] = (settings, partial(private.arm, noise, seed, noisy["rounds"]))
+    return judged(store, {**facts, "rough": known, "private": noisy}, jobs, judge)
 
 
 def _compared(seed: int, _folder: Path) -> Cell:
@@ -70,9 +76,22 @@ def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
         Inequality.of("CPU time ÷ that of Flower's FedAvg, median", statistics.median(ratios), "<=", OVERHEAD, seeds),
         Inequality.of("30 % drop-out and stragglers ≥ all in time − 2 points", rough, ">=", calm - BEHIND, seeds),
         Inequality.of("seconds of its longest round", longest, "<=", deadline, seeds),
+        *hidden(of, seeds),
         Inequality.of(f"clients of {MANY} that answered", many["answered"], "==", MANY),
         Inequality.of(f"peak memory with {MANY} clients, bytes", many["peak"], "<=", MEMORY),
         Inequality.of(f"peak memory with {MANY} clients ÷ with {FEW}", many["peak"] / few["peak"], "<=", GROWTH),
+    ]
+
+
+def hidden(of: Mapping[str, Sequence[Cell]], seeds: str) -> list[Inequality]:
+    """Judge what noise costs and hides: the weakest that was added, and the strongest."""
+    arms = sorted((arm for arm in of if arm.startswith("private-")), key=lambda arm: float(arm.rpartition("-")[2]))
+    plain, weak, strong = of[arms[0]], of[arms[1]], of[arms[-1]]
+    promised = weak[0]["epsilon"]
+    return [
+        Inequality.of(f"accuracy with ε = {promised:.3g} > of guessing", final(weak), ">", 1 / len(LANGUAGES), seeds),
+        Inequality.of("ε of the strongest noise < of the weakest", strong[0]["epsilon"], "<", promised),
+        Inequality.of("told by losses, with noise ≤ without", told_of(strong), "<=", told_of(plain) + TOLD, seeds),
     ]
 
 

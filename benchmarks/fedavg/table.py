@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
-from benchmarks._federated import by_arm, final, page_of
+from benchmarks._federated import by_arm, finals, page_of, spread, told_of
 from benchmarks._markdown import Results, table
 
 
@@ -39,11 +39,19 @@ def page(results: Results) -> str:
     of, rough = by_arm(cells), facts["rough"]
     unreliable = [
         [
-            {"calm": "all in time", "rough": "30 % drop-out, stragglers"}[arm], f"{100 * final(of[arm]):.1f}",
+            {"calm": "all in time", "rough": "30 % drop-out, stragglers"}[arm], spread(finals(of[arm])),
             f"{mean(mean(cell['answered']) for cell in of[arm]):.1f}",
             f"{max(max(cell['seconds']) for cell in of[arm]):.1f}",
         ]
         for arm in ("calm", "rough")
+    ]  # fmt: skip
+    noises = [
+        [
+            arm.removeprefix("private-"), f"{found[0]['epsilon']:.3g}" if found[0]["epsilon"] is not None else "–",
+            spread(finals(found)), f"{100 * told_of(found):.1f}",
+        ]
+        for arm, found in of.items()
+        if arm.startswith("private-")
     ]  # fmt: skip
     exchanged = [
         [name, *(f"{found[key] / 2**20:.2f}" for key in ("payload", "message"))]
@@ -52,18 +60,27 @@ def page(results: Results) -> str:
     intro = (
         "Against Flower's own FedAvg: the same app on the same grid, MiniLM with frozen embeddings, "
         f"{facts['clients']} clients, {facts['rounds']} rounds of {training['steps']} steps of {training['batch']} "
-        "texts. Memory: one round in one process, every other client with half of the blocks' parameters."
+        "texts. Memory: one round in one process, every other client with half of the blocks' parameters. ±: half of "
+        "the 95 % interval of the mean over seeds."
     )
     late = (
         f"Twelve languages, {rough['clients']} clients, {rough['rounds']} rounds of adapters; a round ends after "
         f"{rough['deadline']:g} simulated seconds; most clients need 1, two of ten need 10. An answer that comes late "
         "joins a later round:"
     )
+    private = facts["private"]
+    hidden = (
+        f"A head alone, learned by {private['dealt']['clients']} clients in {private['rounds']} rounds, with noise for "
+        "differential privacy (δ = 10⁻⁵), and how often the loss of a text that was learned from is below that of one "
+        "that was not (50 % is guessing):"
+    )
     parts = [
         table(["seed", "largest difference", "largest change", "CPU s, here", "CPU s, Flower"], pairs),
         table(["clients", "MiB before the round", "peak MiB", "MiB of messages"], sizes),
         late,
         table(["", "accuracy, %", "answers in a round", "longest round, s"], unreliable),
+        hidden,
+        table(["noise z", "ε", "accuracy, %", "told by losses, %"], noises),
         "What a client and the server send each other in a round of training, both ways:",
         table(["what travels", "MiB of tensors", "MiB of messages"], exchanged),
     ]

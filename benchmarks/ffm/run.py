@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
 
-from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Cell, Job, by_arm, final, judged
+from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Cell, Job, by_arm, final, judged, told_of
 from benchmarks._frame import Inequality, Store
 
 ABOVE, SHARE, WITHIN = 0.03, 0.05, 1.1
@@ -66,6 +66,7 @@ def judge(cells: Mapping[str, Cell], rounds: int) -> list[Inequality]:
     gaps = {arm: mean(map(gap, of[arm])) for arm in ("local", "lora")}
     tokens = arms.TOKENS * arms.WIDTH * 4 * 2 * CLIENTS * rounds
     lost = {name: mean(cell["forgetting"] for cell in of[f"continual-{name}"]) for name in ("replay", "none")}
+    kept = {name: mean(cell["average"] for cell in of[f"continual-{name}"]) for name in ("replay", "none")}
     found, central = (mean(cell[key] for cell in of["retrieval"]) for key in ("recall", "central"))
     return [
         *written(of, seeds),
@@ -75,8 +76,21 @@ def judge(cells: Mapping[str, Cell], rounds: int) -> list[Inequality]:
         Inequality.of("bytes of adapters ÷ of the whole model", sent["lora"] / sent["full"], "<", SHARE, seeds),
         Inequality.of("bytes of virtual tokens = m·d·4·2·|S|·R", sent["prompt-alone"], "==", tokens, seeds),
         Inequality.of("gap of train to test, local > federated", gaps["local"], ">", gaps["lora"], seeds),
+        Inequality.of("told by losses, federated ≤ local", told_of(of["lora"]), "<=", told_of(of["local"]), seeds),
+        *prompted(of, seeds),
         Inequality.of("forgetting with replay < none", lost["replay"], "<", lost["none"], seeds),
+        Inequality.of("accuracy over all slices with replay > none", kept["replay"], ">", kept["none"], seeds),
         Inequality.of("recall across clients = of one index", found, "==", central, seeds),
+    ]
+
+
+def prompted(of: Mapping[str, Sequence[Cell]], seeds: str) -> list[Inequality]:
+    """Judge virtual tokens, as far as what they are compared with was measured."""
+    if "head" not in of:
+        return []
+    return [
+        Inequality.of("virtual tokens and the head ≥ the head", final(of["prompt"]), ">=", final(of["head"]), seeds),
+        Inequality.of("virtual tokens and the head ≤ adapters", final(of["prompt"]), "<=", final(of["lora"]), seeds),
     ]
 
 

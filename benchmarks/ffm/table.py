@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import mean
 
-from benchmarks._federated import at_bytes, by_arm, final, page_of
+from benchmarks._federated import at_bytes, by_arm, final, finals, page_of, spread, told_of
 from benchmarks._markdown import Results, table
 from benchmarks.ffm.run import gap, own_accuracy
 
@@ -28,33 +28,35 @@ def page(results: Results) -> str:
     rows, slices, texts = [], [], []
     for arm, found in of.items():
         if "forgetting" in found[0]:
-            slices.append(
-                [arm, *(f"{100 * mean(cell[key] for cell in found):.1f}" for key in ("average", "forgetting"))]
-            )
+            slices.append([arm, *(spread([cell[key] for cell in found]) for key in ("average", "forgetting"))])
         elif "loss" in found[0]:
             own = [one["test"] for cell in found for one in cell.get("own", {}).values()]
             texts.append(
                 [arm.removeprefix("pretrain-"), f"{math.exp(mean(own or [cell['loss'] for cell in found])):.2f}"]
             )
         elif "spent" in found[0] and "losses" not in found[0]:
-            own = [] if arm != "local" else [own_accuracy(found)]
-            scores = own * 2 or [final(found), at_bytes(found, limit)]
+            own = [] if arm != "local" else [[own_accuracy([cell]) for cell in found]]
+            scores = own * 2 or [finals(found), at_bytes(found, limit)]
             apart = [100 * gap(cell) for cell in found if "own" in cell]
+            known = any("told" in one for cell in found for one in cell.get("own", {}).values())
             clients = [one for cell in found for one in cell["clients"].values() if one is not None]
             rows.append(
                 [
-                    arm, *(f"{100 * one:.1f}" for one in (*scores, mean(clients))),
-                    f"{mean(apart):.1f}" if apart else "–", f"{mean(cell['spent'][-1] for cell in found) / 2**20:.1f}",
+                    arm, *map(spread, scores), f"{100 * mean(clients):.1f}",
+                    f"{mean(apart):.1f}" if apart else "–", f"{100 * told_of(found):.1f}" if known else "–",
+                    f"{mean(cell['spent'][-1] for cell in found) / 2**20:.1f}",
                 ]
             )  # fmt: skip
     intro = (
         f"MiniLM learns {facts['languages']} languages from runs of four words; {facts['clients']} clients, "
         f"Dirichlet {facts['alpha']}, {facts['rounds']} rounds. Accuracy in % on other articles, of `local` the mean "
         "over clients' own models; after as many bytes as adapters take; of clients on their own held-out texts; gap: "
-        "by how much it is better on what was learned from; MiB of tensors that training sends."
+        "by how much it is better on what was learned from; told: how often the loss of a text that was learned from "
+        "is below that of one that was not (50 % is guessing); MiB of tensors that training sends. ±: half of the 95 % "
+        "interval of the mean over seeds."
     )
     parts = [
-        table(["arm", "accuracy", "at the bytes of adapters", "clients, mean", "gap", "MiB"], rows),
+        table(["arm", "accuracy", "at the bytes of adapters", "clients, mean", "gap", "told", "MiB"], rows),
         "Slices of time, each with other languages: accuracy over all of them at the end, and what was lost of it.",
         table(["arm", "average", "forgotten"], slices),
         "A byte-level model pre-trained across eight languages: perplexity per byte of the server's articles.",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 
-from benchmarks._federated import job_of, recipe, run
+from benchmarks._federated import in_turns, job_of, recipe, run
+from lissome.core.budget import Budget
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.subnets import SubnetProgram, share_space
-from lissome.engine.federate.training import Bound, cut_model
+from lissome.engine.federate.training import Bound, Lesson, cut_model
 from lissome.engine.train import derive
 from lissome.methods.federate.raffm import RaFFM, unit_orders
 from lissome.models.binding import reorder
@@ -107,6 +109,34 @@ def halves(job: FederationJob, federation: Federation, seed: int) -> dict[str, f
         lesson = job.silos.server(small)
         found[order] = lesson.score(lesson.around(small).eval())[1]["accuracy"]
     return found
+
+
+def steps() -> dict[str, dict[str, float]]:
+    """Time a forward and backward pass of what each device holds, in turns.
+
+    Returns:
+        By device: processor ``seconds`` of a batch, and ``params`` of the slice.
+    """
+    job = job_of(recipe({**STEP, **ARMS["raffm"]}, seed=0, rounds=1, devices=FLEET))
+    program, lesson = job.server(Path()), job.silos.server(job.model).swapped()
+    assert isinstance(program, SubnetProgram)
+    assert program.planner is not None
+    budgets = {str(one["name"]): str(one.get("budget", "params<=100%")) for one in FLEET}
+    held = {name: program.planner.largest(Budget.parse(budget)) for name, budget in budgets.items()}
+    work = {
+        name: partial(_step, lesson, lesson.around(cut_model(job.model, own)).train()) for name, own in held.items()
+    }
+    seconds = in_turns(work)
+    return {
+        name: {"seconds": seconds[name], "params": program.planner.figures(own)["params"]} for name, own in held.items()
+    }
+
+
+def _step(lesson: Lesson, module: torch.nn.Module) -> None:
+    data: Any = lesson.task(module).data
+    examples = torch.utils.data.default_collate([data[at] for at in range(STEP["batch"])])
+    lesson.losses(lesson.outputs(module, examples), examples).mean().backward()
+    module.zero_grad()
 
 
 @torch.no_grad()

@@ -11,12 +11,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
-from typing import Any
 
-from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Cell, Job, at_bytes, by_arm, final, judged
+from benchmarks._federated import (
+    ALPHA,
+    CLIENTS,
+    LANGUAGES,
+    SEEDS,
+    Cell,
+    Job,
+    at_bytes,
+    by_arm,
+    final,
+    finals,
+    judged,
+    spread,
+)
 from benchmarks._frame import Inequality, Store
 
-BEHIND, PRESERVED, FEWEST = 0.02, 1e-4, 20
+BEHIND, PRESERVED, FEWEST, RARE = 0.02, 1e-4, 20, 0.3
 PICTURES = "cifar10-"
 QUICK_ROUNDS, QUICK_ARMS = 2, ("raffm", "full", "heterofl", "big-only")
 
@@ -31,7 +43,10 @@ def run(quick: bool, store: Store) -> list[Inequality]:
         "rounds": rounds, "clients": CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "step": arms.STEP,
         "fleet": list(arms.FLEET), "model": "minilm",
     }  # fmt: skip
-    jobs: dict[str, Job] = {"preserved": ({"seed": 0}, lambda _folder: arms.preserved(0))}
+    jobs: dict[str, Job] = {
+        "preserved": ({"seed": 0}, lambda _folder: arms.preserved(0)),
+        "steps": ({"fleet": list(arms.FLEET), "batch": arms.STEP["batch"]}, lambda _folder: arms.steps()),
+    }
     for seed in SEEDS[:1] if quick else SEEDS:
         for arm in QUICK_ARMS if quick else arms.ARMS:
             settings = {**facts, "arm": arms.ARMS[arm], "name": arm, "seed": seed}
@@ -47,12 +62,16 @@ def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
     of, moved = by_arm(cells), cells["preserved"]
     seeds = f"{len(of['raffm'])} seeds"
     sizes = min(len({round(one["share"], 4) for one in cell["sizes"]}) for cell in of["raffm"])
+    small, whole = (cells["steps"][name]["seconds"] for name in ("small", "big"))
+    big = [cell["big"] for cell in of["raffm"]]
     halves = {order: mean(cell["halves"][order] for cell in of["full"]) for order in ("salience", "none")}
     found = [
         Inequality.of("change of hidden states by the order", moved["difference"], "<=", PRESERVED * moved["size"]),
         Inequality.of("untrained halves by salience ≥ as they are", halves["salience"], ">=", halves["none"], seeds),
         *compared(of, "", "", seeds),
         Inequality.of("sizes cut from one training", sizes, ">=", FEWEST, seeds),
+        Inequality.of("data of clients that hold the whole model, share", max(big), "<", RARE, seeds),
+        Inequality.of("time of a small device's step ÷ of a big one's", small / whole, "<", 1.0),
     ]
     if "smallest" in of:
         smallest = mean(cell["sizes"][0]["accuracy"] for cell in of["raffm"])
@@ -81,9 +100,9 @@ def rows(of: Mapping[str, Sequence[Cell]], *, pictures: bool) -> list[list[str]]
         if arm.startswith(PICTURES) != pictures:
             continue
         own = [sorted(one for one in cell["clients"].values() if one is not None) for cell in cells]
-        worst = mean(mean(one[: max(1, len(one) // 10)]) for one in own if one)
-        everybody = mean(mean(one) for one in own if one)
-        numbers: list[Any] = [final(cells), at_bytes(cells, limit), everybody, worst]
+        worst = [mean(one[: max(1, len(one) // 10)]) for one in own if one]
+        everybody = [mean(one) for one in own if one]
+        numbers = (finals(cells), at_bytes(cells, limit), everybody, worst)
         mib = mean(cell["payload"] for cell in cells) / 2**20
-        found.append([arm.removeprefix(PICTURES), *(f"{100 * one:.1f}" for one in numbers), f"{mib:.0f}"])
+        found.append([arm.removeprefix(PICTURES), *map(spread, numbers), f"{mib:.0f}"])
     return found

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import mean
 from typing import Any
 
-from benchmarks._federated import job_of, own_scores, recipe, run
+import torch
+
+from benchmarks._federated import LENGTH, in_turns, job_of, own_scores, recipe, run
 from lissome.core.budget import Budget
 from lissome.engine.federate.mutual import knowledge
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.subnets import SubnetProgram
 from lissome.models.binding import extract
+from lissome.models.model import Model
 from lissome.pipeline.federation import FederationJob
 
 ROUNDS = 10
@@ -40,25 +45,41 @@ def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[
     federation, cell = run(job, folder)
     cell["kinds"] = {one: kind.name for one, kind in job.kinds.items()}
     cell["mean_client"] = mean(value for value in cell["clients"].values() if value is not None)
-    if name != "weakest":
-        assert isinstance(federation.program, SubnetProgram)
+    assert isinstance(federation.program, SubnetProgram)
+    if name == "weakest":
+        cell["tiers"] = tiers(job, federation.program, TIERS[-1:])
+    else:
         chosen = {one: federation.program.choose(job.profile(one), Random(0)) for one in job.silos.names}
         cell["own"] = own_scores(job, folder, subnets=chosen, learned=False)
         cell["tiers"] = tiers(job, federation.program)
+        if name == "knowledge" and sample == 1.0:
+            cell["latency"] = latency(job, federation.program)
         cell["orders"] = sum(len(one.clients) for one in federation.rounds)
         cell["knowledge"] = sum(4 * value.numel() for value in knowledge(federation.program.tensors).values())
     return cell
 
 
-def tiers(job: FederationJob, program: SubnetProgram) -> dict[str, dict[str, float]]:
+def tiers(job: FederationJob, program: SubnetProgram, budgets: Sequence[str] = TIERS) -> dict[str, dict[str, float]]:
     """Count every tier's architecture by the parameters of its extracted model, and what its budget allows."""
     planner, found = program.planner, {}
     assert planner is not None
-    for budget in TIERS:
-        subnet = program.choose(Profile(name="x", examples=1, budget=budget), Random(0))
-        assert subnet is not None
-        small = extract(job.model, {**job.model.anatomy.space(finest=True).full, **subnet})
+    for budget in budgets:
+        small = _extracted(job, program, budget)
         blocks = (small.module.get_submodule(block) for block in small.anatomy.blocks)
         limit = Budget.parse(budget).terms[0].limit(planner.full)
         found[budget] = {"limit": limit, "params": sum(one.numel() for block in blocks for one in block.parameters())}
     return found
+
+
+@torch.no_grad()
+def latency(job: FederationJob, program: SubnetProgram) -> dict[str, float]:
+    """Time one text through every tier's extracted model, in turns; seconds by budget."""
+    models = {budget: _extracted(job, program, budget).module.eval() for budget in TIERS}
+    ids = torch.randint(job.model.anatomy.vocabulary, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    return in_turns({budget: partial(one, input_ids=ids) for budget, one in models.items()})
+
+
+def _extracted(job: FederationJob, program: SubnetProgram, budget: str) -> Model:
+    subnet = program.choose(Profile(name="x", examples=1, budget=budget), Random(0))
+    assert subnet is not None
+    return extract(job.model, {**job.model.anatomy.space(finest=True).full, **subnet})

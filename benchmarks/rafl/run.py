@@ -3,18 +3,20 @@
 MiniLM, its embeddings frozen, learns twelve languages from runs of four words; ten clients in four tiers of 80 to 30 %
 of its blocks, Dirichlet 0.3; all clients in every round, or a quarter of them. Every client's model is judged by its
 own held-out texts. Sharing nothing, knowledge, overlapping weights and both; searched, random and alike architectures.
+Sizes are counted again in the extracted models, which are also timed in turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
 
 from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Cell, Job, by_arm, judged
 from benchmarks._frame import Inequality, Store
+from lissome.ops.stats import spearman
 
-USED = 0.9
+USED, RANKED = 0.9, 0.9
 QUICK_ROUNDS, QUICK_ARMS = 2, ("knowledge", "local", "random", "weakest")
 
 
@@ -43,9 +45,16 @@ def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
     cells_of = [cell for arm, found in of.items() if arm.startswith("knowledge") for cell in found]
     shares = [tier["params"] / tier["limit"] for cell in cells_of for tier in cell["tiers"].values()]
     apart = max(abs(cell["spent"][-1] - 2 * cell["orders"] * cell["knowledge"]) for cell in cells_of)
+    used = mean(map(utilisation, of["knowledge-all"]))
+    common = mean(utilisation(one, weak) for one, weak in zip(of["knowledge-all"], of["weakest-all"], strict=True))
+    order = min(ranked(cell) for cell in of["knowledge-all"])
+    ends = by_tier(of["knowledge-all"])
     found = [
         Inequality.of("architectures within budgets, largest share", max(shares), "<=", 1.0),
-        Inequality.of("budgets used, mean", mean(shares), ">=", USED),
+        Inequality.of("what all clients' budgets allow that is used", used, ">=", USED),
+        Inequality.of("the same, more than of the weakest common model", used, ">", common),
+        Inequality.of("latency ranks tiers: least Spearman of any seed", order, ">=", RANKED),
+        Inequality.of("largest tier ≥ smallest tier, server's texts", ends[0], ">=", ends[-1]),
         Inequality.of("bytes of training − 2·|S|·|θ| per round", apart, "==", 0),
     ]
     for who in ("all", "sporadic"):
@@ -56,3 +65,25 @@ def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
             Inequality.of("searched ≥ random architectures", own, ">=", score[f"random-{who}"], seeds),
         ]
     return found
+
+
+def utilisation(cell: Cell, weakest: Cell | None = None) -> float:
+    """Return Σ size ÷ Σ budget over the clients of a cell, of their own architectures or of the weakest common one."""
+    tiers = list(cell["tiers"].values())
+    own = [tiers[int(kind.rpartition("-")[2])] for kind in cell["kinds"].values()]
+    size = next(iter(weakest["tiers"].values()))["params"] if weakest is not None else None
+    return sum(one["params"] if size is None else size for one in own) / sum(one["limit"] for one in own)
+
+
+def ranked(cell: Cell) -> float:
+    """Return the rank correlation of the tiers' measured latency with their parameters."""
+    return spearman([tier["params"] for tier in cell["tiers"].values()], list(cell["latency"].values()))
+
+
+def by_tier(cells: Sequence[Cell]) -> list[float]:
+    """Return the accuracy on the server's texts of each tier's clients, over all seeds."""
+    scores: dict[str, list[float]] = {}
+    for cell in cells:
+        for name, tier in cell["kinds"].items():
+            scores.setdefault(tier, []).append(cell["own"][name]["test"])
+    return [mean(found) for _, found in sorted(scores.items())]

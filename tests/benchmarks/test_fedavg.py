@@ -9,13 +9,23 @@ import pytest
 
 from benchmarks._federated import SEEDS, job_of, recipe
 from benchmarks._federated import run as run_arm
-from benchmarks.fedavg import clients, rough, run, sizes, table
+from benchmarks.fedavg import clients, private, rough, run, sizes, table
+from lissome.ops.privacy import epsilon
 from lissome.testing.toys import toy_model
 from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of, toy
 
 GOOD: dict[str, dict[str, Any]] = {
     **{
         f"stock-{seed}": {"difference": 2e-7, "change": 0.1, "cpu_seconds": {"ours": 10.5, "flower": 10.0}}
+        for seed in SEEDS
+    },
+    **{
+        f"private-{noise:g}-{seed}": cell_of(
+            0.4 - 0.1 * noise,
+            own={"a": {"told": 0.5, "learned": 20, "test": 0.4, "train": 0.5}},
+            epsilon=10 / noise if noise else None,
+        )
+        for noise in private.NOISE
         for seed in SEEDS
     },
     **{f"calm-{seed}": cell_of(0.7, seconds=[1.0], answered=[10]) for seed in SEEDS},
@@ -27,7 +37,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge, GOOD) == 8
+    assert all_hold(run.judge, GOOD) == 11
 
 
 @pytest.mark.parametrize(
@@ -36,7 +46,9 @@ def test_everything_holds_when_it_does() -> None:
         ("stock-1", {"difference": 2e-6}, "largest difference"), ("stock-2", {"change": 1e-5}, "largest change"),
         ("memory-100", {"answered": 99}, "answered"), ("memory-100", {"peak": 1.3 * 2**30}, "with 10"),
         ("memory-100", {"peak": 13 << 30}, "bytes"), ("rough", {"accuracy": [0.1, 0.67]}, "drop-out"),
-        ("rough-1", {"seconds": [4.5]}, "longest round"),
+        ("rough-1", {"seconds": [4.5]}, "longest round"), ("private-0.5", {"accuracy": [0.1, 0.08]}, "guessing"),
+        ("private-2", {"epsilon": 30.0}, "strongest noise"),
+        ("private-2", {"own": {"a": {"told": 0.6, "learned": 20}}}, "told by losses"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(cell: str, changes: dict[str, Any], words: str) -> None:
@@ -46,12 +58,15 @@ def test_a_broken_sentence_is_named(cell: str, changes: dict[str, Any], words: s
 def test_tables_say_what_was_measured() -> None:
     rough = {"clients": 10, "rounds": 12, "deadline": 4.0}
     facts = {"clients": 4, "rounds": 3, "training": {"steps": 8, "batch": 16}, "rough": rough}
+    facts["private"] = {"dealt": private.DEALT, "rounds": 6}
     result = result_of(run.judge, GOOD, facts)
     page = table.page([result])
     assert "within 2e-07" in table.summary([result])
     assert "| 100 | 512 | 1126 | 2560 |" in page
-    assert "| 30 % drop-out, stragglers | 69.0 | 7.0 | 4.0 |" in page
+    assert "| 30 % drop-out, stragglers | 69.0 ± 0.0 | 7.0 | 4.0 |" in page
     assert "| the head | 1.00 | 2.00 |" in page
+    assert "| 0 | – | 40.0 ± 0.0 | 50.0 |" in page
+    assert "| 2 | 5 | 20.0 ± 0.0 | 50.0 |" in page
 
 
 @pytest.mark.long
@@ -61,6 +76,17 @@ def test_clients_drop_out_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert max(cell["seconds"]) <= rough.DEADLINE
     assert 0 < sum(cell["answered"]) < 30
     assert cell["clients"].keys() <= cell["examples"].keys()
+
+
+@pytest.mark.long
+def test_noise_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(tmp_path, monkeypatch)
+    monkeypatch.setattr(private, "SILOS", 4)
+    monkeypatch.setattr(private, "DEALT", {"scheme": "iid", "clients": 4})
+    cell = private.arm(1.0, 0, 2, tmp_path / "arm")
+    assert cell["epsilon"] == pytest.approx(epsilon(1.0, 2, 1e-5))
+    assert all(0 <= one["told"] <= 1 for one in cell["own"].values())
+    assert private.arm(0.0, 0, 1, tmp_path / "plain")["epsilon"] is None
 
 
 @pytest.mark.long

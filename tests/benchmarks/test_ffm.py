@@ -15,7 +15,8 @@ from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_model
 from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of, toy
 
-_OWN = {"a": {"test": 0.6, "train": 0.7}, "b": {"test": 0.6, "train": 0.7}}
+_OWN = {name: {"test": 0.6, "train": 0.7, "told": 0.55, "learned": 10} for name in "ab"}
+_LOCAL = {"a": {"test": 0.4, "train": 0.9, "told": 0.8, "learned": 10}}
 
 
 def good() -> dict[str, dict[str, Any]]:
@@ -27,7 +28,8 @@ def good() -> dict[str, dict[str, Any]]:
             f"lora-{seed}": cell_of(0.78, spent=(0, 20, 40), own=_OWN),
             f"prompt-alone-{seed}": cell_of(0.5, spent=(0, prompt), own=_OWN),
             f"centralised-{seed}": cell_of(0.8, spent=(0, 4)), f"zero-shot-{seed}": cell_of(0.1, spent=(0, 0)),
-            f"local-{seed}": cell_of(0.1, spent=(0, 0), own={"a": {"test": 0.4, "train": 0.9}}),
+            f"local-{seed}": cell_of(0.1, spent=(0, 0), own=_LOCAL),
+            f"head-{seed}": cell_of(0.6), f"prompt-{seed}": cell_of(0.7),
             f"continual-none-{seed}": {"forgetting": 0.5, "average": 0.3},
             f"continual-replay-{seed}": {"forgetting": 0.1, "average": 0.6},
             f"retrieval-{seed}": {"recall": 0.9, "central": 0.9},
@@ -44,7 +46,7 @@ judge = partial(run.judge, rounds=10)
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(judge, good()) == 11
+    assert all_hold(judge, good()) == 15
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,10 @@ def test_everything_holds_when_it_does() -> None:
         ("local", {"own": _OWN}, "gap"), ("continual-replay", {"forgetting": 0.6}, "replay"),
         ("retrieval", {"recall": 0.8}, "one index"), ("pretrain-federated", {"loss": 2.1}, "local one"),
         ("pretrain-federated", {"loss": 1.6}, "÷ centralised"),
-        ("smollm2-federated", {"losses": {"a": 2.6}}, "SmolLM2"),
+        ("smollm2-federated", {"losses": {"a": 2.6}}, "SmolLM2"), ("head", {"accuracy": [0.1, 0.75]}, "≥ the head"),
+        ("prompt", {"accuracy": [0.1, 0.79]}, "≤ adapters"),
+        ("lora", {"own": {"a": {**_LOCAL["a"], "told": 0.9}}}, "told by losses"),
+        ("continual-replay", {"average": 0.2, "forgetting": 0.1}, "all slices"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: str) -> None:
@@ -66,8 +71,8 @@ def test_tables_say_what_was_measured() -> None:
     result = result_of(judge, good(), {"rounds": 10, "clients": 10, "alpha": 0.3, "languages": 12})
     page = table.page([result])
     assert "reach 78.0 % where pooled data reach 80.0 %, with 4.0% of the bytes" in table.summary([result])
-    assert "| local | 40.0 | 40.0 | 65.0 | 50.0 | 0.0 |" in page
-    assert "| continual-replay | 60.0 | 10.0 |" in page
+    assert "| local | 40.0 ± 0.0 | 40.0 ± 0.0 | 65.0 | 50.0 | 80.0 | 0.0 |" in page
+    assert "| continual-replay | 60.0 ± 0.0 | 10.0 ± 0.0 |" in page
     assert "| federated | 4.48 |" in page
     assert "| local | 7.39 |" in page
 
@@ -80,6 +85,8 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(cell["accuracy"]) == 2
     assert (cell["spent"][-1] > 0) == (arm in arms.FINETUNED)
     assert ("own" in cell) == (arm in {"lora", "local"})
+    assert all(0 <= one.get("told", 0.5) <= 1 for one in cell.get("own", {}).values())
+    assert ("own" not in cell) or sum("told" in one for one in cell["own"].values()) > 5
     if arm == "prompt-alone":
         assert cell["spent"][-1] == arms.TOKENS * 24 * 4 * 2 * 10, "m·d·4·2·|S|·R"
 

@@ -28,12 +28,13 @@ def _cell(arm: str, accuracy: float) -> dict[str, Any]:
 
 GOOD: dict[str, dict[str, Any]] = {
     "preserved": {"difference": 1e-6, "size": 1.0},
+    "steps": {name: {"seconds": at / 10, "params": at * 1e6} for at, name in enumerate(("small", "middle", "big"), 1)},
     **{f"{arm}-{seed}": _cell(arm, value) for arm, value in _ACCURACY.items() for seed in SEEDS},
 }
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge, GOOD) == 10
+    assert all_hold(run.judge, GOOD) == 12
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,8 @@ def test_everything_holds_when_it_does() -> None:
         ("big-only", {"accuracy": [0.1, 0.9]}, "big clients"), ("raffm", {"sizes": _SIZES[:9]}, "cut"),
         ("full", {"halves": {"salience": 0.3, "none": 0.4, "random": 0.3}}, "halves"),
         ("cifar10-raffm", {"accuracy": [0.1, 0.3]}, "CIFAR-10: RaFFM ≥"), ("preserved", {"difference": 1.0}, "order"),
+        ("raffm", {"big": 0.31}, "hold the whole model"),
+        ("steps", {"small": {"seconds": 1.0, "params": 1}}, "small device's step"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: str) -> None:
@@ -58,8 +61,10 @@ def test_tables_say_what_was_measured() -> None:
     result = result_of(run.judge, cells, facts)
     page = table.page([result])
     assert "to 80.0 % where whole copies reach 81.0 %, with 56% of the bytes" in table.summary([result])
-    assert "| full | 81.0 | 30.0 | 65.0 | 50.0 | 0 |" in page, "after 30 of the 50 bytes of RaFFM"
-    assert "| big-only | 40.0 |" in page
+    assert "| full | 81.0 ± 0.0 | 30.0 ± 0.0 | 65.0 ± 0.0 | 50.0 ± 0.0 | 0 |" in page, (
+        "after 30 of the 50 bytes of RaFFM"
+    )
+    assert "| big-only | 40.0 ± 0.0 |" in page
     assert "| raffm | 40%: 3, 100%: 1 |" in page
 
 
@@ -71,6 +76,15 @@ def test_halves_of_a_toy_by_every_order(tmp_path: Path, monkeypatch: pytest.Monk
     assert 0 < cell["big"] <= 1
     assert len(cell["spent"]) == len(cell["accuracy"])
     assert not cell["spent"][0]
+
+
+@pytest.mark.long
+def test_steps_of_every_device_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(tmp_path, monkeypatch)
+    found = arms.steps()
+    assert list(found) == [device["name"] for device in arms.FLEET]
+    assert found["big"]["params"] > found["middle"]["params"] > found["small"]["params"]
+    assert all(one["seconds"] > 0 for one in found.values())
 
 
 @pytest.mark.slow
@@ -90,7 +104,7 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     toy(tmp_path, monkeypatch)
     cell = arms.arm(arm, 0, 1, tmp_path / "arm")
     assert len(cell["accuracy"]) == 2
-    assert len(cell["kinds"]) == 10
+    assert len(cell["kinds"]) == 12
     assert sum(cell["trained"].values()) == (2 if arm == "big-only" else 10)
     if arm == "raffm":
         assert len(cell["sizes"]) == arms.SIZES

@@ -14,20 +14,26 @@ from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of, t
 _SCORES = {"knowledge": 0.8, "local": 0.7, "random": 0.75, "weakest": 0.6}
 
 
+def _tiers(params: int) -> dict[str, dict[str, float]]:
+    return {budget: {"limit": 1000.0 - at, "params": params - at} for at, budget in enumerate(arms.TIERS)}
+
+
 def good() -> dict[str, dict[str, Any]]:
-    tiers = {budget: {"limit": 1000.0, "params": 950} for budget in arms.TIERS}
+    tiers = _tiers(950)
+    weak, latency = {arms.TIERS[-1]: tiers[arms.TIERS[-1]]}, {one: 0.01 - at / 1e3 for at, one in enumerate(arms.TIERS)}
     kinds = {f"c{number}": f"tier-{number}" for number in range(4)}
     own = {name: {"test": 0.4, "train": 0.5} for name in kinds}
     return {
         f"{arm}-{who}-{seed}": cell_of(
-            0.5, spent=(0, 2**20), mean_client=score, tiers=tiers, kinds=kinds, own=own, orders=2**9, knowledge=2**10
+            0.5, spent=(0, 2**20), mean_client=score, tiers=weak if arm == "weakest" else tiers, kinds=kinds, own=own,
+            orders=2**9, knowledge=2**10, latency=latency,
         )
         for arm, score in _SCORES.items() for who in arms.PARTICIPATION for seed in SEEDS
     }  # fmt: skip
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge, good()) == 9
+    assert all_hold(run.judge, good()) == 12
 
 
 @pytest.mark.parametrize(
@@ -35,8 +41,10 @@ def test_everything_holds_when_it_does() -> None:
     [
         ("weakest-all", {"mean_client": 0.9}, "weakest"), ("local-sporadic", {"mean_client": 0.9}, "local"),
         ("random-all", {"mean_client": 0.9}, "random"), ("knowledge-all", {"orders": 3}, "bytes"),
-        ("knowledge-all", {"tiers": {"x": {"limit": 1000.0, "params": 1001}}}, "within"),
-        ("knowledge-all", {"tiers": {"x": {"limit": 1000.0, "params": 10}}}, "used"),
+        ("knowledge-all", {"tiers": _tiers(1001)}, "within"), ("knowledge-all", {"tiers": _tiers(10)}, "is used"),
+        ("knowledge-all", {"latency": {one: float(at) for at, one in enumerate(arms.TIERS)}}, "latency"),
+        ("weakest-all", {"tiers": {arms.TIERS[-1]: {"params": 951}}}, "the same, more than"),
+        ("knowledge-all", {"own": {f"c{at}": {"test": at / 10} for at in range(4)}}, "largest tier"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: str) -> None:
@@ -47,8 +55,8 @@ def test_tables_say_what_was_measured() -> None:
     result = result_of(run.judge, good(), {"rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12})
     page = table.page([result])
     assert "reach 80.0 %" in table.summary([result])
-    assert "| knowledge | sporadic | 80.0 | 40.0 | 1.0 |" in page
-    assert "| block_params<=30% | 0.00 | 95.0% | 40.0 |" in page
+    assert "| knowledge | sporadic | 80.0 ± 0.0 | 40.0 ± 0.0 | 1.0 |" in page
+    assert "| block_params<=30% | 0.00 | 95.0% | 7.00 | 40.0 |" in page
 
 
 @pytest.mark.long
@@ -59,7 +67,11 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cell = arms.arm(arm, 1.0, 0, 1, tmp_path / "arm")
     assert len(cell["clients"]) == 10
     assert 0 <= cell["mean_client"] <= 1
+    if arm == "weakest":
+        assert set(cell["tiers"]) == {arms.TIERS[-1]}
     if arm == "knowledge":
+        assert set(cell["latency"]) == set(arms.TIERS)
+        assert all(seconds > 0 for seconds in cell["latency"].values())
         assert set(cell["tiers"]) == set(arms.TIERS)
         assert all(tier["params"] <= tier["limit"] for tier in cell["tiers"].values())
         assert len(cell["own"]) == 10
