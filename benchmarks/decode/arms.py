@@ -55,7 +55,7 @@ class Own:
     def __init__(self, decoder: Decoder, bits: int) -> None:
         self._decoder, self._bits = decoder, bits
         self.nbytes = self._decoder.weight_bytes(bits)
-        self.cell = self._decoder.cache_bytes // self._decoder.settings.cells
+        self.cell = self._decoder.cell_bytes
         self.tokens = self._decoder.spec.vocabulary
 
     def reset(self) -> None:

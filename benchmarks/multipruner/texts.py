@@ -86,6 +86,15 @@ def texts(model: Model, seed: int) -> Texts:
     )
 
 
+def long_windows(model: Model, length: int, most: int) -> Tensor:
+    """Return held-out windows of another length, LongTensor[n, length], at most so many, equally from every source."""
+    encoder = Encoder(model.tokenizer, model.anatomy.vocabulary)
+    _, _, tests = _passages()
+    rows = [encoder.windows(encoder.encode("\n\n".join(held_out)), length, "auto") for held_out in tests]
+    each = max(1, most // len(rows))
+    return torch.cat([spread(some, min(each, len(some))) for some in rows])
+
+
 @cache
 def _passages() -> tuple[str, Sequence[Sequence[str]], Sequence[Sequence[str]]]:
     """Return what the text is, and per source the passages for calibration and for the test."""

@@ -14,6 +14,14 @@ TORCH = {"torch fp32": "float32", "torch bf16": "bfloat16", "torch int8": "int8"
 CSR = "torch CSR"
 """The naive way to use zeros."""
 
+DENSE_CACHE = "int8"
+"""The engine's own cache of integers, every number kept."""
+
+SPARSE_CACHES = ("int8:0.3,0.5", "int8:0.5,0.5", "int8:0.5,0.7")
+"""Shares of zeros in keys and values of earlier blocks."""
+
+JUDGED_CACHE = SPARSE_CACHES[1]
+
 
 def sparse(kind: str, share: float) -> str:
     """Name of a sparse arm."""

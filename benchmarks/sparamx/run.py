@@ -3,19 +3,25 @@
 24 layers of 2048 x 2048, so that no weight is in a cache when its turn comes; one row of inputs, as in decoding.
 Baselines in the same rounds: our own dense kernels with the same order of weights, which isolate what zeros do, and
 PyTorch's linear layers in fp32, bf16 and int8. Where it does not pay is measured too: in the cache, with few zeros.
+Attention likewise: after 4,096 tokens, keys and values of earlier blocks without their smallest numbers beside our own
+whole ones, all of them integers, with the perplexity of texts of that length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks._frame import Inequality, Store
+from benchmarks.decode.files import Files
+from benchmarks.multipruner.texts import long_windows
+from benchmarks.sparamx import attention
 from benchmarks.sparamx.measuring import all_arms, race
-from benchmarks.sparamx.names import DENSE, SHARES, TORCH, sparse
+from benchmarks.sparamx.names import DENSE, DENSE_CACHE, SHARES, SPARSE_CACHES, TORCH, sparse
 from lissome.ops.kernels import native
 from lissome.ops.stats import Interval, ratio_of_medians
 
@@ -30,6 +36,8 @@ NOISE = 1.1
 """No arm may be faster than its bytes allow by more than this: the bandwidth would have been measured wrongly."""
 
 _ROUNDS = {False: 31, True: 15}
+_WINDOWS = {False: 4, True: 2}
+"""Texts of 4,096 tokens for perplexity."""
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
@@ -37,14 +45,47 @@ def run(quick: bool, store: Store) -> list[Inequality]:
     if native.module() is None:
         print(f"sparamx is skipped: {native.choice().why}")
         return []
-    names = {f"linears-{threads}": (SIZE, LAYERS, threads, 1) for threads in ((1,) if quick else (1, 2))}
+    counts = (1,) if quick else (1, 2)
+    names = {f"linears-{threads}": (SIZE, LAYERS, threads, 1) for threads in counts}
     names |= {f"cached-{size}": (size, layers, 1, 50) for size, layers in SMALL}
     cells = {name: _cell(store, name, _ROUNDS[quick], *case) for name, case in names.items() if store.wants(name)}
+    cells |= store.measured(_attention(quick, store, counts))
     if store.pattern is not None:
         return []
     result, found = judge(cells)
-    store.publish("kernels", {**result, "inequalities": [vars(one) for one in found]})
+    more, others = attention.judge(cells)
+    found += others
+    store.publish("kernels", {**result, **more, "inequalities": [vars(one) for one in found]})
     return found
+
+
+def _attention(quick: bool, store: Store, counts: Sequence[int]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield the cells of attention and how to get them."""
+    files = Files(attention.MODEL, store.scratch("files", {"model": attention.MODEL}))
+    caches = [DENSE_CACHE, *SPARSE_CACHES]
+    known = {"model": attention.MODEL, "bits": attention.BITS, "tokens": attention.TOKENS, "caches": caches}
+
+    def windows() -> Tensor:
+        return long_windows(files.model, attention.TOKENS, _WINDOWS[quick])
+
+    for threads in counts:
+        more = {"threads": threads, "rounds": _ROUNDS[quick]}
+
+        def timed(more: dict[str, int] = more) -> dict[str, Any]:
+            return store.cell(
+                f"attention-{more['threads']}",
+                known | more,
+                lambda: attention.race(files.nested, windows()[0].tolist(), **more),
+            )
+
+        yield f"attention-{threads}", timed
+
+    def scored() -> dict[str, Any]:
+        rows = windows()
+        settings = {**known, "text": [*rows.shape, int(rows.sum())]}
+        return store.cell("attention-ppl", settings, lambda: attention.quality(files.nested, rows, max(counts)))
+
+    yield "attention-ppl", scored
 
 
 def _cell(store: Store, name: str, rounds: int, size: int, layers: int, *how: int) -> dict[str, Any]:
@@ -57,7 +98,7 @@ def _cell(store: Store, name: str, rounds: int, size: int, layers: int, *how: in
 
 def judge(cells: Mapping[str, Any]) -> tuple[dict[str, Any], list[Inequality]]:
     """Turn cells into the stored result and the inequalities."""
-    cell = cells["linears-1"]
+    cell, cells = cells["linears-1"], {name: one for name, one in cells.items() if "seconds" in one}
     tables = {name: rows(one) for name, one in cells.items()}
     found = [_faster(cell, kind, share, limit) for (kind, share), limit in FASTER.items()]
     for kind in ("bf16", "int8"):

@@ -9,6 +9,10 @@ from benchmarks._markdown import Results, environment, inequalities, table
 from benchmarks.sparamx.names import DENSE, TORCH, sparse
 
 _SHOWN = (0.5, 0.8)
+_CACHES = (
+    "Keys and values as integers with a scale per head and position; behind the colon, shares of zeros in keys and "
+    "values of earlier blocks. Perplexity is that of held-out texts of as many tokens."
+)
 
 
 def summary(results: Results) -> str:
@@ -36,6 +40,12 @@ def page(results: Results) -> str:
                 f"Bandwidth of the same rounds: {width:.1f} GB/s.",
                 _rows(rows, list(rows)),
             ]
+        for name, found in result.get("attention", {}).items():
+            parts += [
+                f"### Attention after {found['tokens']} tokens of {found['model']}, threads: {name.split('-')[-1]}",
+                f"{_CACHES} Bandwidth of the same rounds: {found['bandwidth'] / 1e9:.1f} GB/s.",
+                _attention(found["rows"]),
+            ]
     return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
 
 
@@ -48,11 +58,33 @@ def _gbs(result: Mapping[str, Any]) -> str:
     return f"{result['bandwidth']['linears-1'] / 1e9:.1f} GB/s"
 
 
+def _attention(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [
+        [
+            name,
+            f"{row['mb']:.0f}",
+            f"{row['attention']:.2f}",
+            f"{row['share']:.0%}",
+            _interval(row["faster"]),
+            f"{row['ms']:.2f}",
+            _interval(row["step"]),
+            f"{row['ppl']:.2f}",
+        ]
+        for name, row in rows.items()
+    ]
+    head = ["cache", "MB", "ms", "of the bandwidth", "× dense", "whole step, ms", "× dense", "perplexity"]
+    return table(head, lines)
+
+
+def _interval(one: Mapping[str, float]) -> str:
+    return f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
+
+
 def _rows(rows: Mapping[str, Mapping[str, Any]], names: list[str]) -> str:
     lines = []
     for name in names:
         row = rows[name]
         faster = row.get("faster")
-        shown = f"{faster['value']:.2f} [{faster['low']:.2f}, {faster['high']:.2f}]" if faster else "–"
+        shown = _interval(faster) if faster else "–"
         lines.append([name, f"{row['mb']:.0f}", f"{row['ms']:.2f}", f"{row['share']:.0%}", shown])
     return table(["", "MB", "ms", "of the bandwidth", "× own dense"], lines)

@@ -15,11 +15,11 @@ void check_matrix(const Array& array, const char* what) {
   if (array.ndim() != 2) throw std::invalid_argument(std::string(what) + " must have two dimensions");
 }
 
-// Rows may lie anywhere, but the numbers of one side by side; one column has no stride to speak of.
+// Rows may lie anywhere, but the numbers of one side by side; one column, or no row, has no stride to speak of.
 template <class Array>
 void check_rows(const Array& array, const char* what) {
   check_matrix(array, what);
-  if (array.shape(1) > 1 && array.stride(1) != 1) {
+  if (array.shape(0) > 0 && array.shape(1) > 1 && array.stride(1) != 1) {
     throw std::invalid_argument(std::string(what) + " must have contiguous rows");
   }
 }

@@ -81,7 +81,7 @@ class HeldEngine {
   HeldEngine(std::int64_t hidden, float eps, const std::vector<std::pair<In, float>>& ropes,
              const nb::list& layers, nb::object embedding, float embedding_scale, nb::object head,
              const Maybe& head_norm, float head_cap, std::int64_t cells, const std::string& kv,
-             const std::string& activations, int threads) {
+             const std::string& activations, int threads, double key_zeros, double value_zeros, std::int64_t dense) {
     Decoder model;
     model.hidden = hidden, model.eps = eps, model.embedding_scale = embedding_scale;
     for (const auto& [frequencies, scale] : ropes) model.ropes.push_back({copied(frequencies, "frequencies"), scale});
@@ -96,7 +96,8 @@ class HeldEngine {
     if (!head.is_none()) model.head = Head{copied(head_norm, "head_norm"), head_cap, matrix_of(head)};
     kept_ = nb::make_tuple(nb::tuple(layers), embedding, head);  // what the views above look at
     const int count = threads > 0 ? std::min(threads, kMostThreads) : lissome::threads();
-    engine_.emplace(std::move(model), Settings{cells, kv_of(kv), activations_of(activations), count});
+    engine_.emplace(std::move(model), Settings{cells, kv_of(kv), activations_of(activations), count, key_zeros,
+                                               value_zeros, dense});
   }
 
   Engine& engine() { return *engine_; }
@@ -199,10 +200,12 @@ void add_engine(nb::module_& module) {
            "post_norm"_a = nb::none(), "gate_up_bias"_a = nb::none(), "down_bias"_a = nb::none());
   nb::class_<HeldEngine>(module, "Engine", "Runs a range of a decoder's layers; see native/engine/engine.h.")
       .def(nb::init<std::int64_t, float, const std::vector<std::pair<In, float>>&, const nb::list&, nb::object, float,
-                    nb::object, const Maybe&, float, std::int64_t, const std::string&, const std::string&, int>(),
+                    nb::object, const Maybe&, float, std::int64_t, const std::string&, const std::string&, int, double,
+                    double, std::int64_t>(),
            nb::kw_only(), "hidden"_a, "eps"_a, "ropes"_a, "layers"_a, "embedding"_a = nb::none(),
            "embedding_scale"_a = 1.0f, "head"_a = nb::none(), "head_norm"_a = nb::none(), "head_cap"_a = 0.0f,
-           "cells"_a = 2048, "kv"_a = "f16", "activations"_a = "int8", "threads"_a = 0)
+           "cells"_a = 2048, "kv"_a = "f16", "activations"_a = "int8", "threads"_a = 0,
+           "key_zeros"_a = 0.0, "value_zeros"_a = 0.0, "dense"_a = 0)
       .def("forward", &HeldEngine::forward, "input"_a, "positions"_a, "sequences"_a, "precision"_a, "wanted"_a, "out"_a,
            "Runs int32 tokens or float32 hidden states; \"done\", \"cancelled\", or \"full\" when cells are missing.")
       .def("cancel", [](HeldEngine& held) { held.engine().cancel(); })
@@ -215,6 +218,7 @@ void add_engine(nb::module_& module) {
       .def("reads", [](HeldEngine& held, int precision) { return held.engine().reads(precision); })
       .def("weight_bytes", [](HeldEngine& held, int precision) { return held.engine().weight_bytes(precision); })
       .def_prop_ro("cell_bytes", [](HeldEngine& held) { return held.engine().cell_bytes(); })
+      .def_prop_ro("dense_bytes", [](HeldEngine& held) { return held.engine().dense_bytes(); })
       .def_prop_ro("outputs", [](HeldEngine& held) { return held.engine().outputs(); })
       .def_prop_ro("used", [](HeldEngine& held) { return held.engine().cells().used(); });
   module.def("argmax", [](const In& logits) {

@@ -1,15 +1,17 @@
 #include "engine/cells.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace lissome {
 
-std::vector<std::int32_t> Cells::take(std::int64_t count) {
+std::vector<std::int32_t> Cells::take(std::int64_t count, std::int64_t first, std::int64_t last) const {
   std::vector<std::int32_t> found;
-  if (count > this->count() - used_) return found;
-  for (std::int64_t cell = used_ == top_ ? top_ : 0; static_cast<std::int64_t>(found.size()) < count; ++cell) {
+  const bool packed = frozen_ == 0 && used_ == top_;
+  for (std::int64_t cell = packed ? top_ : first; cell < last && std::ssize(found) < count; ++cell) {
     if (cells_[static_cast<std::size_t>(cell)].sequences == 0) found.push_back(static_cast<std::int32_t>(cell));
   }
+  if (std::ssize(found) < count) found.clear();
   return found;
 }
 
@@ -18,6 +20,26 @@ void Cells::set(std::int32_t cell, std::int32_t position, Sequences sequences) {
   used_ += place.sequences == 0;
   place = {position, sequences};
   top_ = std::max<std::int64_t>(top_, cell + 1);
+}
+
+void Cells::move(std::int32_t from, std::int32_t to) {
+  const Cell cell = cells_[static_cast<std::size_t>(from)];
+  free(from);
+  set(to, cell.position, cell.sequences);
+}
+
+std::vector<std::int32_t> Cells::before(Sequences sequences, std::int32_t position) const {
+  std::vector<std::int32_t> found;
+  for (std::int64_t at = frozen_; at < top_; ++at) {
+    const Cell& cell = cells_[static_cast<std::size_t>(at)];
+    if (sees(sequences, cell) && cell.position < position) found.push_back(static_cast<std::int32_t>(at));
+  }
+  return found;
+}
+
+bool Cells::frozen_from(Sequences sequences, std::int32_t position) const {
+  return std::any_of(cells_.begin(), cells_.begin() + frozen_,
+                     [&](const Cell& cell) { return sees(sequences, cell) && cell.position >= position; });
 }
 
 void Cells::free(std::int32_t cell) {
@@ -36,8 +58,7 @@ void Cells::visible(Sequences sequences, std::int32_t position, std::int32_t win
   std::int32_t before = -1;
   for (std::int64_t cell = 0; cell < top_; ++cell) {
     const Cell& place = cells_[static_cast<std::size_t>(cell)];
-    const bool seen = (place.sequences & sequences) == sequences && place.sequences != 0 &&
-                      place.position <= position && (window <= 0 || position - place.position < window);
+    const bool seen = sees(sequences, place) && place.position <= position && (window <= 0 || position - place.position < window);
     if (!seen) continue;
     sorted = sorted && place.position >= before;
     before = place.position;

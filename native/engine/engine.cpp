@@ -15,6 +15,7 @@ namespace lissome {
 namespace {
 
 constexpr std::int64_t kHeadPad = 16;
+constexpr std::int64_t kReadAhead = 64;  // bytes that kernels read after the last frozen row
 constexpr std::int64_t kWorthSplitting = 1 << 15;  // numbers: below, waking threads takes longer
 
 const StepKernels& steps() { return *kernels().steps; }
@@ -37,27 +38,41 @@ struct Engine::Work {
 };
 
 Engine::Engine(Decoder model, const Settings& settings)
-    : model_(std::move(model)), settings_(settings), cells_(settings.cells < 1 ? 1 : settings.cells) {
-  if (settings.cells < 1 || settings.cells > (std::int64_t{1} << 24)) {
+    : model_(std::move(model)),
+      settings_(settings),
+      cells_(settings.freezes() ? std::max<std::int64_t>(settings.dense, 1) : std::max<std::int64_t>(settings.cells, 1),
+             settings.freezes() ? std::max<std::int64_t>(settings.cells, 1) : 0) {
+  const auto known = [](std::int64_t cells) { return cells >= 1 && cells <= (std::int64_t{1} << 24); };
+  if (!known(settings.cells) || (settings.freezes() && !known(settings.dense))) {
     throw std::invalid_argument("a cache has 1 to 2^24 cells, got " + std::to_string(settings.cells));
+  }
+  for (const double zeros : {settings.key_zeros, settings.value_zeros}) {
+    if (!(zeros >= 0 && zeros < 1)) throw std::invalid_argument("a share of zeros is 0 to below 1");
   }
   check_decoder(model_);
   for (const Layer& layer : model_.layers) {
     Cache& cache = caches_.emplace_back();
     if (!layer.attention) continue;
     const Attention& part = *layer.attention;
-    cache.size = round_up(part.size, kHeadPad);
-    cache.stride = settings.cells * cache.size;
-    const std::int64_t bytes = part.kv_heads * cache.stride * item_of(settings.kv);
-    cache.keys = allocate_block<std::byte>(bytes), cache.values = allocate_block<std::byte>(bytes);
-    cell_bytes_ += 2 * part.kv_heads * cache.size * item_of(settings.kv);
-    if (settings.kv == KvType::int8) {
-      cache.key_scales = allocate_block<float>(settings.cells * part.kv_heads);
-      cache.value_scales = allocate_block<float>(settings.cells * part.kv_heads);
-      cell_bytes_ += 8 * part.kv_heads;
-    }
+    cache.size = round_up(part.size, kHeadPad), cache.heads = part.kv_heads;
+    allocate(cache.keys, part, settings.key_zeros);
+    allocate(cache.values, part, settings.value_zeros);
     if (std::find(windows_.begin(), windows_.end(), part.window) == windows_.end()) windows_.push_back(part.window);
   }
+}
+
+void Engine::allocate(Side& side, const Attention& part, double zeros) {
+  const std::int64_t padded = round_up(part.size, kHeadPad), whole = padded * item_of(settings_.kv);
+  const std::int64_t scale = settings_.kv == KvType::int8 ? 4 : 0;
+  const std::int64_t dense = cells_.count() - cells_.frozen();
+  side.rows = frozen_rows(settings_.kv, part.size, padded, zeros);
+  side.dense = allocate_block<std::byte>(part.kv_heads * dense * whole);
+  if (scale) side.scales = allocate_block<float>(part.kv_heads * cells_.count());
+  if (settings_.freezes()) {
+    side.frozen = allocate_block<std::byte>(part.kv_heads * settings_.cells * side.rows.bytes() + kReadAhead);
+    dense_bytes_ += part.kv_heads * dense * (whole + scale);
+  }
+  cell_bytes_ += part.kv_heads * ((settings_.freezes() ? side.rows.bytes() : whole) + scale);
 }
 
 bool Engine::reads(int precision) const {
@@ -86,32 +101,56 @@ std::int64_t Engine::head_size(std::int64_t layer) const {
 std::int64_t Engine::mean_cache(std::int64_t layer, int sequence, float* keys, float* values) {
   const std::int64_t size = head_size(layer);
   if (size == 0) return 0;
-  const std::int64_t heads = model_.layers[static_cast<std::size_t>(layer)].attention->kv_heads;
   const Cache& cache = caches_[static_cast<std::size_t>(layer)];
   std::vector<Run> runs;
   cells_.visible(Sequences{1} << sequence, INT32_MAX, 0, runs);
-  const auto number = [&](const std::byte* held, const float* scales, std::int64_t head, std::int64_t cell,
-                          std::int64_t k) {
-    const std::int64_t at = head * cache.stride + cell * cache.size + k;
-    if (settings_.kv == KvType::f32) return reinterpret_cast<const float*>(held)[at];
-    if (settings_.kv == KvType::f16) return from_f16(reinterpret_cast<const std::uint16_t*>(held)[at]);
-    return scales[head * settings_.cells + cell] * static_cast<float>(reinterpret_cast<const std::int8_t*>(held)[at]);
+  Vector row(static_cast<std::size_t>(cache.size));
+  const auto mean = [&](const Side& side, std::int64_t cell, float* to) {
+    std::fill(to, to + size, 0.0f);
+    for (std::int64_t head = 0; head < cache.heads; ++head) {
+      read(side, head, cell, row.data());
+      for (std::int64_t k = 0; k < size; ++k) to[k] += row[static_cast<std::size_t>(k)];
+    }
+    for (std::int64_t k = 0; k < size; ++k) to[k] /= static_cast<float>(cache.heads);
   };
   std::int64_t count = 0;
   for (const Run& run : runs) {
     for (std::int64_t cell = run.first; cell < run.last; ++cell, ++count) {
-      for (std::int64_t k = 0; keys && values && k < size; ++k) {
-        float key = 0, value = 0;
-        for (std::int64_t head = 0; head < heads; ++head) {
-          key += number(cache.keys.get(), cache.key_scales.get(), head, cell, k);
-          value += number(cache.values.get(), cache.value_scales.get(), head, cell, k);
-        }
-        keys[count * size + k] = key / static_cast<float>(heads);
-        values[count * size + k] = value / static_cast<float>(heads);
-      }
+      if (!keys || !values) continue;
+      mean(cache.keys, cell, keys + count * size);
+      mean(cache.values, cell, values + count * size);
     }
   }
   return count;
+}
+
+std::byte* Engine::row_of(const Side& side, std::int64_t head, std::int64_t cell) const {
+  const std::int64_t frozen = cells_.frozen(), dense = cells_.count() - frozen;
+  if (cell < frozen) return side.frozen.get() + (head * frozen + cell) * side.rows.bytes();
+  return side.dense.get() + (head * dense + cell - frozen) * side.rows.size * item_of(settings_.kv);
+}
+
+HeldRows Engine::held(const Side& side, std::int64_t head) const {
+  const std::byte* frozen = settings_.freezes() ? row_of(side, head, 0) : nullptr;
+  const float* scales = settings_.kv == KvType::int8 ? side.scales.get() + head * cells_.count() : nullptr;
+  return {frozen, row_of(side, head, cells_.frozen()), scales, side.rows.bytes(), side.rows.words()};
+}
+
+void Engine::read(const Side& side, std::int64_t head, std::int64_t cell, float* to) const {
+  alignas(64) std::byte whole[4 * 4096];
+  const std::byte* row = row_of(side, head, cell);
+  if (cell < cells_.frozen()) {
+    thaw_row(side.rows, row, whole);
+    row = whole;
+  }
+  const float scale = settings_.kv == KvType::int8 ? side.scales[head * cells_.count() + cell] : 1.0f;
+  for (std::int64_t k = 0; k < side.rows.size; ++k) {
+    switch (settings_.kv) {
+      case KvType::f32: to[k] = load_as<float>(row + 4 * k); break;
+      case KvType::f16: to[k] = from_f16(load_as<std::uint16_t>(row + 2 * k)); break;
+      case KvType::int8: to[k] = scale * static_cast<float>(load_as<std::int8_t>(row + k)); break;
+    }
+  }
 }
 
 void Engine::check(const Batch& batch, const std::vector<std::int64_t>& wanted) const {
@@ -129,17 +168,75 @@ void Engine::check(const Batch& batch, const std::vector<std::int64_t>& wanted) 
     if (batch.positions[i] < 0) throw std::invalid_argument("positions cannot be negative");
     if (batch.sequences[i] == 0) throw std::invalid_argument("every token belongs to a sequence");
   }
+  if (settings_.freezes()) check_blocks(batch);
   for (const std::int64_t row : wanted) {
     if (row < 0 || row >= batch.count) throw std::invalid_argument("a result is wanted of a token that is not there");
   }
+}
+
+void Engine::check_blocks(const Batch& batch) const {
+  std::int32_t blocks[kMostSequences];
+  std::fill(blocks, blocks + kMostSequences, -1);
+  for (std::int64_t i = 0; i < batch.count; ++i) {
+    const auto block = static_cast<std::int32_t>(batch.positions[i] / kFrozenBlock);
+    for (int sequence = 0; sequence < kMostSequences; ++sequence) {
+      if (((batch.sequences[i] >> sequence) & 1) == 0) continue;
+      if (blocks[sequence] >= 0 && blocks[sequence] != block) {
+        throw std::invalid_argument("tokens of a sequence are in several blocks of " + std::to_string(kFrozenBlock) +
+                                    " positions; run one after the other");
+      }
+      blocks[sequence] = block;
+    }
+    const auto start = static_cast<std::int32_t>(block * kFrozenBlock);
+    if (cells_.frozen_from(batch.sequences[i], start)) {
+      throw std::invalid_argument("positions from " + std::to_string(start) +
+                                  " on are frozen; remove them and run them again");
+    }
+  }
+}
+
+// Freezes what lies in blocks before those of the batch; whether all its tokens have a cell then.
+bool Engine::make_room(const Batch& batch) {
+  if (!settings_.freezes()) return cells_.count() - cells_.used() >= batch.count;
+  if (cells_.used() + batch.count > settings_.cells) return false;
+  std::vector<std::int32_t> old;
+  for (std::int64_t i = 0; i < batch.count; ++i) {
+    const auto start = static_cast<std::int32_t>(batch.positions[i] / kFrozenBlock * kFrozenBlock);
+    const auto found = cells_.before(batch.sequences[i], start);
+    old.insert(old.end(), found.begin(), found.end());
+  }
+  std::sort(old.begin(), old.end());
+  old.erase(std::unique(old.begin(), old.end()), old.end());
+  freeze(old, cells_.take_frozen(std::ssize(old)));
+  return !cells_.take(batch.count).empty();
+}
+
+void Engine::freeze(const std::vector<std::int32_t>& from, const std::vector<std::int32_t>& to) {
+  if (from.empty()) return;
+  const auto sides = [&](const Cache& cache, auto&& each) { each(cache.keys), each(cache.values); };
+  parallel_ranges(std::ssize(caches_), settings_.threads, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t layer = first; layer < last; ++layer) {
+      const Cache& cache = caches_[static_cast<std::size_t>(layer)];
+      sides(cache, [&](const Side& side) {
+        for (std::int64_t head = 0; head < cache.heads; ++head) {
+          for (std::size_t i = 0; i < from.size(); ++i) {
+            freeze_row(side.rows, row_of(side, head, from[i]), row_of(side, head, to[i]));
+            float* scales = side.scales ? side.scales.get() + head * cells_.count() : nullptr;
+            if (scales) scales[to[i]] = scales[from[i]];
+          }
+        }
+      });
+    }
+  });
+  for (std::size_t i = 0; i < from.size(); ++i) cells_.move(from[i], to[i]);
 }
 
 Outcome Engine::forward(const Batch& batch, const std::vector<std::int64_t>& wanted, float* to) {
   check(batch, wanted);
   Work work;
   work.batch = &batch, work.rows = batch.count, work.threads = settings_.threads;
+  if (!make_room(batch)) return Outcome::full;
   work.cells = cells_.take(batch.count);
-  if (work.cells.empty()) return Outcome::full;
   for (std::int64_t row = 0; row < work.rows; ++row) {
     cells_.set(work.cells[static_cast<std::size_t>(row)], batch.positions[row], batch.sequences[row]);
   }
@@ -277,15 +374,14 @@ void Engine::heads(Work& work, const Attention& part, Cache& cache, float* qkv, 
     if (!norm.empty()) steps().norm(at, norm.data(), model_.eps, part.size, at);
     steps().rotate(at, cosines, sines, half);
   }
-  const std::int64_t cell = work.cells[static_cast<std::size_t>(row)], item = item_of(settings_.kv);
+  const std::int64_t cell = work.cells[static_cast<std::size_t>(row)];
   float padded[4096] = {};
   for (std::int64_t index = 0; index < 2 * part.kv_heads; ++index) {
-    const bool key = index < part.kv_heads;
-    const std::int64_t kv_head = key ? index : index - part.kv_heads;
+    Side& side = index < part.kv_heads ? cache.keys : cache.values;
+    const std::int64_t kv_head = index % part.kv_heads;
     std::memcpy(padded, head + (part.heads + index) * part.size, static_cast<std::size_t>(part.size) * sizeof(float));
-    std::byte* to = (key ? cache.keys : cache.values).get() + (kv_head * cache.stride + cell * cache.size) * item;
-    const float scale = steps().keep(padded, cache.size, settings_.kv, to);
-    if (settings_.kv == KvType::int8) (key ? cache.key_scales : cache.value_scales)[kv_head * settings_.cells + cell] = scale;
+    const float scale = steps().keep(padded, cache.size, settings_.kv, row_of(side, kv_head, cell));
+    if (settings_.kv == KvType::int8) side.scales[kv_head * cells_.count() + cell] = scale;
   }
 }
 
@@ -294,16 +390,12 @@ void Engine::attend(Work& work, const Attention& part, const Cache& cache, const
   static thread_local Scratch scores;
   const auto window = static_cast<std::size_t>(std::find(windows_.begin(), windows_.end(), part.window) - windows_.begin());
   const std::size_t at = work.at(window, row);
-  const std::int64_t queries = part.heads / part.kv_heads, item = item_of(settings_.kv);
+  const std::int64_t queries = part.heads / part.kv_heads;
   Attend job;
   job.q = q + head * queries * cache.size, job.out = out + head * queries * cache.size;
   job.queries = queries, job.size = cache.size, job.scale = part.scale, job.cap = part.cap;
-  job.type = settings_.kv;
-  job.keys = cache.keys.get() + head * cache.stride * item, job.values = cache.values.get() + head * cache.stride * item;
-  if (settings_.kv == KvType::int8) {
-    job.key_scales = cache.key_scales.get() + head * settings_.cells;
-    job.value_scales = cache.value_scales.get() + head * settings_.cells;
-  }
+  job.type = settings_.kv, job.frozen = cells_.frozen();
+  job.keys = held(cache.keys, head), job.values = held(cache.values, head);
   job.runs = work.runs[at].data(), job.run_count = static_cast<std::int64_t>(work.runs[at].size());
   job.cells = work.run_cells[at];
   job.scores = scores.at_least<float>(queries * round_up(job.cells, kHeadPad));

@@ -7,6 +7,7 @@
 
 #include "base/memory.h"
 #include "engine/cells.h"
+#include "engine/frozen.h"
 #include "engine/model.h"
 
 namespace lissome {
@@ -16,6 +17,12 @@ struct Settings {
   KvType kv = KvType::f16;
   Activations activations = Activations::int8;
   int threads = 1;
+  // Shares of zeros in frozen keys and values, 0 to below 1. With either above 0, what lies in blocks of 64 positions
+  // before a token's own is frozen: its smallest numbers are left out. `dense` cells hold the rest.
+  double key_zeros = 0, value_zeros = 0;
+  std::int64_t dense = 0;
+
+  bool freezes() const { return key_zeros > 0 || value_zeros > 0; }
 };
 
 // A batch: token i has position positions[i] and belongs to sequences[i].
@@ -37,7 +44,8 @@ class Engine {
 
   // Runs all tokens; `wanted` lists tokens whose results are written to `to`, in order: logits where the range has a
   // head, else hidden states. Unless it is done, the cache is as it was. Throws std::invalid_argument for tokens,
-  // positions, sequences or a precision that cannot be.
+  // positions, sequences or a precision that cannot be; where cells are frozen, also for tokens of one sequence in
+  // several blocks of positions, and for one that sees frozen cells in its own block: what came after it is in them.
   Outcome forward(const Batch& batch, const std::vector<std::int64_t>& wanted, float* to);
 
   // Makes a forward that is running in another thread, or the next one, stop before its next layer.
@@ -54,19 +62,31 @@ class Engine {
   const Settings& settings() const { return settings_; }
   std::int64_t outputs() const { return model_.head ? model_.head->weight.outputs() : model_.hidden; }
   bool reads(int precision) const;
-  // Bytes of weights that one token reads, and of its place in the cache.
+  // Bytes of weights that one token reads, of its place in the cache for good, and of all cells that are not for good.
   std::int64_t weight_bytes(int precision) const;
   std::int64_t cell_bytes() const { return cell_bytes_; }
+  std::int64_t dense_bytes() const { return dense_bytes_; }
 
  private:
+  struct Side {  // keys or values of one attention
+    Block<std::byte> frozen, dense;  // [head][cell][row]
+    Block<float> scales;             // [head][cell], frozen ones first
+    FrozenRows rows;                 // of frozen ones
+  };
   struct Cache {  // of one attention
-    Block<std::byte> keys, values;         // [head][cell][size]
-    Block<float> key_scales, value_scales;  // [head][cell]
-    std::int64_t size = 0, stride = 0;      // of a head, padded to 16; from one head to the next
+    Side keys, values;
+    std::int64_t size = 0, heads = 0;  // of a head, padded to 16; of keys and values
   };
   struct Work;  // what one forward needs
 
+  void allocate(Side& side, const Attention& part, double zeros);
   void check(const Batch& batch, const std::vector<std::int64_t>& wanted) const;
+  void check_blocks(const Batch& batch) const;
+  bool make_room(const Batch& batch);
+  void freeze(const std::vector<std::int32_t>& from, const std::vector<std::int32_t>& to);
+  std::byte* row_of(const Side& side, std::int64_t head, std::int64_t cell) const;
+  HeldRows held(const Side& side, std::int64_t head) const;
+  void read(const Side& side, std::int64_t head, std::int64_t cell, float* to) const;
   void embed(Work& work) const;
   void attention(Work& work, const Attention& part, Cache& cache);
   void heads(Work& work, const Attention& part, Cache& cache, float* qkv, std::int64_t row) const;
@@ -84,7 +104,7 @@ class Engine {
   Cells cells_;
   std::vector<Cache> caches_;  // by layer
   std::vector<std::int32_t> windows_;
-  std::int64_t cell_bytes_ = 0;
+  std::int64_t cell_bytes_ = 0, dense_bytes_ = 0;
   std::atomic<bool> cancelled_{false};
   Scratch hidden_, normed_, wide_, mixed_, gated_, added_;
 };

@@ -17,6 +17,14 @@ struct Run {
   std::int32_t first, last;  // cells [first, last)
 };
 
+// Keys or values of one KV head.
+struct HeldRows {
+  const std::byte* frozen = nullptr;  // of cell 0, side by side; see frozen.h
+  const std::byte* dense = nullptr;   // of the first cell that is not frozen
+  const float* scales = nullptr;      // int8 only, of cell 0
+  std::int64_t frozen_bytes = 0, words = 0;  // of a frozen row: all of it, and words of its bitmap, 0 when it has none
+};
+
 // One query position against the cells of one KV head. `size` is the head's, padded to 16 with zeros.
 struct Attend {
   const float* q = nullptr;  // [queries][size]
@@ -24,8 +32,8 @@ struct Attend {
   std::int64_t queries = 0, size = 0;
   float scale = 1, cap = 0;  // cap: scores become cap · tanh(score / cap); 0 for none
   KvType type = KvType::f16;
-  const std::byte *keys = nullptr, *values = nullptr;  // of cell 0; cells lie side by side
-  const float *key_scales = nullptr, *value_scales = nullptr;  // int8 only, of cell 0
+  HeldRows keys, values;
+  std::int64_t frozen = 0;  // cells before this one are
   const Run* runs = nullptr;
   std::int64_t run_count = 0, cells = 0;  // cells: of all runs
   float* scores = nullptr;                // [queries][cells rounded up to 16], for use while it works

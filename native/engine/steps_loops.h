@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "base/numbers.h"
 #include "engine/steps.h"
@@ -92,18 +93,63 @@ LISSOME_TARGET float keep(const float* x, std::int64_t count, KvType type, std::
   return 1.0f;
 }
 
+inline constexpr std::int64_t kPiece = 64;       // numbers of a word of a bitmap
+inline constexpr std::int64_t kCellsAhead = 16;  // keys and values are asked for that early
+
+// Writes 64 numbers: those whose bit is set are in order at `from`, zeros between them.
+template <class Number>
+LISSOME_FN void expand(std::uint64_t bits, const std::byte* from, std::byte* to) {
+#if defined(LISSOME_EXPAND)
+  expand_512<Number>(bits, from, to);  // reads up to 64 bytes more than there are numbers
+#else
+  std::memset(to, 0, kPiece * sizeof(Number));
+  for (; bits != 0; bits &= bits - 1, from += sizeof(Number)) {
+    std::memcpy(to + static_cast<std::size_t>(std::countr_zero(bits)) * sizeof(Number), from, sizeof(Number));
+  }
+#endif
+}
+
 struct KvFloats {
-  static constexpr std::int64_t kItem = 4;
+  using Number = float;
   LISSOME_FN V16 load(const std::byte* p) { return load_v<V16>(p); }
 };
 struct KvHalves {
-  static constexpr std::int64_t kItem = 2;
+  using Number = std::uint16_t;
   LISSOME_FN V16 load(const std::byte* p) { return floats_of(load_v<H16>(p)); }
 };
 struct KvIntegers {
-  static constexpr std::int64_t kItem = 1;
+  using Number = std::int8_t;
   LISSOME_FN V16 load(const std::byte* p) { return __builtin_convertvector(load_v<C16>(p), V16); }
 };
+
+template <class Kv>
+constexpr std::int64_t item() {
+  return sizeof(typename Kv::Number);
+}
+
+// Where the numbers of a row from `k` on lie, up to the next multiple of 64; those of a frozen one are written to `room`.
+template <class Kv>
+LISSOME_FN const std::byte* piece(const Attend& job, const HeldRows& rows, std::int64_t cell, std::int64_t k,
+                                  std::byte* room) {
+  if (cell >= job.frozen) return rows.dense + ((cell - job.frozen) * job.size + k) * item<Kv>();
+  const std::byte* row = rows.frozen + cell * rows.frozen_bytes;
+  if (rows.words == 0) return row + k * item<Kv>();
+  const std::byte* numbers = row + 8 * rows.words;
+  for (std::int64_t word = 0; word < k / kPiece; ++word) {
+    numbers += std::popcount(load_as<std::uint64_t>(row + 8 * word)) * item<Kv>();
+  }
+  expand<typename Kv::Number>(load_as<std::uint64_t>(row + k / kPiece * 8), numbers, room);
+  return room + k % kPiece * item<Kv>();
+}
+
+// Asks for the row of a cell further on.
+template <class Kv>
+LISSOME_FN void ask(const Attend& job, const HeldRows& rows, std::int64_t cell, std::int64_t k) {
+  const std::byte* p = cell >= job.frozen ? rows.dense + ((cell - job.frozen + kCellsAhead) * job.size + k) * item<Kv>()
+                                          : rows.frozen + (cell + kCellsAhead) * rows.frozen_bytes;
+  __builtin_prefetch(p, 0, 3);
+  __builtin_prefetch(p + 64, 0, 3);
+}
 
 // Calls f(cell, index among all cells) in order.
 template <class F>
@@ -114,20 +160,21 @@ LISSOME_FN void each_cell(const Attend& job, F f) {
   }
 }
 
-inline constexpr std::int64_t kCellsAhead = 16;  // keys and values are asked for that early
-
 template <class Kv, int Q>
 LISSOME_TARGET void score(const Attend& job, const float* q, float* scores, std::int64_t width) {
+  alignas(64) std::byte room[kPiece * item<Kv>()];
   each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
-    const std::byte* key = job.keys + cell * job.size * Kv::kItem;
-    __builtin_prefetch(key + kCellsAhead * job.size * Kv::kItem, 0, 3);
-    __builtin_prefetch(key + kCellsAhead * job.size * Kv::kItem + 64, 0, 3);
+    ask<Kv>(job, job.keys, cell, 0);
     V16 sums[Q] = {};
-    for (std::int64_t k = 0; k < job.size; k += kWide) {
-      const V16 v = Kv::load(key + k * Kv::kItem);
-      for (int h = 0; h < Q; ++h) sums[h] += load_v<V16>(q + h * job.size + k) * v;
+    for (std::int64_t first = 0; first < job.size; first += kPiece) {
+      const std::byte* key = piece<Kv>(job, job.keys, cell, first, room);
+      const std::int64_t last = std::min(job.size, first + kPiece);
+      for (std::int64_t k = first; k < last; k += kWide, key += kWide * item<Kv>()) {
+        const V16 v = Kv::load(key);
+        for (int h = 0; h < Q; ++h) sums[h] += load_v<V16>(q + h * job.size + k) * v;
+      }
     }
-    const float scale = job.key_scales ? job.scale * job.key_scales[cell] : job.scale;
+    const float scale = job.keys.scales ? job.scale * job.keys.scales[cell] : job.scale;
     for (int h = 0; h < Q; ++h) scores[h * width + at] = sum_v(sums[h]) * scale;
   });
 }
@@ -135,13 +182,13 @@ LISSOME_TARGET void score(const Attend& job, const float* q, float* scores, std:
 template <class Kv, int Q, int C>
 LISSOME_TARGET void mix_columns(const Attend& job, const float* scores, std::int64_t width, std::int64_t k,
                                 float* out) {
+  alignas(64) std::byte room[kPiece * item<Kv>()];
   V16 sums[Q][C] = {};
   each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
-    const std::byte* value = job.values + (cell * job.size + k) * Kv::kItem;
-    __builtin_prefetch(value + kCellsAhead * job.size * Kv::kItem, 0, 3);
-    __builtin_prefetch(value + kCellsAhead * job.size * Kv::kItem + 64, 0, 3);
+    ask<Kv>(job, job.values, cell, k);
+    const std::byte* value = piece<Kv>(job, job.values, cell, k, room);
     for (int c = 0; c < C; ++c) {
-      const V16 v = Kv::load(value + c * kWide * Kv::kItem);
+      const V16 v = Kv::load(value + c * kWide * item<Kv>());
       for (int h = 0; h < Q; ++h) sums[h][c] += v * scores[h * width + at];
     }
   });
@@ -177,9 +224,9 @@ LISSOME_TARGET inline void shares(const Attend& job, float* scores, std::int64_t
   }
   const float inverse = 1.0f / sum_v(sums);
   for (std::int64_t k = 0; k < job.cells; ++k) scores[k] *= inverse;
-  if (job.value_scales) {
+  if (job.values.scales) {
     each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
-      scores[at] *= job.value_scales[cell];
+      scores[at] *= job.values.scales[cell];
     });
   }
 }

@@ -139,8 +139,10 @@ int damaged_models(int cases, Random& random) {
     Model model(random, static_cast<int>(draw(random, -1, 6)));
     try {
       const KvType types[] = {KvType::f32, KvType::f16, KvType::int8};
-      Engine engine(std::move(model.decoder), {draw(random, 1, 12), types[random() % 3],
-                                               random() % 2 ? Activations::f32 : Activations::int8, 2});
+      Settings settings{draw(random, 1, 12), types[random() % 3], random() % 2 ? Activations::f32 : Activations::int8, 2};
+      const bool freezes = random() % 2;
+      if (freezes) settings.key_zeros = 0.5, settings.value_zeros = 0.3, settings.dense = draw(random, 1, 12);
+      Engine engine(std::move(model.decoder), settings);
       std::vector<float> logits(static_cast<std::size_t>(engine.outputs()));
       for (int turn = 0; turn < 4; ++turn) {
         const std::int64_t count = draw(random, 1, 4);
@@ -148,7 +150,7 @@ int damaged_models(int cases, Random& random) {
         std::vector<Sequences> sequences;
         for (std::int64_t t = 0; t < count; ++t) {
           tokens.push_back(static_cast<std::int32_t>(random() % 16 ? random() % 37 : random()));
-          positions.push_back(static_cast<std::int32_t>(random() % 16 ? 3 * turn + t : random()));
+          positions.push_back(static_cast<std::int32_t>(random() % 16 ? (freezes ? 32 : 3) * turn + t : random()));
           sequences.push_back(random() % 16 ? 1 + random() % 3 : random());
         }
         Batch batch{count, tokens.data(), nullptr, positions.data(), sequences.data(), 4};

@@ -9,9 +9,20 @@ import pytest
 import torch
 
 from benchmarks._frame import Store
-from benchmarks.sparamx import measuring, run, table
-from benchmarks.sparamx.names import CSR, DENSE, SHARES, TORCH, sparse
+from benchmarks.sparamx import attention, measuring, run, table
+from benchmarks.sparamx.names import (
+    CSR,
+    DENSE,
+    DENSE_CACHE,
+    JUDGED_CACHE,
+    SHARES,
+    SPARSE_CACHES,
+    TORCH,
+    sparse,
+)
+from lissome.models.nested.make import make
 from lissome.ops.kernels import native
+from tests.export.toys import model_of
 
 compiled = pytest.mark.skipif(native.module() is None, reason="no compiled kernels here")
 
@@ -69,6 +80,54 @@ def test_the_judgement(tmp_path: Path) -> None:
     assert "| bf16 sparse 80% | 262 | 26.25 | 100% | 3.81" in table.page(stored)
     assert "threads: 2" in table.page(stored)
     assert "10.0 GB/s" in table.summary(stored)
+
+
+@compiled
+def test_attention_on_a_toy(tmp_path: Path) -> None:
+    path = make(model_of("llama"), tmp_path / "toy.safetensors")
+    ids = [(3 + 7 * at) % 300 for at in range(192)]
+    cell = attention.race(path, ids, rounds=2, threads=1)
+    assert {len(times) for arm in cell["arms"].values() for times in (arm["long"], arm["short"])} == {2}
+    sizes = [cell["arms"][name]["bytes"] for name in (DENSE_CACHE, *SPARSE_CACHES)]
+    assert sizes[1] > sizes[2] > sizes[3]
+    nll = attention.quality(path, [ids, ids[::-1]], 1)["nll"]
+    assert all(len(values) == 2 for values in nll.values())
+    assert nll[DENSE_CACHE] != nll[SPARSE_CACHES[0]]
+
+
+def test_the_judgement_of_attention() -> None:
+    def cell(faster: float) -> dict[str, Any]:
+        arms = {DENSE_CACHE: 1.0, **dict.fromkeys(SPARSE_CACHES, 1 / faster)}
+        return {
+            "arms": {
+                name: {"long": [3 + share, 3.03 + share], "short": [3, 3.03], "bytes": 1e9 * share}
+                for name, share in arms.items()
+            },
+            "bandwidth": [1e9, 1e9], "tokens": 4096, "kernels": "avx2",
+        }  # fmt: skip
+
+    def judged(faster: float, more: float) -> tuple[dict[str, Any], list[bool]]:
+        nll = {DENSE_CACHE: [3.0, 3.2], **{name: [3.0 + more, 3.2 + more] for name in SPARSE_CACHES}}
+        result, found = attention.judge(
+            {
+                "attention-1": cell(faster),
+                "attention-2": cell(faster),
+                "attention-ppl": {"nll": nll},
+                "cached-512": made_up(),
+            }
+        )
+        return result, [one.ok for one in found]
+
+    result, held = judged(1.2, 0.005)
+    assert held == [True, True, True]
+    row = result["attention"]["attention-2"]["rows"][JUDGED_CACHE]
+    assert row["faster"]["value"] == pytest.approx(1.2)
+    assert row["share"] == pytest.approx(1)
+    assert judged(1.1, 0.011)[1] == [False, False, False]
+    kernels = run.judge({name: made_up() for name in ("linears-1", "cached-512")})[0]
+    text = table.page([{**kernels, **result, "inequalities": [], "environments": []}])
+    assert "Attention after 4096 tokens of smollm2-135m, threads: 2" in text
+    assert "| int8:0.5,0.5 | 833 | 833.33 | 100% | 1.20 [1.20, 1.20] |" in text
 
 
 def test_without_kernels_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

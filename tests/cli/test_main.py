@@ -33,14 +33,14 @@ FROZEN = {
     "fit": {
         "MODEL", "--method", "--recipe", "--budget", "--data", "--set", "--seed", "--max-memory", "--out", "--json",
     },
-    "generate": {"TARGET", "--prompt", "--max-new-tokens", "--schedule", "--json"},
+    "generate": {"TARGET", "--prompt", "--max-new-tokens", "--schedule", "--cache", "--json"},
     "inspect": {"MODEL", "--device", "--json"},
     "methods": {"NAME", "--json"},
     "plan": {
         "MODEL", "--method", "--recipe", "--budget", "--data", "--set", "--seed", "--max-memory", "--device", "--json",
     },
     "report": {"ARTIFACT", "--out", "--json"},
-    "serve": {"ARTIFACT", "--host", "--port", "--key", "--context", "--parallel", "--queue", "--schedule"},
+    "serve": {"ARTIFACT", "--host", "--port", "--key", "--context", "--parallel", "--queue", "--schedule", "--cache"},
     "supernet": {"MODEL", "--method", "--data", "--set", "--seed", "--out", "--json"},
     "extract": {"ARTIFACT", "--budget", "--point", "--out", "--json"},
     "search": {

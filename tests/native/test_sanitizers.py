@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "native"
 
 
-@pytest.mark.parametrize("name", ["tiles", "threads", "linears", "hostile", "nested"])
+@pytest.mark.parametrize("name", ["tiles", "threads", "linears", "hostile", "nested", "attention"])
 def test_clean(built: Path, name: str) -> None:
     done = subprocess.run([built / name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from lissome.core.manifest import read_manifest
 from lissome.cost.counted import Counter
 from lissome.data.assets import assets
 from lissome.engine.decode import Decoder, Session
+from lissome.engine.decode.decoder import BLOCK
 from lissome.models.nested.folder import NestedFolder, nested_folder
 from lissome.ops.kernels import native
 from lissome.ops.nested import Layout, layout_named
@@ -143,6 +144,21 @@ def test_bench(folder: Path) -> None:
     assert beside.rows[1].figures["disk"].ratio < 1
     with pytest.raises(ConfigError, match="latency table"):
         pipeline.measure(folder, save_table=folder.parent / "table.json")
+
+
+@needs_native
+def test_a_sparse_cache_is_one_word_away(folder: Path, run: Any) -> None:
+    opened, prompt = NestedFolder.open(folder), "hello the world " * 20
+    ids = opened.text.prompt(prompt)
+    assert len(ids) > 3 * BLOCK
+    decoder = Decoder.open(folder, cells=len(ids) + 8, kv="int8", key_zeros=0.5, value_zeros=0.3)
+    wanted = opened.text.decode(list(Session(decoder).generate(ids, 8, stop=opened.text.ends)))
+    words = ("generate", str(folder), "--prompt", prompt, "--max-new-tokens", "8", "--json")
+    assert json.loads(run(*words, "--cache", "int8:0.5,0.3").out)["text"] == wanted
+    refused = run(*words, "--cache", "int9")
+    assert (refused.code, "is no cache" in refused.err) == (2, True)
+    with pytest.raises(ConfigError, match="run by torch"):
+        pipeline.generate(model_of("llama", tokenizer=True), "hello", cache="int8")
 
 
 @needs_native

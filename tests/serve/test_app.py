@@ -22,8 +22,10 @@ import numpy as np
 import psutil
 import pytest
 
-from lissome.engine.decode import Decoder, Order, Session, write
+from lissome.engine.decode import Decoder, DecoderSettings, Order, Piece, Session, write
 from lissome.engine.decode.batching import Batcher
+from lissome.engine.decode.cache import cache_named
+from lissome.engine.decode.writing import Writer
 from lissome.models.nested.folder import NestedFolder
 from lissome.models.nested.make import make_folder
 from lissome.ops.kernels import native
@@ -87,8 +89,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> NestedFolder:
 
 
 @contextmanager
-def running(folder: NestedFolder, limits: Limits | None = None, *, cells: int = 1024, **more: Any) -> Iterator[Running]:
-    batcher = Batcher(Decoder.open(folder.path, cells=cells), folder.text, **more)
+def running(
+    folder: NestedFolder, limits: Limits | None = None, *, cells: int = 1024, cache: str = "f16", **more: Any
+) -> Iterator[Running]:
+    decoder = Decoder.open(folder.path, cells=cells, texts=more.get("slots", 4), **cache_named(cache))
+    batcher = Batcher(decoder, folder.text, **more)
     app = application(batcher, "toy", limits)
     config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
@@ -319,6 +324,8 @@ REFUSED = [
     (b'{"prompt": "x", "model": "other"}', {}, 404),
     (b'{"prompt": "' + b"1" * 2000 + b'"}', {}, 400), (b'{"prompt": "' + b"1" * (1 << 20) + b'"}', {}, 413),
     (b'{"prompt": "x"}', {"Content_Type": "text/plain"}, 415),
+    (b'{"prompt": "x", "top_k": 1' + b"0" * 30 + b"}", {}, 400),
+    (b'{"prompt": "x", "seed": 1' + b"0" * 9999 + b"}", {}, 400),
 ]  # fmt: skip
 
 
@@ -339,6 +346,37 @@ def test_other_paths_and_methods(server: Running) -> None:
         assert "error" in json.loads(body)
 
 
+def test_an_order_that_fails_takes_no_other_with_it(folder: NestedFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Writer.take
+
+    def broken(self: Writer, logits: Any) -> Piece:
+        if self._order.stop == ("fail",):
+            raise TypeError("what nobody thought of")
+        return take(self, logits)
+
+    monkeypatch.setattr(Writer, "take", broken)
+    with running(folder) as server, ThreadPoolExecutor(2) as pool:
+        good = pool.submit(server.post, "completions", prompt=PROMPT, max_tokens=40, temperature=0)
+        bad = pool.submit(server.post, "completions", prompt=PROMPT, max_tokens=40, stop="fail")
+        assert bad.result() == (500, {"error": {"message": "writing failed.", "type": "server_error", "param": None,
+                                                "code": "failed"}})  # fmt: skip
+        assert good.result()[0] == 200
+
+
+def test_a_sparse_cache_serves_what_generate_writes(folder: NestedFolder) -> None:
+    with running(folder, cache="int8:0.5") as server:
+        ids = [1 + at % 300 for at in range(150)]
+        texts = [
+            server.post("completions", prompt=ids[:length], max_tokens=20, temperature=0) for length in (150, 90, 150)
+        ]
+    decoder = Decoder(folder.file, DecoderSettings(**cache_named("int8:0.5")))
+    for (status, answer), length in zip(texts, (150, 90, 150), strict=True):
+        pieces = write(Session(decoder), folder.text, Order(prompt=tuple(ids[:length]), most=20))
+        assert status == 200
+        assert answer["choices"][0]["text"] == "".join(piece.text for piece in pieces)
+        decoder.seq_rm(0)
+
+
 def test_errors_within_a_stream(server: Running) -> None:
     _, _, body = server.ask("POST", "/v1/completions", {"prompt": [999_999], "stream": True})
     assert b"beyond the model's 320" in body
@@ -349,7 +387,8 @@ def test_keys_and_names(folder: NestedFolder) -> None:
         body = {"prompt": PROMPT, "max_tokens": 2}
         for headers, status in (({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Authorization": "secret"}, 200),
                                 ({"Authorization": "Bearer secret"}, 200),
-                                ({"Authorization": "Bearer secret", "Host": "evil.example"}, 403)):  # fmt: skip
+                                ({"Authorization": "Bearer secret", "Host": "evil.example"}, 403),
+                                ({"Authorization": "Bearer secret", "Host": "["}, 403)):  # fmt: skip
             assert server.ask("POST", "/v1/completions", body, **headers)[0] == status
         assert server.ask("GET", "/health")[0] == 200
         assert server.ask("GET", "/v1/models")[0] == 401

@@ -30,6 +30,15 @@ def command(
             "or learnt (default: what the folder says, else all).",
         ),
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            "--cache",
+            metavar="KIND",
+            help="In the decoder engine: keys and values as f16, int8 or f32, and shares of zeros in those of earlier "
+            "blocks, e.g. int8:0.5 (default: f16).",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Let a model continue a prompt (greedily, so that two models can be compared)."""
@@ -37,5 +46,7 @@ def command(
     from lissome.report import answers
 
     with working(ctx) as events:
-        report = pipeline.generate(target, prompt, max_new_tokens=max_new_tokens, schedule=schedule, events=events)
+        report = pipeline.generate(
+            target, prompt, max_new_tokens=max_new_tokens, schedule=schedule, cache=cache, events=events
+        )
     answer(report.to_json(), answers.generate, as_json)

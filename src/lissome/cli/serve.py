@@ -40,6 +40,10 @@ def command(
             "--schedule", metavar="BITS", help="Bits by phase, as of generate (default: what the folder says)."
         ),
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option("--cache", metavar="KIND", help="Keys and values, as of generate (default: f16)."),
+    ] = None,
 ) -> None:
     """Serve a folder of nested weights over HTTP, in the words of the OpenAI interface.
 
@@ -52,7 +56,14 @@ def command(
     from lissome.serve.run import ServerSettings, serve
 
     settings = ServerSettings(
-        host=host, port=port, key=key, context=context, parallel=parallel, queue=queue, schedule=schedule
+        host=host,
+        port=port,
+        key=key,
+        context=context,
+        parallel=parallel,
+        queue=queue,
+        schedule=schedule,
+        cache=cache,
     )
     with working(ctx) as events:
         serve(artifact, settings, events)

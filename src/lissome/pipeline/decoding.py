@@ -9,6 +9,7 @@ from typing import Any
 
 from lissome.core.errors import ConfigError, DataError
 from lissome.engine.decode import Decoder, DecoderSettings, Order, Session, write
+from lissome.engine.decode.cache import cache_named
 from lissome.engine.decode.decoder import Weights
 from lissome.engine.decode.phases import Phases, Policy, read_schedule
 from lissome.engine.decode.schedulers import FILE, KINDS, Scheduler, read_scheduler
@@ -21,7 +22,9 @@ _PROMPT = 128  # tokens of the default request, whose cache `inspect` states
 _NEW = 64
 
 
-def generate(target: Path, prompt: str, *, max_new_tokens: int, schedule: str | None = None) -> GenerateReport:
+def generate(
+    target: Path, prompt: str, *, max_new_tokens: int, schedule: str | None = None, cache: str | None = None
+) -> GenerateReport:
     """Continue a prompt greedily; a chat model gets it as a user's message.
 
     Args:
@@ -29,20 +32,27 @@ def generate(target: Path, prompt: str, *, max_new_tokens: int, schedule: str | 
         prompt: The text.
         max_new_tokens: Most tokens to write; fewer where the model reads no more.
         schedule: Bits by phase, such as ``4:64,3`` (default: what the folder says, else all bits everywhere).
+        cache: How keys and values are held, such as ``int8:0.5`` (default: ``f16``).
 
     Raises:
         ArtifactError: When a file of the folder is damaged.
-        ConfigError: When the schedule is none, or the weights have not its bits.
+        ConfigError: When the schedule or the cache is none, or the weights have not the bits.
         DataError: When the prompt fills all that the model reads, or the folder has no tokenizer.
     """
     folder = NestedFolder.open(target)
-    return written(
-        folder.name, folder.file, folder.text, policy_of(folder, schedule), prompt, max_new_tokens=max_new_tokens
-    )
+    policy = policy_of(folder, schedule)
+    return written(folder.name, folder.file, folder.text, policy, prompt, max_new_tokens=max_new_tokens, cache=cache)
 
 
 def written(
-    name: str, weights: Weights, codec: TextCodec, policy: Policy, prompt: str, *, max_new_tokens: int
+    name: str,
+    weights: Weights,
+    codec: TextCodec,
+    policy: Policy,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    cache: str | None = None,
 ) -> GenerateReport:
     """Let the engine continue a prompt greedily; arguments and errors as in `generate`."""
     ids = codec.prompt(prompt)
@@ -50,7 +60,7 @@ def written(
     if len(ids) >= context:
         raise DataError(f"the prompt has {len(ids)} tokens, {name} reads {context}; shorten it.")
     most = min(max_new_tokens, context - len(ids))
-    decoder = Decoder(weights, DecoderSettings(cells=len(ids) + most))
+    decoder = Decoder(weights, DecoderSettings(cells=len(ids) + most, **cache_named(cache or "f16")))
     order = Order(prompt=tuple(ids), most=most, policy=policy)
     start, times, texts, tokens, bits = time.perf_counter(), [], [], 0, []
     for piece in write(Session(decoder, keep=0), codec, order):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lissome.core.errors import DataError
+from lissome.core.errors import ConfigError, DataError
 from lissome.core.events import EventStream
 from lissome.data.text import check_ids
 from lissome.engine.decode.packed import in_engine
@@ -21,16 +21,20 @@ from lissome.pipeline.loading import load
 from lissome.pipeline.reports import GenerateReport
 
 
-def generate(target: Any, prompt: str, *, max_new_tokens: int, events: EventStream | None = None) -> GenerateReport:
+def generate(
+    target: Any, prompt: str, *, max_new_tokens: int, cache: str | None = None, events: EventStream | None = None
+) -> GenerateReport:
     """Let a model continue a prompt greedily; a chat model gets it as a user's message.
 
     Args:
         target: Anything `load` reads.
         prompt: The text.
         max_new_tokens: Most tokens to write; fewer where the model reads no more.
+        cache: How keys and values are held where the engine runs it, on kernels for zeros.
         events: Where progress is reported.
 
     Raises:
+        ConfigError: When a cache is asked for and the engine does not run the model.
         DataError: When the prompt fills all that the model reads, or the model has no tokenizer or one
             that does not fit it.
     """
@@ -42,7 +46,13 @@ def generate(target: Any, prompt: str, *, max_new_tokens: int, events: EventStre
         if packed is not None and model.source.path is not None:
             codec = TextCodec.of_folder(model.source.path)
             order = (model.name, packed, codec, Phases(packed.layout.bits, ((packed.layout.bits, None),)))
-            return replace(written(*order, prompt, max_new_tokens=max_new_tokens), bits=None)
+            return replace(written(*order, prompt, max_new_tokens=max_new_tokens, cache=cache), bits=None)
+    if cache is not None:
+        raise ConfigError(
+            f"{model.name} is run by torch, which holds keys and values as it does; for --cache make nested weights of "
+            f"it with: lissome export {model.name} --to nested"
+        )
+    if kernels is not None:
         pack_linears(model.module, **kernels)
     tokenizer = model.tokenizer
     if tokenizer is None:

@@ -16,6 +16,7 @@ def generate(
     *,
     max_new_tokens: int = 64,
     schedule: str | None = None,
+    cache: str | None = None,
     events: EventStream | None = None,
 ) -> GenerateReport:
     """Let a model continue a prompt, greedily; a chat model gets it as a user's message.
@@ -25,10 +26,11 @@ def generate(
         prompt: The text.
         max_new_tokens: Most tokens to write; fewer where the model reads no more.
         schedule: Of nested weights: bits by phase, such as ``4:64,3`` (default: what the folder says, else all).
+        cache: In the decoder engine: how keys and values are held, such as ``int8`` or ``int8:0.5`` (default: f16).
         events: Where progress is reported.
 
     Raises:
-        ConfigError: When no token may be written, or a schedule cannot be, or is given for other weights.
+        ConfigError: When no token may be written, or a schedule or cache cannot be, or is given for other weights.
         DataError: When the prompt is empty or fills all that the model reads, or the model has no tokenizer or one
             that does not fit it.
     """
@@ -40,7 +42,7 @@ def generate(
     if folder is not None:
         from lissome.pipeline import decoding
 
-        return decoding.generate(folder, prompt, max_new_tokens=max_new_tokens, schedule=schedule)
+        return decoding.generate(folder, prompt, max_new_tokens=max_new_tokens, schedule=schedule, cache=cache)
     if schedule is not None:
         raise ConfigError(
             f"{target} is not read by a schedule of bits; make nested weights of it with: "
@@ -48,4 +50,4 @@ def generate(
         )
     from lissome.pipeline import in_torch
 
-    return in_torch.generate(target, prompt, max_new_tokens=max_new_tokens, events=events)
+    return in_torch.generate(target, prompt, max_new_tokens=max_new_tokens, cache=cache, events=events)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -114,7 +115,10 @@ class _Server:
 
     def _check(self, request: Request, *, key: bool = True) -> None:
         """Refuse who calls the server by another name, or has not its key."""
-        named = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        try:
+            named = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        except ValueError:  # half an IPv6 address
+            named = None
         if self.limits.hosts and named not in self.limits.hosts:
             raise RefusedError(403, f"the server is called {self.limits.hosts[0]} here.", "wrong_host")
         if self.limits.key is None or not key:
@@ -183,7 +187,7 @@ class _Whole:
     """Answers at once."""
 
     def __init__(self, pieces: _Pieces, answer: Answer, patience: float) -> None:
-        self._pieces, self._answer = pieces, answer
+        self._pieces, self._answer, self._patience = pieces, answer, patience
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         await _unless_gone(self._respond(scope, receive, send), receive, self._pieces.job)
@@ -196,7 +200,9 @@ class _Whole:
             response = JSONResponse(self._answer.whole("".join(texts), last))
         except RefusedError as error:
             response = JSONResponse(error.to_json(), error.status)
-        await response(scope, receive, send)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):  # of a reader that takes nothing
+                await response(scope, receive, send)
 
 
 class _Stream:

@@ -13,6 +13,7 @@ from lissome.core.errors import ConfigError, DataError
 from lissome.core.events import EventStream
 from lissome.engine.decode import Decoder, DecoderSettings
 from lissome.engine.decode.batching import Batcher
+from lissome.engine.decode.cache import cache_named
 from lissome.models.nested.folder import NestedFolder, nested_folder
 from lissome.pipeline.decoding import policy_of
 from lissome.serve.app import Limits, application
@@ -33,6 +34,7 @@ class ServerSettings:
         parallel: Texts written at a time. Default 4; each has a cache of `context` tokens.
         queue: Requests that may wait beyond those before others are refused. Default 32.
         schedule: Bits by phase (default: what the folder says, else all bits).
+        cache: How keys and values are held, such as ``int8:0.5`` (default: ``f16``).
     """
 
     host: str = "127.0.0.1"
@@ -42,6 +44,7 @@ class ServerSettings:
     parallel: int = 4
     queue: int = 32
     schedule: str | None = None
+    cache: str | None = None
 
 
 def serve(target: Any, settings: ServerSettings, events: EventStream) -> None:
@@ -68,13 +71,11 @@ def serve(target: Any, settings: ServerSettings, events: EventStream) -> None:
     if settings.key == "":
         raise ConfigError("the key is empty; give one, or none.")
     codec, policy = opened.text, policy_of(opened, settings.schedule)
-    listening = _listen(settings.host, settings.port)
-    batcher = Batcher(
-        Decoder(opened.file, DecoderSettings(cells=context * settings.parallel)),
-        codec,
-        slots=settings.parallel,
-        queue=settings.queue,
+    held = DecoderSettings(
+        cells=context * settings.parallel, texts=settings.parallel, **cache_named(settings.cache or "f16")
     )
+    listening = _listen(settings.host, settings.port)
+    batcher = Batcher(Decoder(opened.file, held), codec, slots=settings.parallel, queue=settings.queue)
     hosts = _LOOPBACK if settings.host in _LOOPBACK else ()
     app = application(batcher, Path(folder).resolve().name, Limits(key=settings.key, hosts=hosts), policy)
     config = uvicorn.Config(

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from lissome.core.errors import ConfigError, DataError, LissomeError
+from lissome.core.errors import ConfigError, DataError
 from lissome.engine.decode.decoder import Decoder, Floats
 from lissome.engine.decode.session import Session, advance
 from lissome.engine.decode.writing import Order, Piece, Writer
@@ -142,7 +142,7 @@ class Batcher:
         self._active.append(job)
         try:
             job.writer = Writer(session, self.codec, order)
-        except LissomeError as error:
+        except Exception as error:  # noqa: BLE001  (what is wrong with one order is its own matter)
             self._free.append(session)
             self._fail(job, error)
 
@@ -159,8 +159,7 @@ class Batcher:
             elif self._take(job, job.writer, job.logits):
                 ready.append((job, job.writer))
         if reading is not None:
-            job, writer = reading
-            job.logits = writer.session.work()
+            self._read(*reading)
         if ready:
             writers = [writer for _, writer in ready]
             found = advance(
@@ -171,11 +170,18 @@ class Batcher:
             for (job, _), logits in zip(ready, found, strict=True):
                 job.logits = logits
 
+    def _read(self, job: Job, writer: Writer) -> None:
+        """Compute a piece of a prompt."""
+        try:
+            job.logits = writer.session.work()
+        except Exception as error:  # noqa: BLE001
+            self._fail(job, error)
+
     def _take(self, job: Job, writer: Writer, logits: Floats) -> bool:
         """Choose a token; whether the text goes on."""
         try:
             piece = writer.take(logits)
-        except LissomeError as error:
+        except Exception as error:  # noqa: BLE001
             self._fail(job, error)
             return False
         if piece.finish:

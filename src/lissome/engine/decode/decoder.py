@@ -3,6 +3,9 @@
 A cell of the key-value cache has a position and a set of sequences. A token sees the cells of its sequences up to its
 position; a token of several sequences, a node of a tree of guesses, sees the cells that all of them share. Results of a
 token depend on what it sees and on the precision, and on nothing else: neither on the batch nor on threads.
+
+With a sparse cache (SparAMX, arXiv 2502.12444), positions lie in blocks of 64. A token sees those of its own block as
+they are, and those of earlier blocks frozen: of every key and value the numbers of largest magnitude, as many in each.
 """
 
 # M tokens of a batch, D residual width, V tokens of the vocabulary
@@ -26,6 +29,8 @@ from lissome.ops.nested import Layout
 Floats = NDArray[np.float32]
 SEQUENCES = 64
 """Sequences that a cache tells apart."""
+BLOCK = 64
+"""Positions that a sparse cache freezes together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,10 @@ class DecoderSettings:
     Attributes:
         cells: Positions that all sequences together hold. Default 2048.
         kv: How keys and values are held: ``"f16"`` (default), ``"int8"`` with a scale per head and position, ``"f32"``.
+        key_zeros: Share of zeros in frozen keys, 0 to below 1. Default 0; with this or the next above it, the cache is
+            sparse.
+        value_zeros: The same for values.
+        texts: Sequences that grow at the same time in a sparse cache: each has room for 128 cells that are not frozen.
         activations: ``"int8"`` (default): quantised per token and group of inputs; ``"f32"``: as they are, which is
             some five times slower and exact.
         threads: Threads (default 0: all that the process may use); no result depends on it.
@@ -46,10 +55,18 @@ class DecoderSettings:
 
     cells: int = 2048
     kv: Literal["f16", "int8", "f32"] = "f16"
+    key_zeros: float = 0.0
+    value_zeros: float = 0.0
+    texts: int = 1
     activations: Literal["int8", "f32"] = "int8"
     threads: int = 0
     layers: tuple[int, int] | None = None
     resident: bool = True
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the cache freezes."""
+        return self.key_zeros > 0 or self.value_zeros > 0
 
 
 class Weights(Protocol):
@@ -99,6 +116,11 @@ class Decoder:
             raise ConfigError(f"layers must be a range within 0 to {count}, got {self.first} to {self.last}.")
         if not 1 <= self.settings.cells <= 1 << 24:
             raise ConfigError(f"cells must be 1 to {1 << 24}, got {self.settings.cells}.")
+        for name in ("key_zeros", "value_zeros"):
+            if not 0 <= (share := getattr(self.settings, name)) < 1:
+                raise ConfigError(f"{name} must be a share from 0 to below 1, got {share}.")
+        if not 1 <= self.settings.texts <= SEQUENCES:
+            raise ConfigError(f"texts must be 1 to {SEQUENCES}, got {self.settings.texts}.")
         self._native = native.required()
         try:
             self._engine = self._built()
@@ -142,8 +164,9 @@ class Decoder:
             float32[len(wanted), V] logits, or hidden states [len(wanted), D].
 
         Raises:
-            ConfigError: When something given cannot be, or the cache is full.
-            Cancelled: When `cancel` was called.
+            ConfigError: When something given cannot be, the cache is full, or a token sees frozen positions in its own
+                block: those must be removed and run again.
+            Cancelled: When `cancel` was called. A sparse cache may have frozen what was in the first token's block.
         """
         where = np.ascontiguousarray(positions, np.int32)
         given = np.asarray(tokens)
@@ -153,8 +176,26 @@ class Decoder:
         rows = [len(where) - 1] if wanted is None else list(wanted)
         out = np.empty((len(rows), self.width), np.float32)
         bits = self.file.layout.bits if precision is None else precision
+        sets = _sets(sequences, len(where))
+        ends = _ends(where, sets) if self.settings.sparse else [len(where)]
+        for first, last in zip([0, *ends], ends, strict=False):
+            own = [at for at, row in enumerate(rows) if first <= row < last]
+            part = out if len(ends) == 1 else np.empty((len(own), self.width), np.float32)
+            listed = rows if len(ends) == 1 else [rows[at] - first for at in own]
+            try:
+                self._run(ready[first:last], where[first:last], sets[first:last], bits, listed, part)
+            except (ConfigError, Cancelled):
+                self._undo(where[:first], sets[:first])
+                raise
+            if len(ends) > 1:
+                out[own] = part
+        return out
+
+    def _run(
+        self, ready: NDArray[Any], where: NDArray[np.int32], sets: NDArray[np.uint64], bits: int, rows: Any, out: Floats
+    ) -> None:
         try:
-            outcome = self._engine.forward(ready, where, _sets(sequences, len(where)), bits, rows, out)
+            outcome = self._engine.forward(ready, where, sets, bits, rows, out)
         except ValueError as error:
             raise ConfigError(f"this batch cannot be run: {error}.") from error
         if outcome == "full":
@@ -165,7 +206,13 @@ class Decoder:
             )
         if outcome == "cancelled":
             raise Cancelled
-        return out
+
+    def _undo(self, where: NDArray[np.int32], sets: NDArray[np.uint64]) -> None:
+        """Take tokens of a batch that did not come to its end out of the cache again."""
+        for position, given in zip(where.tolist(), sets.tolist(), strict=True):
+            for sequence in range(SEQUENCES):
+                if given >> sequence & 1:
+                    self.seq_rm(sequence, position, position + 1)
 
     def cancel(self) -> None:
         """Stop a forward of another thread, or else the next one, before its next layer."""
@@ -178,6 +225,14 @@ class Decoder:
     def seq_rm(self, sequence: int, first: int = 0, last: int = 2**31 - 1) -> None:
         """Take positions [first, last) from a sequence, or from all when it is −1."""
         self._engine.seq_rm(sequence, first, last)
+
+    def stays(self, same: int, length: int) -> int:
+        """Return how many of the first `same` tokens of a sequence of `length` may stay when others shall follow them.
+
+        All may, but of frozen ones only whole blocks: a block is frozen by what comes after it.
+        """
+        begun = max(0, length - 1) // BLOCK * BLOCK
+        return same if not self.settings.sparse or same >= begun else same // BLOCK * BLOCK
 
     def seq_last(self, sequence: int) -> int:
         """Return the largest position of a sequence; −1 when it has none."""
@@ -206,7 +261,13 @@ class Decoder:
     @property
     def cache_bytes(self) -> int:
         """Bytes of the cache's cells."""
-        return int(self._engine.cell_bytes) * self.settings.cells
+        lasting = self.cell_bytes * self.settings.cells
+        return lasting + int(self._engine.dense_bytes) if self.settings.sparse else lasting
+
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of a position for good: in a sparse cache, once it is frozen."""
+        return int(self._engine.cell_bytes)
 
     @property
     def free(self) -> int:
@@ -238,7 +299,15 @@ class Decoder:
             kv=self.settings.kv,
             activations=self.settings.activations,
             threads=self.settings.threads,
+            **self._freezing(),
         )
+
+    def _freezing(self) -> dict[str, Any]:
+        """What the engine must know of a sparse cache."""
+        given = self.settings
+        if not given.sparse:
+            return {}
+        return {"key_zeros": given.key_zeros, "value_zeros": given.value_zeros, "dense": 2 * BLOCK * given.texts}
 
     @property
     def _layers(self) -> tuple[LayerSpec, ...]:
@@ -276,6 +345,18 @@ class Decoder:
 
     def _weight(self, name: str) -> Any:
         return self.file.held(name, resident=self.settings.resident)
+
+
+def _ends(positions: NDArray[np.int32], sets: NDArray[np.uint64]) -> list[int]:
+    """Cut a batch where a sequence goes on in another block; the ends of the parts."""
+    ends, seen = [], dict[int, int]()  # sequences of the part by block
+    for at, (position, given) in enumerate(zip(positions.tolist(), sets.tolist(), strict=True)):
+        block = position // BLOCK
+        if any(other & given for where, other in seen.items() if where != block):
+            ends.append(at)
+            seen = {}
+        seen[block] = seen.get(block, 0) | given
+    return [*ends, len(positions)]
 
 
 def _sets(sequences: Sequence[int | Sequence[int]] | int, count: int) -> NDArray[np.uint64]:

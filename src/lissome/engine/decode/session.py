@@ -36,8 +36,10 @@ class Sampling:
             raise ConfigError(f"temperature must be 0 or more, got {self.temperature}.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
-        if self.top_k < 0 or not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"top_k must be 0 or more and seed a number of 64 bits, got {self.top_k}, {self.seed}.")
+        if not 0 <= self.top_k < 1 << 31 or not 0 <= self.seed < 1 << 64:
+            raise ConfigError(
+                f"top_k must be a number of 31 bits and seed one of 64 bits, got {self.top_k!s:.40}, {self.seed!s:.40}."
+            )
 
 
 class Session:
@@ -82,7 +84,7 @@ class Session:
         same, most = 0, 0 if self._slid else min(len(tokens) - 1, len(self._known))
         while same < most and (tokens[same], schedule(same)) == self._known[same]:
             same += 1
-        return same
+        return self.decoder.stays(same, len(self._known))
 
     def start(self, tokens: Sequence[int], schedule: Schedule) -> None:
         """Let the sequence become these tokens; `work` computes them.

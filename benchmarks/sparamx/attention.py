@@ -1,0 +1,159 @@
+"""Attention over a long text: keys and values of earlier blocks without their smallest numbers, or whole.
+
+All arms are the decoder engine with the same nested weights and integers as keys and values. What attention takes of a
+step is the time of a step after a long text less that of one after a short text in the same round: everything else of
+the two is the same.
+"""
+
+# N windows, T tokens
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._frame import Inequality
+from benchmarks.decode.arms import Own
+from benchmarks.decode.measuring import losses
+from benchmarks.sparamx.names import DENSE_CACHE, JUDGED_CACHE, SPARSE_CACHES
+from lissome.cost.clock import fixed_threads
+from lissome.engine.decode import Decoder
+from lissome.engine.decode.cache import cache_named
+from lissome.engine.decode.decoder import BLOCK
+from lissome.ops.kernels import native
+from lissome.ops.stats import Interval, paired_bootstrap, ratio_of_medians
+
+MODEL = "smollm2-135m"
+BITS = 4
+TOKENS = 4096
+"""Positions before the tokens that are timed."""
+FASTER, PPL = 1.14, 1.01
+_SHORT, _STEPS = BLOCK, 16  # positions before the tokens of the short text; tokens that are timed in a turn
+_BLOCK_BYTES = 256 << 20  # by which the bandwidth is measured
+
+
+def race(path: Path, ids: Sequence[int], *, rounds: int, threads: int) -> dict[str, Any]:
+    """Time steps after a long and after a short text, all arms in turns.
+
+    Args:
+        path: Nested weights.
+        ids: The long text; its length is a multiple of 64, so that steps after it freeze nothing twice.
+        rounds: How often each arm is timed, after one round that is thrown away.
+        threads: Threads.
+
+    Returns:
+        By arm and round, seconds of the median step: ``long`` and ``short``; ``bytes`` of the long text's keys and
+        values; ``bandwidth`` by round, in bytes per second.
+    """
+    now = time.process_time if threads == 1 else time.perf_counter
+    compiled = native.required()
+    block = compiled.block(_BLOCK_BYTES)
+    arms = {name: _filled(path, name, ids, threads) for name in (DENSE_CACHE, *SPARSE_CACHES)}
+    found: dict[str, dict[str, list[float]]] = {name: {"long": [], "short": []} for name in arms}
+    bandwidth = []
+    gc.collect()
+    gc.disable()
+    try:
+        with fixed_threads(threads):
+            for turn in range(rounds + 1):
+                start = now()
+                compiled.checksum(block, threads)
+                bandwidth.append(block.nbytes / (now() - start))
+                for name in list(arms)[:: 1 if turn % 2 else -1]:
+                    for sequence, (kind, length) in enumerate((("long", len(ids)), ("short", _SHORT))):
+                        found[name][kind].append(_step(arms[name], ids, sequence, length, now))
+    finally:
+        gc.enable()
+    return {
+        "arms": {
+            name: {kind: times[1:] for kind, times in found[name].items()} | {"bytes": len(ids) * arm.cell_bytes}
+            for name, arm in arms.items()
+        },
+        "tokens": len(ids),
+        "bandwidth": bandwidth[1:],
+        "kernels": native.choice().name,
+    }
+
+
+def _filled(path: Path, name: str, ids: Sequence[int], threads: int) -> Decoder:
+    """A decoder whose sequence 0 is the long text, and sequence 1 its beginning."""
+    cells = len(ids) + _SHORT + 2 * BLOCK
+    decoder = Decoder.open(path, cells=cells, texts=2, threads=threads, **cache_named(name))
+    for sequence, length in enumerate((len(ids), _SHORT)):
+        for first in range(0, length, 256):
+            part = list(ids[first : min(first + 256, length)])
+            decoder.forward(part, range(first, first + len(part)), sequence, BITS)
+    return decoder
+
+
+def _step(decoder: Decoder, ids: Sequence[int], sequence: int, length: int, now: Any) -> float:
+    times = []
+    for at in range(length, length + _STEPS):
+        start = now()
+        decoder.forward([ids[at - length]], [at], sequence, BITS)
+        times.append(now() - start)
+    decoder.seq_rm(sequence, length)
+    return float(np.median(times))
+
+
+def quality(path: Path, windows: Any, threads: int) -> dict[str, Any]:
+    """Return the mean loss of the next tokens of every window Int[N, T], by arm, nats."""
+    ids, found = np.asarray(windows), {}
+    for name in (DENSE_CACHE, *SPARSE_CACHES):
+        settings = {"cells": ids.shape[1], "threads": threads, **cache_named(name)}
+        found[name] = losses(Own(Decoder.open(path, **settings), BITS), ids)
+    return {"nll": found}
+
+
+def judge(cells: Mapping[str, Any]) -> tuple[dict[str, Any], list[Inequality]]:
+    """Turn the cells of attention into what is stored and the inequalities."""
+    timed = {name: cell for name, cell in cells.items() if name.startswith("attention-") and "bandwidth" in cell}
+    nll = cells["attention-ppl"]["nll"]
+    tables = {name: rows(cell, nll) for name, cell in timed.items()}
+    return {"attention": tables}, list(_judged(timed, tables, nll))
+
+
+def _judged(timed: Mapping[str, Any], tables: Mapping[str, Any], nll: Mapping[str, Any]) -> Iterator[Inequality]:
+    for name, cell in timed.items():
+        row, width = tables[name]["rows"][JUDGED_CACHE]["faster"], tables[name]["bandwidth"] / 1e9
+        yield Inequality.of(
+            f"{JUDGED_CACHE} after {cell['tokens']} tokens, threads {name.split('-')[-1]}: attention, times as fast as "
+            f"{DENSE_CACHE}",
+            row["value"],
+            ">=",
+            FASTER,
+            f"(95 % {row['low']:.2f}–{row['high']:.2f}, n={row['n']}; bandwidth {width:.1f} GB/s)",
+        )
+    ratio = _ppl_ratio(nll, JUDGED_CACHE)
+    yield Inequality.of(
+        f"{JUDGED_CACHE}: perplexity ÷ that of {DENSE_CACHE}", ratio.value, "<=", PPL,
+        f"(95 % {ratio.low:.4f}–{ratio.high:.4f}, n={ratio.n} windows)",
+    )  # fmt: skip
+
+
+def rows(cell: Mapping[str, Any], nll: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table shows by arm: milliseconds of a step and of its attention, megabytes, speed and perplexity."""
+    parts = {name: np.asarray(arm["long"]) - np.asarray(arm["short"]) for name, arm in cell["arms"].items()}
+    width, found = np.asarray(cell["bandwidth"]), {}
+    for name, arm in cell["arms"].items():
+        found[name] = {
+            "ms": 1e3 * float(np.median(arm["long"])),
+            "attention": 1e3 * float(np.median(parts[name])),
+            "mb": arm["bytes"] / 1e6,
+            "share": float(np.median(arm["bytes"] / parts[name] / width)),
+            "faster": vars(ratio_of_medians(parts[DENSE_CACHE], parts[name])),
+            "step": vars(ratio_of_medians(cell["arms"][DENSE_CACHE]["long"], arm["long"])),
+            "ppl": float(np.exp(np.mean(nll[name]))),
+        }
+    return {"rows": found, "bandwidth": float(np.median(width)), "tokens": cell["tokens"], "model": MODEL}
+
+
+def _ppl_ratio(nll: Mapping[str, Any], name: str) -> Interval:
+    more = paired_bootstrap(np.asarray(nll[name]) - np.asarray(nll[DENSE_CACHE]))
+    value, low, high = (float(np.exp(one)) for one in (more.value, more.low, more.high))
+    return Interval(value=value, se=value * more.se, low=low, high=high, n=more.n)
