@@ -20,8 +20,6 @@ DENSE_CACHE = "int8"
 SPARSE_CACHES = ("int8:0.3,0.5", "int8:0.5,0.5", "int8:0.5,0.7")
 """Shares of zeros in keys and values of earlier blocks."""
 
-JUDGED_CACHE = SPARSE_CACHES[1]
-
 
 def sparse(kind: str, share: float) -> str:
     """Name of a sparse arm."""

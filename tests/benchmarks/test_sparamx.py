@@ -14,7 +14,6 @@ from benchmarks.sparamx.names import (
     CSR,
     DENSE,
     DENSE_CACHE,
-    JUDGED_CACHE,
     SHARES,
     SPARSE_CACHES,
     TORCH,
@@ -119,11 +118,11 @@ def test_the_judgement_of_attention() -> None:
         return result, [one.ok for one in found]
 
     result, held = judged(1.2, 0.005)
-    assert held == [True, True, True]
-    row = result["attention"]["attention-2"]["rows"][JUDGED_CACHE]
+    assert held == [True] * 4
+    row = result["attention"]["attention-2"]["rows"][SPARSE_CACHES[1]]
     assert row["faster"]["value"] == pytest.approx(1.2)
     assert row["share"] == pytest.approx(1)
-    assert judged(1.1, 0.011)[1] == [False, False, False]
+    assert judged(1.1, 0.011)[1] == [False] * 4
     kernels = run.judge({name: made_up() for name in ("linears-1", "cached-512")})[0]
     text = table.page([{**kernels, **result, "inequalities": [], "environments": []}])
     assert "Attention after 4096 tokens of smollm2-135m, threads: 2" in text

@@ -134,7 +134,7 @@ def test_a_cancelled_forward_leaves_nothing(path: Path) -> None:
         ([1], [0], 64, 4, "sequences are 0 to 63"),
         ([1], [0], [[]], 4, "belongs to a sequence"),
         ([1], [0], 0, 2, "not read at 2"),
-        ([1, 2], [0], 0, 4, "must be an aligned"),
+        ([1, 2], [0], 0, 4, "1 positions and 2 tokens"),
         ([], [], 0, 4, "at least one token"),
     ],
 )

@@ -173,6 +173,8 @@ class Decoder:
         ready = np.ascontiguousarray(given, np.float32 if given.ndim == 2 else np.int32)
         if not len(where):
             raise ConfigError("a batch has at least one token, got none.")
+        if len(ready) != len(where):
+            raise ConfigError(f"there are {len(where)} positions and {len(ready)} tokens; give one for each.")
         rows = [len(where) - 1] if wanted is None else list(wanted)
         out = np.empty((len(rows), self.width), np.float32)
         bits = self.file.layout.bits if precision is None else precision

@@ -13,8 +13,8 @@ Differs from the paper, and why:
 - Scales of int8 weights are not clamped: the published code rounds rows of small weights to zero.
 - The head is int8 even without zeros; the paper leaves it as it is, which bounds the gain of small models.
 - Where the decoder engine runs the model, the whole step is compiled, not the layers alone.
-- The cache of keys and values is sparse where a person asks for it (``lissome generate --cache``): the largest numbers of
-  every row are kept, in blocks that are frozen as a text grows (`lissome.engine.decode.decoder`).
+- The cache of keys and values is sparse where a person asks for it (``lissome generate --cache``): the largest numbers
+  of every row are kept, in blocks that are frozen as a text grows (`lissome.engine.decode.decoder`).
 """
 
 from __future__ import annotations
