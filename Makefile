@@ -24,6 +24,14 @@ test-all: $(VENV)/installed-peers ## also real models, llama.cpp, a browser, fau
 	$(PYTEST) -n 2 -m "not slow and not peer and not gpu"
 	$(PYTEST) -n 2 --dist worksteal -m "(slow or peer) and not alone and not gpu"
 	$(PYTEST) -m "alone and not gpu"
+	$(MAKE) --no-print-directory flower-ends
+
+.PHONY: flower-ends
+flower-ends: $(VENV)/installed-peers ## the oldest and the newest release of Flower that pyproject.toml allows
+	for release in 1.40.0 1.42.0; do \
+		$(BIN)/python -m pip install -qq --no-deps --upgrade --target $(VENV)/flwr-$$release flwr==$$release && \
+		PYTHONPATH=$(CURDIR)/$(VENV)/flwr-$$release $(PYTEST) tests/engine/federate/test_flower.py || exit 1; \
+	done
 
 check: $(VENV)/installed-test style ## the quick inner loop: no whole jobs
 	$(PYTEST) -n 2 -q -m "not long and not slow and not peer and not gpu and not network"

@@ -251,7 +251,9 @@ def test_a_budget_that_nothing_meets(place: Path) -> None:
 @pytest.mark.long
 def test_the_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["federate", str(place / "recipe.toml"), "--dry-run"]) == 0
-    assert "phone" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "phone" in shown
+    assert "the whole model" in shown
     assert main(["federate", str(place / "recipe.toml")]) == 2
     assert "--out DIR" in capsys.readouterr().err
     assert main(["federate", str(place / "recipe.toml"), "--out", "x", "--backend", "rai"]) == 2

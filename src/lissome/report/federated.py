@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,8 @@ from lissome.report.units import duration, percent, quantity
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_SHOWN_CLIENTS, _SHOWN_ROUNDS = 40, 24
+_SHOWN_CLIENTS, _SHOWN_ROUNDS, _SHOWN_NAMES = 40, 24, 6
+_LAYER = re.compile(r"(?:^|\.)\d+(?=\.|$)")  # the number of a layer in the name of an axis
 Fields = Mapping[str, Any]
 
 
@@ -36,7 +39,27 @@ def plan(fields: Fields) -> Sequence[RenderableType]:
         "server, beside the model": quantity(fields["server_memory"], "bytes"),
         "federation": fields["federation"],
     }
-    return [table, pairs(facts)]
+    return [table, *subnetworks(fields["clients"]), pairs(facts)]
+
+
+def subnetworks(clients: Sequence[Fields]) -> Sequence[RenderableType]:
+    """Each Subnet that clients of a plan get, with the choices that differ from the whole model; none: all get it."""
+    holders: dict[str, list[str]] = {}
+    for one in clients:
+        holders.setdefault(chosen(one["subnet"]), []).append(one["name"])
+    if not any(holders):
+        return []
+    table = sheet("sub-network", "clients", "", title="Who gets which")
+    for choices, names in holders.items():
+        more = f" … {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+        table.add_row(choices or "the whole model", str(len(names)), ", ".join(names[:_SHOWN_NAMES]) + more)
+    return [table]
+
+
+def chosen(subnet: Mapping[str, int]) -> str:
+    """Write choices by what they are of, whatever the layer: ``mlp.width 768 ×6`` is that of six layers."""
+    counted = Counter((_LAYER.sub("", name).strip("."), value) for name, value in subnet.items())
+    return ", ".join(f"{name} {value}{f' ×{count}' if count > 1 else ''}" for (name, value), count in counted.items())
 
 
 def result(fields: Fields) -> Sequence[RenderableType]:
