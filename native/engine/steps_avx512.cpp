@@ -2,8 +2,7 @@
 #define LISSOME_TARGET LISSOME_AVX512
 #if LISSOME_X86
 #include <immintrin.h>
-#define LISSOME_HALVES  // there is an instruction for them
-#define LISSOME_EXPAND  // likewise
+#define LISSOME_512  // there are instructions for halves, bytes, expanding and whole vectors
 
 #include "base/numbers.h"
 

@@ -99,7 +99,7 @@ inline constexpr std::int64_t kCellsAhead = 16;  // keys and values are asked fo
 // Writes 64 numbers: those whose bit is set are in order at `from`, zeros between them.
 template <class Number>
 LISSOME_FN void expand(std::uint64_t bits, const std::byte* from, std::byte* to) {
-#if defined(LISSOME_EXPAND)
+#if defined(LISSOME_512)
   expand_512<Number>(bits, from, to);  // reads up to 64 bytes more than there are numbers
 #else
   std::memset(to, 0, kPiece * sizeof(Number));
@@ -119,7 +119,7 @@ struct KvHalves {
 };
 struct KvIntegers {
   using Number = std::int8_t;
-  LISSOME_FN V16 load(const std::byte* p) { return __builtin_convertvector(load_v<C16>(p), V16); }
+  LISSOME_FN V16 load(const std::byte* p) { return floats_of(load_v<C16>(p)); }
 };
 
 template <class Kv>
@@ -160,22 +160,38 @@ LISSOME_FN void each_cell(const Attend& job, F f) {
   }
 }
 
+// Adds products of C vectors of a row with those of Q queries.
+template <class Kv, int Q, int C>
+LISSOME_FN void dot(const Attend& job, const float* q, const std::byte* row, V16 (&sums)[Q]) {
+#pragma GCC unroll 4
+  for (int c = 0; c < C; ++c) {
+    const V16 v = Kv::load(row + c * kWide * item<Kv>());
+#pragma GCC unroll 4
+    for (int h = 0; h < Q; ++h) sums[h] += load_v<V16>(q + h * job.size + c * kWide) * v;
+  }
+}
+
 template <class Kv, int Q>
 LISSOME_TARGET void score(const Attend& job, const float* q, float* scores, std::int64_t width) {
   alignas(64) std::byte room[kPiece * item<Kv>()];
+  V16 rows[Q][kWide] = {};  // products of as many cells, added up together
+  alignas(64) float scales[kWide] = {};
   each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
     ask<Kv>(job, job.keys, cell, 0);
     V16 sums[Q] = {};
-    for (std::int64_t first = 0; first < job.size; first += kPiece) {
-      const std::byte* key = piece<Kv>(job, job.keys, cell, first, room);
-      const std::int64_t last = std::min(job.size, first + kPiece);
-      for (std::int64_t k = first; k < last; k += kWide, key += kWide * item<Kv>()) {
-        const V16 v = Kv::load(key);
-        for (int h = 0; h < Q; ++h) sums[h] += load_v<V16>(q + h * job.size + k) * v;
-      }
+    std::int64_t k = 0;
+    for (; k + kPiece <= job.size; k += kPiece) {
+      dot<Kv, Q, kPiece / kWide>(job, q + k, piece<Kv>(job, job.keys, cell, k, room), sums);
     }
-    const float scale = job.keys.scales ? job.scale * job.keys.scales[cell] : job.scale;
-    for (int h = 0; h < Q; ++h) scores[h * width + at] = sum_v(sums[h]) * scale;
+    if (k < job.size) {
+      const std::byte* key = piece<Kv>(job, job.keys, cell, k, room);
+      for (; k < job.size; k += kWide, key += kWide * item<Kv>()) dot<Kv, Q, 1>(job, q + k, key, sums);
+    }
+    const std::int64_t slot = at % kWide;
+    for (int h = 0; h < Q; ++h) rows[h][slot] = sums[h];
+    scales[slot] = job.keys.scales ? job.scale * job.keys.scales[cell] : job.scale;
+    if (slot + 1 < kWide && at + 1 < job.cells) return;
+    for (int h = 0; h < Q; ++h) store_v(scores + h * width + at - slot, sums_v(rows[h]) * load_v<V16>(scales));
   });
 }
 

@@ -42,15 +42,77 @@ LISSOME_FN float sum_v(V16 v) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+// Compilers widen vectors number by number unless they are told how.
+#if defined(LISSOME_256)
+LISSOME_FN I16 both(__m256i low, __m256i high) {
+  I16 found;
+  std::memcpy(&found, &low, sizeof low);
+  std::memcpy(reinterpret_cast<char*>(&found) + sizeof low, &high, sizeof high);
+  return found;
+}
+#endif
+
+LISSOME_FN I16 integers_of(H16 halves) {
+#if defined(LISSOME_256)
+  const __m256i given = (__m256i)halves;
+  return both(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(given)),
+              _mm256_cvtepu16_epi32(_mm256_extracti128_si256(given, 1)));
+#else
+  return __builtin_convertvector(halves, I16);
+#endif
+}
+
 // Halves to floats: shifting the exponent by a multiplication makes subnormal halves right too. No infinities or NaN.
 LISSOME_FN V16 floats_of(H16 halves) {
-#if defined(LISSOME_HALVES)
+#if defined(LISSOME_512)
   return (V16)_mm512_cvtph_ps((__m256i)halves);
 #else
-  const I16 bits = __builtin_convertvector(halves, I16);
+  const I16 bits = integers_of(halves);
   const I16 sign = (bits & 0x8000) << 16, rest = (bits & 0x7fff) << 13;
   return (V16)((I16)((V16)rest * 0x1p112f) | sign);
 #endif
+}
+
+LISSOME_FN V16 floats_of(C16 bytes) {
+#if defined(LISSOME_512)
+  return (V16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
+#elif defined(LISSOME_256)
+  const __m128i given = (__m128i)bytes;
+  const I16 wide = both(_mm256_cvtepi8_epi32(given), _mm256_cvtepi8_epi32(_mm_srli_si128(given, 8)));
+  return __builtin_convertvector(wide, V16);
+#else
+  return __builtin_convertvector(bytes, V16);
+#endif
+}
+
+// Lane i is the sum of v[i], added up as `sum_v` does.
+LISSOME_FN V16 sums_v(const V16 (&v)[16]) {
+  V16 found;
+#if defined(LISSOME_512)
+  V16 eight[8], four[4], two[2];  // sums of 8, 4 and 2 numbers of several vectors, side by side
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    eight[i] = __builtin_shufflevector(v[i], v[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(v[i], v[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const V16 a = eight[i], b = eight[i + 4];
+    four[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+              __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const V16 a = four[i], b = four[i + 2];
+    two[i] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+             __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+  found = __builtin_shufflevector(two[0], two[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+          __builtin_shufflevector(two[0], two[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#else
+  for (int i = 0; i < 16; ++i) found[i] = sum_v(v[i]);
+#endif
+  return found;
 }
 
 // e^x within 2 ulp: x = n ln 2 + r, a polynomial of r, and n added to the exponent.
