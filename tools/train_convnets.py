@@ -11,7 +11,6 @@ made on, or that judge: those parts are dealt out here as `lissome supernet` dea
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,7 @@ from typing import Any
 
 import torch
 
-from lissome.core.events import Event, EventStream
-from lissome.core.files import cache_dir
+from lissome.core.events import EventStream
 from lissome.data.images import read_images
 from lissome.data.local import data_file
 from lissome.engine.checkpoint import Checkpoint
@@ -30,7 +28,8 @@ from lissome.engine.train import train
 from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
 from lissome.models.load import load_model
 from lissome.models.model import Model
-from lissome.models.zoo import ZOO, folder_of, zoo
+from lissome.models.zoo import folder_of, zoo
+from tools._asking import Ticker, ask
 from tools._shipping import ship
 
 FLOOR = 0.85
@@ -122,7 +121,7 @@ def given(name: str, work: Path, *, part: float = 1.0) -> Path:
 
 def make(name: str, steps: int, out: Path, work: Path) -> Mapping[str, float]:
     """Train, store and enter one network into the index; returns its figures on CIFAR-10's own test images."""
-    model, seconds = trained(name, steps, work, said=EventStream(_Ticker(name)))
+    model, seconds = trained(name, steps, work, said=EventStream(Ticker(name)))
     summary = f"{RECIPES[name].summary}; trained here on CIFAR-10 (as JPEG images)"
     told = {"steps": steps, "batch": BATCH, "lr": RECIPES[name].lr, "seconds": seconds, "seed": 0}
 
@@ -134,20 +133,6 @@ def make(name: str, steps: int, out: Path, work: Path) -> Mapping[str, float]:
     if name == "zoo-resnet" and found["accuracy"] < FLOOR:
         raise SystemExit(f"that is below {FLOOR}; train longer.")
     return found
-
-
-class _Ticker:
-    """Prints a line of progress every minute."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._last = name, time.monotonic()
-
-    def __call__(self, event: Event) -> None:
-        if event.kind == "advance" and event.stage == "train" and time.monotonic() - self._last > 60:
-            self._last = time.monotonic()
-            left = event.metrics["seconds_left"] / 60
-            told = f"step {event.step}/{event.total}, loss {event.metrics['loss']:.2f}, {left:.0f} min left"
-            print(f"{self._name}: {told}", flush=True)
 
 
 def _show_times(names: Sequence[str], steps: int | None) -> None:
@@ -162,21 +147,11 @@ def _show_times(names: Sequence[str], steps: int | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tools.train_convnets", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)} (default: all)")
-    parser.add_argument("--steps", type=int, help="of training (default: the recipe's)")
-    parser.add_argument("--out", type=Path, default=ZOO, help="where the folders go (default: into the package)")
-    parser.add_argument("--work", type=Path, default=cache_dir() / "zoo", help="where unfinished work lies")
-    parser.add_argument("--time", action="store_true", help="only time a step of each")
-    asked = parser.parse_args(arguments)
-    unknown = [name for name in asked.names if name not in RECIPES]
-    if unknown:
-        parser.error(f"there is no {unknown[0]!r}; known: {', '.join(RECIPES)}")
-    names = asked.names or list(RECIPES)
+    asked = ask("tools.train_convnets", __doc__, RECIPES, arguments)
     if asked.time:
-        _show_times(names, asked.steps)
+        _show_times(asked.names, asked.steps)
         return
-    for name in names:
+    for name in asked.names:
         make(name, asked.steps or RECIPES[name].steps, asked.out, asked.work / name)
 
 

@@ -12,7 +12,6 @@ stored in float16, and the figure is that of the stored ones.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import json
@@ -33,8 +32,8 @@ from torch import Tensor, nn
 from transformers.models.bamba.modeling_bamba import BambaMixer
 
 from lissome.core.errors import NumericsError
-from lissome.core.events import Event, EventStream
-from lissome.core.files import cache_dir, read_json, write_json
+from lissome.core.events import EventStream
+from lissome.core.files import read_json, write_json
 from lissome.data.local import data_file
 from lissome.data.text import Encoder, spread
 from lissome.engine.checkpoint import Checkpoint
@@ -43,7 +42,7 @@ from lissome.engine.scoring import score_text
 from lissome.engine.train import TrainConfig, train
 from lissome.models.load import load_model
 from lissome.models.model import Model
-from lissome.models.zoo import ZOO
+from tools._asking import Ticker, ask
 from tools._shipping import ship
 
 LENGTH = 256
@@ -308,7 +307,7 @@ def trained(recipe: Recipe, steps: int, rate: float, folder: Path, layers: int |
     key |= {"data": data.facts, "config": settings(steps, rate).to_mapping(), "loss": next_bytes.__name__}
     result = train(
         Task(module=module, loss=next_bytes, data=data), settings(steps, rate), seed=SEED,
-        checkpoint=Checkpoint(folder, key), events=EventStream(_Ticker(f"{folder.parent.name}/{folder.name}")),
+        checkpoint=Checkpoint(folder, key), events=EventStream(Ticker(f"{folder.parent.name}/{folder.name}", _in_bits)),
     )  # fmt: skip
     return model, result.seconds
 
@@ -381,17 +380,8 @@ def step_seconds(name: str) -> float:
     return min(after - before for before, after in pairwise(times[1:-1]))  # between the start and the finish
 
 
-class _Ticker:
-    """Prints a line of progress every minute."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._last = name, time.monotonic()
-
-    def __call__(self, event: Event) -> None:
-        if event.kind == "advance" and event.stage == "train" and time.monotonic() - self._last > 60:
-            self._last = time.monotonic()
-            loss, left = event.metrics["loss"] / math.log(2), event.metrics["seconds_left"] / 60
-            print(f"{self._name}: step {event.step}/{event.total}, {loss:.2f} bits, {left:.0f} min left", flush=True)
+def _in_bits(loss: float) -> str:
+    return f"{loss / math.log(2):.2f} bits"
 
 
 def _show_times(names: Sequence[str], steps: int | None, say: Callable[[str], None] = print) -> None:
@@ -406,25 +396,12 @@ def _show_times(names: Sequence[str], steps: int | None, say: Callable[[str], No
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tools.train_zoo", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)} (default: all)")
-    parser.add_argument("--steps", type=int, help="of training (default: the recipe's)")
-    parser.add_argument("--out", type=Path, default=ZOO, help="where the folders go (default: into the package)")
-    parser.add_argument("--work", type=Path, default=cache_dir() / "zoo", help="where unfinished work lies")
-    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
-    parser.add_argument("--time", action="store_true", help="only time a step of each")
-    options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in RECIPES]
-    if unknown:
-        parser.error(f"there is no {unknown[0]!r}; known: {', '.join(RECIPES)}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    names = options.names or list(RECIPES)
-    if options.time:
-        _show_times(names, options.steps)
+    asked = ask("tools.train_zoo", __doc__, RECIPES, arguments)
+    if asked.time:
+        _show_times(asked.names, asked.steps)
         return
-    for name in names:
-        make(name, options.steps, options.out, options.work)
+    for name in asked.names:
+        make(name, asked.steps, asked.out, asked.work)
 
 
 if __name__ == "__main__":
