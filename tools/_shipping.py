@@ -43,13 +43,26 @@ def ship(
     """
     Model(in_dtype(model, torch.float16).module, model.tokenizer).save(out / name)
     found = dict(judge(load_model(out / name, dtype=torch.float32)))
+    enter(name, out, summary=summary, found=found, training=training, figure=figure)
+    return found
+
+
+def enter(
+    name: str,
+    out: Path,
+    *,
+    summary: str,
+    found: Mapping[str, float],
+    training: Mapping[str, Any],
+    figure: str = "quality",
+) -> None:
+    """Enter what lies in a folder into the index, with the hashes of its files; arguments as in `ship`."""
     machine = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     entry = {
         "summary": summary,
-        figure: found,
+        figure: dict(found),
         "files": {path.name: sha256_file(path) for path in sorted((out / name).iterdir())},
         "training": {**training, **machine, "versions": versions()},
     }
     index = read_json(out / INDEX) if (out / INDEX).exists() else {}
     write_json(out / INDEX, {**index, name: entry})
-    return found

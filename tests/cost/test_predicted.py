@@ -15,6 +15,7 @@ from lissome.cost.measured import Request
 from lissome.cost.oracle import SubnetCost
 from lissome.cost.predicted import Agreement, Regression, Timed, encoded, held_out, time_subnets, totals
 from lissome.models.space import Axis, Space, Subnet
+from lissome.testing.networks import network_model
 from lissome.testing.toys import toy_model
 
 SPACE = Space(
@@ -97,3 +98,11 @@ def test_subnets_are_timed_and_found_again(tmp_path: Path) -> None:
     (tmp_path / "timed.json").write_text("{}")
     with pytest.raises(ArtifactError, match="lacks 'device'"):
         Timed.load(tmp_path / "timed.json")
+
+
+def test_a_network_of_images_has_features_too() -> None:
+    model = network_model("mobilenet")
+    space = model.space()
+    rows = totals(model)([space.full, space.smallest])
+    assert rows.shape[0] == 2 and rows.shape[1] <= 12
+    assert (rows[1] <= rows[0]).all() and rows[1, 0] < rows[0, 0]

@@ -29,6 +29,7 @@ from lissome.testing.conformance import outputs
 from lissome.testing.examples import striped_images, worded_texts
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_module
+from tools.ship_supernet import ship_supernet
 
 pytestmark = pytest.mark.long
 
@@ -149,20 +150,37 @@ class _Own(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1))
         self.head = nn.Linear(12, 4)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        classes: torch.Tensor = self.head(self.body(x).mean((2, 3)))
-        return classes
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.head(self.body(x).mean((2, 3)))}
 
 
 def test_a_module_of_any_class(home: Path, tmp_path: Path) -> None:
-    own = pipeline.load(_Own(), example=(3, 16, 16))
+    own = pipeline.load(nn.DataParallel(_Own()), example=(3, 16, 16))
     report = pipeline.supernet(own, data=home / "stripes.npz", settings=(*SMALL, "steps=3"), out=tmp_path / "S")
     assert report.axes == 2, "the channels of two convolutions"
     found = pipeline.search(tmp_path / "S", into=_Own(), out=tmp_path / "S" / "search", trials=5)
     assert found.evaluated == 5
+    timed = pipeline.search(
+        tmp_path / "S", into=_Own(), out=tmp_path / "timed", trials=3, objectives=("accuracy", "latency")
+    )
+    assert "latency by a regression, on " in timed.notes[0]
+    pipeline.search(tmp_path / "S", into=_Own(), out=tmp_path / "S" / "search", trials=5)
     cut = pipeline.extract_for(tmp_path / "S", into=_Own(), budget="macs<=60%", out=tmp_path / "A")
     small = pipeline.load(tmp_path / "A", into=_Own())
     assert Counter(small).count().macs == cut.figures["macs"]
+
+
+def test_one_that_ships_is_extracted_by_its_name(
+    home: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lissome.models.zoo.ZOO", tmp_path / "zoo")
+    told = ship_supernet(made, "supernet-toy", out=tmp_path / "zoo", budget="macs<=60%")
+    assert told["macs_share"] <= 0.6 and 0 <= told["accuracy"] <= 1
+    assert str(home) not in (tmp_path / "zoo/supernet-toy/manifest.json").read_text(encoding="utf-8")
+    report = pipeline.extract_for("supernet-toy", budget="macs<=60%", out=tmp_path / "A")
+    assert Counter(pipeline.load(tmp_path / "A")).count().macs == report.figures["macs"]
+    with pytest.raises(ArtifactError, match="ships with lissome and stays as it is; copy"):
+        pipeline.search("supernet-toy", out=tmp_path / "search")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +200,7 @@ def test_a_module_of_any_class(home: Path, tmp_path: Path) -> None:
         ("extract {home}/S --budget macs<=50% --out {home}/S", "is the artifact itself"),
         ("search {home}/S --budget macs<=0.1% --out {tmp}/a", "cannot be met: reachable is"),
         ("search {home}/S --data {home}/other.npz --out {tmp}/a", "is not what"),
+        ("search {home}/S --objective latency --latency table --out {tmp}/a", "a latency table is of a language model"),
     ],
 )  # fmt: skip
 def test_mistakes_end_in_one_line(

@@ -19,7 +19,9 @@ TakeOption = Annotated[
 
 def command(
     ctx: typer.Context,
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder with an elastic model.")],
+    artifact: Annotated[
+        str, typer.Argument(metavar="ARTIFACT", help="A folder with an elastic model, or the name of one that ships.")
+    ],
     budget: TakeOption = None,
     point: Annotated[
         int | None, typer.Option("--point", metavar="N", min=0, help="Take this point of the search instead.")
@@ -36,7 +38,7 @@ def command(
     from lissome.report import supernets
 
     exclusive(budget=budget, point=point is not None)
-    folder = out or derived_folder(str(artifact), budget or ["extract"], point=point)
+    folder = out or derived_folder(artifact, budget or ["extract"], point=point)
     with working(ctx) as events:
         report = pipeline.extract_for(
             artifact, budget=tuple(budget) if budget else None, point=point, out=folder, events=events

@@ -30,7 +30,13 @@ CheckOption = Annotated[
     int, typer.Option("--check", metavar="N", min=0, help="Time N sub-networks to see how latency is predicted.")
 ]
 LatencyOption = Annotated[
-    str, typer.Option("--latency", metavar="WAY", help="Where latency comes from: table, regression or measured.")
+    str,
+    typer.Option(
+        "--latency",
+        metavar="WAY",
+        help="Where latency comes from: table, regression, measured; auto: a table of a language model, else a "
+        "regression.",
+    ),
 ]
 
 
@@ -44,7 +50,7 @@ def command(
         str, typer.Option("--sampler", metavar="NAME", help="nsga2, tpe, random, climb or ensemble.")
     ] = "nsga2",
     data: DataOption = None,
-    latency: LatencyOption = "table",
+    latency: LatencyOption = "auto",
     device: Annotated[
         Path | None,
         typer.Option("--device", metavar="FILE", help="Search for the machine that wrote FILE (lissome bench)."),

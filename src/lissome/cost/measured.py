@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lissome.core.budget import TERMS
 from lissome.core.config import MethodConfig, option
@@ -303,7 +304,7 @@ class Forward:
         output = self._module(**self._inputs)
         end = self._clock.mark()
         self._clock.settle()
-        _check(output[0])
+        _check(_first(output))
         return self._clock.seconds(start, end)
 
     def step(self) -> float:
@@ -348,6 +349,12 @@ class Runner:
         self._cache = {name: output[name] for name in CACHES if name in output}
         _check(output.logits)
         return self._clock.seconds(start, end)
+
+
+def _first(output: Any) -> Tensor:
+    """The first tensor of what a forward gives."""
+    leaves = tree_leaves(dict(output) if isinstance(output, Mapping) else output)
+    return next(value for value in leaves if isinstance(value, Tensor))
 
 
 def _check(output: Tensor) -> None:

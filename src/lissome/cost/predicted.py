@@ -111,10 +111,11 @@ def _totals(model: Model, cost: SubnetCost, subnet: Mapping[str, int]) -> list[f
     figures = cost.figures(subnet)
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for branch in model.anatomy.branches:
-        kept = bool(subnet[branch.name])
+        kept = bool(subnet.get(branch.name, 1))
         sums[branch.kind, ""] += kept
         for dim in branch.dims:
-            sums[branch.kind, dim.name] += subnet[branch.axis(dim.name)] if kept else 0
+            kind = dim.name.rpartition(".")[2]  # of a traced network a name says which layer, too
+            sums[branch.kind, kind] += subnet[branch.axis(dim.name)] if kept else 0
     return [figures["macs"], figures["block_params"], *sums.values()]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lissome.core.errors import DataError, NumericsError, UnsupportedModelError
+from lissome.core.errors import DataError, NumericsError
 from lissome.data.images import Images
 from lissome.engine.elastic import Forward, task_loss, taught_loss
 from lissome.engine.exampled import ExampleSplits, OfExamples
@@ -23,7 +23,7 @@ from lissome.engine.images import ImageExamples, examples
 from lissome.engine.search.found import Split
 from lissome.engine.stream import Inputs
 from lissome.models.example import example
-from lissome.models.labels import image_labels_of, outputs_of
+from lissome.models.labels import class_scores, image_labels_of, outputs_of
 from lissome.models.model import Model
 
 _SHARES = {"recovery": 0.6, "search": 0.1, "selection": 0.1, "test": 0.2}
@@ -134,7 +134,7 @@ class Pictures(OfExamples):
         name = self.data.recovery.name
 
         def forward(module: Any, batch: Batch) -> Tensor:
-            return _logits(module(**{name: batch.examples["pixel_values"]}))
+            return class_scores(module(**{name: batch.examples["pixel_values"]}))
 
         return forward
 
@@ -142,7 +142,7 @@ class Pictures(OfExamples):
     def _answers(self, model: Model, data: ImageExamples) -> tuple[Tensor, Tensor]:
         device = next(model.module.parameters()).device
         pairs = [
-            (_logits(model.module(**{data.name: pixels.to(device)})).float().cpu(), labels)
+            (class_scores(model.module(**{data.name: pixels.to(device)})).float().cpu(), labels)
             for pixels, labels in data.batches(self.size)
         ]
         found = torch.cat([logits for logits, _ in pairs])
@@ -167,18 +167,6 @@ class _Batches(Sequence[Inputs]):
             raise IndexError(index)
         places = range(len(self._images))[index :: self._count]
         return {self._images.name: torch.stack([self._images.pixels(place) for place in places])}
-
-
-def _logits(result: Any) -> Tensor:
-    """Scores of classes, whatever a network wraps them in; of a tuple, as with further heads in training, the first."""
-    if isinstance(result, Mapping):
-        found = result.get("logits")
-    else:
-        found = getattr(result, "logits", result[0] if isinstance(result, tuple | list) and result else result)
-    if not isinstance(found, Tensor):
-        kind = f"a {type(result).__name__} without logits"
-        raise UnsupportedModelError(f"the network gives {kind}; let it give scores of classes [B, classes].")
-    return found
 
 
 def _judge(logits: Tensor, batch: Batch) -> Tensor:

@@ -112,11 +112,33 @@ def outputs_of(model: Model) -> int:
         UnsupportedModelError: When it does not read images, or has no head for classes.
     """
     model.anatomy.require("image", "putting images into classes")
-    result: Any = model.module(**example(model))
-    logits = result if isinstance(result, Tensor) else getattr(result, "logits", None)
-    if logits is None:
-        raise UnsupportedModelError(f"{model.name} gives no classes; give a network with a head for them.")
-    return int(logits.shape[-1])
+    scores = class_scores(model.module(**example(model)))
+    if scores.ndim != 2:
+        shape = " × ".join(map(str, scores.shape[1:]))
+        raise UnsupportedModelError(f"{model.name} gives {shape} numbers for an image, not one for each class.")
+    return int(scores.shape[-1])
+
+
+def class_scores(result: Any) -> Tensor:
+    """Return the scores of classes from what a network gives, whatever it wraps them in.
+
+    Args:
+        result: A tensor, something with ``logits``, or a tuple, as of a network with further heads in training, whose
+            first entry counts.
+
+    Raises:
+        UnsupportedModelError: When there are none in it.
+    """
+    if isinstance(result, Mapping):
+        found = result.get("logits")
+    elif isinstance(result, Tensor) or hasattr(result, "logits"):
+        found = getattr(result, "logits", result)
+    else:
+        found = result[0] if isinstance(result, tuple | list) and result else None
+    if not isinstance(found, Tensor):
+        kind = type(result).__name__
+        raise UnsupportedModelError(f"a {kind} without logits gives no classes; give a network with a head for them.")
+    return found
 
 
 def image_labels_of(model: Model) -> tuple[str, ...]:
@@ -130,7 +152,8 @@ def image_labels_of(model: Model) -> tuple[str, ...]:
 def with_image_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> Model:
     """Return a network of images that puts them into named classes: itself where it has as many, else with a new head.
 
-    The new head is the last linear layer that makes the network's outputs, drawn anew; all else is copied.
+    The new head is the last linear layer or convolution that makes the network's outputs, drawn anew; all else is
+    copied.
 
     Args:
         model: A network of images.
@@ -138,22 +161,21 @@ def with_image_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> 
         seed: Of the head's first weights: normal with deviation 0.01; biases are zero.
 
     Raises:
-        UnsupportedModelError: When the network does not read images, or its outputs come from no linear layer.
+        UnsupportedModelError: When the network does not read images, or its outputs come from no such layer.
     """
     count = outputs_of(model)
     if count == len(labels):
         return model
     module: Any = copy.deepcopy(model.module)
-    linears = ((name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear))
-    layers = [name for name, part in linears if part.out_features == count]
+    heads = ((name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d))
+    layers = [name for name, part in heads if part.weight.shape[0] == count]
     if not layers:
         raise UnsupportedModelError(
-            f"{model.name} gives {count} numbers where {len(labels)} classes are wanted, and no linear layer makes "
-            "them; give a network with a head of that size."
+            f"{model.name} gives {count} numbers where {len(labels)} classes are wanted, and no linear layer or "
+            "convolution makes them; give a network with a head of that size."
         )
     owner, _, last = layers[-1].rpartition(".")
-    old = module.get_submodule(layers[-1])
-    fresh = nn.Linear(old.in_features, len(labels), bias=old.bias is not None).to(old.weight)
+    fresh = _of_outputs(module.get_submodule(layers[-1]), len(labels))
     drawn = torch.randn(fresh.weight.shape, generator=torch.Generator().manual_seed(seed))
     fresh.weight.copy_(0.01 * drawn)
     if fresh.bias is not None:
@@ -164,6 +186,18 @@ def with_image_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> 
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: index for index, name in enumerate(labels)}
     return model.derived(module.eval())
+
+
+def _of_outputs(old: Any, count: int) -> nn.Linear | nn.Conv2d:
+    """A new layer like another one, with another number of outputs."""
+    bias = old.bias is not None
+    if isinstance(old, nn.Linear):
+        return nn.Linear(old.in_features, count, bias=bias).to(old.weight)
+    fresh = nn.Conv2d(
+        old.in_channels, count, old.kernel_size, old.stride, old.padding, old.dilation, bias=bias,
+        padding_mode=old.padding_mode,
+    )  # fmt: skip
+    return fresh.to(old.weight)
 
 
 def head_parameters(model: Model) -> Iterator[nn.Parameter]:

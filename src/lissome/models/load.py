@@ -50,6 +50,7 @@ def load_model(
     if isinstance(target, Model):
         return target
     if isinstance(target, nn.Module):
+        target = unwrapped(target)
         check_finite(target)
         from lissome.models.mixers import scan_in_chunks
 
@@ -66,6 +67,15 @@ def load_model(
     if isinstance(target, str) and _HUB_ID.fullmatch(target):
         return _load_hub(target, name or target, dtype)
     raise UnknownNameError(f"{str(target)!r} is not a file, a folder or a hub id (owner/name); see: lissome assets")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside of what torch puts around one: `torch.compile`, and data-parallel training."""
+    around: Any = module
+    while hasattr(around, "_orig_mod") or isinstance(around, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        around = around._orig_mod if hasattr(around, "_orig_mod") else around.module
+    inner: nn.Module = around
+    return inner
 
 
 def check_target(target: Any) -> None:

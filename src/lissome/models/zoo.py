@@ -1,9 +1,9 @@
 """Small models that ship with lissome, for trying methods without a network.
 
 They were trained here, by scripts in ``tools/``: language models byte by byte on man pages and addresses to Congress, a
-segmenter on digits pasted on photographs. They know little else: they show what a method does to a trained model of a
-family, not what a good model of that family can do. The index beside the weights states their checksums, how good they
-are on held-out examples, and how they were made.
+segmenter on digits pasted on photographs, networks of images on CIFAR-10, as they are and as super-networks. They know
+little else: they show what a method does to a trained model of a family, not what a good model of that family can do.
+The index beside the weights states their checksums, how good they are on held-out examples, and how they were made.
 """
 
 from __future__ import annotations
@@ -95,6 +95,16 @@ def folder_of(name: str, root: Path | None = None) -> Path:
         if not path.is_file() or sha256_file(path) != sha256:
             raise ArtifactError(f"{path} is missing or is not the file that was trained; install lissome again.")
     return folder
+
+
+def place_of(target: Path | str) -> Path:
+    """Return where an artifact lies: a path as it is, or the folder of one that ships, by its name.
+
+    Raises:
+        ArtifactError: As `folder_of`.
+    """
+    path = Path(target)
+    return folder_of(target) if isinstance(target, str) and not path.exists() and target in zoo() else path
 
 
 def load_zoo(name: str, *, dtype: torch.dtype | None, root: Path | None = None) -> Model:

@@ -39,6 +39,7 @@ from lissome.models.adapters import merged_copy
 from lissome.models.labels import answers_by_spans
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
+from lissome.models.zoo import place_of
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.job import MEASURED, WINDOWS, data_for
 from lissome.pipeline.loading import load
@@ -48,7 +49,7 @@ from lissome.pipeline.supernets import is_elastic, keep_found, read_elastic, spa
 STUDY, FOUND, TIMED = "study.db", "found.json", "timed.json"
 """Files of a search's folder: every trial as it was made, the result, and sub-networks that were timed."""
 
-Latency = Literal["table", "regression", "measured"]
+Latency = Literal["auto", "table", "regression", "measured"]
 
 TIMED_SUBNETS = 24
 """Sub-networks that a regression is fitted to: two for each of its features."""
@@ -72,7 +73,8 @@ class Asked:
         sampler: Who proposes.
         data: Text, as in `fit`.
         device: A latency table, or timed sub-networks, of the device to search for.
-        latency: How latency comes about: from a table, from a regression on a few timed ones, or measured each time.
+        latency: How latency comes about: from a table, from a regression on a few timed ones, or measured each time;
+            ``auto`` is a table for a language model, and a regression for any other.
         check: Sub-networks to time, to see how well a predicted latency ranks them.
         study: Where trials are written down (default: a file in `out`).
         seed: The one source of randomness.
@@ -87,7 +89,7 @@ class Asked:
     sampler: str = "nsga2"
     data: str | None = None
     device: str | None = None
-    latency: str = "table"
+    latency: str = "auto"
     check: int = 0
     study: str | None = None
     seed: int = 0
@@ -165,6 +167,9 @@ def join(text: str) -> None:
 def _check(asked: Asked) -> None:
     """Refuse what can be refused before a model is loaded."""
     check_seed(asked.seed)
+    shipped = place_of(asked.target)
+    if is_elastic(shipped) and not Path(asked.target).exists():
+        raise ArtifactError(f"{asked.target} ships with lissome and stays as it is; copy {shipped}, and search that.")
     samplers.check(asked.config.sampler)
     ways = get_args(Latency)
     if asked.latency not in ways:
@@ -271,14 +276,21 @@ class _Latency:
 def _latency(asked: Asked, model: Model, space: Space, names: set[str], events: EventStream) -> _Latency:
     if not names & MEASURED:
         return _Latency(cost=SubnetCost(model))
-    if asked.latency == "measured":
+    way = asked.latency
+    if way == "auto":
+        way = "table" if model.anatomy.task == "causal-lm" else "regression"
+    if way == "measured":
         return _measured(model, space, events)
-    if asked.latency == "regression":
+    if way == "table" and model.anatomy.task != "causal-lm":
+        raise ConfigError(
+            f"a latency table is of a language model, which {model.name} is not; give --latency regression or measured."
+        )
+    if way == "regression":
         found = _regression(asked, model, space, events)
     else:
         table = LatencyTable.load(Path(asked.device)) if asked.device else cached_table(model, events=events)
         found = _Latency(cost=SubnetCost(model, table=table), identity=f"table {table.fingerprint}")
-    return replace(found, notes=(*found.notes, *_checked(asked, model, space, found.cost, events)))
+    return replace(found, notes=(*found.notes, *_checked(asked, way, model, space, found.cost, events)))
 
 
 def _measured(model: Model, space: Space, events: EventStream) -> _Latency:
@@ -326,7 +338,7 @@ def _regression(asked: Asked, model: Model, space: Space, events: EventStream) -
     return _Latency(cost=_WithRegression(SubnetCost(model), fitted), identity=identity, notes=(note,))
 
 
-def _checked(asked: Asked, model: Model, space: Space, cost: CostOracle, events: EventStream) -> list[str]:
+def _checked(asked: Asked, way: str, model: Model, space: Space, cost: CostOracle, events: EventStream) -> list[str]:
     """Say how well the predicted latency ranks sub-networks that are timed now."""
     if not asked.check:
         return []
@@ -334,7 +346,7 @@ def _checked(asked: Asked, model: Model, space: Space, cost: CostOracle, events:
     subnets = [draw(space, rng) for _ in range(asked.check)]
     timed = time_subnets(model, space, subnets, events=events)
     predicted = [cost.figures(subnet)["latency"] for subnet in subnets]
-    return [f"latency by a {asked.latency}, {Agreement.of(predicted, timed.seconds)}"]
+    return [f"latency by a {way}, {Agreement.of(predicted, timed.seconds)}"]
 
 
 @contextlib.contextmanager

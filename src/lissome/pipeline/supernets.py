@@ -36,6 +36,7 @@ from lissome.models.binding import extract as cut
 from lissome.models.binding import masked
 from lissome.models.model import Model
 from lissome.models.space import Space
+from lissome.models.zoo import place_of
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.extracting import extract_within
 from lissome.pipeline.fitting import context_of, lineage
@@ -232,8 +233,8 @@ def extract_for(
     """Cut the model for a budget out of a super-network that was searched; no data is needed.
 
     Args:
-        artifact: A folder that `supernet` made and `search` searched; or an elastic model of another kind, of which the
-            largest size within the budget is cut.
+        artifact: A folder that `supernet` made and `search` searched, or the name of one that ships; or an elastic
+            model of another kind, of which the largest size within the budget is cut.
         budget: Bounds, as in `fit`, relative to the whole network; the best first objective among what holds is taken.
         point: The point to take instead, by its number.
         out: Where the model goes.
@@ -245,7 +246,7 @@ def extract_for(
         BudgetUnmetError: When no point holds the budget; names the range that the points reach.
         SubnetError: When there is no such point, or neither a budget nor a point was given.
     """
-    start, place = time.monotonic(), Path(artifact)
+    start, place = time.monotonic(), place_of(artifact)
     if not is_elastic(place) and point is None:
         bounds = str(Budget.parse(budget)) if budget else ""
         sizes, taken, original = extract_within(place, bounds, out, events=events)
