@@ -297,8 +297,8 @@ def measured(subject: Subject, place: Path, shares: Sequence[float], folder: Pat
         name: packed(adapted(extract(model, subnet, space=space), judge), judge)
         for name, subnet in (("largest", space.full), ("smallest", space.smallest))
     }
-    least = Counter(model).figures(space.smallest)["macs"] / whole
-    return {"front": front, "cut": cut, "ends": ends, "least": least, "axes": len(space.axes)}
+    least, most = (Counter(model).figures(subnet)["macs"] / whole for subnet in (space.smallest, space.full))
+    return {"front": front, "cut": cut, "ends": ends, "least": least, "most": most, "axes": len(space.axes)}
 
 
 def _held(selection: Mapping[str, float]) -> dict[str, float]:

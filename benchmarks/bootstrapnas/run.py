@@ -203,8 +203,9 @@ def judge(net: str, found: Cells, seeds: Sequence[int]) -> list[Inequality]:
         told.append(Inequality.of(f"{net}: what statistics of its own give, points", own - without, ">=", _BROKEN))
     if net == "zoo-resnet":
         wide = f"{max(SHARES):g}"
-        best = _elastic.points([one["cut"][wide]["test"] for one in made])
+        wider = [one["cut"][wide]["test"] for one in made]
+        best, apart = _elastic.points(wider), _elastic.not_worse("", wider, [test] * len(seeds), 0.0).detail
         control = _elastic.points([found[f"longer-{net}-{seed}"]["test"] for seed in seeds])
-        detail = f"(given, trained as many steps more: {control:.2f})"
+        detail = f"{apart} (given, trained as many steps more: {control:.2f})"
         told.append(Inequality.of(f"{net}: at most {wide} against given", best, ">=", _elastic.points([test]), detail))
     return told

@@ -9,6 +9,7 @@ it does on questions whose answers are spans (a slice of SQuAD), tested on an ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,11 @@ from lissome.methods.elastic.eftnas import EFTNAS
 from lissome.models.binding import extract, ranks, reorder
 from lissome.pipeline.job import data_for
 
-HALF, SMALL = 0.5, 0.2
-SHARES = (HALF, SMALL)
+HALF, FIFTH = 0.5, 0.2
+SHARES = (HALF, FIFTH)
 """Shares of the multiply-accumulates at which models are cut out; at the smaller one a model is five times smaller."""
+SMALL = 0.195
+"""What the smallest network of a space shall cost: within 2 % of it, which leaves it below a fifth."""
 LISTS = {"learned": "scores", "uniform": "uniform"}
 """Where the sizes of an arm come from."""
 TASKS = {"languages": _tasks.languages, "sst2": _tasks.sentences}
@@ -96,7 +99,7 @@ def made(it: Subject, folder: Path, task: str, arm: str, scale: Scale, seed: int
     place = _elastic.supernet(
         it, folder, method="eftnas", settings=settings, trials=scale.of(TRIALS[task], 12), seed=seed
     )
-    found = _elastic.measured(it, place, (HALF, SMALL * (1 + NEAR)), folder / "cut")
+    found = _elastic.measured(it, place, SHARES, folder / "cut")
     volume = _elastic.volume(found["front"], worst=WORST[task])
     return {**found, "volume": volume, "latency": _elastic.latency(it, folder / "cut" / "0.5")}
 
@@ -145,7 +148,7 @@ def answers(scale: Scale, folder: Path) -> dict[str, Any]:
         it, folder, method="eftnas", settings=settings, trials=scale.of(ANSWERS["trials"], 8), seed=0,
         quality="f1",
     )  # fmt: skip
-    for share in (HALF, SMALL * (1 + NEAR)):
+    for share in SHARES:
         report = pipeline.extract_for(made_of, budget=f"macs<={share:.2%}", out=folder / f"{share:g}")
         small = pipeline.load(folder / f"{share:g}")
         cost = report.figures["macs"] / report.original["macs"]
@@ -156,18 +159,22 @@ def answers(scale: Scale, folder: Path) -> dict[str, Any]:
 def judge(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     """Turn the cells into inequalities."""
     learned = {task: [found[f"learned-{task}-{seed}"] for seed in seeds] for task in TASKS}
-    off = max(abs(one["least"] / SMALL - 1) for made_of in learned.values() for one in made_of)
+    runs = [one for made_of in learned.values() for one in made_of]
+    off = max(abs(one["least"] / SMALL - 1) for one in runs)
+    over = max(abs(one["most"] - 1) for one in runs)
     mine, hand = (
         sum(found[f"{arm}-languages-{seed}"]["volume"] for seed in seeds) / len(seeds) for arm in ("learned", "uniform")
     )
     told = [
         Inequality.of("the smallest network against what it shall cost, furthest", off, "<=", NEAR),
+        Inequality.of("the largest network against what it shall cost, furthest", over, "<=", NEAR),
         Inequality.of("languages: volume of the front over that of lists made by hand", mine / hand, ">=", 1.0),
     ]
     for task, arms in learned.items():
         told += _at_half(task, arms, found[f"teacher-{task}"]["test"])
+        told.append(_at_fifth(task, arms, found[f"teacher-{task}"]["test"]))
     for share in SHARES:
-        key = f"{share:g}" if share == HALF else f"{SMALL * (1 + NEAR):g}"
+        key = f"{share:g}"
         name = f"languages: one run at {share:.0%} against a network distilled alone, points"
         beside = [found[f"alone-{share:g}-{seed}"]["test"] for seed in seeds]
         told.append(_elastic.not_worse(name, [one["cut"][key]["test"] for one in learned["languages"]], beside, MARGIN))
@@ -178,6 +185,14 @@ def judge(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     read, blank = (100 * found["answers"][name]["f1"] for name in ("teacher", "untrained"))
     half = f"(at half of the multiply-accumulates: {100 * found['answers'][f'{HALF:g}']['f1']:.1f})"
     return [*told, Inequality.of("answers: F1 of the teacher over that of an untrained head", read, ">", blank, half)]
+
+
+def _at_fifth(task: str, made_of: Sequence[Mapping[str, Any]], test: str) -> Inequality:
+    """How small the small point is, with what it loses."""
+    small = [one["cut"][f"{FIFTH:g}"] for one in made_of]
+    lost = _elastic.not_worse("", [one["test"] for one in small], [test] * len(small), math.inf).detail
+    name = f"{task}: times that the small point is smaller than the teacher, fewest"
+    return Inequality.of(name, 1 / max(one["macs"] for one in small), ">=", 1 / FIFTH, f"accuracy against it: {lost}")
 
 
 def _at_half(task: str, made_of: Sequence[Mapping[str, Any]], test: str) -> list[Inequality]:

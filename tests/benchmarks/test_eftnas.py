@@ -14,31 +14,39 @@ from benchmarks.eftnas import run, table
 from tests.benchmarks.elastic import SEEDS, all_hold, broken, text, toy
 
 
-def made_up(*, least: float = 0.2, half: float = 0.9, hand: float = 0.6, order: float = 0.8) -> dict[str, Any]:
+def made_up(
+    *,
+    least: float = 0.195,
+    half: float = 0.9,
+    hand: float = 0.6,
+    order: float = 0.8,
+    most: float = 1.0,
+    small: float = 0.199,
+) -> dict[str, Any]:
     cells: dict[str, Any] = {"orders": {name: text(order if name == "learned" else 0.7) for name in run.ORDERS}}
-    keys = (f"{run.HALF:g}", f"{run.SMALL * (1 + run.NEAR):g}")
+    macs = {f"{run.HALF:g}": 0.49, f"{run.FIFTH:g}": small}
     for task, arms in run.ARMS.items():
         cells[f"teacher-{task}"] = {"test": text(0.9)}
         for arm, seed in itertools.product(arms, SEEDS):
-            cut = {key: {"macs": 0.49, "params": 0.5, "test": text(half)} for key in keys}
-            volume = hand if arm == "uniform" else 0.7
-            cells[f"{arm}-{task}-{seed}"] = {"cut": cut, "least": least, "volume": volume, "latency": [0.7, 0.6, 0.8]}
+            cut = {key: {"macs": share, "params": 0.5, "test": text(half)} for key, share in macs.items()}
+            volume, ends = hand if arm == "uniform" else 0.7, {"least": least, "most": most}
+            cells[f"{arm}-{task}-{seed}"] = {"cut": cut, **ends, "volume": volume, "latency": [0.7, 0.6, 0.8]}
     for share, seed in itertools.product(run.SHARES, SEEDS):
         cells[f"alone-{share:g}-{seed}"] = {"test": text(0.9)}
     one = {"f1": 0.3, "exact": 0.2, "loss": 3.0}
-    sizes = {key: {**one, "macs": 0.49} for key in keys}
+    sizes = {key: {**one, "macs": share} for key, share in macs.items()}
     return cells | {"answers": {"untrained": {**one, "f1": 0.05}, "questions": 300, "teacher": one, **sizes}}
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge(made_up(), SEEDS)) == 12
+    assert all_hold(run.judge(made_up(), SEEDS)) == 15
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"least": 0.21}, "furthest"), ({"half": 0.88}, "teacher"), ({"hand": 0.8}, "made by hand"),
-        ({"order": 0.6}, "order"),
+        ({"order": 0.6}, "order"), ({"most": 0.97}, "largest"), ({"small": 0.203}, "times that the small point"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None:
