@@ -43,6 +43,14 @@ def test_masked_extracted_and_zeroed_agree(model: Model, seed: int, batch: int, 
         conformance.check_cache(small, toy_ids(model, seed, batch, length))
 
 
+@pytest.mark.slow
+def test_a_hundred_subnets_of_every_family(model: Model) -> None:
+    for seed in range(100):
+        rng = Random(seed)
+        subnet = model.space(width=1).sample(rng, keep=rng.uniform(0.2, 1.0))
+        conformance.check_subnet(model, subnet, toy_inputs(model, seed, 1 + seed % 3, 3 + seed % 11))
+
+
 def _odd_sizes(family: str, data: st.DataObject) -> dict[str, Any]:
     """Sizes that share no factor, under the names of the family's configuration."""
     draw = data.draw
