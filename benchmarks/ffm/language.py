@@ -26,7 +26,9 @@ PRETRAIN: dict[str, Any] = {
     "outer_lr": 0.7, "outer_momentum": 0.9, "lr": 3e-3, "epochs": 1.0, "batch": 8,
 }  # fmt: skip
 TUNE: dict[str, Any] = {"method": "ffm", "lr": 3e-4, "epochs": 1.0, "batch": 4, "rank": 8}
-ARMS = ("federated", "centralised", "local")
+PLAIN: dict[str, Any] = {**PRETRAIN, "outer": "replace", "moments": True}
+ARMS = ("federated", "centralised", "plain", "local")
+"""`centralised` has the server's step of the federated arm with all tokens; `plain` is one run of AdamW over them."""
 
 
 def declarations(folder: Path) -> Path:
@@ -71,7 +73,8 @@ def job_of(model: str, source: Path, step: dict[str, Any], arm: str, seed: int, 
 
 def pretrained(arm: str, seed: int, rounds: int, folder: Path, model: str = "zoo-llama") -> dict[str, Any]:
     """Pre-train from new weights: all arms see every token equally often."""
-    job = job_of(model, declarations(folder), PRETRAIN, arm, seed, rounds)
+    step, kind = (PLAIN, "centralised") if arm == "plain" else (PRETRAIN, arm)
+    job = job_of(model, declarations(folder), step, kind, seed, rounds)
     federation, cell = run(job, folder)
     cell["loss"] = federation.rounds[-1].metrics["server/loss"]
     if arm == "local":

@@ -55,11 +55,15 @@ def page(results: Results) -> str:
         "is below that of one that was not (50 % is guessing); MiB of tensors that training sends. ±: half of the 95 % "
         "interval of the mean over seeds."
     )
+    language = (
+        "A byte-level model pre-trained across eight languages, all arms on the same tokens: perplexity per byte of "
+        "the server's articles. `centralised` takes the server's steps of the federated arm, `plain` is AdamW alone."
+    )
     parts = [
         table(["arm", "accuracy", "at the bytes of adapters", "clients, mean", "gap", "told", "MiB"], rows),
         "Slices of time, each with other languages: accuracy over all of them at the end, and what was lost of it.",
         table(["arm", "average", "forgotten"], slices),
-        "A byte-level model pre-trained across eight languages: perplexity per byte of the server's articles.",
+        language,
         table(["arm", "perplexity"], texts),
     ]
     return page_of(intro, results, parts)

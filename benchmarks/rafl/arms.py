@@ -32,22 +32,31 @@ ARMS: dict[str, dict[str, Any]] = {
     "random": {"method": "rafl", "allocate": "random"},
     "alike": {"method": "rafl", "allocate": "largest"},
     "weakest": {"method": "fedavg"},
+    "middle": {"method": "fedavg"},
 }
-"""`weakest` trains on all clients what the weakest can hold, and averages it; `local` shares nothing."""
+"""`weakest` trains on all clients what the weakest can hold, and averages it; `middle` what the second tier can hold,
+on the two upper tiers alone; `local` shares nothing."""
+
+COMMON = {"weakest": TIERS[-1], "middle": TIERS[1]}
+SERVED = ("tier-0", "tier-1")
+"""Who holds the model of `middle`."""
 
 PARTICIPATION = {"all": 1.0, "sporadic": 0.25}
 
 
 def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Run one arm and return what its cell stores; `own` judges every client's model by the server's texts too."""
-    fleet = ({"name": "weakest", "budget": TIERS[-1]},) if name == "weakest" else FLEET
-    job = job_of(recipe({**STEP, **ARMS[name]}, seed=seed, rounds=rounds, devices=fleet, sample=sample))
-    federation, cell = run(job, folder)
-    cell["kinds"] = {one: kind.name for one, kind in job.kinds.items()}
+    fleet = ({"name": name, "budget": COMMON[name]},) if name in COMMON else FLEET
+    made: dict[str, Any] = {"seed": seed, "rounds": rounds, "sample": sample}
+    kinds = {one: kind.name for one, kind in job_of(recipe(ARMS[name], devices=FLEET, **made)).kinds.items()}
+    served = [one for one, kind in kinds.items() if kind in SERVED] if name == "middle" else list(kinds)
+    job = job_of(recipe({**STEP, **ARMS[name]}, devices=fleet, clients=len(served), **made))
+    federation, cell = run(job, folder, served)
+    cell["kinds"] = kinds
     cell["mean_client"] = mean(value for value in cell["clients"].values() if value is not None)
     assert isinstance(federation.program, SubnetProgram)
-    if name == "weakest":
-        cell["tiers"] = tiers(job, federation.program, TIERS[-1:])
+    if name in COMMON:
+        cell["tiers"] = tiers(job, federation.program, (COMMON[name],))
     else:
         chosen = {one: federation.program.choose(job.profile(one), Random(0)) for one in job.silos.names}
         cell["own"] = own_scores(job, folder, subnets=chosen, learned=False)

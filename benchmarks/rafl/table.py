@@ -41,7 +41,8 @@ def page(results: Results) -> str:
         f"{facts['clients']} clients in four tiers, Dirichlet {facts['alpha']}, {facts['rounds']} rounds. Accuracy in "
         "% of every client's model, mean over clients: on its own held-out texts, and on the server's; MiB of tensors "
         "that training sends (architectures are cut from a model that every client has, so that no first download of "
-        "them is in it). ±: half of the 95 % interval of the mean over seeds."
+        "them is in it). ±: half of the 95 % interval of the mean over seeds. `weakest` is what the weakest tier can "
+        "hold, trained by all; `middle` what the second tier can hold, trained and judged by the two upper tiers alone."
     )
     searched = (
         "Architectures that were searched (seed 0), milliseconds of one text of 32 tokens (processor time, in turns, "

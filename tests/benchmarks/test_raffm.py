@@ -104,7 +104,7 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     toy(tmp_path, monkeypatch)
     cell = arms.arm(arm, 0, 1, tmp_path / "arm")
     assert len(cell["accuracy"]) == 2
-    assert len(cell["kinds"]) == 12
+    assert len(cell["kinds"]) == 10
     assert sum(cell["trained"].values()) == (2 if arm == "big-only" else 10)
     if arm == "raffm":
         assert len(cell["sizes"]) == arms.SIZES

@@ -60,15 +60,17 @@ def test_tables_say_what_was_measured() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arm", ["knowledge", "weakest"])
+@pytest.mark.parametrize("arm", ["knowledge", "weakest", "middle"])
 def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy(tmp_path, monkeypatch)
     monkeypatch.setitem(arms.ARMS, "knowledge", {"method": "rafl", "trials": 6})
     cell = arms.arm(arm, 1.0, 0, 1, tmp_path / "arm")
-    assert len(cell["clients"]) == 10
+    served = [one for one, kind in cell["kinds"].items() if arm != "middle" or kind in arms.SERVED]
+    assert sorted(cell["clients"]) == sorted(served)
+    assert len(cell["kinds"]) == 10
     assert 0 <= cell["mean_client"] <= 1
-    if arm == "weakest":
-        assert set(cell["tiers"]) == {arms.TIERS[-1]}
+    if arm in arms.COMMON:
+        assert set(cell["tiers"]) == {arms.COMMON[arm]}
     if arm == "knowledge":
         assert set(cell["latency"]) == set(arms.TIERS)
         assert all(seconds > 0 for seconds in cell["latency"].values())
