@@ -144,3 +144,12 @@ def test_cifar_10() -> None:
     assert (len(images), len(images.classes)) == (60_000, 10)
     assert {name: len(found) for name, found in images.splits.items()} == {"train": 50_000, "test": 10_000}
     assert images.pictures[59_999]().shape == (32, 32, 3)
+
+
+def test_another_picture_of_the_same_size_changes_the_hash(tmp_path: Path) -> None:
+    hashes = set[str]()
+    for number in range(2):
+        root = folder(tmp_path / "pictures", splits=False)
+        Image.fromarray(PIXELS[number]).save(root / "class0" / "more.bmp")  # as many bytes whatever it shows
+        hashes.add(read_images(root).sha256)
+    assert len(hashes) == 2

@@ -29,6 +29,7 @@ _FORMS = (
 )
 _ID = re.compile(r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>\w+))?")
 _SPLITS = ("train", "val", "test")
+_HEAD = 4096  # bytes of a picture's file that are hashed beside its name and size: header and first rows
 _SAME = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 
 Picture = Callable[[], NDArray[np.uint8]]
@@ -170,6 +171,8 @@ def _of_folder(path: Path) -> Images:
                 label = file.relative_to(part).parts[0]
                 rows.append((_from_file(file), label, split))
                 digest.update(f"{split}/{label}/{file.name}/{file.stat().st_size}/".encode())
+                with file.open("rb") as opened:  # all of them would take as long as to read them for training
+                    digest.update(opened.read(_HEAD))
     return _images(str(path), rows, digest.hexdigest())
 
 
