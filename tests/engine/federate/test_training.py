@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lissome.core.budget import Budget
-from lissome.core.errors import BudgetUnmetError, FederationError
+from lissome.core.errors import BudgetError, BudgetUnmetError, FederationError
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.client import Work
 from lissome.engine.federate.layout import Layout
@@ -192,6 +192,14 @@ def test_budgets_of_bytes_per_round() -> None:
     assert planner.use(chosen, Budget()) == 1.0
     with pytest.raises(BudgetUnmetError, match="reachable"):
         planner.random(Budget.parse("uplink<=1B"), Random(0))
+
+
+def test_a_budget_of_what_nobody_counts_says_what_can_be_bounded() -> None:
+    model = encoder()
+    planner = Planner(model.space(width=8), SubnetCost(model))
+    for ask in (planner.largest, lambda budget: planner.random(budget, Random(0))):
+        with pytest.raises(BudgetError, match=r"latency.*macs"):
+            ask(Budget.parse("latency<=50%"))
 
 
 def test_profiles_say_how_many_examples_there_are() -> None:

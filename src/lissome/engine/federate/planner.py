@@ -10,7 +10,7 @@ from collections.abc import Callable
 from random import Random
 
 from lissome.core.budget import Budget, figure
-from lissome.core.errors import BudgetUnmetError
+from lissome.core.errors import BudgetError, BudgetUnmetError, unknown_name
 from lissome.core.protocols import CostOracle
 from lissome.models.space import Space, Subnet
 
@@ -60,10 +60,12 @@ class Planner:
         al. 2021, arXiv 2010.01264). Equal budgets get equal Subnets, so that one slice serves all devices of a kind.
 
         Raises:
+            BudgetError: When it bounds what nobody can know before training; says what can be bounded.
             BudgetUnmetError: When even the smallest Subnet is too large; says the reachable range.
         """
         key = str(budget)
         if key not in self._largest:
+            self._require_known(budget)
             self._largest[key] = self.grown(self._shrunk(budget), budget)
         return self._largest[key]
 
@@ -73,6 +75,7 @@ class Planner:
         Raises:
             BudgetUnmetError: As `largest`.
         """
+        self._require_known(budget)
         subnet = self.space.sample(rng, keep=1.0)
         stuck: set[str] = set()
         while not self.fits(subnet, budget):
@@ -121,6 +124,12 @@ class Planner:
                     if larger != subnet and self.fits(larger, budget):
                         subnet, moved = larger, True
         return subnet
+
+    def _require_known(self, budget: Budget) -> None:
+        for term in budget.terms:
+            if term.name not in self.full:
+                why = "A server cannot time what it does not run; bound macs for speed."
+                raise BudgetError(unknown_name("term of a device's budget", term.name, tuple(self.full), why))
 
     def _unreachable(self, budget: Budget) -> BudgetUnmetError:
         least = self.figures(self.space.smallest)
