@@ -126,7 +126,7 @@ def test_the_judgement_of_attention() -> None:
     kernels = run.judge({name: made_up() for name in ("linears-1", "cached-512")})[0]
     text = table.page([{**kernels, **result, "inequalities": [], "environments": []}])
     assert "Attention after 4096 tokens of smollm2-135m, threads: 2" in text
-    assert "| int8:0.5,0.5 | 833 | 833.33 | 100% | 1.20 [1.20, 1.20] |" in text
+    assert "| int8:0.3,0.4 | 833 | 833.33 | 100% | 1.20 [1.20, 1.20] |" in text
 
 
 def test_without_kernels_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
