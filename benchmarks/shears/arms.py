@@ -33,7 +33,8 @@ from lissome.models.space import Space, Subnet
 from lissome.ops.lowrank import truncated
 
 BITS, COLUMNS = 4, 32
-STEPS, BATCH, WARMUP = 2000, 16, 50
+STEPS, BATCH, WARMUP = 3000, 16, 50
+"""Three epochs of the texts, as in the papers."""
 TIMED, ROUNDS, TURN = ("lora", "nls", "masked", "quantised"), 8, 12
 """Arms whose steps are timed, how often each has its turn, and steps of a turn."""
 _SLOWLY = 1e-4  # a rate at which nothing goes wrong while steps are timed

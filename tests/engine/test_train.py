@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import lissome
@@ -23,7 +26,7 @@ from lissome.core.errors import ArtifactError, ConfigError, DataError, NumericsE
 from lissome.core.events import Event, EventStream
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.hooks import Batch, Hooks, Task
-from lissome.engine.train import TrainConfig, derive, train
+from lissome.engine.train import TrainConfig, _Order, derive, train
 
 pytestmark = pytest.mark.long
 
@@ -109,6 +112,39 @@ def test_every_epoch_sees_every_example_once() -> None:
     epochs = [seen[start : start + 13] for start in range(0, 52, 13)]
     assert all(sorted(epoch) == list(range(13)) for epoch in epochs)
     assert epochs[0] != epochs[1]
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """Examples that know their lengths."""
+
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.lengths[index].float().expand(4)
+
+
+@given(count=st.integers(1, 150), batch=st.integers(1, 7), seed=st.integers(0, 99))
+def test_examples_of_one_length_meet_and_none_is_lost(count: int, batch: int, seed: int) -> None:
+    lengths = torch.randint(1, 30, (count,), generator=torch.Generator().manual_seed(seed))
+    order = _Order(Uneven(lengths), batch, seed, "data")
+    steps = 3 * count  # epochs end within batches
+    seen = torch.cat([order.positions(step * batch, batch) for step in range(steps)])
+    epochs = seen.view(-1, count)
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs.tolist())
+    again = _Order(Uneven(lengths), batch, seed, "data")
+    late = 2 * steps // 3
+    assert torch.equal(again.positions(late * batch, batch), seen[late * batch : (late + 1) * batch])
+    plain = _Order(range(count), batch, seed, "data")
+    random = torch.cat([plain.positions(step * batch, batch) for step in range(steps)])
+    padded, before = (int(lengths[one].view(-1, batch).amax(1).sum()) for one in (seen, random))
+    if batch > 1 and count >= 100:
+        assert padded < before
+    elif count < 8 * batch:
+        assert torch.equal(seen, random), "too few to be sorted without always meeting the same ones"
 
 
 def test_seed_decides() -> None:

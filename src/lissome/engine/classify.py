@@ -48,6 +48,11 @@ class Encoded:
         """Return ids, mask and class of one text."""
         return self.ids[index], self.mask[index], self.labels[index]
 
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text without padding, LongTensor[N]."""
+        return self.mask.sum(1)
+
     def numel(self) -> int:
         """Return the number of tokens, padding among them."""
         return self.ids.numel()
@@ -169,7 +174,7 @@ def answers(classifier: nn.Module, data: Encoded) -> Tensor:
         NumericsError: When one is NaN or infinite.
     """
     device = next(classifier.parameters()).device
-    order = data.mask.sum(1).argsort(stable=True)  # texts of one length together: little padding is computed
+    order = data.lengths.argsort(stable=True)  # texts of one length together: little padding is computed
     sorted_ = torch.cat(
         [
             classifier(batch["input_ids"].to(device), batch["attention_mask"].to(device)).float().cpu()

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -40,6 +40,18 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int, /) -> Any:
         """Return one example."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """Examples of unlike lengths; batches are made of those of about one length.
+
+    Attributes:
+        lengths: LongTensor[N], tokens of each.
+    """
+
+    @property
+    def lengths(self) -> Tensor: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,11 @@ class Asked:
         """Return ids, mask, kinds and span of one question."""
         return self.ids[index], self.mask[index], self.kinds[index], self.spans[index]
 
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each question with its text, without padding, LongTensor[N]."""
+        return self.mask.sum(1)
+
     def numel(self) -> int:
         """Return the number of tokens, padding among them."""
         return self.ids.numel()

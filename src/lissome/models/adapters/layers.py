@@ -71,12 +71,13 @@ class LowRank(nn.Module):
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What the layer gives with its adapter: [..., I] → [..., O]."""
+        x = _cast(x)
         plain: Tensor = type(layer).forward(layer, x)
         return plain + self.product(self._input(x)).to(plain.dtype)
 
     def product(self, x: Tensor) -> Tensor:
-        """``scale · B A x``."""
-        return F.linear(F.linear(x, self.A), self.B) * self.scale
+        """``scale · B A x``; scaled between the two, where it is smallest."""
+        return F.linear(F.linear(x, self.A) * self.scale, self.B)
 
     def delta(self) -> Tensor:
         """What merging adds to the weight, float32[O, I]."""
@@ -216,7 +217,7 @@ class Core(LowRank):
 
     def product(self, x: Tensor) -> Tensor:
         """``scale · B R A x``."""
-        return F.linear(F.linear(F.linear(x, self.A), self.core), self.B) * self.scale
+        return F.linear(F.linear(F.linear(x, self.A), self.core) * self.scale, self.B)
 
     def delta(self) -> Tensor:
         """What merging adds to the weight, float32[O, I]."""
@@ -269,6 +270,13 @@ def is_adapter_tensor(name: str) -> bool:
 def _forward(self: Any, x: Tensor) -> Tensor:
     result: Tensor = self.adapter(self, x)
     return result
+
+
+def _cast(x: Tensor) -> Tensor:
+    """What autocast makes of an input, once: the layer and its adapter would each convert it."""
+    device = x.device.type
+    wide = x.dtype == torch.float32 and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if wide else x
 
 
 def _weight(layer: nn.Module) -> Tensor:
