@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,21 @@ def test_images_are_sized_coloured_and_normalised(images: Images) -> None:
     assert torch.equal(example["pixel_values"][0], example["pixel_values"][2])
     assert -1 <= float(example["pixel_values"].min()) < 0 < float(example["pixel_values"].max()) <= 1
     assert example["label"] == 1
+
+
+def test_few_images_are_decoded_once_and_many_each_time(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def counting(at: int) -> Any:
+        return lambda: asked.append(at) or images.pictures[at]()  # type: ignore[func-returns-value]
+
+    counted = replace(images, pictures=tuple(map(counting, range(len(images)))))
+    few = examples(model(), counted)
+    assert torch.equal(few.pixels(3), few.pixels(3)) and asked == [3]
+    monkeypatch.setattr("lissome.engine.images._KEPT", 0)
+    many = examples(model(), counted)
+    assert torch.equal(many.pixels(3), few.pixels(3)) and torch.equal(many.pixels(3), few.pixels(3))
+    assert asked == [3, 3, 3]
 
 
 def test_moved_images_follow_the_global_seed(images: Images) -> None:

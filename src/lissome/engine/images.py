@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn.functional import interpolate, pad
 from lissome.data.images import Images
 from lissome.models.example import example
 from lissome.models.model import Model
+
+_KEPT = 64 << 20  # bytes of sized images that are kept: what a search looks at for every candidate is decoded once
 
 
 class ImageExamples:
@@ -40,6 +43,8 @@ class ImageExamples:
         name: str = "pixel_values",
     ) -> None:
         self.images, self.name, self._shape, self._moved = images, name, tuple(shape), moved
+        few = 4 * prod(self._shape) * len(images) <= _KEPT
+        self._kept: dict[int, Tensor] | None = {} if few else None
         self._mean, self._std = (torch.tensor(list(each), dtype=torch.float32).view(-1, 1, 1) for each in (mean, std))
 
     def __len__(self) -> int:
@@ -57,7 +62,14 @@ class ImageExamples:
         return ImageExamples(chosen, self._shape, mean=mean, std=std, moved=self._moved, name=self.name)
 
     def pixels(self, index: int) -> Tensor:
-        """Return one image as the model reads it, FloatTensor[C, H, W], not moved."""
+        """Return one image as the model reads it, FloatTensor[C, H, W], not moved; not to be written into."""
+        if self._kept is None:
+            return self._sized(index)
+        if index not in self._kept:
+            self._kept[index] = self._sized(index)
+        return self._kept[index]
+
+    def _sized(self, index: int) -> Tensor:
         channels, height, width = self._shape
         found = torch.from_numpy(self.images.pictures[index]().copy()).permute(2, 0, 1).float() / 255
         if found.shape[0] != channels:
