@@ -10,6 +10,7 @@ whole ones, all of them integers, with the perplexity of texts of that length.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -98,20 +99,30 @@ def _cell(store: Store, name: str, rounds: int, size: int, layers: int, *how: in
 
 def judge(cells: Mapping[str, Any]) -> tuple[dict[str, Any], list[Inequality]]:
     """Turn cells into the stored result and the inequalities."""
-    cell, cells = cells["linears-1"], {name: one for name, one in cells.items() if "seconds" in one}
+    cells = {name: one for name, one in cells.items() if "seconds" in one}
     tables = {name: rows(one) for name, one in cells.items()}
-    found = [_faster(cell, kind, share, limit) for (kind, share), limit in FASTER.items()]
+    found = []
+    for name, cell in cells.items():
+        kind, _, threads = name.partition("-")
+        if kind == "linears":
+            where = f"{threads} thread{'s' if threads != '1' else ''}"
+            found += [replace(one, name=f"{where}: {one.name}") for one in _judged(cell, tables[name])]
+    facts = {"size": SIZE, "layers": LAYERS, "kernels": cells["linears-1"]["kernels"]}
+    widths = {name: float(np.median(one["bandwidth"])) for name, one in cells.items()}
+    return {**facts, "bandwidth": widths, "tables": tables}, found
+
+
+def _judged(cell: Mapping[str, Any], table: Mapping[str, Mapping[str, Any]]) -> Iterator[Inequality]:
+    for (kind, share), limit in FASTER.items():
+        yield _faster(cell, kind, share, limit)
     for kind in ("bf16", "int8"):
         times = [float(np.median(cell["seconds"][sparse(kind, share)])) for share in SHARES]
         slower = sum(later > earlier for earlier, later in pairwise(times))
-        found.append(Inequality.of(f"{kind}: more zeros, yet slower, of {len(times) - 1} steps", slower, "==", 0))
-    found.append(_over_torch(cell))
-    shares = {name: row["share"] for name, row in tables["linears-1"].items() if not name.startswith("torch")}
+        yield Inequality.of(f"{kind}: more zeros, yet slower, of {len(times) - 1} steps", slower, "==", 0)
+    yield _over_torch(cell)
+    shares = {name: row["share"] for name, row in table.items() if not name.startswith("torch")}
     most = max(shares, key=lambda name: shares[name])
-    found.append(Inequality.of(f"share of the bandwidth, at most ({most})", shares[most], "<=", NOISE))
-    facts = {"size": SIZE, "layers": LAYERS, "kernels": cell["kernels"]}
-    widths = {name: float(np.median(one["bandwidth"])) for name, one in cells.items()}
-    return {**facts, "bandwidth": widths, "tables": tables}, found
+    yield Inequality.of(f"share of the bandwidth, at most ({most})", shares[most], "<=", NOISE)
 
 
 def rows(cell: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -69,7 +69,8 @@ def test_the_judgement(tmp_path: Path) -> None:
     cells = {name: made_up() for name in ("linears-1", "linears-2", "cached-512")}
     result, found = run.judge(cells)
     assert all(one.ok for one in found), [str(one) for one in found if not one.ok]
-    assert len(found) == 8
+    assert len(found) == 2 * 8
+    assert found[8].name.startswith("2 threads: bf16 sparse 50%")
     row = result["tables"]["linears-1"][sparse("bf16", 0.5)]
     assert row["faster"]["value"] == pytest.approx(16 / 9)
     assert row["share"] == pytest.approx(1, rel=0.05)
