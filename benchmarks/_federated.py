@@ -16,6 +16,7 @@ from benchmarks._frame import Inequality, Store
 from benchmarks._markdown import Results, environment, inequalities
 from benchmarks.shears.texts import declarations
 from lissome.core.events import EventStream
+from lissome.core.seeds import derive
 from lissome.data.labelled import Labelled
 from lissome.data.partition import deal
 from lissome.engine.federate.client import one_thread
@@ -24,7 +25,6 @@ from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.subnets import SubnetProgram
 from lissome.engine.federate.training import Bound, Lesson
-from lissome.engine.train import derive
 from lissome.pipeline.federating import serve
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.membership import area, each_loss

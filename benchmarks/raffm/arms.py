@@ -12,10 +12,10 @@ import torch
 
 from benchmarks._federated import in_turns, job_of, recipe, run
 from lissome.core.budget import Budget
+from lissome.core.seeds import derive
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.subnets import SubnetProgram, share_space
 from lissome.engine.federate.training import Bound, Lesson, cut_model
-from lissome.engine.train import derive
 from lissome.methods.federate.raffm import RaFFM, unit_orders
 from lissome.models.binding import reorder
 from lissome.models.model import Model

@@ -11,10 +11,10 @@ from benchmarks._federated import recipe, run
 from benchmarks._tasks import photographs
 from benchmarks.raffm.arms import ARMS as ALL
 from benchmarks.raffm.arms import FLEET, fleet_of
+from lissome.core.seeds import derive
 from lissome.data.images import read_images
 from lissome.engine.images import examples
 from lissome.engine.norms import reestimate
-from lissome.engine.train import derive
 from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
 from lissome.models.model import Model
 from lissome.pipeline.federation import FederationJob

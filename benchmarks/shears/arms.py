@@ -19,11 +19,12 @@ from benchmarks.shears.merging import logits_of, merging
 from benchmarks.shears.names import ARMS, MIDDLE, RANKS, SCALE, SHARE, Arm, served
 from benchmarks.shears.speed import Timed, timed
 from benchmarks.shears.texts import Windows, Words
+from lissome.core.seeds import derive
 from lissome.engine.classify import Classifier, Encoded, classification, correct
 from lissome.engine.hooks import Hooks
 from lissome.engine.sparsify import Pruning, prunable, sparsify
 from lissome.engine.supernet import Paths
-from lissome.engine.train import TrainConfig, derive, train
+from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import Design, LowRank, Masked, Quantised, adapters, add_adapters, merge_lora, rank_space
 from lissome.models.adapters.elastic import grouped
 from lissome.models.adapters.layers import quantise

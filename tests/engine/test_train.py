@@ -24,9 +24,11 @@ from torch import Tensor, nn
 import lissome
 from lissome.core.errors import ArtifactError, ConfigError, DataError, NumericsError
 from lissome.core.events import Event, EventStream
+from lissome.core.seeds import derive
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.hooks import Batch, Hooks, Task
-from lissome.engine.train import TrainConfig, _Order, derive, train
+from lissome.engine.order import Order
+from lissome.engine.train import TrainConfig, train
 
 pytestmark = pytest.mark.long
 
@@ -130,15 +132,15 @@ class Uneven:
 @given(count=st.integers(1, 150), batch=st.integers(1, 7), seed=st.integers(0, 99))
 def test_examples_of_one_length_meet_and_none_is_lost(count: int, batch: int, seed: int) -> None:
     lengths = torch.randint(1, 30, (count,), generator=torch.Generator().manual_seed(seed))
-    order = _Order(Uneven(lengths), batch, seed, "data")
+    order = Order(Uneven(lengths), batch, seed, "data")
     steps = 3 * count  # epochs end within batches
     seen = torch.cat([order.positions(step * batch, batch) for step in range(steps)])
     epochs = seen.view(-1, count)
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs.tolist())
-    again = _Order(Uneven(lengths), batch, seed, "data")
+    again = Order(Uneven(lengths), batch, seed, "data")
     late = 2 * steps // 3
     assert torch.equal(again.positions(late * batch, batch), seen[late * batch : (late + 1) * batch])
-    plain = _Order(range(count), batch, seed, "data")
+    plain = Order(range(count), batch, seed, "data")
     random = torch.cat([plain.positions(step * batch, batch) for step in range(steps)])
     padded, before = (int(lengths[one].view(-1, batch).amax(1).sum()) for one in (seen, random))
     if batch > 1 and count >= 100:

@@ -44,14 +44,11 @@ class Examples(Protocol):
 
 @runtime_checkable
 class Measured(Protocol):
-    """Examples of unlike lengths; batches are made of those of about one length.
-
-    Attributes:
-        lengths: LongTensor[N], tokens of each.
-    """
+    """Examples of unlike lengths, in tokens; batches are made of those of about one length."""
 
     @property
-    def lengths(self) -> Tensor: ...  # noqa: D102
+    def lengths(self) -> Tensor:
+        """LongTensor[N]."""
 
 
 @dataclass(frozen=True, kw_only=True)

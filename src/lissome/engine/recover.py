@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import ConfigError, DataError
 from lissome.core.method import Context
+from lissome.core.seeds import derive
 from lissome.cost.peak import give_back
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.forward import last_states
 from lissome.engine.hooks import Batch, Hooks, Loss, Task
-from lissome.engine.train import TrainConfig, derive, train
+from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import adaptable, add_lora, merge_lora, remove_lora
 from lissome.models.model import Model
 from lissome.models.precision import fast_dtype, in_dtype

@@ -15,6 +15,7 @@ from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import DataError
 from lissome.core.method import Context, CurvePoint, Method, ModelCard, Outcome, OutcomeKind, Plan
+from lissome.core.seeds import derive
 from lissome.cost.counted import Counter
 from lissome.cost.peak import give_back
 from lissome.engine.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ from lissome.engine.paths import PathSampler
 from lissome.engine.recover import fingerprint
 from lissome.engine.spaces import combinations
 from lissome.engine.supernet import heuristic
-from lissome.engine.train import TrainConfig, derive, train
+from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import merged_copy
 from lissome.models.binding import masked
 from lissome.models.model import Model

@@ -9,7 +9,6 @@ same number of threads. Goes through `accelerate`, so the same loop runs on seve
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import random
 import time
@@ -28,12 +27,12 @@ from torch.utils.data import default_collate
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import ConfigError, DataError, NumericsError
 from lissome.core.events import EventStream
+from lissome.core.seeds import derive
 from lissome.engine.checkpoint import Checkpoint, Saved, restore_rng, rng_state
-from lissome.engine.hooks import Batch, Examples, Hooks, Measured, Task
+from lissome.engine.hooks import Batch, Hooks, Task
+from lissome.engine.order import Order
 from lissome.engine.sharded import full, like
 from lissome.models.precision import fast_dtype, frozen_in
-
-_POOL = 50  # batches whose examples are sorted by length together: enough to be alike, few enough to stay random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,50 +149,6 @@ class _Objective(nn.Module):
         return self._loss(self.module, batch)
 
 
-class _Order:
-    """Which examples a step sees: a new permutation in every epoch, from the seed alone.
-
-    Examples that know their lengths share a batch with others of about their own, batches still in random order: what
-    would be padding is not computed. They are sorted within pools of batches, at least four to an epoch.
-
-    Args:
-        data: The examples.
-        batch: Examples of a forward pass.
-        seed: Of the permutations.
-        name: Tells two orders of one seed apart.
-    """
-
-    def __init__(self, data: Examples, batch: int, seed: int, name: str) -> None:
-        self._count, self._batch, self._seed, self._name = len(data), batch, seed, name
-        self._lengths = data.lengths if isinstance(data, Measured) else None
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
-
-    def positions(self, start: int, count: int) -> Tensor:
-        """LongTensor[count]: examples number `start` … of the endless stream."""
-        return torch.stack([self._at(start + offset) for offset in range(count)])
-
-    def _at(self, position: int) -> Tensor:
-        epoch, index = divmod(position, self._count)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(derive(self._seed, self._name, epoch))
-            drawn = torch.randperm(self._count, generator=generator)
-            # the first of an epoch fill the batch that the one before began
-            head, rest = drawn.tensor_split([min(self._count, -epoch * self._count % self._batch)])
-            self._epoch, self._permutation = epoch, torch.cat([head, self._grouped(rest, generator)])
-        return self._permutation[index]
-
-    def _grouped(self, drawn: Tensor, generator: torch.Generator) -> Tensor:
-        pool = min(_POOL, self._count // (4 * self._batch))
-        if self._lengths is None or pool < 2:
-            return drawn
-        whole, rest = drawn.tensor_split([len(drawn) // self._batch * self._batch])
-        found = []
-        for part in whole.split(pool * self._batch):
-            batches = part[self._lengths[part].argsort(stable=True)].view(-1, self._batch)
-            found.append(batches[torch.randperm(len(batches), generator=generator)].flatten())
-        return torch.cat([*found, rest])
-
-
 class _Loop:
     """One run of `train`."""
 
@@ -208,7 +163,7 @@ class _Loop:
         # Read again: FSDP has replaced the parameters by their shards.
         self.trainable = {name: value for name, value in task.module.named_parameters() if value.requires_grad}
         self.orders = [
-            _Order(data, config.batch, seed, name)
+            Order(data, config.batch, seed, name)
             for data, name in ((task.data, "data"), (task.second, "second"))
             if data is not None
         ]
@@ -405,9 +360,3 @@ class _Loop:
         return {name: value for name, value in kept.items() if not isinstance(value, nn.Parameter)} | dict(
             self.trainable
         )
-
-
-def derive(seed: int, *parts: str | int) -> int:
-    """Return a 63-bit seed for one purpose, step … of a run, independent of all others."""
-    text = "/".join(map(str, (seed, *parts)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

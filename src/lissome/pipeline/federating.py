@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lissome.core.errors import ConfigError, FederationError
 from lissome.core.events import EventStream
 from lissome.core.files import read_json
+from lissome.core.seeds import derive
 from lissome.core.typed import as_json
 from lissome.cost.memory import Sizes, predict_training
 from lissome.cost.peak import peak_memory
@@ -21,7 +22,6 @@ from lissome.engine.federate.orders import AnswerHead, OrderHead
 from lissome.engine.federate.parcel import WEIGHT, Parcel
 from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import Federation
-from lissome.engine.train import derive
 from lissome.models.space import Subnet
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.federation import FederationJob, FederationRecipe

@@ -16,6 +16,7 @@ from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, check_seed, option, read_toml, to_toml
 from lissome.core.errors import ConfigError, OrderError, unknown_name
 from lissome.core.events import EventStream
+from lissome.core.seeds import derive
 from lissome.cost.activations import layer_outputs
 from lissome.cost.oracle import SubnetCost
 from lissome.data.partition import PartitionConfig
@@ -30,7 +31,6 @@ from lissome.engine.federate.secure.program import SecureProgram
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import Lesson
 from lissome.engine.recover import fingerprint
-from lissome.engine.train import derive
 from lissome.models.labels import labels_of, with_labels
 from lissome.models.model import Model
 from lissome.pipeline.loading import load

@@ -16,6 +16,7 @@ from lissome.core.config import check_seed
 from lissome.core.errors import ConfigError, DataError, UnsupportedModelError
 from lissome.core.events import EventStream
 from lissome.core.method import ModelCard, OutcomeKind, Plan
+from lissome.core.seeds import derive
 from lissome.cost.duration import measuring_seconds, speeds_here
 from lissome.cost.memory import kept_weights
 from lissome.cost.oracle import SubnetCost
@@ -29,7 +30,6 @@ from lissome.engine.objective import LabelSplits, label_splits
 from lissome.engine.pictures import ImageSplits, image_splits
 from lissome.engine.segments import SegmentSplits, segment_splits
 from lissome.engine.spans import SpanSplits, span_splits
-from lissome.engine.train import derive
 from lissome.models.adapters.elastic import linear_shapes
 from lissome.models.anatomy import TASKS
 from lissome.models.labels import answers_by_spans, labels_of, with_answers, with_image_labels, with_labels

@@ -10,6 +10,7 @@ from typing import Literal
 
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import ConfigError
+from lissome.core.seeds import derive
 from lissome.data.images import Images, read_images
 from lissome.data.labelled import Labelled, read_labelled
 from lissome.data.partition import Partition, PartitionConfig, partition, read_part
@@ -19,7 +20,6 @@ from lissome.engine.classify import Encoded, encode
 from lissome.engine.federate.lessons import Classes, Pictures, Tokens
 from lissome.engine.federate.training import Lesson
 from lissome.engine.images import examples
-from lissome.engine.train import derive
 from lissome.models.model import Model
 
 Rows = Labelled | Images | Corpus

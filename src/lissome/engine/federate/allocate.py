@@ -19,13 +19,13 @@ from torch.nn.functional import cosine_similarity
 
 from lissome.core.budget import Budget
 from lissome.core.errors import BudgetUnmetError
+from lissome.core.seeds import derive
 from lissome.data.sources import read_corpus
 from lissome.data.text import Encoder, all_windows
 from lissome.engine.federate.planner import Planner
 from lissome.engine.search.goal import Goal
 from lissome.engine.search.problem import Problem
 from lissome.engine.search.run import SearchConfig, search
-from lissome.engine.train import derive
 from lissome.models.binding import masked
 from lissome.models.example import example
 from lissome.models.model import Model

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from lissome.core.seeds import derive
 from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.store import Kept
 from lissome.engine.federate.training import Bound, Lesson, TrainingClient
 from lissome.engine.hooks import Batch, Task
-from lissome.engine.train import derive
 
 Protection = Literal["none", "replay", "ewc", "distil"]
 Trigger = Literal["always", "samples", "drift"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lissome.core.errors import LissomeError
+from lissome.core.seeds import derive
 from lissome.engine.federate.answers import FailedError, OpenOrder, read_answer, read_head
 from lissome.engine.federate.audit import Audit, Event
 from lissome.engine.federate.layout import Layout
@@ -25,7 +26,6 @@ from lissome.engine.federate.parcel import PROFILE, Parcel
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program, Report
 from lissome.engine.federate.shelf import Intake
-from lissome.engine.train import derive
 from lissome.models.space import Subnet
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from random import Random
 from typing import Protocol
 
 from lissome.core.errors import ConfigError
+from lissome.core.seeds import derive
 from lissome.engine.federate.link import Incoming, Outgoing
 from lissome.engine.federate.parcel import PROFILE, Parcel
-from lissome.engine.train import derive
 
 
 class Handler(Protocol):

@@ -14,6 +14,7 @@ from lissome.core.config import MethodConfig, option
 from lissome.core.errors import ConfigError
 from lissome.core.method import Context, Method, ModelCard, Outcome, Plan
 from lissome.core.protocols import CostOracle
+from lissome.core.seeds import derive
 from lissome.engine.federate.client import ClientProgram
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.merge import Bounded, Mean, Merger, Overlap, Private, Trimmed
@@ -21,7 +22,7 @@ from lissome.engine.federate.outer import Adam, Momentum, Outer, Replace
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
 from lissome.engine.federate.training import Lesson, TrainingClient
-from lissome.engine.train import TrainConfig, derive
+from lissome.engine.train import TrainConfig
 from lissome.models.adapters import add_lora
 from lissome.models.labels import head_parameters, labels_of
 from lissome.models.model import Model

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lissome.core.errors import ConfigError, DataError
+from lissome.core.seeds import derive
 from lissome.data.labelled import read_labelled
 from lissome.data.sources import read_corpus
 from lissome.data.text import Encoder, all_windows
@@ -22,7 +23,7 @@ from lissome.engine.classify import encode
 from lissome.engine.federate.client import one_thread
 from lissome.engine.federate.lessons import Classes, Tokens
 from lissome.engine.federate.training import Bound, Lesson
-from lissome.engine.train import TrainConfig, derive, train
+from lissome.engine.train import TrainConfig, train
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
 

@@ -17,6 +17,7 @@ from lissome.core.config import MethodConfig, option
 from lissome.core.errors import FederationError, NumericsError
 from lissome.core.events import EventStream
 from lissome.core.files import write_text
+from lissome.core.seeds import derive
 from lissome.core.typed import as_json, from_json
 from lissome.engine.checkpoint import Checkpoint, Saved
 from lissome.engine.federate.audit import Audit
@@ -25,7 +26,6 @@ from lissome.engine.federate.ledger import Bytes, Ledger
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.members import Members, sampled
 from lissome.engine.federate.program import Program
-from lissome.engine.train import derive
 
 _TOLD = frozenset({"refused", "rejected", "failed"})  # what whoever runs the server must know at once
 

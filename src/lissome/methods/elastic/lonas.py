@@ -24,12 +24,12 @@ from typing import ClassVar, Literal
 from lissome.core.config import option
 from lissome.core.errors import ConfigError
 from lissome.core.method import Context, Outcome
+from lissome.core.seeds import derive
 from lissome.engine.hooks import Hooks
 from lissome.engine.paths import RandomPath, Sandwich
 from lissome.engine.ranking import ranking, saliency
 from lissome.engine.spaces import Widths, elastic_space
 from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
-from lissome.engine.train import derive
 from lissome.models.adapters import Design, adapters, add_adapters
 from lissome.models.adapters.elastic import adaptable, check_ranks
 from lissome.models.anatomy import Dim

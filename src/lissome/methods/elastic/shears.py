@@ -37,6 +37,7 @@ from lissome.core.config import MethodConfig, option
 from lissome.core.errors import BudgetUnmetError, ConfigError
 from lissome.core.files import sha256_file
 from lissome.core.method import Context, CurvePoint, LinearShape, Method, ModelCard, Outcome, Plan
+from lissome.core.seeds import derive
 from lissome.cost.counted import Counter
 from lissome.cost.duration import forward_seconds, speeds_here, training_seconds
 from lissome.cost.memory import TRAIN_TOKENS, predict_sparse
@@ -47,7 +48,7 @@ from lissome.engine.objective import Objective, objective_of, step_tokens
 from lissome.engine.recover import fingerprint
 from lissome.engine.sparsify import Pruning, check_masks, prunable, read_masks, sparsify
 from lissome.engine.supernet import Found, Paths, Remembered, best_of, candidates, climb, heuristic
-from lissome.engine.train import derive, train
+from lissome.engine.train import train
 from lissome.models.adapters import Design, LowRank, Masked, Quantised, add_adapters, merge_lora, rank_space
 from lissome.models.adapters.elastic import check_ranks, chosen_shapes, grouped, linear_shapes
 from lissome.models.adapters.folder import adapter_files

@@ -24,6 +24,7 @@ from typing import ClassVar, Literal
 
 from lissome.core.config import option
 from lissome.core.errors import ConfigError
+from lissome.core.seeds import derive
 from lissome.engine.federate.blackbox import MOST, Projection, PromptScorer, PromptSearch
 from lissome.engine.federate.client import ClientProgram
 from lissome.engine.federate.continual import ContinualClient
@@ -34,7 +35,6 @@ from lissome.engine.federate.public import ServerPhase, public_lesson
 from lissome.engine.federate.retrieval import Librarian, Retrieval
 from lissome.engine.federate.subnets import SubnetProgram
 from lissome.engine.federate.triggers import Triggered
-from lissome.engine.train import derive
 from lissome.models.adapters import Design, adaptable, adapters, add_adapters, rank_space
 from lissome.models.adapters.elastic import labels
 from lissome.models.adapters.prompts import add_prompt

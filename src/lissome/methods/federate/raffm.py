@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lissome.core.config import option
 from lissome.core.errors import ConfigError
+from lissome.core.seeds import derive
 from lissome.engine.elastic import Elastic
 from lissome.engine.federate.client import ClientProgram, Work
 from lissome.engine.federate.layout import Layout
@@ -36,7 +37,6 @@ from lissome.engine.federate.subnets import SubnetProgram, share_space
 from lissome.engine.federate.training import Bound, TrainingClient
 from lissome.engine.hooks import Hooks
 from lissome.engine.paths import Together
-from lissome.engine.train import derive
 from lissome.models.binding import reorder
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet

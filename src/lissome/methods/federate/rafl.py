@@ -24,6 +24,7 @@ from torch import Tensor
 from lissome.core.budget import Budget
 from lissome.core.config import option
 from lissome.core.errors import ConfigError
+from lissome.core.seeds import derive
 from lissome.data.labelled import Labelled
 from lissome.data.sources import read_corpus
 from lissome.engine.classify import encode
@@ -40,7 +41,7 @@ from lissome.engine.federate.program import Phase, Program
 from lissome.engine.federate.public import refuse_judged
 from lissome.engine.federate.subnets import SubnetProgram, share_space
 from lissome.engine.federate.training import Bound
-from lissome.engine.train import TrainConfig, derive
+from lissome.engine.train import TrainConfig
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space, Subnet
 

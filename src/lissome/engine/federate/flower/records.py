@@ -17,10 +17,10 @@ from torch import Tensor
 from lissome.core.errors import FederationError
 from lissome.core.files import parse_json
 from lissome.core.optional import optional_import
+from lissome.core.seeds import derive
 from lissome.engine.federate.exchange import PHASES
 from lissome.engine.federate.orders import AnswerHead, OrderHead
 from lissome.engine.federate.parcel import Kind, Parcel
-from lissome.engine.train import derive
 
 ARRAYS, METRICS, CONFIG, HEAD = "arrays", "metrics", "config", "lissome"
 """Names of the records, and of the head in the last of them; the first three are what Flower's strategies use."""

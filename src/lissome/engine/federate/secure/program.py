@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
+from lissome.core.seeds import derive
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.merge import Mean, Piece, Tensors
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program, Report
 from lissome.engine.federate.secure import masks
 from lissome.engine.federate.secure.client import KEYS, MASKED, SHARES, UNMASK, pair_mask
-from lissome.engine.train import derive
 from lissome.models.model import Model
 from lissome.models.space import Subnet
 
