@@ -15,8 +15,8 @@ Activations activations_of(const std::string& name) {
 }
 
 HeldNested::HeldNested(std::int64_t outputs, std::int64_t inputs, std::int64_t group, std::vector<In> segments,
-                       std::map<int, std::pair<int, In>> scales)
-    : segments_(std::move(segments)), scales_(std::move(scales)) {
+                       std::map<int, std::pair<int, In>> scales, std::map<int, In> levels)
+    : segments_(std::move(segments)), scales_(std::move(scales)), levels_(std::move(levels)) {
   std::vector<SegmentBytes> bytes;
   for (const In& segment : segments_) {
     const auto count = static_cast<std::int64_t>(segment.nbytes());
@@ -27,7 +27,12 @@ HeldNested::HeldNested(std::int64_t outputs, std::int64_t inputs, std::int64_t g
     const auto count = static_cast<std::int64_t>(pair.second.size());
     halves.push_back({precision, pair.first, vector_of<std::uint16_t>(pair.second, count, "scales"), count});
   }
-  view_ = assemble(outputs, inputs, group, bytes, halves);
+  std::vector<LevelBytes> tables;
+  for (const auto& [precision, table] : levels_) {
+    const auto count = static_cast<std::int64_t>(table.size());
+    tables.push_back({precision, vector_of<std::uint8_t>(table, count, "levels"), count});
+  }
+  view_ = assemble(outputs, inputs, group, bytes, halves, tables);
 }
 
 namespace {
@@ -80,9 +85,11 @@ void write_rows(const HeldNested& held, const Out& out, int precision, std::int6
 void add_nested(nb::module_& module) {
   using namespace nb::literals;
   nb::class_<HeldNested>(module, "Nested", "Weights by planes of bits; see native/nested/nested.h for the layout.")
-      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::vector<In>, std::map<int, std::pair<int, In>>>(), "outputs"_a,
-           "inputs"_a, "group"_a, "segments"_a, "scales"_a,
-           "Takes uint8 segments and (planes, uint16 scales) by precision, without a copy. ValueError when they do not fit.")
+      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::vector<In>, std::map<int, std::pair<int, In>>,
+                    std::map<int, In>>(), "outputs"_a,
+           "inputs"_a, "group"_a, "segments"_a, "scales"_a, "levels"_a = std::map<int, In>{},
+           "Takes uint8 segments, (planes, uint16 scales) and uint8 levels by precision, without a copy. ValueError when "
+           "they do not fit.")
       .def("linear", &multiply, "x"_a, "y"_a, "precision"_a, "activations"_a, "bias"_a = nb::none(), "threads"_a = 0,
            "y[M, N] = x[M, K] Wᵀ + bias, all float32.")
       .def("rows", &write_rows, "out"_a, "precision"_a, "first"_a = 0, "Writes rows of W, float32.")

@@ -18,15 +18,17 @@ namespace lissome::bind {
 
 class HeldNested {
  public:
-  // Segments of uint8, the highest planes first, and planes to read with scales of uint16 by precision. Throws std::invalid_argument.
+  // Segments of uint8, the highest planes first, and planes to read with scales of uint16 by precision, and
+  // levels of uint8 by precision. Throws std::invalid_argument.
   HeldNested(std::int64_t outputs, std::int64_t inputs, std::int64_t group, std::vector<In> segments,
-             std::map<int, std::pair<int, In>> scales);
+             std::map<int, std::pair<int, In>> scales, std::map<int, In> levels);
 
   const Nested& view() const { return view_; }
 
  private:
   std::vector<In> segments_;
   std::map<int, std::pair<int, In>> scales_;
+  std::map<int, In> levels_;
   Nested view_;
 };
 

@@ -64,6 +64,15 @@ struct Codes {
     }
   }
 
+  struct Table {
+    __m512i levels;
+  };
+  template <int B>
+  LISSOME_OP Table table(const std::uint8_t* levels) {
+    constexpr __mmask64 kMask = B < kMostTableBits ? (__mmask64{1} << (1 << (B % kMostTableBits))) - 1 : ~__mmask64{0};
+    return {_mm512_maskz_loadu_epi8(kMask, levels)};
+  }
+  LISSOME_OP Code level(const Table& table, Code code) { return _mm512_permutexvar_epi8(code, table.levels); }
   LISSOME_OP Code load(const std::byte* p) { return _mm512_loadu_si512(p); }
   LISSOME_OP void store(std::byte* p, Code code) { _mm512_storeu_si512(p, code); }
   LISSOME_OP Floats floats(const float* p) { return _mm512_loadu_ps(p); }

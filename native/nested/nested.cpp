@@ -1,5 +1,6 @@
 #include "nested/nested.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -18,10 +19,21 @@ void check_sizes_of(const Nested& weight) {
   }
 }
 
+// A code that was read must have a level, or the table would be read beyond its end.
+void check_levels(const Nested& weight, const LevelBytes& one) {
+  const int planes = weight.has(one.precision) ? weight.read[static_cast<std::size_t>(one.precision)] : 0;
+  if (planes < 1 || planes > kMostTableBits || one.count != std::int64_t{1} << planes) {
+    throw std::invalid_argument("a precision of at most 6 planes has a level for every code, got " +
+                                std::to_string(one.count) + " levels of " + std::to_string(planes) + " planes");
+  }
+  if (!std::is_sorted(one.data, one.data + one.count)) throw std::invalid_argument("levels must ascend");
+}
+
 }  // namespace
 
 Nested assemble(std::int64_t outputs, std::int64_t inputs, std::int64_t group,
-                const std::vector<SegmentBytes>& segments, const std::vector<ScaleHalves>& scales) {
+                const std::vector<SegmentBytes>& segments, const std::vector<ScaleHalves>& scales,
+                const std::vector<LevelBytes>& levels) {
   Nested weight;
   weight.outputs = outputs, weight.inputs = inputs, weight.group = group;
   check_sizes_of(weight);
@@ -46,6 +58,10 @@ Nested assemble(std::int64_t outputs, std::int64_t inputs, std::int64_t group,
     }
     weight.scales[static_cast<std::size_t>(one.precision)] = one.data;
     weight.read[static_cast<std::size_t>(one.precision)] = one.planes;
+  }
+  for (const LevelBytes& one : levels) {
+    check_levels(weight, one);
+    weight.levels[static_cast<std::size_t>(one.precision)] = one.data;
   }
   return weight;
 }

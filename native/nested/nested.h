@@ -4,6 +4,9 @@
 // reads the b highest bits, q >> (p - b), and has scales and leasts of its own, refitted to these coarser codes, one
 // pair for every output and group of 32 or 64 inputs.
 //
+// A precision may have a table of levels: a weight is scale · level[code] + least, levels whole numbers from 0 to 255 in
+// ascending order, so that unsigned by signed products serve them as they serve codes.
+//
 // W is cut into panels of 16 outputs, a panel into blocks of 32 inputs; N is padded to whole panels, K to whole groups.
 // One bit of the 512 codes of a block is a line of 64 bytes. Where the bit of output o and input k lies in it follows
 // from what unpacking does: interleaving the bytes of four or eight lines leaves, in every 8 bytes, bits that one
@@ -26,6 +29,7 @@ namespace lissome {
 inline constexpr std::int64_t kNestedPanel = 16, kBlockInputs = 32, kLine = 64;
 inline constexpr std::int64_t kBlockRows = 8;  // of 64 codes: 16 outputs x 4 inputs
 inline constexpr int kMostBits = 8;
+inline constexpr int kMostTableBits = 6;  // a table is a register: 64 levels
 
 struct Place {
   int byte, bit;  // in a line
@@ -52,6 +56,7 @@ struct Nested {
   // head may have more bits than its blocks at each of them.
   std::array<const std::uint16_t*, kMostBits + 1> scales{};
   std::array<int, kMostBits + 1> read{};
+  std::array<const std::uint8_t*, kMostBits + 1> levels{};  // by precision; null where a code is its own level
 
   std::int64_t panels() const { return ceil_div(outputs, kNestedPanel); }
   std::int64_t width() const { return round_up(inputs, group); }
@@ -60,7 +65,10 @@ struct Nested {
   std::int64_t lines() const { return panels() * blocks(); }                       // of one plane
   std::int64_t scale_count() const { return panels() * groups() * 2 * kNestedPanel; }  // of one precision
   // Bytes that are read at a precision.
-  std::int64_t bytes(int precision) const { return lines() * kLine * read[static_cast<std::size_t>(precision)] + 2 * scale_count(); }
+  std::int64_t bytes(int precision) const {
+    const auto at = static_cast<std::size_t>(precision);
+    return lines() * kLine * read[at] + 2 * scale_count() + (levels[at] ? 1 << read[at] : 0);
+  }
   bool has(int precision) const {
     return precision >= 1 && precision <= kMostBits && scales[static_cast<std::size_t>(precision)] != nullptr;
   }
@@ -76,10 +84,16 @@ struct ScaleHalves {
   const std::uint16_t* data = nullptr;
   std::int64_t count = 0;
 };
+struct LevelBytes {
+  int precision = 0;
+  const std::uint8_t* data = nullptr;
+  std::int64_t count = 0;
+};
 
 // Throws std::invalid_argument unless sizes can be computed with and arrays have the lengths that they imply, so that no
 // kernel reads outside of them.
 Nested assemble(std::int64_t outputs, std::int64_t inputs, std::int64_t group,
-                const std::vector<SegmentBytes>& segments, const std::vector<ScaleHalves>& scales);
+                const std::vector<SegmentBytes>& segments, const std::vector<ScaleHalves>& scales,
+                const std::vector<LevelBytes>& levels = {});
 
 }  // namespace lissome

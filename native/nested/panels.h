@@ -6,6 +6,7 @@
 //   kDirect             whether one row goes without the buffer: a loop of its own for every number of planes
 //   Code                64 codes: of 16 outputs 4 inputs each
 //   unpack<B>(lines, codes)        8 rows of codes from the lines of B planes
+//   Table, table<B>(levels), level(table, code)   2^B levels, and those of 64 codes
 //   load(p), store(p, code)        codes in a buffer
 //   zero, add(sum, code, x)        adds 4 inputs
 //   finish(sums, scales, x_scale, x_sum)   16 results of a group: sum · (scale · x_scale) + least · x_sum
@@ -14,6 +15,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "base/memory.h"
 #include "base/target.h"
@@ -26,13 +28,17 @@ namespace {
 inline constexpr std::int64_t kBlocksAhead = 24;
 inline constexpr std::int64_t kBufferBlocks = 32;  // 16 KiB of codes: half of the first cache
 
-// Codes from planes.
-template <class P, int B>
+struct NoTable {};
+
+// Codes from planes, or their levels.
+template <class P, int B, bool kLevels>
 struct FromPlanes {
   const std::byte* line[B];
   std::int64_t stride[B];
+  [[no_unique_address]] std::conditional_t<kLevels, typename P::Table, NoTable> table;
 
-  LISSOME_TARGET FromPlanes(const Nested& weight, std::int64_t panel) {
+  LISSOME_TARGET FromPlanes(const Nested& weight, int precision, std::int64_t panel) {
+    if constexpr (kLevels) table = P::template table<B>(weight.levels[static_cast<std::size_t>(precision)]);
     for (int p = 0; p < B; ++p) {
       stride[p] = weight.planes[static_cast<std::size_t>(p)].stride;
       line[p] = weight.planes[static_cast<std::size_t>(p)].data + panel * weight.blocks() * stride[p];
@@ -40,6 +46,10 @@ struct FromPlanes {
   }
   LISSOME_TARGET LISSOME_INLINE void next(typename P::Code (&codes)[kBlockRows]) {
     P::template unpack<B>(line, codes);
+    if constexpr (kLevels) {
+#pragma GCC unroll 8
+      for (int row = 0; row < kBlockRows; ++row) codes[row] = P::level(table, codes[row]);
+    }
 #pragma GCC unroll 8
     for (int p = 0; p < B; ++p) {
       __builtin_prefetch(line[p] + kBlocksAhead * stride[p], 0, 3);
@@ -135,16 +145,16 @@ LISSOME_TARGET inline Strip strip_at(const NestedJob& job, std::int64_t panel, s
           weight.scales[static_cast<std::size_t>(job.precision)] + (panel * all + group) * 2 * kNestedPanel};
 }
 
-template <class P, int B, int Blocks>
+template <class P, int B, bool kLevels, int Blocks>
 LISSOME_TARGET void panel_one(const NestedJob& job, std::int64_t panel) {
   alignas(64) float sums[kNestedPanel] = {};
   const Strip s = strip_at(job, panel, 0, 0, job.weight->groups(), sizeof(typename P::X));
-  strip<P, 1, Blocks>(FromPlanes<P, B>(*job.weight, panel), s, sums);
+  strip<P, 1, Blocks>(FromPlanes<P, B, kLevels>(*job.weight, job.precision, panel), s, sums);
   write_panel(job, panel, 0, 1, sums);
 }
 
-template <class P, int B>
-LISSOME_TARGET void expand(FromPlanes<P, B>& planes, std::int64_t blocks, std::byte* buffer) {
+template <class P, int B, bool kLevels>
+LISSOME_TARGET void expand(FromPlanes<P, B, kLevels>& planes, std::int64_t blocks, std::byte* buffer) {
   for (std::int64_t block = 0; block < blocks; ++block) {
     typename P::Code codes[kBlockRows];
     planes.next(codes);
@@ -152,9 +162,9 @@ LISSOME_TARGET void expand(FromPlanes<P, B>& planes, std::int64_t blocks, std::b
   }
 }
 
-template <class P, int B>
+template <class P, int B, bool kLevels>
 LISSOME_TARGET void panel_many(const NestedJob& job, std::int64_t panel, std::byte* buffer, float* sums) {
-  FromPlanes<P, B> planes(*job.weight, panel);
+  FromPlanes<P, B, kLevels> planes(*job.weight, job.precision, panel);
   std::fill_n(sums, job.x.rows * kNestedPanel, 0.0f);
   const std::int64_t each = job.weight->group / kBlockInputs, most = kBufferBlocks / each;
   for (std::int64_t group = 0; group < job.weight->groups(); group += most) {
@@ -170,12 +180,12 @@ LISSOME_TARGET void panel_many(const NestedJob& job, std::int64_t panel, std::by
   write_panel(job, panel, 0, job.x.rows, sums);
 }
 
-template <class P, int B>
+template <class P, int B, bool kLevels>
 LISSOME_TARGET void panels_at(const NestedJob& job, std::int64_t first, std::int64_t last) {
   if constexpr (P::kDirect) {
     if (job.x.rows == 1) {
       for (std::int64_t panel = first; panel < last; ++panel) {
-        job.weight->group == 32 ? panel_one<P, B, 1>(job, panel) : panel_one<P, B, 2>(job, panel);
+        job.weight->group == 32 ? panel_one<P, B, kLevels, 1>(job, panel) : panel_one<P, B, kLevels, 2>(job, panel);
       }
       return;
     }
@@ -183,7 +193,7 @@ LISSOME_TARGET void panels_at(const NestedJob& job, std::int64_t first, std::int
   static thread_local Scratch buffers, carried;
   auto* buffer = buffers.at_least<std::byte>(kBufferBlocks * kBlockRows * kLine);
   auto* sums = carried.at_least<float>(job.x.rows * kNestedPanel);
-  for (std::int64_t panel = first; panel < last; ++panel) panel_many<P, B>(job, panel, buffer, sums);
+  for (std::int64_t panel = first; panel < last; ++panel) panel_many<P, B, kLevels>(job, panel, buffer, sums);
 }
 
 template <class P, int B = kMostBits>
@@ -191,7 +201,10 @@ LISSOME_TARGET void run_nested(const NestedJob& job, std::int64_t first, std::in
   if constexpr (B > 1) {
     if (job.weight->read[static_cast<std::size_t>(job.precision)] < B) return run_nested<P, B - 1>(job, first, last);
   }
-  panels_at<P, B>(job, first, last);
+  if constexpr (B <= kMostTableBits) {
+    if (job.weight->levels[static_cast<std::size_t>(job.precision)]) return panels_at<P, B, true>(job, first, last);
+  }
+  panels_at<P, B, false>(job, first, last);
 }
 
 }  // namespace

@@ -28,6 +28,17 @@ struct Codes {
       }
     }
   }
+  struct Table {
+    const std::uint8_t* levels = nullptr;
+  };
+  template <int B>
+  static Table table(const std::uint8_t* levels) {
+    return {levels};
+  }
+  static Code level(const Table& table, Code code) {
+    for (std::uint8_t& one : code) one = table.levels[one];
+    return code;
+  }
   static Code load(const std::byte* p) { return load_as<Code>(p); }
   static void store(std::byte* p, const Code& code) { std::memcpy(p, code.data(), kLine); }
   static Floats floats(const float* p) { return load_as<Floats>(p); }
@@ -91,6 +102,7 @@ void nested_row(const Nested& weight, int precision, std::int64_t output, float*
   const std::int64_t panel = output / kNestedPanel;
   const auto o = static_cast<int>(output % kNestedPanel);
   const std::uint16_t* scales = weight.scales[static_cast<std::size_t>(precision)];
+  const std::uint8_t* levels = weight.levels[static_cast<std::size_t>(precision)];
   for (std::int64_t k = 0; k < weight.inputs; ++k) {
     const Place at = place(o, static_cast<int>(k % kBlockInputs));
     unsigned code = 0;
@@ -100,7 +112,8 @@ void nested_row(const Nested& weight, int precision, std::int64_t output, float*
       code = 2 * code + ((std::to_integer<unsigned>(line[at.byte]) >> at.bit) & 1);
     }
     const std::uint16_t* pair = scales + (panel * weight.groups() + k / weight.group) * 2 * kNestedPanel;
-    to[k] = static_cast<float>(code) * from_f16(pair[o]) + from_f16(pair[kNestedPanel + o]);
+    const unsigned level = levels ? levels[code] : code;
+    to[k] = static_cast<float>(level) * from_f16(pair[o]) + from_f16(pair[kNestedPanel + o]);
   }
 }
 

@@ -16,6 +16,7 @@ struct Arrays {
   std::vector<std::vector<std::byte>> segments;
   std::vector<std::vector<std::uint16_t>> scales;
   std::vector<int> precisions, planes;
+  std::vector<std::vector<std::uint8_t>> levels;  // of each precision, empty where codes are even; or of none
 
   Arrays(Random& random, std::int64_t n, std::int64_t k, std::int64_t g) : outputs(n), inputs(k), group(g) {
     const std::int64_t lines = ceil_div(n, kNestedPanel) * round_up(k, g) / kBlockInputs;
@@ -29,6 +30,12 @@ struct Arrays {
       for (auto& half : halves) half = to_f16(static_cast<float>(draw(random, -100, 100)) / 4096);
       bits += more, precisions.push_back(bits), planes.push_back(bits);
     }
+    for (const int count : planes) {
+      if (bits > kMostTableBits || outputs % 2) break;
+      auto& table = levels.emplace_back(std::size_t{1} << count);
+      for (auto& level : table) level = static_cast<std::uint8_t>(random());
+      std::sort(table.begin(), table.end());
+    }
   }
 
   Nested view() const {
@@ -38,7 +45,12 @@ struct Arrays {
     for (std::size_t i = 0; i < scales.size(); ++i) {
       halves.push_back({precisions[i], planes[i], scales[i].data(), static_cast<std::int64_t>(scales[i].size())});
     }
-    return assemble(outputs, inputs, group, bytes, halves);
+    std::vector<LevelBytes> tables;
+    for (std::size_t i = 0; i < levels.size(); ++i) {
+      const auto count = static_cast<std::int64_t>(levels[i].size());
+      if (count > 0) tables.push_back({precisions[i], levels[i].data(), count});
+    }
+    return assemble(outputs, inputs, group, bytes, halves, tables);
   }
 };
 
@@ -51,7 +63,10 @@ std::int64_t damaged(std::int64_t value, Random& random) {
 
 void damage(Arrays& arrays, Random& random) {
   const std::size_t at = random() % arrays.scales.size();
-  switch (random() % 7) {
+  switch (random() % 8) {
+    case 7:
+      if (at < arrays.levels.size()) arrays.levels[at].resize(random() % (arrays.levels[at].size() + 9), 255);
+      break;
     case 0: arrays.outputs = damaged(arrays.outputs, random); break;
     case 1: arrays.inputs = damaged(arrays.inputs, random); break;
     case 2: arrays.group = damaged(arrays.group, random); break;
@@ -129,6 +144,7 @@ struct Model {
     Arrays& arrays = *kept.back();
     arrays.precisions.assign(arrays.precisions.size(), 1);  // all are read at "1 bit", whatever they have
     arrays.precisions.back() = 4;
+    for (std::size_t i = 0; i + 2 < arrays.levels.size(); ++i) arrays.levels[i].clear();  // of which the last but one counts
     return arrays.view();
   }
 };

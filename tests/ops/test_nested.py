@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lissome.core.errors import ConfigError
-from lissome.ops.nested import Layout, from_blocks, from_planes, from_scales, quantise, to_planes, to_scales
+from lissome.ops.nested import (
+    Layout,
+    Spacing,
+    from_blocks,
+    from_planes,
+    from_scales,
+    layout_named,
+    quantise,
+    to_planes,
+    to_scales,
+)
 
 LAYOUTS = st.builds(Layout, st.sampled_from([(3, 1), (2, 1, 1), (4, 2, 2), (8,), (5, 1)]), st.sampled_from([32, 64]))
 SIZES = st.integers(1, 100)
@@ -91,6 +103,42 @@ def test_constant_and_tiny_groups() -> None:
     assert np.array_equal(found[0], weight[0])
     assert np.array_equal(found[1], weight[1])
     assert np.abs(found[2]).max() < 1e-7
+
+
+@pytest.mark.parametrize("planes", [(2,), (3, 1), (2, 1, 1), (4, 2)])
+def test_levels_by_kmeans_lose_less_than_even_codes(planes: tuple[int, ...]) -> None:
+    weight = drawn(4, 64, 256)
+    even, fitted = (quantise(weight, Layout(planes, levels=levels)) for levels in get_args(Spacing))
+    for precision in fitted.layout.precisions:
+        assert error(weight, fitted.weight(precision)) < 0.97 * error(weight, even.weight(precision))
+        levels = fitted.levels[precision]
+        assert levels.dtype == np.uint8
+        assert len(levels) == 1 << precision
+        assert (np.diff(levels.astype(int)) >= 0).all()
+    assert not even.levels
+
+
+def test_importance_moves_levels() -> None:
+    weight, layout = drawn(5, 64, 256), Layout((2, 1), levels="kmeans")
+    counts = np.where(weight > 0, 1, 1e-4).astype(np.float32)
+    weighted, plain = quantise(weight, layout, counts), quantise(weight, layout)
+    assert (weighted.levels[3][4:].astype(int) > plain.levels[3][4:]).any()
+    assert error(weight, weighted.weight(3), counts) < 0.8 * error(weight, plain.weight(3), counts)
+
+
+def test_levels_of_constant_weights() -> None:
+    weight = np.full((3, 70), 0.25, np.float32)
+    assert np.array_equal(quantise(weight, Layout(levels="kmeans")).weight(3), weight)
+
+
+def test_layouts_have_names() -> None:
+    for text in ("3+1", "4+2+2/64", "3+1/kmeans", "2+1+1/64/kmeans"):
+        assert str(layout_named(text)) == text
+    assert layout_named("3+1/kmeans") == Layout((3, 1), 32, "kmeans")
+    assert layout_named("4+2/64/kmeans") == Layout((4, 2), 64, "kmeans")
+    for text, message in [("4+2+2/kmeans", "at most 6 bits, got 8"), ("3+1/lut", "is no layout"), ("/kmeans", "is no")]:
+        with pytest.raises(ConfigError, match=message):
+            layout_named(text)
 
 
 @pytest.mark.parametrize("planes", [(), (1, 3), (3, 0), (4, 4, 1), (1,), (3.0, 1)])

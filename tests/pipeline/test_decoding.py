@@ -133,6 +133,22 @@ def test_inspect(folder: Path) -> None:
 
 
 @needs_native
+def test_levels_by_kmeans(run: Any, tmp_path: Path) -> None:
+    model_of("llama", tokenizer=True).save(tmp_path / "saved")
+    words = ("export", str(tmp_path / "saved"), "--to", "nested", "--out", str(tmp_path / "levels"), "--json", "--type")
+    done = run(*words, "3+1/kmeans")
+    assert done.code == 0
+    assert json.loads(done.out)["types"]["levels"] == sum(
+        place.nbytes for name, place in NestedFolder.open(tmp_path / "levels").file.places.items() if "levels" in name
+    )
+    assert pipeline.inspect(tmp_path / "levels").facts["planes"] == ["3+1/kmeans", "5+1/kmeans"]
+    assert pipeline.generate(tmp_path / "levels", "hello", max_new_tokens=4).tokens <= 4
+    refused = run(*words, "4+2+2/kmeans")
+    assert refused.code == 2
+    assert "at most 6 bits, got 8" in refused.err
+
+
+@needs_native
 def test_bench(folder: Path) -> None:
     alone = pipeline.measure(folder)
     assert [row.name for row in alone.rows] == [f"{folder} at 4 bits", f"{folder} at 3 bits"]

@@ -25,7 +25,7 @@ def command(
             "--type",
             metavar="TYPE",
             help="Number type, e.g. F16, Q8_0, Q4_1 or Q4_0 (default: the original file's, else F16); of nested: bits "
-            "of each segment (default: 3+1).",
+            "of each segment, /64, /kmeans (default: 3+1).",
         ),
     ] = None,
     pad: Annotated[

@@ -17,6 +17,8 @@ from lissome.models.nested.file import NAME, open_nested
 from lissome.models.nested.make import make_folder
 from lissome.ops.nested import Layout, layout_named
 
+_PARTS = {".planes.": "codes", ".scales.": "scales", ".levels.": "levels"}  # of a matrix, by what arrays are called
+
 
 def export(
     model: Model,
@@ -32,7 +34,8 @@ def export(
         model: A causal language model.
         target: The folder; an older artifact there is replaced when the new one is whole.
         type: Bits of each segment, the highest first, such as ``3+1`` (default), which is read at 3 and 4 bits, or
-            ``4+2+2``; ``/64`` after them for groups of 64 inputs instead of 32. Weights that a method put beside the
+            ``4+2+2``; ``/64`` after them for groups of 64 inputs instead of 32, and ``/kmeans`` last for levels fitted
+            by weighted k-means instead of evenly spaced ones. Weights that a method put beside the
             model are taken when this is not given, with their schedule.
         pad: Without effect: the format says every size.
         events: Where progress goes: a stage ``nest`` counted in weights.
@@ -50,7 +53,7 @@ def export(
     file = open_nested(target)
     types: dict[str, int] = {}
     for name, place in file.places.items():
-        what = "codes" if ".planes." in name else "scales" if ".scales." in name else "F32"
+        what = next((what for part, what in _PARTS.items() if part in name), "F32")
         types[what] = types.get(what, 0) + place.nbytes
     precisions = ", ".join(map(str, file.layout.precisions))
     notes = [f"read at {precisions} bits; embedding and head have {file.head.bits - file.layout.bits} bits more"]

@@ -4,7 +4,9 @@ After "any-precision" weights (Park et al. 2024, arXiv 2402.10517) in their unif
 weight, and at precision b the weight is ``scale_b · (q >> (p - b)) + least_b``. Scale and least are fitted anew at
 every precision by (weighted) least squares, one pair for each output and group of 32 or 64 inputs, held as halves.
 Differs from the paper: groups along the inputs with two numbers each, instead of one table of centroids per output,
-because that is exact for GGUF's blocks, multiplies as integers, and loses less at 3 bits.
+because that is exact for GGUF's blocks, multiplies as integers, and loses less at 3 bits. The paper's form, levels that
+are not evenly spaced, can be had too, a table for each matrix and precision (`lissome.ops.levels`): the weight is then
+``scale_b · levels_b[q >> (p - b)] + least_b``.
 
 The layout of planes is that of ``native/nested/nested.h``.
 """
@@ -14,17 +16,22 @@ The layout of planes is that of ``native/nested/nested.h``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lissome.core.errors import ConfigError
+from lissome.ops.levels import MOST_LEVEL_BITS, TOP, Histogram, Levels
 
 PANEL, BLOCK, LINE = 16, 32, 64  # outputs and inputs of a block; bytes of one bit of its codes
 GROUPS = (32, 64)
 MOST_BITS = 8
-_LAYOUT = re.compile(r"(?P<planes>\d(?:\+\d)*)(?:/(?P<group>\d+))?")
+_LAYOUT = re.compile(r"(?P<planes>\d(?:\+\d)*)(?:/(?P<group>\d+))?(?:/(?P<levels>kmeans))?")
+
+Spacing = Literal["even", "kmeans"]
+"""What a code is worth: itself, or a level of its matrix's table."""
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -39,10 +46,13 @@ class Layout:
         planes: Bits of each segment, the highest first; precisions that can be read are their partial sums. The
             default (3, 1) is read at 3 and 4 bits.
         group: Inputs that share a scale, 32 or 64. Default 32, what GGUF's blocks have.
+        levels: Whether codes are evenly spaced or levels are fitted by k-means, then of at most 6 bits. Default even:
+            exact for GGUF's blocks, and nothing to look up.
     """
 
     planes: tuple[int, ...] = (3, 1)
     group: int = 32
+    levels: Spacing = "even"
 
     def __post_init__(self) -> None:
         whole = all(isinstance(count, int) and count >= 1 for count in self.planes)
@@ -53,6 +63,18 @@ class Layout:
             )
         if self.group not in GROUPS:
             raise ConfigError(f"a group has 32 or 64 inputs, got {self.group}.")
+        if self.levels not in get_args(Spacing):
+            raise ConfigError(f"levels are even or kmeans, got {self.levels!r:.20}.")
+        if self.levels == "kmeans" and self.bits > MOST_LEVEL_BITS:
+            raise ConfigError(
+                f"levels by k-means have at most {MOST_LEVEL_BITS} bits, got {self.bits}; leave out /kmeans, or bits."
+            )
+
+    def __str__(self) -> str:
+        """What `layout_named` reads."""
+        parts = ["+".join(map(str, self.planes))]
+        parts += [str(self.group)] if self.group != GROUPS[0] else []
+        return "/".join([*parts, *([self.levels] if self.levels != "even" else [])])
 
     @property
     def bits(self) -> int:
@@ -66,7 +88,7 @@ class Layout:
 
 
 def layout_named(text: str) -> Layout:
-    """Read a layout such as ``3+1`` or ``4+2+2/64``.
+    """Read a layout such as ``3+1``, ``4+2+2/64`` or ``3+1/kmeans``.
 
     Raises:
         ConfigError: When it is none.
@@ -74,11 +96,11 @@ def layout_named(text: str) -> Layout:
     match = _LAYOUT.fullmatch(text)
     if match is None:
         raise ConfigError(
-            f"{text!r} is no layout of nested weights; write bits of each segment such as 3+1 or 4+2+2, and /64 after "
-            "them for groups of 64."
+            f"{text!r} is no layout of nested weights; write bits of each segment such as 3+1 or 4+2+2, /64 after "
+            "them for groups of 64, and /kmeans last for levels that are not even."
         )
     planes = tuple(int(bits) for bits in match["planes"].split("+"))
-    return Layout(planes, int(match["group"] or 32))
+    return Layout(planes, int(match["group"] or 32), "kmeans" if match["levels"] else "even")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +113,7 @@ class NestedCodes:
         leasts: What code 0 is worth, float16[N, J], by precision.
         inputs: K, without padding.
         layout: How they are cut.
+        levels: What codes are worth before scales, by precision; empty when they are even.
     """
 
     codes: Codes
@@ -98,17 +121,26 @@ class NestedCodes:
     leasts: dict[int, Halves]
     inputs: int
     layout: Layout
+    levels: Levels = field(default_factory=dict)
 
     def weight(self, precision: int) -> Floats:
-        """Return W at a precision, float32[N, K]: ``code · scale + least``, each step rounded to float32."""
-        codes = (self.codes >> (self.layout.bits - precision)).astype(np.float32)
+        """Return W at a precision, float32[N, K]: ``level · scale + least``, each step rounded to float32."""
+        coarse: Codes = (self.codes >> (self.layout.bits - precision)).astype(np.uint8)
+        codes = _levelled(coarse, self.levels, precision).astype(np.float32)
         groups = codes.reshape(len(codes), -1, self.layout.group)
         scale, least = self.scales[precision].astype(np.float32), self.leasts[precision].astype(np.float32)
         found: Floats = (groups * scale[:, :, None] + least[:, :, None]).reshape(codes.shape)[:, : self.inputs]
         return found
 
 
-def quantise(weight: Floats, layout: Layout, importance: Floats | None = None, *, rounds: int = 6) -> NestedCodes:
+def quantise(
+    weight: Floats,
+    layout: Layout,
+    importance: Floats | None = None,
+    *,
+    rounds: int = 6,
+    levels: Levels | None = None,
+) -> NestedCodes:
     """Choose codes for a matrix, then scales for every precision.
 
     Scales start from each group's least and largest weight; codes and scales are then improved in turns, and the best
@@ -120,31 +152,49 @@ def quantise(weight: Floats, layout: Layout, importance: Floats | None = None, *
         importance: Non-negative float32[N, K] by which squared errors count, e.g. the Fisher diagonal; groups of zeros
             count evenly. None: all errors count alike.
         rounds: Turns. Default 6: later ones change less than a thousandth of the error.
+        levels: For a layout with levels, those of the whole matrix when this is a piece of it. None: of this weight.
     """
     groups, inputs = _grouped(weight, layout.group), weight.shape[1]
     counts = _counts(groups, importance, layout.group, inputs)
-    most = (1 << layout.bits) - 1
+    if layout.levels == "kmeans" and levels is None:
+        levels = counted(Histogram(), weight, layout, importance).levels(layout.planes)
+    own = levels[layout.bits] if levels else np.arange(1 << layout.bits, dtype=np.uint8)
     low, high = groups.min(2, keepdims=True), groups.max(2, keepdims=True)
-    scale, least = _halved((high - low) / most), _halved(low)
-    best = _rounded(groups, scale, least, most)
-    error = _error(groups, best, scale, least, counts)
+    scale, least = _halved((high - low) / (TOP if levels else own[-1])), _halved(low)
+    best = _rounded(groups, scale, least, own)
+    error = _error(groups, own[best], scale, least, counts)
     for _ in range(rounds):
-        scale, least = _fitted(groups, _rounded(groups, scale, least, most), counts)
-        codes = _rounded(groups, scale, least, most)
-        found = _error(groups, codes, scale, least, counts)
+        scale, least = _fitted(groups, own[_rounded(groups, scale, least, own)], counts)
+        codes = _rounded(groups, scale, least, own)
+        found = _error(groups, own[codes], scale, least, counts)
         better = found < error
         best, error = np.where(better, codes, best), np.where(better, found, error)
-    return fitted(groups, best, layout, counts, inputs)
+    return fitted(groups, best, layout, counts, inputs, levels)
 
 
-def fitted(groups: Floats, codes: Codes, layout: Layout, counts: Floats, inputs: int) -> NestedCodes:
+def counted(histogram: Histogram, weight: Floats, layout: Layout, importance: Floats | None = None) -> Histogram:
+    """Add a weight float32[N, K] and its importance to a histogram, and return it."""
+    counts = np.ones_like(weight, np.float32) if importance is None else importance.astype(np.float32)
+    padded = np.pad(counts, ((0, 0), (0, -weight.shape[1] % layout.group)))
+    histogram.add(_grouped(weight, layout.group), padded.reshape(len(weight), -1, layout.group))
+    return histogram
+
+
+def fitted(
+    groups: Floats, codes: Codes, layout: Layout, counts: Floats, inputs: int, levels: Levels | None = None
+) -> NestedCodes:
     """Fit scales for every precision to given codes, all [N, J, G]."""
-    scales, leasts = {}, {}
+    scales, leasts, levels = {}, {}, levels or {}
     for precision in layout.precisions:
         coarse: Codes = (codes >> (layout.bits - precision)).astype(np.uint8)
-        scale, least = _fitted(groups, coarse, counts)
+        scale, least = _fitted(groups, _levelled(coarse, levels, precision), counts)
         scales[precision], leasts[precision] = _as_halves(scale), _as_halves(least)
-    return NestedCodes(codes.reshape(len(codes), -1), scales, leasts, inputs, layout)
+    return NestedCodes(codes.reshape(len(codes), -1), scales, leasts, inputs, layout, levels)
+
+
+def _levelled(codes: Codes, levels: Levels, precision: int) -> Codes:
+    """What codes of a precision are worth before scales."""
+    return levels[precision][codes] if levels else codes
 
 
 def from_blocks(
@@ -191,10 +241,14 @@ def _as_halves(values: Floats) -> Halves:
     return halves[..., 0] if halves.ndim == 3 else halves
 
 
-def _rounded(groups: Floats, scale: Floats, least: Floats, most: int) -> Codes:
+def _rounded(groups: Floats, scale: Floats, least: Floats, levels: Codes) -> Codes:
+    """Codes of the nearest levels."""
     scale, least = _column(scale), _column(least)
     steps = np.divide(groups - least, scale, out=np.zeros_like(groups), where=scale != 0)
-    codes: Codes = np.clip(np.rint(steps), 0, most).astype(np.uint8)
+    if np.array_equal(levels, np.arange(len(levels))):
+        codes: Codes = np.clip(np.rint(steps), 0, levels[-1]).astype(np.uint8)
+    else:
+        codes = np.searchsorted((levels[1:].astype(np.float32) + levels[:-1]) / 2, steps).astype(np.uint8)
     return codes
 
 

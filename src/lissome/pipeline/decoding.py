@@ -121,7 +121,7 @@ def inspect(target: Path) -> InspectReport:
             "cache_bytes": decoder.cache_bytes,
             "axes": 0,
             "precisions": list(file.layout.precisions),
-            "planes": ["+".join(map(str, layout.planes)) for layout in (file.layout, file.head)],
+            "planes": [str(layout) for layout in (file.layout, file.head)],
             "token_bytes": {str(bits): decoder.weight_bytes(bits) for bits in decoder.precisions},
             "layers": _layers(folder),
             "schedule": str(policy_of(folder)),

@@ -12,6 +12,7 @@ from lissome.core.errors import ConfigError
 from lissome.engine.decode.decoder import Cancelled, Decoder
 from lissome.models.nested.make import make
 from lissome.ops.kernels import native
+from lissome.ops.nested import layout_named
 from tests.export.toys import model_of
 
 pytestmark = pytest.mark.skipif(native.module() is None, reason="there are no compiled kernels")
@@ -20,9 +21,10 @@ IDS = np.random.default_rng(0).integers(0, 320, 24).tolist()
 LEVELS = [level.name for level in native.choice().levels if level.usable]
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(model_of("gemma2"), tmp_path_factory.mktemp("nested") / "toy.safetensors")
+@pytest.fixture(scope="module", params=["3+1", "3+1/kmeans"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    layout = layout_named(request.param)
+    return make(model_of("gemma2"), tmp_path_factory.mktemp("nested") / "toy.safetensors", layout=layout)
 
 
 def alone(path: Path, ids: list[int], **settings: Any) -> np.ndarray:

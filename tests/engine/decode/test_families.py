@@ -13,7 +13,7 @@ from lissome.models.model import Model
 from lissome.models.nested.file import open_nested
 from lissome.models.nested.make import make
 from lissome.ops.kernels import native
-from lissome.ops.nested import Layout
+from lissome.ops.nested import Layout, layout_named
 from lissome.testing.conformance import dequantised
 from tests.export.toys import CUTS, model_of
 
@@ -33,8 +33,8 @@ def tokens(model: Model, seed: int = 0, length: int = LENGTH) -> list[int]:
     return np.random.default_rng(seed).integers(0, model.anatomy.vocabulary, length).tolist()
 
 
-def check(model: Model, folder: Path, *, planes: tuple[int, ...] = (3, 1), group: int = 32) -> None:
-    file = open_nested(make(model, folder / "toy.safetensors", layout=Layout(planes, group)))
+def check(model: Model, folder: Path, *, layout: str = "3+1") -> None:
+    file = open_nested(make(model, folder / "toy.safetensors", layout=layout_named(layout)))
     ids = tokens(model)
     for precision in file.layout.precisions:
         decoder = Decoder.open(file.path, activations="f32", kv="f32", cells=64)
@@ -75,7 +75,12 @@ def test_every_family_cut(family: str, cut: str, tmp_path: Path) -> None:
     ],
 )
 def test_settings(family: str, changes: dict[str, object], tmp_path: Path) -> None:
-    check(model_of(family, **changes), tmp_path, planes=(2, 1, 2), group=64)
+    check(model_of(family, **changes), tmp_path, layout="2+1+2/64")
+
+
+@pytest.mark.parametrize("layout", ["3+1/kmeans", "2+1+2/64/kmeans"])
+def test_levels_that_are_not_even(layout: str, tmp_path: Path) -> None:
+    check(model_of("llama", tie_word_embeddings=True), tmp_path, layout=layout)
 
 
 def test_cache_types_and_integers_come_close(tmp_path: Path) -> None:

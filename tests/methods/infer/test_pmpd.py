@@ -187,6 +187,7 @@ def test_refusals(toy: Path) -> None:
         with pytest.raises(ConfigError):
             Pmpd.Config(**wrong)  # type: ignore[arg-type]
     assert Pmpd.Config(layout="4+2+2").bits() == (8, 6)
+    assert Pmpd.Config(layout="3+1/kmeans").bits() == (4, 3)
     assert Pmpd.Config(layout="4+2+2", high=6, low=4).bits() == (6, 4)
     with pytest.raises(DataError, match="set prompt lower"):
         pipeline.plan(toy / "llama", method="pmpd", data=toy / "text.txt", settings=["prompt=5000"])

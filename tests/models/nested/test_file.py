@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from lissome.models.nested.blocks import BITS, read_blocks
 from lissome.models.nested.file import NestedFile, open_nested
 from lissome.models.nested.make import make, make_folder
 from lissome.ops.kernels import native
-from lissome.ops.nested import Layout, quantise
+from lissome.ops.nested import Layout, Spacing, quantise
 from lissome.testing.toys import toy_model
 from tests.export.toys import model_of
 
@@ -45,6 +45,50 @@ def test_weights_are_those_of_quantise(path: Path) -> None:
         assert np.array_equal(file.weight("embedding", precision), quantise(embedding, file.head).weight(head))
 
 
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of levels by k-means."""
+    to = tmp_path_factory.mktemp("nested") / "toy.safetensors"
+    return make(model_of("llama"), to, layout=Layout(levels="kmeans"))
+
+
+def test_every_matrix_has_levels_for_every_precision(uneven: Path, path: Path) -> None:
+    file, model = open_nested(uneven), model_of("llama")
+    assert (str(file.layout), str(file.head)) == ("3+1/kmeans", "5+1/kmeans")
+    down = model.module.get_parameter("model.layers.1.mlp.down_proj.weight").detach().numpy()
+    for precision in (3, 4):
+        found = file.weight("layers.1.mlp.down", precision)
+        assert np.array_equal(found, quantise(down, file.layout).weight(precision))
+        assert (
+            np.square(found - down).sum()
+            < np.square(open_nested(path).weight("layers.1.mlp.down", precision) - down).sum()
+        )
+    assert {len(levels) for name in file.spec.weights() for levels in file.levels(name).values()} == {8, 16, 32, 64}
+    assert not open_nested(path).levels("embedding")
+
+
+def test_parts_and_pieces_of_a_matrix_share_its_levels(
+    uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, file = model_of("llama"), open_nested(uneven)
+    parts = [f"model.layers.0.self_attn.{one}_proj.weight" for one in "qkv"]
+    whole = np.concatenate([model.module.get_parameter(part).detach().numpy() for part in parts])
+    assert np.array_equal(file.weight("layers.0.attention.qkv", 4), quantise(whole, file.layout).weight(4))
+    monkeypatch.setattr("lissome.models.nested.make._PIECE", 1000)
+    assert make(model, tmp_path / "again", layout=file.layout).read_bytes() == uneven.read_bytes()
+
+
+def test_blocks_of_gguf_are_not_taken_where_levels_are_fitted(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from lissome.export.gguf import export
+
+    export(model_of("llama", tokenizer=True), tmp_path / "toy.gguf", type="Q4_1")
+    model, layout = load_model(tmp_path / "toy.gguf"), Layout(levels="kmeans")
+    file = open_nested(make(model, tmp_path / "toy.safetensors", layout=layout))
+    down = model.module.get_parameter("model.layers.0.mlp.down_proj.weight").detach().numpy()
+    assert np.array_equal(file.weight("layers.0.mlp.down", 4), quantise(down, layout).weight(4))
+
+
 def test_low_bits_lie_behind_all_that_the_lowest_precision_reads(path: Path) -> None:
     file = open_nested(path)
     first = [place.offset for name, place in file.places.items() if name.endswith(("planes.0", "scales.3", "scales.5"))]
@@ -65,16 +109,20 @@ def test_the_same_model_twice_is_the_same_file(path: Path, tmp_path: Path) -> No
     assert make(model_of("llama"), tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_importance_by_name(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("levels", get_args(Spacing))
+def test_importance_by_name(path: Path, tmp_path: Path, levels: Spacing, request: pytest.FixtureRequest) -> None:
     model, name = model_of("llama"), "model.layers.1.mlp.down_proj.weight"
     counts = torch.rand(model.module.get_parameter(name).shape, generator=torch.Generator().manual_seed(0)) ** 8
-    plain, weighted = open_nested(path), open_nested(make(model, tmp_path / "w", importance={name: counts}))
+    weighted = open_nested(make(model, tmp_path / "w", layout=Layout(levels=levels), importance={name: counts}))
+    plain = open_nested(path if levels == "even" else request.getfixturevalue("uneven"))
     down = model.module.get_parameter(name).detach().numpy()
 
     def error(file: NestedFile) -> float:
         return float((np.square(file.weight("layers.1.mlp.down", 3) - down) * counts.numpy()).sum())
 
     assert error(weighted) < 0.9 * error(plain)
+    moved = weighted.levels("layers.1.mlp.down"), plain.levels("layers.1.mlp.down")
+    assert (levels == "even") == all(np.array_equal(moved[0][bits], moved[1][bits]) for bits in moved[0])
     assert np.array_equal(weighted.array("layers.0.mlp.down.planes.0"), plain.array("layers.0.mlp.down.planes.0"))
 
 
@@ -213,6 +261,47 @@ def test_a_file_that_is_cut_short_is_refused(path: Path, tmp_path: Path, length:
         open_nested(bad)
 
 
+def test_levels_that_do_not_ascend_are_refused(uneven: Path, tmp_path: Path) -> None:
+    bad, place = tmp_path / "bad", open_nested(uneven).places["layers.0.mlp.down.levels.3"]
+    content = bytearray(uneven.read_bytes())
+    content[place.offset], content[place.offset + 7] = 255, 0
+    bad.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"levels of layers\.0\.mlp\.down do not ascend"):
+        Decoder.open(bad)
+    with pytest.raises(ArtifactError, match="do not ascend"):
+        open_nested(bad).weight("layers.0.mlp.down", 3)
+
+
+def of_layouts(text: str) -> Any:
+    return lambda fields: fields["__metadata__"].update(layouts=text)
+
+
+def other_levels(fields: dict[str, Any]) -> None:
+    first, second = fields["norm"], fields["layers.0.mlp.down.levels.4"]
+    first["data_offsets"], second["data_offsets"] = second["data_offsets"], first["data_offsets"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_levels,
+        of_layouts('[[[3, 1], 32, "kmeans"], [[5, 1], 32]]'),
+        of_layouts("[[[3, 1], 32], [[5, 1], 32]]"),
+        of_layouts('[[[3, 1], 32, "lut"], [[5, 1], 32, "kmeans"]]'),
+        of_layouts('[[[3, 1], 32, "kmeans", 0], [[5, 1], 32, "kmeans"]]'),
+        of_layouts('[[[3, 1], 32, ["kmeans"]], [[5, 1], 32, "kmeans"]]'),
+        of_layouts('[[[4, 4], 32, "kmeans"], [[5, 1], 32, "kmeans"]]'),
+        lambda fields: fields["layers.0.mlp.down.levels.4"].update(dtype="I8"),
+        lambda fields: fields["layers.0.mlp.down.levels.4"].update(shape=[15]),
+        lambda fields: fields.pop("layers.0.mlp.down.levels.4"),
+    ],
+)
+def test_a_header_that_lies_of_levels_is_refused(uneven: Path, tmp_path: Path, change: Any) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        Decoder.open(changed(uneven, tmp_path / "bad", change))
+    assert "\n" not in str(caught.value)
+
+
 def test_vectors_that_are_no_numbers_are_refused(path: Path, tmp_path: Path) -> None:
     bad, file = tmp_path / "bad", open_nested(path)
     content = bytearray(path.read_bytes())
@@ -223,9 +312,11 @@ def test_vectors_that_are_no_numbers_are_refused(path: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_no_mutation_crashes(path: Path, tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize("kind", ["path", "uneven"])
+def test_no_mutation_crashes(kind: str, request: pytest.FixtureRequest, tmp_path: Path, count: int) -> None:
     if native.module() is None:
         pytest.skip("there are no compiled kernels")
+    path: Path = request.getfixturevalue(kind)
     content, bad, rng = path.read_bytes(), tmp_path / "bad", np.random.default_rng(0)
     (length,) = struct.unpack("<Q", content[:8])
     refused = 0

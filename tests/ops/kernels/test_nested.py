@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lissome.ops.kernels import native
-from lissome.ops.nested import Layout, NestedCodes, quantise, to_planes, to_scales
+from lissome.ops.nested import Layout, NestedCodes, Spacing, quantise, to_planes, to_scales
 
 pytestmark = pytest.mark.skipif(native.module() is None, reason="there are no compiled kernels")
 
 LEVELS = [level.name for level in native.choice().levels if level.usable]
 PLANES = [(3, 1), (2, 1, 1), (4, 2, 2), (8,), (5, 1), (2,)]
+LAYOUTS = [Layout(planes) for planes in PLANES] + [
+    Layout(planes, levels="kmeans") for planes in [(3, 1), (2, 1, 1), (4, 2), (5,), (2,)]
+]
 F32 = np.float32
 
 
@@ -31,7 +35,8 @@ def held(codes: NestedCodes, precisions: tuple[int, ...] | None = None) -> Any:
     kept = precisions or layout.precisions
     scales = {bits: (bits, to_scales(codes.scales[bits], codes.leasts[bits])) for bits in kept}
     segments = to_planes(codes.codes, layout)[: len(kept)]
-    return native.required().Nested(len(codes.codes), codes.inputs, layout.group, segments, scales)
+    levels = {bits: codes.levels[bits] for bits in kept if codes.levels}
+    return native.required().Nested(len(codes.codes), codes.inputs, layout.group, segments, scales, levels)
 
 
 def multiply(weight: Any, x: np.ndarray, outputs: int, precision: int, mode: str, **more: Any) -> np.ndarray:
@@ -54,7 +59,8 @@ def encoded_ref(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.n
 def linear_ref(codes: NestedCodes, x: np.ndarray, precision: int) -> np.ndarray:
     """Integer sums per group, then floats in the order of groups, every operation rounded once."""
     group = codes.layout.group
-    q = (codes.codes >> (codes.layout.bits - precision)).reshape(len(codes.codes), -1, group).astype(np.int32)
+    q = codes.codes >> (codes.layout.bits - precision)
+    q = (codes.levels[precision][q] if codes.levels else q).reshape(len(codes.codes), -1, group).astype(np.int32)
     whole, scales, sums = encoded_ref(x, group)
     scale, least = codes.scales[precision].astype(F32), codes.leasts[precision].astype(F32)
     y = np.zeros((len(x), len(q)), F32)
@@ -65,14 +71,14 @@ def linear_ref(codes: NestedCodes, x: np.ndarray, precision: int) -> np.ndarray:
 
 
 @given(
-    planes=st.sampled_from(PLANES), group=st.sampled_from([32, 64]), rows=st.integers(1, 70),
+    layout=st.sampled_from(LAYOUTS), group=st.sampled_from([32, 64]), rows=st.integers(1, 70),
     columns=st.integers(1, 200), count=st.sampled_from([1, 2, 7, 8, 9, 17]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_equal_to_numpy_bit_for_bit(
-    level: str, planes: tuple[int, ...], group: int, rows: int, columns: int, count: int, seed: int
+    level: str, layout: Layout, group: int, rows: int, columns: int, count: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    codes = quantise(rng.standard_normal((rows, columns)).astype(F32), Layout(planes, group), rounds=0)
+    codes = quantise(rng.standard_normal((rows, columns)).astype(F32), replace(layout, group=group), rounds=0)
     x = rng.standard_normal((count, columns)).astype(F32) * F32(10.0) ** rng.integers(-3, 4, (count, 1)).astype(F32)
     x[rng.random(count) < 0.1] = 0
     weight = held(codes)
@@ -88,29 +94,28 @@ def test_equal_to_numpy_bit_for_bit(
         assert np.array_equal(alone[0], reals[0])
 
 
-@pytest.mark.parametrize("planes", PLANES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", ["int8", "f32"])
-def test_a_precision_is_a_model_of_its_own(planes: tuple[int, ...], mode: str) -> None:
+def test_a_precision_is_a_model_of_its_own(layout: Layout, mode: str) -> None:
     rng = np.random.default_rng(0)
-    codes = quantise(rng.standard_normal((50, 100)).astype(F32), Layout(planes), rounds=1)
+    codes = quantise(rng.standard_normal((50, 100)).astype(F32), layout, rounds=1)
     x = rng.standard_normal((3, 100)).astype(F32)
-    for count in range(1, len(planes) + 1):
+    for count in range(1, len(layout.planes) + 1):
         precisions = codes.layout.precisions[:count]
         last = precisions[-1]
         few, all_planes = held(codes, precisions), held(codes)
         assert np.array_equal(multiply(few, x, 50, last, mode), multiply(all_planes, x, 50, last, mode))
-        single = Layout((last,)) if last > 1 else None
-        if single is not None:
-            alone = NestedCodes(
-                codes.codes >> (codes.layout.bits - last), {last: codes.scales[last]}, {last: codes.leasts[last]}, 100,
-                single,
-            )  # fmt: skip
-            assert np.array_equal(multiply(held(alone), x, 50, last, mode), multiply(all_planes, x, 50, last, mode))
+        alone = NestedCodes(
+            codes.codes >> (codes.layout.bits - last), {last: codes.scales[last]}, {last: codes.leasts[last]}, 100,
+            replace(layout, planes=(last,)), {last: codes.levels[last]} if codes.levels else {},
+        )  # fmt: skip
+        assert np.array_equal(multiply(held(alone), x, 50, last, mode), multiply(all_planes, x, 50, last, mode))
 
 
-def test_rows_are_the_weights() -> None:
+@pytest.mark.parametrize("levels", ["even", "kmeans"])
+def test_rows_are_the_weights(levels: Spacing) -> None:
     rng = np.random.default_rng(1)
-    codes = quantise(rng.standard_normal((37, 70)).astype(F32), Layout((3, 1), 64))
+    codes = quantise(rng.standard_normal((37, 70)).astype(F32), Layout((3, 1), 64, levels))
     for precision in (3, 4):
         out = np.empty((20, 70), F32)
         held(codes).rows(out, precision, 17)
@@ -143,6 +148,20 @@ def test_not_finite_activations_are_not_finite_results(level: str) -> None:
         ({"scales": {4: (4, np.zeros(127, np.uint16))}}, "got 127"),
         ({"scales": {4: (4, np.zeros(256, np.uint16)[::2])}}, "contiguous"),
         ({"segments": [np.zeros(511, np.uint8)]}, "whole planes"),
+        ({"levels": {4: np.zeros(15, np.uint8)}}, "a level for every code, got 15"),
+        ({"levels": {4: np.zeros(0, np.uint8)}}, "a level for every code, got 0"),
+        ({"levels": {3: np.zeros(8, np.uint8)}}, "a level for every code"),
+        ({"levels": {-1: np.zeros(8, np.uint8)}}, "a level for every code"),
+        ({"levels": {4: np.arange(16, dtype=np.uint8)[::-1].copy()}}, "ascend"),
+        ({"levels": {4: np.zeros(16, np.float32)}}, "levels"),
+        (
+            {
+                "segments": [np.zeros(1792, np.uint8)],
+                "scales": {4: (7, np.zeros(128, np.uint16))},
+                "levels": {4: np.zeros(128, np.uint8)},
+            },
+            "at most 6 planes",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit(change: dict[str, Any], message: str) -> None:

@@ -61,7 +61,9 @@ class Pmpd(Method):
     class Config(MethodConfig):
         """Settings of PMPD."""
 
-        layout: str = option("3+1", "bits of each segment of the weights, and /64 for groups of 64")
+        layout: str = option(
+            "3+1", "bits of each segment of the weights, /64 for groups of 64, /kmeans for fitted levels"
+        )
         high: int | None = option(None, "bits of the prompt's neighbours; default all that there are", low=2, high=8)
         low: int | None = option(None, "bits of the rest; default the next fewer ones", low=2, high=8)
         prompt: int = option(32, "tokens of a text that are taken as its prompt", low=1)

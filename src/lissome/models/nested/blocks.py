@@ -73,10 +73,12 @@ class BlockReader:
     def read(self, name: str, first: int, values: Floats, layout: Layout) -> Exact | None:
         """Return what lies behind rows of a parameter, from row `first` on.
 
-        None when blocks have other bits or groups than the layout, or other values than the parameter has now.
+        None when blocks have other bits, groups or levels than the layout, or other values than the parameter has now.
         """
         take = self.takes.get(name)
-        if take is None or BITS.get(take.entry.kind.name) != layout.bits or layout.group != _GROUP:
+        if take is None or BITS.get(take.entry.kind.name) != layout.bits:
+            return None
+        if layout.group != _GROUP or layout.levels != "even":
             return None
         entry = take.entry
         table = self.data[entry.offset : entry.offset + entry.size].reshape(entry.shape[0], -1)

@@ -1,7 +1,8 @@
 """The file of nested weights: safetensors, laid out so that it can be mapped and read in place.
 
 Every matrix ``W`` is stored as ``W.planes.I``, bytes of segment I, and ``W.scales.B``, halves of precision B, in the
-order that kernels read (``native/nested/nested.h``); vectors are float32. What the lowest precision reads comes first,
+order that kernels read (``native/nested/nested.h``), and, where codes are not even, ``W.levels.B``, what the codes of
+precision B are worth before scales, ascending bytes; vectors are float32. What the lowest precision reads comes first,
 then what each higher one adds, so that bits that are not wanted are never fetched. Matrices start at multiples of 64
 bytes. The metadata hold the layout and the decoder's description. Reading needs no torch.
 """
@@ -13,7 +14,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,20 @@ class NestedFile:
         pairs = zip(self.layout.precisions, own, strict=True)
         return {precision: (bits, self.array(f"{name}.scales.{bits}")) for precision, bits in pairs}
 
+    def levels(self, name: str) -> dict[int, NDArray[np.uint8]]:
+        """Return, by precision, what a matrix's codes are worth before scales; empty when they are even.
+
+        Raises:
+            ArtifactError: When they do not ascend.
+        """
+        own, found = layout_of(name, self.layout, self.head), {}
+        for precision, bits in zip(self.layout.precisions, own.precisions, strict=True):
+            if own.levels == "kmeans":
+                found[precision] = self.array(f"{name}.levels.{bits}")
+        if any((levels[1:] < levels[:-1]).any() for levels in found.values()):
+            raise ArtifactError(f"{self.path}: levels of {name} do not ascend; the file is damaged.")
+        return found
+
     def held(self, name: str, *, resident: bool) -> Any:
         """Return a matrix as the compiled module holds it.
 
@@ -122,7 +137,8 @@ class NestedFile:
         keep = self._resident if resident else lambda array: array
         segments = [keep(array) for array in self.segments(name)]
         scales = {key: (bits, keep(array)) for key, (bits, array) in self.scales(name).items()}
-        return compiled.Nested(outputs, inputs, layout_of(name, self.layout, self.head).group, segments, scales)
+        group, levels = layout_of(name, self.layout, self.head).group, self.levels(name)
+        return compiled.Nested(outputs, inputs, group, segments, scales, *([levels] if levels else []))
 
     def _resident(self, array: Array) -> Array:
         kept: Array = native.required().block(array.nbytes)
@@ -136,10 +152,12 @@ class NestedFile:
         """Return a matrix at a precision, float32[N, K]."""
         shape = self.spec.weights()[name]
         bits, stored = self.scales(name)[precision]
-        own = Layout((bits,), layout_of(name, self.layout, self.head).group)
+        own = replace(layout_of(name, self.layout, self.head), planes=(bits,))
         codes = from_planes(self.segments(name, precision), shape, own)
         scale, least = from_scales(stored, shape[0])
-        return NestedCodes(codes, {bits: scale}, {bits: least}, shape[1], own).weight(bits)
+        known = self.levels(name)
+        levels = {bits: known[precision]} if known else {}
+        return NestedCodes(codes, {bits: scale}, {bits: least}, shape[1], own, levels).weight(bits)
 
 
 def open_nested(path: Path | str) -> NestedFile:
@@ -159,7 +177,7 @@ def open_nested(path: Path | str) -> NestedFile:
             f"this reads {FORMAT} {VERSION}."
         )
     try:
-        layout, head = (Layout(tuple(planes), group) for planes, group in json.loads(metadata["layouts"]))
+        layout, head = (Layout(tuple(planes), *rest) for planes, *rest in json.loads(metadata["layouts"]))
         check_layouts(layout, head)
         spec = from_json(DecoderSpec, json.loads(metadata["decoder"]), f"{path.name}: decoder")
     except (KeyError, ValueError, TypeError, RecursionError, ConfigError) as error:
@@ -227,8 +245,17 @@ def _arrays(spec: DecoderSpec, layout: Layout, head: Layout) -> Iterator[tuple[s
             lines, scales = _sizes(shape, own)
             yield f"{name}.scales.{own.precisions[index]}", "F16", scales
             yield f"{name}.planes.{index}", "U8", lines * LINE * own.planes[index]
+    for name in spec.weights():
+        own = layout_of(name, layout, head)
+        for precision in own.precisions if own.levels == "kmeans" else ():
+            yield f"{name}.levels.{precision}", "U8", 1 << precision
     for name, count in spec.vectors().items():
         yield name, "F32", count
+
+
+def _said(layout: Layout) -> list[Any]:
+    """A layout as the file has it; what reads only even codes refuses one with levels."""
+    return [list(layout.planes), layout.group, *([layout.levels] if layout.levels != "even" else [])]
 
 
 def _sizes(shape: tuple[int, int], layout: Layout) -> tuple[int, int]:
@@ -251,6 +278,8 @@ class NestedWriter:
         for precision in codes.layout.precisions:
             stored = to_scales(codes.scales[precision], codes.leasts[precision])
             self._put(f"{name}.scales.{precision}", stored)
+        for precision, levels in codes.levels.items():
+            self._put(f"{name}.levels.{precision}", levels)
 
     def vector(self, name: str, values: NDArray[np.float32]) -> None:
         """Write a vector."""
@@ -280,7 +309,7 @@ def write_nested(path: Path, spec: DecoderSpec, layout: Layout, head: Layout) ->
         "__metadata__": {
             "format": FORMAT,
             "version": VERSION,
-            "layouts": json.dumps([[list(one.planes), one.group] for one in (layout, head)]),
+            "layouts": json.dumps([_said(one) for one in (layout, head)]),
             "decoder": json.dumps(as_json(spec)),
         }
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -21,7 +21,8 @@ from lissome.models.model import Model
 from lissome.models.nested.blocks import BlockReader
 from lissome.models.nested.describe import describe
 from lissome.models.nested.file import NAME, layout_of, write_nested
-from lissome.ops.nested import MOST_BITS, Layout, NestedCodes, from_blocks, quantise
+from lissome.ops.levels import MOST_LEVEL_BITS, Histogram, Levels
+from lissome.ops.nested import MOST_BITS, Layout, NestedCodes, counted, from_blocks, quantise
 
 _PIECE = 1 << 22  # weights that are quantised at a time
 
@@ -67,9 +68,10 @@ def make(
             writer.vector(name, vector.numpy())
         for name, parts in found.matrices.items():
             pieces, own = [], layout_of(name, layout, head)
+            levels = _levels(model, parts, own, importance) if own.levels == "kmeans" else None
             for part in parts:
                 weight = model.module.get_parameter(part).detach()
-                pieces.append(_codes(blocks, part, weight, own, importance.get(part)))
+                pieces.append(_codes(blocks, part, weight, own, importance.get(part), levels))
                 stage.advance(weight.numel())
             writer.matrix(name, _stacked(pieces))
     return path
@@ -117,25 +119,44 @@ def _manifest(model: Model) -> Manifest:
 
 
 def with_more_bits(layout: Layout) -> Layout:
-    """Return a layout with two bits more in its first segment, 8 in all at most."""
-    more = min(2, MOST_BITS - layout.bits)
-    return Layout((layout.planes[0] + more, *layout.planes[1:]), layout.group)
+    """Return a layout with two bits more in its first segment, 8 in all at most, 6 of levels that are not even."""
+    most = MOST_BITS if layout.levels == "even" else MOST_LEVEL_BITS
+    return replace(layout, planes=(layout.planes[0] + min(2, most - layout.bits), *layout.planes[1:]))
+
+
+def _levels(model: Model, parts: tuple[str, ...], layout: Layout, importance: Mapping[str, Tensor]) -> Levels:
+    """Levels that all parameters of a matrix share."""
+    histogram = Histogram()
+    for part in parts:
+        for _, values, counts in _pieces(model.module.get_parameter(part).detach(), importance.get(part)):
+            counted(histogram, values, layout, counts)
+    return histogram.levels(layout.planes)
+
+
+def _pieces(
+    weight: Tensor, importance: Tensor | None
+) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32] | None]]:
+    """Rows, from which on, with their importance."""
+    rows = max(1, _PIECE // weight.shape[1])
+    for first in range(0, weight.shape[0], rows):
+        counts = None if importance is None else importance[first : first + rows].float().numpy()
+        yield first, weight[first : first + rows].float().numpy(), counts
 
 
 def _codes(
-    blocks: BlockReader | None, name: str, weight: Tensor, layout: Layout, importance: Tensor | None
+    blocks: BlockReader | None,
+    name: str,
+    weight: Tensor,
+    layout: Layout,
+    importance: Tensor | None,
+    levels: Levels | None,
 ) -> NestedCodes:
     """Codes of one parameter, rows in pieces."""
-    rows = max(1, _PIECE // weight.shape[1])
     pieces = []
-    for first in range(0, weight.shape[0], rows):
-        values = weight[first : first + rows].float().numpy()
-        counts: NDArray[np.float32] | None = None
-        if importance is not None:
-            counts = importance[first : first + rows].float().numpy()
+    for first, values, counts in _pieces(weight, importance):
         exact = None if blocks is None else blocks.read(name, first, values, layout)
         if exact is None:
-            pieces.append(quantise(values, layout, counts))
+            pieces.append(quantise(values, layout, counts, levels=levels))
         else:
             pieces.append(from_blocks(*exact, layout, counts))
     return _stacked(pieces)
@@ -152,4 +173,5 @@ def _stacked(pieces: list[NestedCodes]) -> NestedCodes:
         {key: np.concatenate([piece.leasts[key] for piece in pieces]) for key in first.leasts},
         first.inputs,
         first.layout,
+        first.levels,
     )

@@ -47,7 +47,13 @@ class BitPlanes:
 
     @classmethod
     def of(cls, codes: NestedCodes, device: torch.device | str = "cuda") -> BitPlanes:
-        """Put codes in this order on a device."""
+        """Put codes in this order on a device.
+
+        Raises:
+            ConfigError: When codes are not even.
+        """
+        if codes.levels:
+            raise ConfigError("the GPU's kernel multiplies even codes; make the weights without /kmeans.")
         bits, device = codes.layout.bits, torch.device(device)
         words = codes.codes.reshape(len(codes.codes), -1, WORD)
         planes = np.stack(
