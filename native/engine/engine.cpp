@@ -55,6 +55,7 @@ Engine::Engine(Decoder model, const Settings& settings)
     if (!layer.attention) continue;
     const Attention& part = *layer.attention;
     cache.size = round_up(part.size, kHeadPad), cache.heads = part.kv_heads;
+    cache.values.order = Order::values;
     allocate(cache.keys, part, settings.key_zeros);
     allocate(cache.values, part, settings.value_zeros);
     if (std::find(windows_.begin(), windows_.end(), part.window) == windows_.end()) windows_.push_back(part.window);
@@ -64,12 +65,16 @@ Engine::Engine(Decoder model, const Settings& settings)
 void Engine::allocate(Side& side, const Attention& part, double zeros) {
   const std::int64_t padded = round_up(part.size, kHeadPad), whole = padded * item_of(settings_.kv);
   const std::int64_t scale = settings_.kv == KvType::int8 ? 4 : 0;
-  const std::int64_t dense = cells_.count() - cells_.frozen();
+  const std::int64_t unit = grouped() ? kGroup : 1, dense = cells_.count() - cells_.frozen();
   side.rows = frozen_rows(settings_.kv, part.size, padded, zeros);
-  side.dense = allocate_block<std::byte>(part.kv_heads * dense * whole);
+  side.dense = allocate_block<std::byte>(part.kv_heads * round_up(dense, unit) * whole);
   if (scale) side.scales = allocate_block<float>(part.kv_heads * cells_.count());
   if (settings_.freezes()) {
-    side.frozen = allocate_block<std::byte>(part.kv_heads * settings_.cells * side.rows.bytes() + kReadAhead);
+    const std::int64_t bytes = part.kv_heads * round_up(settings_.cells, unit) * side.rows.bytes();
+    side.frozen = allocate_block<std::byte>(bytes + kReadAhead);
+    for (std::int64_t at = 0; grouped() && side.rows.words() != 0 && at < bytes; at += kGroup * side.rows.bytes()) {
+      std::memset(side.frozen.get() + at, 0, static_cast<std::size_t>(8 * group_pieces(padded)));  // no number anywhere
+    }
     dense_bytes_ += part.kv_heads * dense * (whole + scale);
   }
   cell_bytes_ += part.kv_heads * ((settings_.freezes() ? side.rows.bytes() : whole) + scale);
@@ -125,9 +130,11 @@ std::int64_t Engine::mean_cache(std::int64_t layer, int sequence, float* keys, f
 }
 
 std::byte* Engine::row_of(const Side& side, std::int64_t head, std::int64_t cell) const {
-  const std::int64_t frozen = cells_.frozen(), dense = cells_.count() - frozen;
-  if (cell < frozen) return side.frozen.get() + (head * frozen + cell) * side.rows.bytes();
-  return side.dense.get() + (head * dense + cell - frozen) * side.rows.size * item_of(settings_.kv);
+  const std::int64_t frozen = cells_.frozen(), unit = grouped() ? kGroup : 1;
+  const bool in_frozen = cell < frozen;
+  const std::int64_t region = in_frozen ? frozen : cells_.count() - frozen, index = in_frozen ? cell : cell - frozen;
+  const std::int64_t bytes = in_frozen ? side.rows.bytes() : side.rows.size * item_of(settings_.kv);
+  return (in_frozen ? side.frozen : side.dense).get() + (head * round_up(region, unit) + index / unit * unit) * bytes;
 }
 
 HeldRows Engine::held(const Side& side, std::int64_t head) const {
@@ -137,9 +144,15 @@ HeldRows Engine::held(const Side& side, std::int64_t head) const {
 }
 
 void Engine::read(const Side& side, std::int64_t head, std::int64_t cell, float* to) const {
-  alignas(64) std::byte whole[4 * 4096];
+  std::byte whole[4 * 4096];
   const std::byte* row = row_of(side, head, cell);
-  if (cell < cells_.frozen()) {
+  if (grouped()) {
+    std::vector<std::byte> group(static_cast<std::size_t>(group_bytes(side.rows.size)));
+    const bool packed = cell < cells_.frozen() && side.rows.words() != 0;
+    if (packed) unpack_group(side.order, side.rows.size, row, group.data());
+    get_row(side.order, side.rows.size, lane_of(cell), packed ? group.data() : row, whole);
+    row = whole;
+  } else if (cell < cells_.frozen()) {
     thaw_row(side.rows, row, whole);
     row = whole;
   }
@@ -219,16 +232,38 @@ void Engine::freeze(const std::vector<std::int32_t>& from, const std::vector<std
       const Cache& cache = caches_[static_cast<std::size_t>(layer)];
       sides(cache, [&](const Side& side) {
         for (std::int64_t head = 0; head < cache.heads; ++head) {
-          for (std::size_t i = 0; i < from.size(); ++i) {
-            freeze_row(side.rows, row_of(side, head, from[i]), row_of(side, head, to[i]));
-            float* scales = side.scales ? side.scales.get() + head * cells_.count() : nullptr;
-            if (scales) scales[to[i]] = scales[from[i]];
-          }
+          freeze(side, head, from, to);
         }
       });
     }
   });
   for (std::size_t i = 0; i < from.size(); ++i) cells_.move(from[i], to[i]);
+}
+
+void Engine::freeze(const Side& side, std::int64_t head, const std::vector<std::int32_t>& from,
+                    const std::vector<std::int32_t>& to) const {
+  if (!grouped()) {
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      freeze_row(side.rows, row_of(side, head, from[i]), row_of(side, head, to[i]));
+    }
+    return;
+  }
+  float* scales = side.scales.get() + head * cells_.count();
+  const std::int64_t size = side.rows.size;
+  const bool packs = side.rows.words() != 0;
+  std::vector<std::byte> row(static_cast<std::size_t>(size)), whole(static_cast<std::size_t>(group_bytes(size)));
+  for (std::size_t i = 0; i < from.size();) {  // a group is written once for all of its cells
+    std::byte* group = row_of(side, head, to[i]);
+    std::byte* open = packs ? whole.data() : group;
+    if (packs) unpack_group(side.order, size, group, open);
+    for (const std::int32_t own = to[i] / kGroup; i < from.size() && to[i] / kGroup == own; ++i) {
+      get_row(side.order, size, lane_of(from[i]), row_of(side, head, from[i]), row.data());
+      if (packs) prune_row(side.rows, row.data());
+      put_row(side.order, size, lane_of(to[i]), row.data(), open);
+      scales[to[i]] = scales[from[i]];
+    }
+    if (packs) pack_group(side.order, size, open, group);
+  }
 }
 
 Outcome Engine::forward(const Batch& batch, const std::vector<std::int64_t>& wanted, float* to) {
@@ -380,14 +415,20 @@ void Engine::heads(Work& work, const Attention& part, Cache& cache, float* qkv, 
     Side& side = index < part.kv_heads ? cache.keys : cache.values;
     const std::int64_t kv_head = index % part.kv_heads;
     std::memcpy(padded, head + (part.heads + index) * part.size, static_cast<std::size_t>(part.size) * sizeof(float));
-    const float scale = steps().keep(padded, cache.size, settings_.kv, row_of(side, kv_head, cell));
-    if (settings_.kv == KvType::int8) side.scales[kv_head * cells_.count() + cell] = scale;
+    std::byte* to = row_of(side, kv_head, cell);
+    if (!grouped()) {
+      steps().keep(padded, cache.size, settings_.kv, to);
+      continue;
+    }
+    std::byte integers[4096];
+    side.scales[kv_head * cells_.count() + cell] = steps().keep(padded, cache.size, settings_.kv, integers);
+    put_row(side.order, cache.size, lane_of(cell), integers, to);
   }
 }
 
 void Engine::attend(Work& work, const Attention& part, const Cache& cache, const float* q, std::int64_t row,
                     std::int64_t head, float* out) const {
-  static thread_local Scratch scores;
+  static thread_local Scratch room;
   const auto window = static_cast<std::size_t>(std::find(windows_.begin(), windows_.end(), part.window) - windows_.begin());
   const std::size_t at = work.at(window, row);
   const std::int64_t queries = part.heads / part.kv_heads;
@@ -398,7 +439,7 @@ void Engine::attend(Work& work, const Attention& part, const Cache& cache, const
   job.keys = held(cache.keys, head), job.values = held(cache.values, head);
   job.runs = work.runs[at].data(), job.run_count = static_cast<std::int64_t>(work.runs[at].size());
   job.cells = work.run_cells[at];
-  job.scores = scores.at_least<float>(queries * round_up(job.cells, kHeadPad));
+  job.room = room.at_least<float>(attend_room(queries, job.cells, cache.size));
   steps().attend(job);
 }
 

@@ -8,6 +8,7 @@
 #include "base/memory.h"
 #include "engine/cells.h"
 #include "engine/frozen.h"
+#include "engine/groups.h"
 #include "engine/model.h"
 
 namespace lissome {
@@ -72,6 +73,7 @@ class Engine {
     Block<std::byte> frozen, dense;  // [head][cell][row]
     Block<float> scales;             // [head][cell], frozen ones first
     FrozenRows rows;                 // of frozen ones
+    Order order = Order::keys;       // of integers
   };
   struct Cache {  // of one attention
     Side keys, values;
@@ -80,11 +82,15 @@ class Engine {
   struct Work;  // what one forward needs
 
   void allocate(Side& side, const Attention& part, double zeros);
+  bool grouped() const { return settings_.kv == KvType::int8; }  // see groups.h
   void check(const Batch& batch, const std::vector<std::int64_t>& wanted) const;
   void check_blocks(const Batch& batch) const;
   bool make_room(const Batch& batch);
   void freeze(const std::vector<std::int32_t>& from, const std::vector<std::int32_t>& to);
-  std::byte* row_of(const Side& side, std::int64_t head, std::int64_t cell) const;
+  void freeze(const Side& side, std::int64_t head, const std::vector<std::int32_t>& from,
+              const std::vector<std::int32_t>& to) const;
+  std::int64_t lane_of(std::int64_t cell) const { return (cell < cells_.frozen() ? cell : cell - cells_.frozen()) % kGroup; }
+  std::byte* row_of(const Side& side, std::int64_t head, std::int64_t cell) const;  // or the group it is in
   HeldRows held(const Side& side, std::int64_t head) const;
   void read(const Side& side, std::int64_t head, std::int64_t cell, float* to) const;
   void embed(Work& work) const;

@@ -25,7 +25,9 @@ std::uint32_t magnitude(KvType type, const std::byte* at) {
 
 FrozenRows frozen_rows(KvType type, std::int64_t size, std::int64_t padded, double zeros) {
   const auto kept = std::max<std::int64_t>(1, std::llround(static_cast<double>(size) * (1 - zeros)));
-  return {type, padded, kept >= size ? 0 : kept};
+  FrozenRows rows;
+  rows.type = type, rows.size = padded, rows.kept = kept >= size ? 0 : kept;
+  return rows;
 }
 
 void freeze_row(const FrozenRows& rows, const std::byte* row, std::byte* to) {
@@ -68,6 +70,13 @@ void thaw_row(const FrozenRows& rows, const std::byte* row, std::byte* to) {
     std::memcpy(to + k * item, next, static_cast<std::size_t>(item));
     next += item;
   }
+}
+
+void prune_row(const FrozenRows& rows, std::byte* row) {
+  static thread_local std::vector<std::byte> left;
+  left.resize(static_cast<std::size_t>(8 * rows.words() + rows.size * item_of(rows.type)));
+  freeze_row(rows, row, left.data());
+  thaw_row(rows, left.data(), row);
 }
 
 }  // namespace lissome

@@ -17,7 +17,7 @@ struct Run {
   std::int32_t first, last;  // cells [first, last)
 };
 
-// Keys or values of one KV head.
+// Keys or values of one KV head; integers lie in groups of cells, see groups.h.
 struct HeldRows {
   const std::byte* frozen = nullptr;  // of cell 0, side by side; see frozen.h
   const std::byte* dense = nullptr;   // of the first cell that is not frozen
@@ -36,8 +36,14 @@ struct Attend {
   std::int64_t frozen = 0;  // cells before this one are
   const Run* runs = nullptr;
   std::int64_t run_count = 0, cells = 0;  // cells: of all runs
-  float* scores = nullptr;                // [queries][cells rounded up to 16], for use while it works
+  float* room = nullptr;                  // attend_room numbers, for use while it works
 };
+
+// Numbers that attention of so many queries over so many cells needs beside them.
+constexpr std::int64_t attend_room(std::int64_t queries, std::int64_t cells, std::int64_t size) {
+  const std::int64_t at_once = queries < 4 ? queries : 4, width = (cells + 63) / 64 * 64;
+  return at_once * width + width + at_once * (width / 64) + at_once * width / 2 + at_once * size / 2;
+}
 
 struct StepKernels {
   // x · weight / sqrt(mean x² + eps)

@@ -16,19 +16,15 @@ LISSOME_TARGET LISSOME_INLINE void expand_512(std::uint64_t bits, const std::byt
 #pragma GCC unroll 4
   for (int part = 0; part < static_cast<int>(sizeof(Number)); ++part) {
     __m512i row = _mm512_loadu_si512(from);
-    if constexpr (sizeof(Number) == 1) {
-      __asm__("vpexpandb %0, %0%{%1%}%{z%}" : "+v"(row) : "Yk"(static_cast<__mmask64>(bits)));
-    } else if constexpr (sizeof(Number) == 2) {
+    if constexpr (sizeof(Number) == 2) {
       __asm__("vpexpandw %0, %0%{%1%}%{z%}" : "+v"(row) : "Yk"(static_cast<__mmask32>(bits)));
     } else {
       __asm__("vpexpandd %0, %0%{%1%}%{z%}" : "+v"(row) : "Yk"(static_cast<__mmask16>(bits)));
     }
     _mm512_storeu_si512(to + 64 * part, row);
-    if constexpr (sizeof(Number) > 1) {
-      constexpr std::uint64_t kOwn = (std::uint64_t{1} << kNumbers) - 1;
-      from += static_cast<std::int64_t>(sizeof(Number)) * __builtin_popcountll(bits & kOwn);
-      bits >>= kNumbers;
-    }
+    constexpr std::uint64_t kOwn = (std::uint64_t{1} << kNumbers) - 1;
+    from += static_cast<std::int64_t>(sizeof(Number)) * __builtin_popcountll(bits & kOwn);
+    bits >>= kNumbers;
   }
 }
 

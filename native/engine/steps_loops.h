@@ -93,6 +93,14 @@ LISSOME_TARGET float keep(const float* x, std::int64_t count, KvType type, std::
   return 1.0f;
 }
 
+}  // namespace
+}  // namespace lissome
+
+#include "engine/attend_integers.h"
+
+namespace lissome {
+namespace {
+
 inline constexpr std::int64_t kPiece = 64;       // numbers of a word of a bitmap
 inline constexpr std::int64_t kCellsAhead = 16;  // keys and values are asked for that early
 
@@ -117,11 +125,6 @@ struct KvHalves {
   using Number = std::uint16_t;
   LISSOME_FN V16 load(const std::byte* p) { return floats_of(load_v<H16>(p)); }
 };
-struct KvIntegers {
-  using Number = std::int8_t;
-  LISSOME_FN V16 load(const std::byte* p) { return floats_of(load_v<C16>(p)); }
-};
-
 template <class Kv>
 constexpr std::int64_t item() {
   return sizeof(typename Kv::Number);
@@ -175,7 +178,6 @@ template <class Kv, int Q>
 LISSOME_TARGET void score(const Attend& job, const float* q, float* scores, std::int64_t width) {
   alignas(64) std::byte room[kPiece * item<Kv>()];
   V16 rows[Q][kWide] = {};  // products of as many cells, added up together
-  alignas(64) float scales[kWide] = {};
   each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
     ask<Kv>(job, job.keys, cell, 0);
     V16 sums[Q] = {};
@@ -189,9 +191,8 @@ LISSOME_TARGET void score(const Attend& job, const float* q, float* scores, std:
     }
     const std::int64_t slot = at % kWide;
     for (int h = 0; h < Q; ++h) rows[h][slot] = sums[h];
-    scales[slot] = job.keys.scales ? job.scale * job.keys.scales[cell] : job.scale;
     if (slot + 1 < kWide && at + 1 < job.cells) return;
-    for (int h = 0; h < Q; ++h) store_v(scores + h * width + at - slot, sums_v(rows[h]) * load_v<V16>(scales));
+    for (int h = 0; h < Q; ++h) store_v(scores + h * width + at - slot, sums_v(rows[h]) * job.scale);
   });
 }
 
@@ -220,7 +221,7 @@ LISSOME_TARGET void mix(const Attend& job, const float* scores, std::int64_t wid
   for (; k < job.size; k += kWide) mix_columns<Kv, Q, 1>(job, scores, width, k, out);
 }
 
-// Scores to shares that sum up to 1, times the values' scales.
+// Scores to shares that sum up to 1.
 LISSOME_TARGET inline void shares(const Attend& job, float* scores, std::int64_t width) {
   if (job.cap != 0) soft_cap(scores, job.cap, job.cells);
   std::fill(scores + job.cells, scores + width, -3e38f);
@@ -229,8 +230,7 @@ LISSOME_TARGET inline void shares(const Attend& job, float* scores, std::int64_t
     const V16 v = load_v<V16>(scores + k);
     most = v > most ? v : most;
   }
-  float largest = most[0];
-  for (int i = 1; i < kWide; ++i) largest = std::max(largest, most[i]);
+  const float largest = largest_of(most);
   V16 sums{};
   for (std::int64_t k = 0; k < width; k += kWide) {
     const V16 v = load_v<V16>(scores + k);
@@ -240,19 +240,14 @@ LISSOME_TARGET inline void shares(const Attend& job, float* scores, std::int64_t
   }
   const float inverse = 1.0f / sum_v(sums);
   for (std::int64_t k = 0; k < job.cells; ++k) scores[k] *= inverse;
-  if (job.values.scales) {
-    each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
-      scores[at] *= job.values.scales[cell];
-    });
-  }
 }
 
 template <class Kv, int Q>
 LISSOME_TARGET void attend_some(const Attend& job, std::int64_t first) {
   const std::int64_t width = (job.cells + kWide - 1) / kWide * kWide;
-  score<Kv, Q>(job, job.q + first * job.size, job.scores, width);
-  for (int h = 0; h < Q; ++h) shares(job, job.scores + h * width, width);
-  mix<Kv, Q>(job, job.scores, width, job.out + first * job.size);
+  score<Kv, Q>(job, job.q + first * job.size, job.room, width);
+  for (int h = 0; h < Q; ++h) shares(job, job.room + h * width, width);
+  mix<Kv, Q>(job, job.room, width, job.out + first * job.size);
 }
 
 template <class Kv>
@@ -271,7 +266,7 @@ LISSOME_TARGET void attend(const Attend& job) {
   switch (job.type) {
     case KvType::f32: return attend_all<KvFloats>(job);
     case KvType::f16: return attend_all<KvHalves>(job);
-    case KvType::int8: return attend_all<KvIntegers>(job);
+    case KvType::int8: return attend_integers(job);
   }
 }
 

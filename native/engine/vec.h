@@ -17,7 +17,6 @@ constexpr std::int64_t kWide = 16;
 using V16 = float __attribute__((vector_size(64)));
 using I16 = std::int32_t __attribute__((vector_size(64)));
 using H16 = std::uint16_t __attribute__((vector_size(32)));
-using C16 = std::int8_t __attribute__((vector_size(16)));
 
 template <class V>
 LISSOME_FN V load_v(const void* p) {
@@ -32,6 +31,14 @@ LISSOME_FN void store_v(void* p, V value) {
 }
 
 LISSOME_FN V16 all(float value) { return V16{} + value; }
+
+LISSOME_FN V16 larger(V16 a, V16 b) {
+#if defined(LISSOME_512)
+  return (V16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 LISSOME_FN float sum_v(V16 v) {
   using V8 = float __attribute__((vector_size(32)));
@@ -70,18 +77,6 @@ LISSOME_FN V16 floats_of(H16 halves) {
   const I16 bits = integers_of(halves);
   const I16 sign = (bits & 0x8000) << 16, rest = (bits & 0x7fff) << 13;
   return (V16)((I16)((V16)rest * 0x1p112f) | sign);
-#endif
-}
-
-LISSOME_FN V16 floats_of(C16 bytes) {
-#if defined(LISSOME_512)
-  return (V16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
-#elif defined(LISSOME_256)
-  const __m128i given = (__m128i)bytes;
-  const I16 wide = both(_mm256_cvtepi8_epi32(given), _mm256_cvtepi8_epi32(_mm_srli_si128(given, 8)));
-  return __builtin_convertvector(wide, V16);
-#else
-  return __builtin_convertvector(bytes, V16);
 #endif
 }
 
