@@ -8,22 +8,19 @@ what they take of its memory bandwidth does not. On more threads they are those 
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks._turns import Clock, in_turns
 from benchmarks.decode.arms import Arm
-from lissome.cost.clock import fixed_threads
 from lissome.engine.decode.decoder import Floats
 from lissome.ops.kernels import native
 
 Now = Callable[[], float]
 _PIECE = 128  # tokens whose logits are held at a time
-_BLOCK = 256 << 20  # bytes by which the bandwidth is measured
 
 
 def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new: int) -> dict[str, Any]:
@@ -41,26 +38,15 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
         new token reads, with the cache in the middle of the text; tokens of the ``prompt``; ``bandwidth`` by round, in
         bytes per second.
     """
-    now = time.process_time if threads == 1 else time.perf_counter
-    compiled = native.required()
-    block = compiled.block(_BLOCK)
     ids = [(1 + 7 * step) % min(arm.tokens for arm in arms.values()) for step in range(prompt + new)]
     found: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "step": []} for name in arms}
-    bandwidth = []
-    gc.collect()
-    gc.disable()  # a collection would fall into somebody's turn
-    try:
-        with fixed_threads(threads):
-            for turn in range(rounds + 1):
-                start = now()
-                compiled.checksum(block, threads)
-                bandwidth.append(block.nbytes / (now() - start))
-                for name in list(arms)[:: 1 if turn % 2 else -1]:
-                    first, step = _request(arms[name], ids, prompt, now)
-                    found[name]["prefill"].append(first)
-                    found[name]["step"].append(step)
-    finally:
-        gc.enable()
+
+    def turn(name: str, now: Clock) -> None:
+        first, step = _request(arms[name], ids, prompt, now)
+        found[name]["prefill"].append(first)
+        found[name]["step"].append(step)
+
+    bandwidth = in_turns(list(arms), turn, rounds=rounds, threads=threads)
     middle = prompt + new // 2
     return {
         "arms": {
@@ -69,7 +55,7 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
             for name, arm in arms.items()
         },
         "prompt": prompt,
-        "bandwidth": bandwidth[1:],
+        "bandwidth": bandwidth,
         "kernels": native.choice().name,
     }
 

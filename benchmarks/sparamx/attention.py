@@ -9,8 +9,6 @@ the two is the same.
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks._frame import Inequality
+from benchmarks._turns import Clock, in_turns
 from benchmarks.decode.arms import Own
 from benchmarks.decode.measuring import losses
 from benchmarks.sparamx.names import DENSE_CACHE, SPARSE_CACHES
-from lissome.cost.clock import fixed_threads
 from lissome.engine.decode import Decoder
 from lissome.engine.decode.cache import cache_named
 from lissome.engine.decode.decoder import BLOCK
@@ -34,7 +32,6 @@ TOKENS = 4096
 """Positions before the tokens that are timed."""
 FASTER, PPL = 1.14, 1.01
 _SHORT, _STEPS = BLOCK, 16  # positions before the tokens of the short text; tokens that are timed in a turn
-_BLOCK_BYTES = 256 << 20  # by which the bandwidth is measured
 
 
 def race(path: Path, ids: Sequence[int], *, rounds: int, threads: int) -> dict[str, Any]:
@@ -50,32 +47,21 @@ def race(path: Path, ids: Sequence[int], *, rounds: int, threads: int) -> dict[s
         By arm and round, seconds of the median step: ``long`` and ``short``; ``bytes`` of the long text's keys and
         values; ``bandwidth`` by round, in bytes per second.
     """
-    now = time.process_time if threads == 1 else time.perf_counter
-    compiled = native.required()
-    block = compiled.block(_BLOCK_BYTES)
     arms = {name: _filled(path, name, ids, threads) for name in (DENSE_CACHE, *SPARSE_CACHES)}
     found: dict[str, dict[str, list[float]]] = {name: {"long": [], "short": []} for name in arms}
-    bandwidth = []
-    gc.collect()
-    gc.disable()
-    try:
-        with fixed_threads(threads):
-            for turn in range(rounds + 1):
-                start = now()
-                compiled.checksum(block, threads)
-                bandwidth.append(block.nbytes / (now() - start))
-                for name in list(arms)[:: 1 if turn % 2 else -1]:
-                    for sequence, (kind, length) in enumerate((("long", len(ids)), ("short", _SHORT))):
-                        found[name][kind].append(_step(arms[name], ids, sequence, length, now))
-    finally:
-        gc.enable()
+
+    def turn(name: str, now: Clock) -> None:
+        for sequence, (kind, length) in enumerate((("long", len(ids)), ("short", _SHORT))):
+            found[name][kind].append(_step(arms[name], ids, sequence, length, now))
+
+    bandwidth = in_turns(list(arms), turn, rounds=rounds, threads=threads)
     return {
         "arms": {
             name: {kind: times[1:] for kind, times in found[name].items()} | {"bytes": len(ids) * arm.cell_bytes}
             for name, arm in arms.items()
         },
         "tokens": len(ids),
-        "bandwidth": bandwidth[1:],
+        "bandwidth": bandwidth,
         "kernels": native.choice().name,
     }
 

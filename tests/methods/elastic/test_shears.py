@@ -26,32 +26,19 @@ from lissome.cost.oracle import SubnetCost
 from lissome.data.text import WindowPlan, text_splits
 from lissome.methods.elastic.shears import Shears
 from lissome.models.adapters import adapters
-from lissome.models.model import Model
 from lissome.models.sparse import masks, sparsity
 from lissome.pipeline.reports import FitReport
 from lissome.report.facts import read_page
 from lissome.report.page import render
 from lissome.testing.conformance import outputs
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
-from lissome.testing.toys import LANGUAGE, toy_ids, toy_model, toy_module
+from lissome.testing.toys import LANGUAGE, toy_ids, toy_model
 
 pytestmark = pytest.mark.long
 
 SLOW = "scattered zeros do not make it faster"
 QUICK = ("windows=4", "ranks=6,4,2", "steps=6", "lr=0.01", "columns=8")
 IDS = torch.arange(4, 20).unsqueeze(0)
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy Llama with its tokenizer, as a folder, and text beside it."""
-    folder = tmp_path_factory.mktemp("toy")
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "wizards", "box", "quietly"]
-    documents = (" ".join(words[(i * k) % len(words)] for k in range(1, 80)) for i in range(1, 120))
-    (folder / "text.txt").write_text("\n\n".join(documents))
-    module = toy_module("llama", vocab_size=TOY_VOCABULARY, max_position_embeddings=1024)
-    Model(module, toy_tokenizer()).save(folder / "llama")
-    return folder
 
 
 def plan(toy: Path, *settings: str, **options: object) -> pipeline.PlanReport:
