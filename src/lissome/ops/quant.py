@@ -62,9 +62,7 @@ def grid_of(weight: Tensor, bits: int, group: int) -> Grid:
 
 def codes(weight: Tensor, grid: Grid) -> Tensor:
     """Integers of a matrix, Tensor[R, C] → uint8[R, C]."""
-    grouped = _grouped(weight, grid)
-    whole = (grouped / grid.scale[..., None]).round() + grid.zero[..., None]
-    return whole.clamp(0, grid.top).to(torch.uint8).view(weight.shape)
+    return _whole(weight, grid).to(torch.uint8).view(weight.shape)
 
 
 def values(integers: Tensor, grid: Grid) -> Tensor:
@@ -99,11 +97,18 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(_ctx: Any, weight: Tensor, grid: Grid) -> Tensor:
-        return values(codes(weight, grid), grid)
+        whole = _whole(weight, grid).sub_(grid.zero[..., None]).mul_(grid.scale[..., None])
+        return whole.view(weight.shape)
 
     @staticmethod
     def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
+
+
+def _whole(weight: Tensor, grid: Grid) -> Tensor:
+    """`codes` as float32[R, G, C / G]; one piece of memory, since training does this in every step."""
+    whole = _grouped(weight, grid) / grid.scale[..., None]
+    return whole.round_().add_(grid.zero[..., None]).clamp_(0, grid.top)
 
 
 def _grouped(matrix: Tensor, grid: Grid) -> Tensor:

@@ -81,7 +81,7 @@ class LowRank(nn.Module):
 
     def delta(self) -> Tensor:
         """What merging adds to the weight, float32[O, I]."""
-        return (self.B.float() @ self.A.float()) * self.scale
+        return (self.B.float() * self.scale) @ self.A.float()
 
     def merged(self, weight: Tensor) -> Tensor:
         """The weight [O, I] with the adapter in it, float32."""
@@ -132,7 +132,7 @@ class Masked(LowRank):
     def delta(self) -> Tensor:
         """What merging adds to the weight, float32[O, I]: exactly 0 where the mask is."""
         with torch.autocast(self.B.device.type, enabled=False):
-            return super().delta() * self.mask
+            return super().delta() * self.mask.view(torch.uint8)  # takes a third of a product with bools
 
 
 class Quantised(Masked):
@@ -221,7 +221,7 @@ class Core(LowRank):
 
     def delta(self) -> Tensor:
         """What merging adds to the weight, float32[O, I]."""
-        return (self.B.float() @ self.core.float() @ self.A.float()) * self.scale
+        return (self.B.float() @ self.core.float() * self.scale) @ self.A.float()
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """A, and B with the core in it."""
