@@ -408,7 +408,7 @@ def judge_hybrid(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[di
         change = paired_bootstrap(((losses["auto"] - losses["transformer"]) / math.log(2)).numpy())
         label = f"{name} at {float(share):.0%} of its blocks: bits per byte, all parts against attention and MLP alone"
         detail = f"(difference {change.value:+.3f}, 95 % {change.low:+.3f} to {change.high:+.3f}, n={change.n} windows)"
-        found.append(Inequality.of(label, rows[share]["auto"], "<", rows[share]["transformer"], detail))
+        found.append(Inequality.of(label, rows[share]["auto"], "<=", rows[share]["transformer"], detail))
     return {
         "model": name, "seeds": list(scale.seeds), "zoo": _zoo_facts(name), "text": _facts(), "shares": rows,
         "dense": {**{key: value for key, value in dense.items() if key != "nll"}, "bits": quality.bits(dense["nll"])},
