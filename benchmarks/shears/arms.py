@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.shears.hooks import FasterHead
 from benchmarks.shears.merging import logits_of, merging
-from benchmarks.shears.names import ARMS, MIDDLE, RANKS, SCALE, SHARE, Arm, served
+from benchmarks.shears.names import ARMS, SHARE, Arm, served, used
 from benchmarks.shears.speed import Timed, timed
 from benchmarks.shears.texts import Windows, Words
 from lissome.core.seeds import derive
@@ -79,7 +79,7 @@ def base(model: Model, kind: str, share: float, seed: int, data: Words | Windows
 def adapted(given: Model, arm: Arm, seed: int) -> Model:
     """Return a copy with an arm's adapters, the same first weights for all arms of a rank, and the rest frozen.
 
-    Nothing is dropped out, in no arm: the steps are few, and what ranks are drawn is noise enough.
+    The model's own dropout is off, in all arms.
     """
     model = given.derived(copy.deepcopy(given.module))
     for part in model.module.modules():
@@ -95,7 +95,7 @@ def adapted(given: Model, arm: Arm, seed: int) -> Model:
         bare = sorted(set(prunable(model)) - set(grouped(model)))
         for name in bare:  # what has no adapter is quantised too
             quantise(model.module.get_submodule(name), BITS, COLUMNS)
-    design = Design(ranks=arm.ranks, alpha=SCALE * arm.ranks[0], make=make)
+    design = Design(ranks=arm.ranks, alpha=arm.scale * arm.ranks[0], dropout=arm.dropout, make=make)
     add_adapters(model, design, seed=derive(seed, "adapters"))
     return model
 
@@ -113,7 +113,12 @@ def settings(rate: float, **more: Any) -> TrainConfig:
     return TrainConfig(lr=rate, **{"steps": STEPS, "batch": BATCH, "warmup": WARMUP, **more})
 
 
-def measured(name: str, rate: float, seed: int, model: Model, texts: Words) -> dict[str, Any]:
+def settings_of(arm: Arm, rate: float) -> TrainConfig:
+    """What an arm is trained with."""
+    return settings(rate, steps=arm.steps or STEPS)
+
+
+def measured(arm: Arm, rate: float, seed: int, model: Model, texts: Words) -> dict[str, Any]:
     """Train one arm.
 
     Returns:
@@ -121,9 +126,8 @@ def measured(name: str, rate: float, seed: int, model: Model, texts: Words) -> d
         ``validation`` accuracy of the cuts that the arm is to serve; mean loss of the first and last fiftieth of the
         steps; seconds; what `merging` says, for arms on sparse weights.
     """
-    arm = ARMS[name]
     one = tuned(base(model, arm.base, SHARE, seed, texts), arm, seed, int(texts.train.labels.max()) + 1)
-    done = train(classification(one.classifier, texts.train), settings(rate), seed=seed, hooks=one.hooks)
+    done = train(classification(one.classifier, texts.train), settings_of(arm, rate), seed=seed, hooks=one.hooks)
     part = max(1, len(done.losses) // 50)
     found: dict[str, Any] = {
         "loss": [sum(losses) / part for losses in (done.losses[:part], done.losses[-part:])],
@@ -132,7 +136,7 @@ def measured(name: str, rate: float, seed: int, model: Model, texts: Words) -> d
     validation = []
     for cut, classifier in _cuts(one):
         found["test"][cut] = packed(correct(classifier.eval(), texts.test))
-        if cut in served(name):
+        if cut in served(arm):
             validation.append(float(correct(classifier.eval(), texts.validation).float().mean()))
     found["validation"] = sum(validation) / len(validation)
     if arm.adapter != "none" and arm.base != "dense":
@@ -146,13 +150,13 @@ def _cuts(one: Tuned) -> Iterator[tuple[str, nn.Module]]:
     if len(arm.ranks) < 2:
         yield "".join(map(str, arm.ranks)), one.classifier
     elif arm.adapter != "plain":
-        for rank in RANKS:
+        for rank in arm.ranks:
             yield str(rank), cut_out(one, rank, merge=True)
     else:
-        yield from ((str(rank), classifier) for rank, classifier in _masked(one, RANKS))
+        yield from ((str(rank), classifier) for rank, classifier in _masked(one, arm.ranks))
         if arm.draws == "largest":
             turned(one.model)
-            yield from ((f"svd {rank}", classifier) for rank, classifier in _masked(one, RANKS[1:]))
+            yield from ((f"svd {rank}", classifier) for rank, classifier in _masked(one, arm.ranks[1:]))
 
 
 def _masked(one: Tuned, ranks: tuple[int, ...]) -> Iterator[tuple[int, nn.Module]]:
@@ -182,7 +186,7 @@ def turned(model: Model) -> None:
 
 def merged(one: Tuned, texts: Encoded) -> dict[str, Any]:
     """Merge the rank that the arm is used with, and say what that does."""
-    small = extract(one.model, one.path(one.arm.ranks[0] if one.arm.draws == "largest" else MIDDLE), space=one.space)
+    small = extract(one.model, one.path(int(used(one.arm))), space=one.space)
     classifier = Classifier(small, len(one.classifier.head.bias))
     classifier.head.load_state_dict(one.classifier.head.state_dict())
     every = max(1, len(texts) // _LOOKED_AT)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks._frame import Inequality
 from benchmarks.shears.arms import unpacked
-from benchmarks.shears.names import ARMS, DECODER, ENCODER, MIDDLE, RANKS, SHARE, SHARES, TEXT_ARMS
+from benchmarks.shears.names import ARMS, DECODER, ENCODER, MIDDLE, RANKS, SHARE, SHARES, SWEEP, TEXT_ARMS, shown, swept
 from lissome.ops.stats import Interval, paired_bootstrap
 
 POINT = 1.0
@@ -38,6 +38,7 @@ def judge_words(cells: Cells, seeds: Sequence[int], _tuned: Mapping[float, Seque
     result: dict[str, Any] = {"seeds": list(seeds), "arms": {arm: _row(rows[arm], right[arm]) for arm in known}}
     result["merging"] = {arm: _worst(found) for arm, found in rows.items() if "merging" in found[0]}
     result["speed"] = cells[f"{ENCODER}-speed"]
+    result["sweep"] = {name: _sweep(name, cells) for name in SWEEP if name in known}
     found = [_close(f"{ENCODER}: NLS of rank {MIDDLE} against LoRA of rank {RANKS[0]}, same base, points",
                     right["nls"][str(MIDDLE)], right["lora"][str(RANKS[0])])]  # fmt: skip
     found.append(_in_time(ENCODER, result["speed"]))
@@ -58,6 +59,21 @@ def _row(cells: Sequence[Mapping[str, Any]], right: Mapping[str, NDArray[np.floa
     losses = np.array([cell["loss"] for cell in cells]).mean(0).tolist()
     facts = {key: cells[0][key] for key in ("rate", "tried", "steps")}
     return {"cuts": cuts, "loss": losses, "seconds": float(np.mean([cell["seconds"] for cell in cells])), **facts}
+
+
+def _sweep(name: str, cells: Cells) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy of every rank by what is set to what, with the seed that was tried; the usual setting comes first."""
+    own, found = cells[f"{ENCODER}-{name}-0"], dict[str, dict[str, dict[str, float]]]()
+    for knob, value, _ in swept(name):
+        cell = cells.get(f"{ENCODER}-{name}-{knob}-{value}")
+        if cell is not None:
+            usual = shown(own["steps"] if knob == "steps" else getattr(ARMS[name], knob))
+            found.setdefault(knob, {usual: _by_cut(own)})[value] = _by_cut(cell)
+    return found
+
+
+def _by_cut(cell: Mapping[str, Any]) -> dict[str, float]:
+    return {cut: 100 * float(unpacked(one).mean()) for cut, one in cell["test"].items()}
 
 
 def _close(label: str, mine: NDArray[np.float64], other: NDArray[np.float64]) -> Inequality:

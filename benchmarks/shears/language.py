@@ -70,7 +70,7 @@ def measured(name: str, share: float, rate: float, seed: int, model: Model, data
     for rank in arm.ranks:
         with masked(work, paths[rank], space=space):
             found["test"][str(rank)] = scored(work, data.test)
-            if str(rank) in served(name):
+            if str(rank) in served(arm):
                 validation += scored(work, data.validation)["nll"]
     found["validation"] = _mean(validation)
     if name == "lora":

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 RANKS = (16, 8, 4)
-MIDDLE = RANKS[(len(RANKS) - 1) // 2]
-"""What the heuristic takes everywhere."""
+
+
+def middle(ranks: tuple[int, ...]) -> int:
+    """What the heuristic takes everywhere."""
+    return ranks[(len(ranks) - 1) // 2]
+
+
+MIDDLE = middle(RANKS)
 SCALE = 2.0
 """alpha over the largest rank, that of the papers; an adapter of one smaller rank has the same."""
 
@@ -29,6 +36,9 @@ class Arm:
         ranks: Ranks it is built with, the largest first; an elastic one is trained at all of them.
         draws: Which ranks a step trains: always the largest, one per group, or one for all groups.
         rate: The arm whose learning rates were tried; this one uses the best of those.
+        scale: alpha over the largest rank.
+        dropout: Of the adapters' inputs. None by default: ranks that are drawn are noise enough.
+        steps: Of the training, where they are not those of all arms.
     """
 
     label: str
@@ -37,6 +47,9 @@ class Arm:
     ranks: tuple[int, ...] = RANKS
     draws: Literal["largest", "each", "together"] = "largest"
     rate: str = "lora"
+    scale: float = SCALE
+    dropout: float = 0.0
+    steps: int | None = None
 
 
 ARMS = {
@@ -53,16 +66,38 @@ ARMS = {
 """Arms on classes of texts; the base is pruned by Wanda where none is named."""
 
 
-def used(name: str) -> str:
+SWEEP: dict[str, dict[str, tuple[Any, ...]]] = {
+    "nls": {
+        "steps": (1000, 9000),
+        "ranks": ((RANKS[0], RANKS[-1]), RANKS[1:]),
+        "scale": (SCALE / 2, 2 * SCALE),
+        "dropout": (0.05, 0.1),
+    },
+    f"lora-{RANKS[-1]}": {"steps": (1000, 9000), "scale": (SCALE / 2, 2 * SCALE), "dropout": (0.05, 0.1)},
+}
+"""Settings that are tried beside an arm's own, one at a time, with seed 0; 9,000 steps are those of a run per rank."""
+
+
+def swept(name: str) -> Iterator[tuple[str, str, Arm]]:
+    """Yield every other setting of an arm: what is set, to what, and the arm that has it."""
+    for knob, others in SWEEP[name].items():
+        for value in others:
+            yield knob, shown(value), replace(ARMS[name], **{knob: value})
+
+
+def shown(value: Any) -> str:
+    """A setting as tables and cells call it."""
+    return "+".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def used(arm: Arm) -> str:
     """The cut with which an arm is used: the middle rank where it has learnt all, else the only one that it has."""
-    arm = ARMS[name]
-    return str(MIDDLE) if arm.draws != "largest" else "".join(map(str, arm.ranks[:1]))
+    return str(middle(arm.ranks)) if arm.draws != "largest" else "".join(map(str, arm.ranks[:1]))
 
 
-def served(name: str) -> tuple[str, ...]:
+def served(arm: Arm) -> tuple[str, ...]:
     """The cuts that an arm is to serve: all ranks where it has learnt all, else the one that it is used with."""
-    arm = ARMS[name]
-    return tuple(map(str, arm.ranks)) if arm.draws != "largest" else (used(name),)
+    return tuple(map(str, arm.ranks)) if arm.draws != "largest" else (used(arm),)
 
 
 RATES = {

@@ -16,7 +16,20 @@ from typing import Any
 from benchmarks._frame import Inequality, Store
 from benchmarks.shears import arms, language
 from benchmarks.shears.judging import judge_text, judge_words
-from benchmarks.shears.names import ARMS, DECODER, ENCODER, RATES, SHARE, SHARES, TEXT_ARMS, TEXT_RATES
+from benchmarks.shears.names import (
+    ARMS,
+    DECODER,
+    ENCODER,
+    RATES,
+    SCALE,
+    SHARE,
+    SHARES,
+    SWEEP,
+    TEXT_ARMS,
+    TEXT_RATES,
+    Arm,
+    swept,
+)  # fmt: skip
 from benchmarks.shears.texts import Windows, Words, windows, words
 from lissome.core.errors import AssetError
 from lissome.models.model import Model
@@ -34,7 +47,7 @@ class Scale:
         text_seeds: Of text.
         shares: Shares of zeros on text, before anything is trained.
         tuned: Seeds with which text is trained on, by share of zeros; `SHARE` has all of them.
-        sweep: Whether learning rates are tried; otherwise the middle ones are used.
+        sweep: Whether learning rates and other settings are tried; otherwise the middle rates are used.
     """
 
     seeds: tuple[int, ...]
@@ -90,8 +103,10 @@ def training_seconds(scale: Scale, cells: Mapping[str, Any]) -> float:
     on_words = len(scale.arms) * len(scale.seeds) + tried
     on_sparse = sum(map(len, scale.tuned.values()))
     on_text = 2 * on_sparse + len(scale.tuned[SHARE]) + 2 * (len(TEXT_RATES) - 1) if scale.tuned else 0
+    others = [one for name in SWEEP if scale.sweep for _, _, one in swept(name)]
+    on_others = sum(one.steps or arms.STEPS for one in others)
     step, text_step = (cells[f"{name}-speed"]["nls"]["step"] for name in (ENCODER, DECODER))
-    return float(on_words * arms.STEPS * step + on_text * language.STEPS * text_step)
+    return float((on_words * arms.STEPS + on_others) * step + on_text * language.STEPS * text_step)
 
 
 def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -106,6 +121,7 @@ def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Callable[[], dict[
         yield from on_text.cells(share)
     yield from on_words.cells(_MERGED)
     yield from on_words.cells([name for name in scale.arms if name not in {*_FIRST, *_MERGED}])
+    yield from on_words.others() if scale.sweep else ()
 
 
 class _OnWords:
@@ -123,22 +139,29 @@ class _OnWords:
     def arm(self, name: str, seed: int) -> dict[str, Any]:
         """An arm at the best of its rates."""
         rate, tried = self._rate(ARMS[name].rate)
-        return {**self._trained(name, rate, seed), "rate": rate, "tried": tried}
+        return {**self._trained(f"{name}-{rate:g}-{seed}", ARMS[name], rate, seed), "rate": rate, "tried": tried}
+
+    def others(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+        """Yield the cells of other settings of some arms."""
+        for name in SWEEP:
+            for knob, value, arm in swept(name):
+                cell = f"{name}-{knob}-{value}"
+                yield (
+                    f"{ENCODER}-{cell}",
+                    lambda cell=cell, arm=arm: self._trained(cell, arm, self._rate(arm.rate)[0], 0),
+                )
 
     def _rate(self, name: str) -> tuple[float, dict[str, float]]:
         """The rate of highest validation accuracy with seed 0, and that of all that were tried."""
         if not self._scale.sweep:
             return RATES[name][1], {}
-        cells = {rate: self._trained(name, rate, 0) for rate in RATES[name]}
+        cells = {rate: self._trained(f"{name}-{rate:g}-0", ARMS[name], rate, 0) for rate in RATES[name]}
         tried = {rate: cell["validation"] for rate, cell in cells.items()}
         return max(tried, key=tried.__getitem__), {f"{rate:g}": value for rate, value in tried.items()}
 
-    def _trained(self, name: str, rate: float, seed: int) -> dict[str, Any]:
-        facts = {"arm": asdict(ARMS[name]), "training": arms.settings(rate).to_mapping()}
-        facts["arm"].pop("label")
-        return self._cell(
-            f"{name}-{rate:g}-{seed}", lambda: arms.measured(name, rate, seed, _model(ENCODER), _words()), seed, **facts
-        )
+    def _trained(self, cell: str, arm: Arm, rate: float, seed: int) -> dict[str, Any]:
+        facts = {"arm": _facts(arm), "training": arms.settings_of(arm, rate).to_mapping()}
+        return self._cell(cell, lambda: arms.measured(arm, rate, seed, _model(ENCODER), _words()), seed, **facts)
 
     def speed(self) -> dict[str, Any]:
         """Times of steps."""
@@ -200,6 +223,12 @@ class _OnText:
 
     def _cell(self, name: str, compute: Callable[[], dict[str, Any]], seed: int, **more: Any) -> dict[str, Any]:
         return self._store.cell(f"{DECODER}-{name}", _settings(DECODER, _windows(), seed, **more), compute)
+
+
+def _facts(arm: Arm) -> dict[str, Any]:
+    """What a cell says of its arm: all but its name, and but what all arms have alike."""
+    alike = {"label": arm.label, "scale": SCALE, "dropout": 0.0, "steps": arm.steps}  # steps are the training's
+    return {key: value for key, value in asdict(arm).items() if key not in alike or value != alike[key]}
 
 
 def _settings(name: str, data: Words | Windows, seed: int, **more: Any) -> dict[str, Any]:

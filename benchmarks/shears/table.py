@@ -30,9 +30,9 @@ def page(results: Results) -> str:
     """Return all tables of the method's page."""
     words, text = _of(results, ENCODER), _of(results, DECODER)
     parts = [environment(results, note=_ONE_THREAD)]
-    parts += ["### Classes of texts", _accuracies(words), _rates(words), _merging(words), _times(words)]
+    parts += ["### Classes of texts", _accuracies(words), _rates(words), _sweep(words), _merging(words), _times(words)]
     parts += ["### Text", _before(text), *(_tuned(text, share) for share in text["tuned"]), _bytes(text), _times(text)]
-    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
+    return "\n\n".join(filter(None, [*parts, "### The claim, inequality by inequality", inequalities(results)]))
 
 
 def _of(results: Results, model: str) -> Mapping[str, Any]:
@@ -117,6 +117,23 @@ def _rates(result: Mapping[str, Any]) -> str:
     )
 
 
+def _sweep(result: Mapping[str, Any]) -> str:
+    """What other settings do to the accuracy of every rank; nothing where none were tried."""
+    rows = [
+        [ARMS[arm].label, f"{knob} {value}", *(f"{cuts[f'{rank}']:.1f}" if f"{rank}" in cuts else "" for rank in RANKS)]
+        for arm, knobs in result["sweep"].items()
+        for knob, values in knobs.items()
+        for value, cuts in values.items()
+    ]
+    if not rows:
+        return ""
+    head = ["", "set", *(f"rank {rank}" for rank in RANKS)]
+    return (
+        f"Other settings, one at a time (seed {result['seeds'][0]} alone; the first of each is the usual one):\n\n"
+        f"{table(head, rows)}"
+    )
+
+
 def _merging(result: Mapping[str, Any]) -> str:
     rows = []
     for arm in ("masked", "quantised", "lora"):
@@ -124,7 +141,7 @@ def _merging(result: Mapping[str, Any]) -> str:
         shares = (f"{found[key] / found['numel']:.1%}" for key in ("zeros_before", "zeros_after"))
         rows.append([ARMS[arm].label, *shares, f"{found['revived']:,}", f"{found['difference']:.1e}"])
     head = ["merged into the adapted layers", "zeros before", "after", "zeros lost", "largest difference of logits"]
-    return f"All seeds, rank {used('masked')} (LoRA: {used('lora')}):\n\n{table(head, rows)}"
+    return f"All seeds, rank {used(ARMS['masked'])} (LoRA: {used(ARMS['lora'])}):\n\n{table(head, rows)}"
 
 
 def _times(result: Mapping[str, Any]) -> str:

@@ -89,28 +89,44 @@ def test_the_real_words_are_enough() -> None:
 def test_every_arm_is_trained_and_cut(name: str) -> None:
     model, data = toy_model("bert"), toy_words()
     arm = names.ARMS[name]
-    found = json.loads(json.dumps(arms.measured(name, 1e-3, 0, model, data)))
+    found = json.loads(json.dumps(arms.measured(names.ARMS[name], 1e-3, 0, model, data)))
     expected = {str(rank) for rank in arm.ranks} or {""}
     expected |= {f"svd {rank}" for rank in names.RANKS[1:]} if name == "lora" else set()
     assert set(found["test"]) == expected and 0 <= found["validation"] <= 1
-    assert names.used(name) in expected
+    assert names.used(arm) in expected
     assert all(len(arms.unpacked(one)) == 24 for one in found["test"].values())
     assert ("merging" in found) == (arm.adapter != "none" and arm.base != "dense")
     if name == "nls":
-        again = arms.measured(name, 1e-3, 0, model, data)
+        again = arms.measured(names.ARMS[name], 1e-3, 0, model, data)
         assert again["test"] == found["test"] and again["loss"] == found["loss"]
     assert not adapters(model.module) and not masks(model.module), "the original is left alone"
 
 
+def test_other_settings_are_tried_one_at_a_time_and_change_what_is_trained() -> None:
+    model, data = toy_model("bert"), toy_words()
+    own = arms.measured(names.ARMS["nls"], 1e-2, 0, model, data)
+    for knob, value, arm in names.swept("nls"):
+        if knob == "steps":
+            assert arms.settings_of(arm, 1e-2).steps == int(value) != arms.STEPS
+            continue
+        found = arms.measured(arm, 1e-2, 0, model, data)
+        assert set(found["test"]) == {str(rank) for rank in arm.ranks} and found["loss"] != own["loss"]
+        assert run._facts(arm) != run._facts(names.ARMS["nls"])
+    assert not {"scale", "dropout", "label", "steps"} & set(run._facts(names.ARMS["nls"])), "cells keep their names"
+
+
 def test_arms_of_one_seed_begin_alike_and_see_the_same_batches() -> None:
     model, data = toy_model("bert"), toy_words()
-    firsts = [arms.measured(name, 0.0, 3, model, data)["loss"] for name in ("nls", "lora-4", "masked")]
+    firsts = [arms.measured(names.ARMS[name], 0.0, 3, model, data)["loss"] for name in ("nls", "lora-4", "masked")]
     assert all(one == pytest.approx(firsts[0]) for one in firsts), "B is zero, and a rate of 0 leaves it there"
 
 
 def test_merging_keeps_zeros_or_loses_them() -> None:
     model, data = toy_model("bert"), toy_words()
-    found = {name: arms.measured(name, 1e-2, 0, model, data)["merging"] for name in ("masked", "quantised", "lora")}
+    found = {
+        name: arms.measured(names.ARMS[name], 1e-2, 0, model, data)["merging"]
+        for name in ("masked", "quantised", "lora")
+    }
     assert found["masked"]["zeros_before"] == found["masked"]["zeros_after"] > 0
     assert 0 < found["masked"]["difference"] <= 1e-5, "two sums in another order"
     assert found["quantised"]["difference"] == 0 and found["quantised"]["revived"] == 0
@@ -217,6 +233,9 @@ def made_up(*, nls: float = 0.8, naive: float = 0.4, step: float = 1.05, wanda: 
                 "test": {cut: right(value) for cut, value in cuts.items()}, "loss": [3.0, 0.3], "seconds": 60.0,
                 "steps": 9, "rate": 2e-3, "tried": {"0.001": 0.7, "0.002": 0.8}, **more,
             }  # fmt: skip
+    for name in names.SWEEP:
+        for knob, value, arm in names.swept(name):
+            cells[f"{names.ENCODER}-{name}-{knob}-{value}"] = {"test": {str(rank): right(0.7) for rank in arm.ranks}}
     times = {"step": 0.07, "low": 1.0, "high": 1.1, "n": 80, "se": 0.01, "wall": {"value": 1.0, "low": 1, "high": 1}}
     rows = {arm: {**times, "value": 1.0 if arm == "lora" else step} for arm in arms.TIMED}
     cells[f"{names.ENCODER}-speed"] = rows
@@ -307,6 +326,7 @@ def test_tables_name_every_arm_and_mark_what_failed() -> None:
     assert page.count("**fails**") == 4
     assert "a run for each rank" in short and "30.00" in short and "—" not in page + short
     assert "together 65%" in page
+    assert "| steps 9 | 78.5 | 78.5 | 78.5 |" in page and "| ranks 8+4 |  | 70.0 | 70.0 |" in page
     assert np.isclose(results[0]["arms"]["nls"]["cuts"]["4"]["value"], 78.5)
 
 
@@ -326,7 +346,9 @@ def test_the_expected_time_counts_every_run() -> None:
     full, quick = (run.training_seconds(scale, cells) for scale in (run.FULL, run.QUICK))
     step = cells[f"{names.ENCODER}-speed"]["nls"]["step"]
     tried, text = 2 * len(names.RATES), 2 * len(names.SHARES) * 3 + 3 + 2 * 2
-    assert full == pytest.approx(step * ((5 * len(names.ARMS) + tried) * arms.STEPS + text * language.STEPS))
+    others = [arm.steps or arms.STEPS for name in names.SWEEP for _, _, arm in names.swept(name)]
+    on_words = (5 * len(names.ARMS) + tried) * arms.STEPS + sum(others)
+    assert full == pytest.approx(step * (on_words + text * language.STEPS))
     assert quick == pytest.approx(step * len(run.QUICK.arms) * arms.STEPS)
 
 
