@@ -138,6 +138,11 @@ def test_a_cancelled_forward_leaves_nothing(path: Path) -> None:
         ([1], [0], 0, 2, "not read at 2"),
         ([1, 2], [0], 0, 4, "1 positions and 2 tokens"),
         ([], [], 0, 4, "at least one token"),
+        ([(1 << 32) + 1], [0], 0, 4, "tokens must be .* of 32 bits"),
+        (np.array([(1 << 32) + 1]), [0], 0, 4, "tokens must be .* of 32 bits"),
+        ([1.5], [0], 0, 4, "tokens must be .* whole numbers"),
+        ([1], np.array([1 << 32]), 0, 4, "positions must be .* of 32 bits"),
+        ([1], [[0]], 0, 4, "positions must be a list"),
     ],
 )
 def test_refusals(path: Path, tokens: Any, positions: Any, sequences: Any, precision: int, message: str) -> None:
@@ -147,7 +152,39 @@ def test_refusals(path: Path, tokens: Any, positions: Any, sequences: Any, preci
     assert np.isfinite(decoder.forward([1], [0])).all()
 
 
-@pytest.mark.parametrize("settings", [{"cells": 0}, {"layers": (2, 9)}, {"layers": (2, 1)}])
+def test_arrays_are_what_lists_are(path: Path) -> None:
+    wanted = Decoder.open(path).forward([1, 2], [0, 0], [0, 1], wanted=[0, 1])
+    for kind in (np.int64, np.uint8):
+        given = (np.array(one, kind) for one in ([1, 2], [0, 0], [0, 1]))
+        assert np.array_equal(Decoder.open(path).forward(*given, wanted=np.array([0, 1])), wanted)
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
+@pytest.mark.parametrize("row", [-1, 70])
+def test_results_of_tokens_that_are_not_there(path: Path, zeros: float, row: int) -> None:
+    decoder = Decoder.open(path, key_zeros=zeros)
+    with pytest.raises(ConfigError, match="not among the 70"):
+        decoder.forward([1] * 70, range(70), wanted=[row])
+
+
+def test_sequences_that_are_not_there(path: Path) -> None:
+    decoder = Decoder.open(path)
+    calls = [
+        lambda: decoder.seq_cp(0, 64), lambda: decoder.seq_rm(-2), lambda: decoder.seq_last(-1),
+        lambda: decoder.seq_first(64), lambda: decoder.mean_cache(64),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ConfigError, match="sequences are 0 to 63"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cells": 0}, {"layers": (2, 9)}, {"layers": (2, 1)}, {"kv": "bf16"}, {"activations": "int4"}, {"threads": -1},
+        {"threads": 1 << 40}, {"key_zeros": 1.0}, {"texts": 65},
+    ],
+)  # fmt: skip
 def test_settings_that_cannot_be(path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Decoder.open(path, **settings)

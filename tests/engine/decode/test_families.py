@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(native.module() is None, reason="there are no co
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
 LENGTH = 21
+ROPE = {"factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
 
 
 @torch.no_grad()
@@ -70,12 +71,28 @@ def test_every_family_cut(family: str, cut: str, tmp_path: Path) -> None:
         ("llama", {"tie_word_embeddings": True}),
         ("llama", {"tie_word_embeddings": False, "head_dim": 10}),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **ROPE}}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+        ("qwen3", {"rope_parameters": {"rope_type": "yarn", **ROPE}, "attention_bias": True}),
+        ("gemma2", {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0}),
+        ("gemma3", {"sliding_window": 4, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0}),
         ("mistral", {"sliding_window": 5}),
         ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     ],
 )
 def test_settings(family: str, changes: dict[str, object], tmp_path: Path) -> None:
     check(model_of(family, **changes), tmp_path, layout="2+1+2/64")
+
+
+def test_longrope_is_run_up_to_the_length_of_pretraining(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": LENGTH}
+    factors = {"short_factor": [1.0 + at for at in range(8)], "long_factor": [9.0 + at for at in range(8)]}
+    changes = {"max_position_embeddings": 4 * LENGTH, "original_max_position_embeddings": LENGTH}
+    model = model_of("phi3", rope_parameters={**rope, **factors}, **changes)
+    reference(model, tokens(model, length=2 * LENGTH))  # leaves the factors of long texts in the model
+    check(model, tmp_path)
+    assert open_nested(tmp_path / "toy.safetensors").spec.context == LENGTH
 
 
 @pytest.mark.parametrize("layout", ["3+1/kmeans", "2+1+2/64/kmeans"])

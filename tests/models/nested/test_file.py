@@ -159,6 +159,8 @@ def test_models_that_the_engine_does_not_run(tmp_path: Path) -> None:
         make(toy_model("gpt2"), tmp_path / "file")
     with pytest.raises(UnsupportedModelError, match="activation 'relu'"):
         make(model_of("llama", hidden_act="relu"), tmp_path / "file")
+    with pytest.raises(UnsupportedModelError, match="look ahead"):
+        make(model_of("gemma3", use_bidirectional_attention=True), tmp_path / "file")
     with pytest.raises(ConfigError, match="as many segments"):
         make(model_of("llama"), tmp_path / "file", head=Layout((6,)))
     assert not list(tmp_path.iterdir())
@@ -234,7 +236,9 @@ def other_layout(fields: dict[str, Any]) -> None:
         of_decoder(layers__0__attention__heads=1 << 40),
         of_decoder(layers__0__attention__kv_heads=3),
         of_decoder(layers__0__attention__rope=7),
+        of_decoder(layers__0__attention__rope=1 << 40),
         of_decoder(layers__0__attention__window=-2),
+        of_decoder(layers__0__attention__window=1 << 31),
         of_decoder(ropes__0__pairs=1 << 20),
         of_decoder(layers=[]),
         of_decoder(kind=3),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from lissome.core.errors import ConfigError
-from lissome.engine.decode.decoder import DecoderSettings
+from lissome.engine.decode.decoder import Kv
 
-KINDS: tuple[str, ...] = get_args(get_type_hints(DecoderSettings)["kv"])
+KINDS: tuple[str, ...] = get_args(Kv)
 """Types of keys and values."""
 _SHARE = r"(?:0?\.\d{1,6}|0)"
 _FORM = re.compile(rf"(?P<kv>\w+)(?::(?P<keys>{_SHARE})(?:,(?P<values>{_SHARE}))?)?")

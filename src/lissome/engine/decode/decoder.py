@@ -15,22 +15,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lissome.core.errors import ArtifactError, ConfigError
+from lissome.engine.decode.batch import BLOCK, SEQUENCES, block_ends, integers, one_sequence, sets_of
 from lissome.models.nested.file import open_nested
 from lissome.models.nested.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec
 from lissome.ops.kernels import native
 from lissome.ops.nested import Layout
 
 Floats = NDArray[np.float32]
-SEQUENCES = 64
-"""Sequences that a cache tells apart."""
-BLOCK = 64
-"""Positions that a sparse cache freezes together."""
+Kv = Literal["f16", "int8", "f32"]
+"""How keys and values are held."""
+Activations = Literal["int8", "f32"]
+"""How activations are multiplied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +55,25 @@ class DecoderSettings:
     """
 
     cells: int = 2048
-    kv: Literal["f16", "int8", "f32"] = "f16"
+    kv: Kv = "f16"
     key_zeros: float = 0.0
     value_zeros: float = 0.0
     texts: int = 1
-    activations: Literal["int8", "f32"] = "int8"
+    activations: Activations = "int8"
     threads: int = 0
     layers: tuple[int, int] | None = None
     resident: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("kv", get_args(Kv)), ("activations", get_args(Activations))):
+            if (given := getattr(self, name)) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {given!r:.40}.")
+        for name, least, most in (("cells", 1, 1 << 24), ("texts", 1, SEQUENCES), ("threads", 0, 1 << 16)):
+            if not least <= (number := getattr(self, name)) <= most:
+                raise ConfigError(f"{name} must be {least} to {most}, got {number}.")
+        for name in ("key_zeros", "value_zeros"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise ConfigError(f"{name} must be a share from 0 to below 1, got {share}.")
 
     @property
     def sparse(self) -> bool:
@@ -114,13 +126,6 @@ class Decoder:
         self.first, self.last = self.settings.layers or (0, count)
         if not 0 <= self.first <= self.last <= count:
             raise ConfigError(f"layers must be a range within 0 to {count}, got {self.first} to {self.last}.")
-        if not 1 <= self.settings.cells <= 1 << 24:
-            raise ConfigError(f"cells must be 1 to {1 << 24}, got {self.settings.cells}.")
-        for name in ("key_zeros", "value_zeros"):
-            if not 0 <= (share := getattr(self.settings, name)) < 1:
-                raise ConfigError(f"{name} must be a share from 0 to below 1, got {share}.")
-        if not 1 <= self.settings.texts <= SEQUENCES:
-            raise ConfigError(f"texts must be 1 to {SEQUENCES}, got {self.settings.texts}.")
         self._native = native.required()
         try:
             self._engine = self._built()
@@ -144,12 +149,12 @@ class Decoder:
 
     def forward(
         self,
-        tokens: Sequence[int] | NDArray[np.int32] | Floats,
-        positions: Sequence[int] | NDArray[np.int32],
-        sequences: Sequence[int | Sequence[int]] | int = 0,
+        tokens: Sequence[int] | NDArray[Any],
+        positions: Sequence[int] | NDArray[Any],
+        sequences: Sequence[int | Sequence[int]] | NDArray[Any] | int = 0,
         precision: int | None = None,
         *,
-        wanted: Sequence[int] | None = None,
+        wanted: Sequence[int] | NDArray[Any] | None = None,
     ) -> Floats:
         """Run a batch and keep its keys and values.
 
@@ -168,18 +173,20 @@ class Decoder:
                 block: those must be removed and run again.
             Cancelled: When `cancel` was called. A sparse cache may have frozen what was in the first token's block.
         """
-        where = np.ascontiguousarray(positions, np.int32)
+        where = integers(positions, "positions")
         given = np.asarray(tokens)
-        ready = np.ascontiguousarray(given, np.float32 if given.ndim == 2 else np.int32)
+        ready: NDArray[Any] = np.ascontiguousarray(given, np.float32) if given.ndim > 1 else integers(given, "tokens")
         if not len(where):
             raise ConfigError("a batch has at least one token, got none.")
         if len(ready) != len(where):
             raise ConfigError(f"there are {len(where)} positions and {len(ready)} tokens; give one for each.")
         rows = [len(where) - 1] if wanted is None else list(wanted)
+        if any(not 0 <= row < len(where) for row in rows):
+            raise ConfigError(f"results are wanted of tokens that are not among the {len(where)} of the batch.")
         out = np.empty((len(rows), self.width), np.float32)
         bits = self.file.layout.bits if precision is None else precision
-        sets = _sets(sequences, len(where))
-        ends = _ends(where, sets) if self.settings.sparse else [len(where)]
+        sets = sets_of(sequences, len(where))
+        ends = block_ends(where, sets) if self.settings.sparse else [len(where)]
         for first, last in zip([0, *ends], ends, strict=False):
             own = [at for at, row in enumerate(rows) if first <= row < last]
             part = out if len(ends) == 1 else np.empty((len(own), self.width), np.float32)
@@ -222,11 +229,11 @@ class Decoder:
 
     def seq_cp(self, source: int, target: int, first: int = 0, last: int = 2**31 - 1) -> None:
         """Let positions [first, last) of a sequence belong to another one too; nothing is copied."""
-        self._engine.seq_cp(source, target, first, last)
+        self._engine.seq_cp(one_sequence(source), one_sequence(target), first, last)
 
     def seq_rm(self, sequence: int, first: int = 0, last: int = 2**31 - 1) -> None:
         """Take positions [first, last) from a sequence, or from all when it is −1."""
-        self._engine.seq_rm(sequence, first, last)
+        self._engine.seq_rm(sequence if sequence == -1 else one_sequence(sequence), first, last)
 
     def stays(self, same: int, length: int) -> int:
         """Return how many of the first `same` tokens of a sequence of `length` may stay when others shall follow them.
@@ -238,11 +245,11 @@ class Decoder:
 
     def seq_last(self, sequence: int) -> int:
         """Return the largest position of a sequence; −1 when it has none."""
-        return int(self._engine.seq_last(sequence))
+        return int(self._engine.seq_last(one_sequence(sequence)))
 
     def seq_first(self, sequence: int, start: int = 0) -> int:
         """Return the smallest position of a sequence from `start` on; −1 when it has none."""
-        return int(self._engine.seq_first(sequence, start))
+        return int(self._engine.seq_first(one_sequence(sequence), start))
 
     def mean_cache(self, sequence: int = 0) -> tuple[Floats, Floats]:
         """Return the keys and values of a sequence in the last layer that has an attention, as means over heads.
@@ -257,7 +264,7 @@ class Decoder:
         if not sizes:
             raise ConfigError("no layer of this model has an attention, so that there are no keys and values.")
         layer, size = max(sizes.items())
-        count, keys, values = self._engine.mean_cache(layer, sequence)
+        count, keys, values = self._engine.mean_cache(layer, one_sequence(sequence))
         return keys.reshape(count, size), values.reshape(count, size)
 
     @property
@@ -347,29 +354,3 @@ class Decoder:
 
     def _weight(self, name: str) -> Any:
         return self.file.held(name, resident=self.settings.resident)
-
-
-def _ends(positions: NDArray[np.int32], sets: NDArray[np.uint64]) -> list[int]:
-    """Cut a batch where a sequence goes on in another block; the ends of the parts."""
-    ends, seen = [], dict[int, int]()  # sequences of the part by block
-    for at, (position, given) in enumerate(zip(positions.tolist(), sets.tolist(), strict=True)):
-        block = position // BLOCK
-        if any(other & given for where, other in seen.items() if where != block):
-            ends.append(at)
-            seen = {}
-        seen[block] = seen.get(block, 0) | given
-    return [*ends, len(positions)]
-
-
-def _sets(sequences: Sequence[int | Sequence[int]] | int, count: int) -> NDArray[np.uint64]:
-    """Sets of sequences as bits."""
-    listed = [sequences] * count if isinstance(sequences, int) else list(sequences)
-    if len(listed) != count:
-        raise ConfigError(f"there are {count} positions and {len(listed)} sequences; give one for each.")
-    found = np.zeros(count, np.uint64)
-    for at, given in enumerate(listed):
-        for sequence in [given] if isinstance(given, int) else given:
-            if not 0 <= sequence < SEQUENCES:
-                raise ConfigError(f"sequences are 0 to {SEQUENCES - 1}, got {sequence}.")
-            found[at] |= np.uint64(1 << sequence)
-    return found

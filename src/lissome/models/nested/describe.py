@@ -51,6 +51,8 @@ class _Reader:
                 f"the engine does not run models of type {self.kind!r}; it runs {', '.join(COMPANIONS)}."
             )
         self.gemma = self.kind in _GEMMA
+        if getattr(self.config, "use_bidirectional_attention", None):
+            raise UnsupportedModelError("the engine does not run attentions that look ahead; this model's do.")
         self.matrices: dict[str, tuple[str, ...]] = {}
         self.vectors: dict[str, Tensor] = {}
 
@@ -70,31 +72,38 @@ class _Reader:
             kind=self.kind,
             hidden=int(config.hidden_size),
             vocabulary=int(embedding.weight.shape[0]),
-            context=int(config.max_position_embeddings),
+            context=self._context(),
             eps=float(config.rms_norm_eps),
             ropes=tuple(rope for _, rope in ropes.values()),
             layers=layers,
             embedding_scale=float(getattr(embedding, "embed_scale", 1.0)),
             tied=tied,
-            head_cap=float(getattr(config, "final_logit_softcapping", None) or 0.0),
+            head_cap=float(config.final_logit_softcapping or 0.0) if self.gemma else 0.0,
         )
         return Described(spec, self.matrices, self.vectors)
 
     def _ropes(self) -> dict[str, tuple[int, RopeSpec]]:
-        """Rotary embeddings by layer type; "" is that of layers without another."""
+        """Rotary embeddings by layer type, as for texts within `_context`; "" is that of layers without another."""
         rotary = self.module.model.rotary_emb
         names = list(rotary.rope_type) if isinstance(rotary.rope_type, dict) else [""]
         found = {}
         for at, name in enumerate(names):
             prefix = f"{name}_" if name else ""
-            kind = rotary.rope_type[name] if name else rotary.rope_type
-            if kind == "dynamic":
-                raise UnsupportedModelError("the engine does not run rotary embeddings that change with the length.")
-            frequencies = getattr(rotary, f"{prefix}inv_freq")
+            frequencies = getattr(rotary, f"{prefix}original_inv_freq")  # the other may be that of the last text
             self.vectors[f"ropes.{at}"] = frequencies.detach().float()
             scale = float(getattr(rotary, f"{prefix}attention_scaling"))
             found[name] = (at, RopeSpec(pairs=frequencies.numel(), scale=scale))
         return found
+
+    def _context(self) -> int:
+        """Positions that the embeddings are for: those of LongRoPE change when a text is longer than in pre-training.
+
+        Dynamic ones change beyond the stated context only.
+        """
+        stated, scaled = int(self.config.max_position_embeddings), self.config.rope_parameters
+        each = [one for one in scaled.values() if isinstance(one, dict)] or [scaled]  # by layer type, or one for all
+        long = [one["original_max_position_embeddings"] for one in each if one.get("rope_type") == "longrope"]
+        return min([stated, *map(int, long)])
 
     def _layer(self, at: int, layer: Any, ropes: Mapping[str, tuple[int, RopeSpec]]) -> LayerSpec:
         root, norms = f"layers.{at}", COMPANIONS[self.kind]
@@ -134,7 +143,7 @@ class _Reader:
             kv_heads=shape.kv_heads,
             size=shape.head_dim,
             scale=float(part.scaling),
-            cap=float(getattr(part, "attn_logit_softcapping", None) or 0.0),
+            cap=float(part.attn_logit_softcapping or 0.0) if self.kind == "gemma2" else 0.0,  # Gemma-3 ignores its own
             window=self._window(part),
             rope=rope[0],
             bias=bias,

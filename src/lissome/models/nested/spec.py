@@ -167,6 +167,10 @@ class DecoderSpec:
                 sizes[f"layers.{at}.width"] = layer.mlp.width
         sizes |= {f"ropes.{at}.pairs": rope.pairs for at, rope in enumerate(self.ropes)}
         wrong = [f"{name} = {size}" for name, size in sizes.items() if not 1 <= size <= MOST_SIZE]
+        attentions = {at: layer.attention for at, layer in enumerate(self.layers) if layer.attention is not None}
+        for at, one in attentions.items():  # these may be 0
+            wrong += [f"layers.{at}.window = {one.window}"] if not 0 <= one.window <= MOST_SIZE else []
+            wrong += [f"layers.{at}.rope = {one.rope}"] if not 0 <= one.rope < len(self.ropes) else []
         if len(self.layers) > MOST_LAYERS:
             wrong.append(f"{len(self.layers)} layers")
         if wrong:
