@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from typing import Any
 
@@ -104,6 +105,42 @@ def test_the_head_of_a_cnn() -> None:
     assert isinstance(net.head, SparseLinear)
     assert not isinstance(net.mixer.out_proj, SparseLinear)
     assert (net(x) - before).norm() < 0.01 * before.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_encoder_of_torch_calls_its_packed_layers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0)
+    net, x = pruned(nn.TransformerEncoder(layer, 2).eval()).to(dtype), torch.randn(2, 5, 32, dtype=dtype)
+    calls: list[nn.Module] = []
+    forward = SparseLinear.forward
+    monkeypatch.setattr(SparseLinear, "forward", lambda self, x: calls.append(self) or forward(self, x))
+    with torch.inference_mode():
+        before = net(x)
+        assert [one.form for one in pack_linears(net)] == ["bf16"] * 4
+        assert (net(x) - before).norm() < 0.02 * before.norm()
+    assert len(calls) == 4
+
+
+def test_layers_that_are_left_say_why() -> None:
+    net = pruned(nn.Sequential(nn.Linear(8, 8), nn.Identity(), nn.Linear(8, 8)))
+    with warnings.catch_warnings(action="ignore"):  # torch says that there is nothing to initialise
+        net[1] = nn.Linear(8, 0)
+    seen: list[int] = []
+    net[2].register_forward_pre_hook(lambda *_: seen.append(1))
+    done = {one.name: one for one in pack_linears(net)}
+    assert done["0"].form == "bf16"
+    assert (done["1"].form, done["1"].why) == (None, "it is empty")
+    assert "hooks" in done["2"].why
+    net[2](net[0](torch.zeros(1, 8)))
+    assert seen == [1]
+
+
+def test_a_model_elsewhere_is_refused_as_a_whole() -> None:
+    net = nn.Sequential(pruned(nn.Linear(8, 8)), nn.Linear(8, 8, device="meta"))
+    with pytest.raises(ConfigError, match="1 is on meta"):
+        pack_linears(net)
+    assert isinstance(net[0], nn.Linear)
 
 
 def test_a_single_layer_is_no_model() -> None:

@@ -114,3 +114,5 @@ def test_no_tokens_and_no_prompt_are_refused_before_loading() -> None:
         pipeline.generate("no such model", "a", max_new_tokens=0)
     with pytest.raises(DataError, match="the prompt is empty"):
         pipeline.generate("no such model", " \n")
+    with pytest.raises(DataError, match="no text from letter 3 on"):  # what Python makes of bytes that are no UTF-8
+        pipeline.generate("no such model", "ab\udcff")

@@ -383,10 +383,13 @@ def test_errors_within_a_stream(server: Running) -> None:
 
 
 def test_keys_and_names(folder: NestedFolder) -> None:
+    with running(folder, Limits(key="clé", hosts=("127.0.0.1", "localhost"))) as server:
+        assert server.ask("GET", "/v1/models", Authorization="Bearer clé".encode().decode("latin-1"))[0] == 200
     with running(folder, Limits(key="secret", hosts=("127.0.0.1", "localhost"))) as server:
         body = {"prompt": PROMPT, "max_tokens": 2}
         for headers, status in (({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Authorization": "secret"}, 200),
-                                ({"Authorization": "Bearer secret"}, 200),
+                                ({"Authorization": "Bearer secret"}, 200), ({"Authorization": "bearer secret"}, 200),
+                                ({"Authorization": "Basic secret"}, 401),
                                 ({"Authorization": "Bearer secret", "Host": "evil.example"}, 403),
                                 ({"Authorization": "Bearer secret", "Host": "["}, 403)):  # fmt: skip
             assert server.ask("POST", "/v1/completions", body, **headers)[0] == status

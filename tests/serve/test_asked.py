@@ -44,7 +44,9 @@ def test_prompts(codec: TextCodec) -> None:
     assert completion(prompt=["hello"]).tokens(codec) == codec.encode("hello")
     assert completion(prompt=[5, 6]).tokens(codec) == [5, 6]
     assert completion(prompt=[]).tokens(codec) == []
-    assert "one prompt" in str(refusal(lambda: completion(prompt=["a", "b"]).tokens(codec)))
+    assert completion(prompt=[[5, 6]]).tokens(codec) == [5, 6]
+    for several in (["a", "b"], [[5], [6]]):
+        assert "one prompt" in str(refusal(lambda several=several: completion(prompt=several).tokens(codec)))
     assert chat().tokens(codec) == codec.chat([USER])
     parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
     assert chat(messages=[{"role": "user", "content": parts}]).tokens(codec) == codec.chat([USER])
@@ -124,7 +126,9 @@ def test_a_mistyped_field_is_named() -> None:
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"5", b"\xff", b"[" * 100_000, b'{"prompt": "x", "temperature": NaN}', b'{"prompt": null}',
-     b'{"prompt": [1.5]}', b'{"prompt": [["x"]]}', b'{"prompt": "x", "seed": 1e999}', b"1" * 10_000],
+     b'{"prompt": [1.5]}', b'{"prompt": [["x"]]}', b'{"prompt": "x", "seed": 1e999}', b"1" * 10_000,
+     b'{"prompt": "\\ud800"}', b'{"prompt": "\xed\xa0\x80"}', b'{"prompt": "x", "stop": "\\udc00"}',
+     b'{"prompt": [5, [6]]}', b'{"prompt": [true]}'],
 )  # fmt: skip
 def test_bodies_that_are_none(body: bytes) -> None:
     refusal(lambda: read(Completion, body))

@@ -60,7 +60,8 @@ def pack_linears(
     """Replace linear layers in place, one after the other: nothing is held twice but the layer being packed.
 
     A layer is stored sparse when it has enough zeros for that to be smaller. Which layers are found: ``nn.Linear`` and
-    GPT-2's Conv1D, wherever they are. Layers whose weight a model reads without calling them stay.
+    GPT-2's Conv1D, wherever they are. Layers whose weight a model reads without calling them stay, and those with
+    hooks; ``nn.TransformerEncoderLayer`` calls its layers from now on, where it has a fast path that does not.
 
     Args:
         module: Any torch module, on the CPU; it is for inference afterwards.
@@ -75,7 +76,7 @@ def pack_linears(
         What was done, by layer.
 
     Raises:
-        ConfigError: When a setting is not known, or a layer cannot be packed.
+        ConfigError: When a setting is not known, the module is not on the CPU, or a layer cannot be packed.
     """
     for name, value in (("weights", weights), ("head", head)):
         if value not in FORMS:
@@ -83,14 +84,24 @@ def pack_linears(
     names = [name for name, part in module.named_modules() if _is_plain(part)]
     if "" in names:
         raise ConfigError("this is a single linear layer; pack it with SparseLinear.of(layer).")
+    for name in names:
+        weight: Any = module.get_submodule(name).weight
+        if weight.device.type != "cpu":
+            raise ConfigError(
+                f"{name} is on {weight.device}, packed layers run on the CPU; move the model there first."
+            )
     top, direct, done = _head(module), _read_directly(module), []
     for name in names:  # no list of the layers themselves: it would hold all old weights to the end
-        layer = module.get_submodule(name)
+        layer: Any = module.get_submodule(name)
         form = head if layer is top else weights
         if form == "keep" or _skipped(name, skip):
             done.append(_left(name, layer, "as asked"))
         elif name in direct:
             done.append(_left(name, layer, "the model reads its weight without calling it"))
+        elif layer._forward_hooks or layer._forward_pre_hooks:
+            done.append(_left(name, layer, "it has hooks, which a packed layer would not call"))
+        elif not layer.weight.numel():
+            done.append(_left(name, layer, "it is empty"))
         else:
             done.append(_packed(module, name, layer, form, anyway=dense or layer is top))  # type: ignore[arg-type]
     return done
@@ -127,6 +138,8 @@ def _skipped(name: str, skip: Collection[str]) -> bool:
 def _replace(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put a module in the place of another, wherever that one is held."""
     for parent in list(module.modules()):
+        if isinstance(parent, nn.TransformerEncoderLayer) and old in (parent.linear1, parent.linear2):
+            parent.activation_relu_or_gelu = 0  # no fast path, which would unpack weights for every call
         for name, child in list(parent._modules.items()):  # with those that are held twice
             if child is old:
                 setattr(parent, name, new)

@@ -88,7 +88,8 @@ def policy_of(folder: NestedFolder, schedule: str | None = None) -> Phases | Sch
     if known is None:
         return Phases(precisions[-1], ((precisions[-1], None),))
     if (word := known.strip()) in KINDS:
-        found = read_scheduler(folder.path / FILE).require(precisions)
+        sizes = [layer.attention.size for layer in folder.file.spec.layers if layer.attention is not None]
+        found = read_scheduler(folder.path / FILE).require(precisions, sizes[-1] if sizes else None)
         if found.word != word:
             raise ConfigError(f"{folder.name} has no {word} scheduler; it has a {found.word} one.")
         return found

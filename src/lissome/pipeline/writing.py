@@ -31,13 +31,17 @@ def generate(
 
     Raises:
         ConfigError: When no token may be written, or a schedule or cache cannot be, or is given for other weights.
-        DataError: When the prompt is empty or fills all that the model reads, or the model has no tokenizer or one
-            that does not fit it.
+        DataError: When the prompt is empty, no text, or fills all that the model reads, or the model has no tokenizer
+            or one that does not fit it.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     if not prompt.strip():
         raise DataError("the prompt is empty; write something to continue.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the prompt is no text from letter {error.start + 1} on; write it in UTF-8.") from error
     folder = nested_folder(target)
     if folder is not None:
         from lissome.pipeline import decoding

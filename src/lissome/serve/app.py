@@ -77,7 +77,7 @@ class _Server:
 
     async def health(self, request: Request) -> JSONResponse:
         """Say that the server lives, and how busy it is."""
-        self._check(request, key=False)
+        self._check(request, open_to_all=True)
         counts = {"active": self.batcher.active, "waiting": self.batcher.waiting}
         return JSONResponse({"status": "ok", "model": self.name, "context": self.batcher.context, **counts})
 
@@ -113,7 +113,7 @@ class _Server:
         answer = Answer(chat=kind is Chat, model=self.name, prompt_tokens=len(tokens), usage=asked.wants_usage)
         return (_Stream if asked.stream else _Whole)(pieces, answer, self.limits.patience)
 
-    def _check(self, request: Request, *, key: bool = True) -> None:
+    def _check(self, request: Request, *, open_to_all: bool = False) -> None:
         """Refuse who calls the server by another name, or has not its key."""
         try:
             named = urlsplit(f"//{request.headers.get('host', '')}").hostname
@@ -121,10 +121,11 @@ class _Server:
             named = None
         if self.limits.hosts and named not in self.limits.hosts:
             raise RefusedError(403, f"the server is called {self.limits.hosts[0]} here.", "wrong_host")
-        if self.limits.key is None or not key:
+        if self.limits.key is None or open_to_all:
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.limits.key.encode()):
+        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes that were sent
+        given = given[7:] if given[:7].lower() == b"bearer " else given
+        if not hmac.compare_digest(given, self.limits.key.encode()):
             raise RefusedError(401, "this server wants its key, as Authorization: Bearer KEY.", "invalid_api_key")
 
     async def _body(self, request: Request) -> bytes:

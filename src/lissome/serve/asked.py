@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from lissome.core.errors import ArtifactError, ConfigError, DataError
 from lissome.core.typed import from_json
@@ -110,7 +110,7 @@ class _Asked:
 class Completion(_Asked):
     """A text to continue: as text, or as token ids."""
 
-    prompt: str | tuple[int, ...] | tuple[str, ...]
+    prompt: str | tuple[int, ...] | tuple[tuple[int, ...], ...] | tuple[str, ...]
     echo: bool | None = None
     suffix: str | None = None
     logprobs: int | None = None
@@ -122,14 +122,12 @@ class Completion(_Asked):
         Raises:
             RefusedError: When there is more than one prompt.
         """
-        if isinstance(self.prompt, str):
-            return codec.encode(self.prompt)
-        words = [one for one in self.prompt if isinstance(one, str)]
-        if not words:
-            return [one for one in self.prompt if isinstance(one, int)]
-        if len(words) > 1:
-            raise RefusedError(400, f"one request has one prompt, got {len(words)}.", "unsupported_value", "prompt")
-        return codec.encode(words[0])
+        given = self.prompt
+        if not isinstance(given, str) and given and not isinstance(given[0], int):  # a list of prompts
+            if len(given) > 1:
+                raise RefusedError(400, f"one request has one prompt, got {len(given)}.", "unsupported_value", "prompt")
+            given = given[0]
+        return codec.encode(given) if isinstance(given, str) else [int(one) for one in cast(tuple[int, ...], given)]
 
     def most(self, room: int) -> int:
         """New tokens at most: 16 when nobody says another number, as of the interface."""
@@ -189,6 +187,7 @@ def read(kind: type[AnyRequest], body: bytes) -> AnyRequest:
     """
     try:
         fields = json.loads(body)
+        json.dumps(fields, ensure_ascii=False).encode()  # halves of characters, which JSON can say, are no text
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"the body is not JSON: {str(error).splitlines()[0]:.80}.", "invalid_json") from error
     try:

@@ -72,7 +72,10 @@ def test_every_family_cut(family: str, cut: str, tmp_path: Path) -> None:
         ("llama", {"tie_word_embeddings": False, "head_dim": 10}),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **ROPE}}),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **ROPE}},
+        ),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
         ("qwen3", {"rope_parameters": {"rope_type": "yarn", **ROPE}, "attention_bias": True}),
         ("gemma2", {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0}),

@@ -70,7 +70,7 @@ def test_classes() -> None:
     one = learnt({})
     assert [str(one.phases(label)) for label in range(4)] == ["4/3", "4:3,3", "4:6,3", "4"]
     with pytest.raises(ConfigError, match="reads 3 bits"):
-        one.require((4, 6))
+        one.require((4, 6), None)
 
 
 class _Text:
@@ -179,3 +179,18 @@ def test_means_are_over_heads(tmp_path: Path) -> None:
     qkv = (normal * file.vector("layers.0.attention.norm")) @ file.weight("layers.0.attention.qkv", 4).T
     values = qkv[:, -part.kv_heads * part.size :].reshape(3, part.kv_heads, part.size).mean(1)
     assert np.allclose(decoder.mean_cache()[1], values, atol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "kind"), [(2, Learnt), (None, Activation)])
+def test_a_scheduler_of_another_model_is_refused(heads: int | None, kind: type[Learnt]) -> None:
+    state = Classifier(heads, 8, torch.Generator().manual_seed(0)).state_dict()
+    made = learnt({name: value.numpy() for name, value in state.items()}, kind)
+    assert made.require((3, 4), 8) is made
+    for precisions, size, message in (
+        ((3, 4), 16, "heads of 8 numbers"),
+        ((3, 4), None, "none"),
+        ((2, 3), 8, "4 bits"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            made.require(precisions, size)
+    assert Confidence(4, 4, 3, 9).require((3, 4), None)

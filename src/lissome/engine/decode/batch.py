@@ -64,7 +64,7 @@ def sets_of(sequences: Sequence[int | Sequence[int]] | NDArray[Any] | int, count
     found = np.zeros(count, np.uint64)
     for at, given in enumerate(listed):
         for sequence in [given] if isinstance(given, int | np.integer) else given:
-            found[at] |= np.uint64(1 << one_sequence(sequence))
+            found[at] |= np.uint64(1 << one_sequence(int(sequence)))
     return found
 
 

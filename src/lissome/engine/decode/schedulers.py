@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lissome.core.errors import ArtifactError, unknown_name
+from lissome.core.errors import ArtifactError, ConfigError, unknown_name
 from lissome.engine.decode.decoder import Floats
 from lissome.engine.decode.phases import Phases, Steps
 from lissome.engine.decode.session import Session
@@ -57,13 +57,24 @@ class Scheduler(abc.ABC):
         """Return the schedule of a class."""
         return switching(self.prefill, self.high, self.low, switches(self.tokens)[label], self.tokens)
 
-    def require(self, precisions: tuple[int, ...]) -> Scheduler:
-        """Return it, when weights have its precisions.
+    @property
+    def size(self) -> int | None:
+        """Numbers of a head of the last layer that it reads, E; None when it reads none."""
+        return None
+
+    def require(self, precisions: tuple[int, ...], size: int | None) -> Scheduler:
+        """Return it, when weights have its precisions, and heads of `size` numbers in the last layer with an attention.
 
         Raises:
-            ConfigError: Names one that they have not.
+            ConfigError: Names what they have not.
         """
-        self.phases(1).require(precisions)
+        for label in range(len(switches(self.tokens))):
+            self.phases(label).require(precisions)
+        if self.size not in (None, size):
+            raise ConfigError(
+                f"the {self} scheduler is another model's: it reads heads of {self.size} numbers, these weights' "
+                f"last ones have {size or 'none'}."
+            )
         return self
 
     def fits(self) -> bool:
@@ -112,6 +123,11 @@ class Learnt(Scheduler):
         outputs = self.classify(*session.decoder.mean_cache(session.sequence))
         return self.phases(int(outputs.argmax()))
 
+    @property
+    def size(self) -> int | None:
+        """Numbers of a head that it reads, E."""
+        return int(self.weights["queries"].shape[-1])
+
     def fits(self) -> bool:
         """Whether its weights have the sizes that it reads."""
         shape = self.weights["queries"].shape
@@ -132,6 +148,11 @@ class Activation(Learnt):
     def found(self, keys: Floats, values: Floats) -> Floats:
         """Return what the layers see, float32[2E]."""
         return pooled(values)
+
+    @property
+    def size(self) -> int | None:
+        """Numbers of a head that it reads, E."""
+        return self.weights["norm.weight"].size // 2
 
     def fits(self) -> bool:
         """Whether its weights have the sizes that it reads."""
