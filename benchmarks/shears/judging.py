@@ -20,6 +20,7 @@ POINT = 1.0
 """Points of accuracy within which one result does for another."""
 SLOWER = 1.1
 _EXACT = 1e-5
+_LARGEST = ("difference", "apart")  # of what merging does, where seeds are not summed
 _LOST = 0.01  # share of zeros below which they are lost
 _BEFORE = (0.5, 0.6)  # shares of zeros at which Wanda and magnitude are judged
 
@@ -117,8 +118,7 @@ def _cut(right: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> list[Inequal
 def _worst(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What merging did, all seeds together."""
     facts = [cell["merging"] for cell in cells]
-    summed = {key: sum(one[key] for one in facts) for key in facts[0] if key != "difference"}
-    return {**summed, "difference": max(one["difference"] for one in facts)}
+    return {key: (max if key in _LARGEST else sum)(one[key] for one in facts) for key in facts[0]}
 
 
 def _exactness(merging: Mapping[str, Mapping[str, Any]]) -> list[Inequality]:
@@ -129,7 +129,8 @@ def _exactness(merging: Mapping[str, Mapping[str, Any]]) -> list[Inequality]:
             sparse["zeros_before"], f"(of {sparse['numel']:,}; {sparse['revived']} revived)",
         ),
         Inequality.of(
-            f"{ENCODER}: difference of logits, masked, merged against not", sparse["difference"], "<=", _EXACT
+            f"{ENCODER}: difference of logits, masked, merged against not", sparse["difference"], "<=", _EXACT,
+            f"(computed as two products: {sparse['apart']:.1e} of the largest logit)",
         ),
         Inequality.of(
             f"{ENCODER}: share of zeros of adapted layers after an ordinary merge",

@@ -27,15 +27,18 @@ def merging(model: Model, logits: Callable[[], Tensor]) -> dict[str, Any]:
     Returns:
         ``numel``, ``zeros_before`` and ``zeros_after`` of the adapted layers, ``revived`` zeros that are none any more,
         the largest ``difference`` of logits; ``layers`` adapted, ``on_grid`` of them whose weight is read back from
-        integers bit for bit.
+        integers bit for bit. Of masked adapters also ``apart``: the largest difference, over the largest logit, from
+        what W x and L x give as two products, as the published layers compute it.
     """
     on = adapters(model.module)
     layers = {name: model.module.get_submodule(name) for name in on}
     before = [oriented(layer) == 0 for layer in layers.values()]
-    beside = all(type(adapter) is Masked for adapter in on.values())
-    with _two_products(list(on.values())) if beside else _as_it_is():
-        expected = logits()
+    expected, apart = logits(), None
+    if all(type(adapter) is Masked for adapter in on.values()):
+        with _two_products(list(on.values())):
+            apart = logits()
     merge_lora(model)
+    merged = logits()
     after = [oriented(layer) == 0 for layer in layers.values()]
     known = grids(model.module)
     return {
@@ -43,15 +46,16 @@ def merging(model: Model, logits: Callable[[], Tensor]) -> dict[str, Any]:
         "zeros_before": sum(int(one.sum()) for one in before),
         "zeros_after": sum(int(one.sum()) for one in after),
         "revived": sum(int((was & ~now).sum()) for was, now in zip(before, after, strict=True)),
-        "difference": float((logits() - expected).abs().max()),
+        "difference": float((merged - expected).abs().max()),
         "layers": len(layers),
         "on_grid": sum(f"{name}.weight" in known for name in layers),
+        **({} if apart is None else {"apart": float((merged - apart).abs().max() / merged.abs().max())}),
     }
 
 
 @contextmanager
 def _two_products(on: Sequence[nn.Module]) -> Iterator[None]:
-    """Compute W x + L x, as the published layers do; as one product, merged and not merged were the same by design."""
+    """Compute W x + L x; here it is one product, so that merged and not merged are the same by design."""
     for adapter in on:
         vars(adapter)["forward"] = _beside.__get__(adapter)
     try:
@@ -59,11 +63,6 @@ def _two_products(on: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for adapter in on:
             del vars(adapter)["forward"]
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
 
 
 def _beside(self: Masked, layer: nn.Linear, x: Tensor) -> Tensor:
