@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lissome.core.errors import ConfigError, DataError, UnsupportedModelError
+from lissome.core.errors import ConfigError, DataError, NumericsError, UnsupportedModelError
 from lissome.core.events import Event, EventStream
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.sparsify import Pruning, prunable, read_masks, sparsify
@@ -153,6 +153,20 @@ def test_given_masks(tmp_path: Path) -> None:
     assert torch.equal(masks(again.module)[f"{name}.weight"].unpacked(), kept), "the zeros that are there"
 
 
+def test_given_without_masks_are_those_that_the_model_has() -> None:
+    """A mask that is known counts, not which weights are zero by chance."""
+    model, name = toy_model("llama"), "model.layers.0.mlp.up_proj"
+    sparsify(model, (), Pruning(by="magnitude", amount=0.5))
+    weight, before = model.module.get_parameter(f"{name}.weight"), masks(model.module)
+    weight.data[before[f"{name}.weight"].unpacked()] = 0
+    sparsify(model, (), Pruning(by="given"))
+    assert all(torch.equal(mask.bits, before[key].bits) for key, mask in masks(model.module).items())
+    foreign = toy_model("llama")
+    foreign.module.get_parameter(f"{name}.weight").data[:, ::2] = 0
+    sparsify(foreign, (), Pruning(by="given"))
+    assert {key: mask.kept for key, mask in masks(foreign.module).items()} == {f"{name}.weight": 40 * 12}
+
+
 def test_progress_is_told_block_by_block() -> None:
     events: list[Event] = []
     model = toy_model("llama")
@@ -183,6 +197,11 @@ def test_refusals(tmp_path: Path) -> None:
         sparsify(model, (), Pruning(by="magnitude", amount=Pattern(3, 7)))
     with pytest.raises(DataError, match="nothing to calibrate on"):
         sparsify(model, [])
+    for by in ("wanda", "sparsegpt"):
+        broken = toy_model("llama")
+        broken.module.get_input_embeddings().weight.data[5] = torch.inf
+        with pytest.raises(NumericsError, match="inputs of a layer are NaN or infinite"):
+            sparsify(broken, [{"input_ids": torch.arange(3, 9)[None]}], Pruning(by=by))
     (tmp_path / "masks.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="cannot be read"):
         read_masks(tmp_path / "masks.safetensors")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lissome.core.errors import ArtifactError, ConfigError, NumericsError
+from lissome.core.errors import ArtifactError, ConfigError, NumericsError, SubnetError
 from lissome.cost.counted import Counter
 from lissome.engine.sparsify import Pruning, sparsify
 from lissome.models.adapters import (
@@ -40,7 +40,7 @@ from lissome.models.adapters import (
 )
 from lissome.models.adapters.elastic import grouped
 from lissome.models.adapters.layers import oriented
-from lissome.models.binding import extract, masked
+from lissome.models.binding import extract, masked, reorder
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.sparse import mask_of, masks, sparsity
@@ -52,6 +52,7 @@ pytestmark = pytest.mark.long
 
 IDS = torch.arange(3, 25).view(2, 11)
 FAMILIES = (*TRANSFORMERS, "bert", "bert-labels", "vit", "bamba")
+_ALORA = {"task_type": "CAUSAL_LM", "alora_invocation_tokens": [5, 6]}
 FORMS = {"plain": LowRank, "masked": Masked, "quantised": partial(Quantised, bits=4, columns=8), "core": Core}
 
 
@@ -139,10 +140,10 @@ def test_kinds_choose_layers() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=4, deadline=None)
-@given(seed=st.integers(0, 10**6), form=st.sampled_from(["plain", "core"]))
+@given(seed=st.integers(0, 10**6), form=st.sampled_from(list(FORMS)))
 def test_ranks_and_widths_are_cut_together(family: str, seed: int, form: str) -> None:
     """Identity 1 with adapters on, for any ranks, widths and branches; the reference has zeros in merged weights."""
-    model = elastic(toy_model(family), form)
+    model = elastic(sparse(family) if form in {"masked", "quantised"} else toy_model(family), form)
     subnet, ranks = model.space(width=1).sample(random.Random(seed)), rank_space(model)
 
     def reference(whole: Model, subnet: Mapping[str, int]) -> nn.Module:
@@ -159,6 +160,29 @@ def test_ranks_and_widths_are_cut_together(family: str, seed: int, form: str) ->
     merge_lora(small)
     got = conformance.outputs(small.module, toy_inputs(small))
     assert conformance.difference(got, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("form", ["masked", "quantised"])
+def test_masks_and_grids_are_cut_and_sorted_with_their_adapters(family: str, form: str) -> None:
+    model, inputs = elastic(sparse(family), form), toy_inputs(toy_model(family))
+    dims = {branch.axis(dim.name): dim for branch in model.anatomy.branches for dim in branch.dims if not dim.beside}
+    fixed = {axis for axis, dim in dims.items() if dim.ordered and len(dim.allowed) == 1}
+    assert fixed == {axis for axis in dims if form == "quantised" and axis.endswith("width")}
+    orders = {axis: torch.arange(dim.size).flip(0) for axis, dim in dims.items() if axis not in fixed}
+    conformance.check_reorder(model, orders, inputs)
+    if fixed:
+        with pytest.raises(SubnetError, match="an order of their own"):
+            reorder(model, {"layers.0.mlp.width": torch.arange(40).flip(0)})
+        return
+    small = extract(model, {**model.space().full, "layers.0.mlp.width": 15})
+    on = adapters(small.module)
+    kept = [mask_of(small.module.get_submodule(name)).unpacked() for name in on]
+    held = [adapter.mask for adapter in on.values()]
+    assert all(torch.equal(mask.T if family == "gpt2" else mask, mine) for mask, mine in zip(kept, held, strict=True))
+    before = conformance.outputs(small.module, inputs)
+    merge_lora(small)
+    assert conformance.difference(conformance.outputs(small.module, inputs), before) <= 1e-5
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
@@ -436,6 +460,10 @@ def test_other_folders_of_peft_are_read(tmp_path: Path) -> None:
     dora.save_pretrained(tmp_path / "dora")
     with pytest.raises(ArtifactError, match="DoRA"):
         load_adapters(toy_model(), tmp_path / "dora")
+    config = tmp_path / "stock" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | _ALORA))
+    with pytest.raises(ArtifactError, match="behind certain tokens"):
+        load_adapters(toy_model(), tmp_path / "stock")
 
 
 def test_half_precision_bases_have_adapters_in_full() -> None:

@@ -13,7 +13,7 @@ from lissome.models.artifact import load_folder
 from lissome.models.load import load_model
 from lissome.models.mixers import ChunkedMamba, ScanlessMamba, has_scan, scan_in_chunks, scanless
 from lissome.models.model import Model
-from lissome.testing.conformance import TOLERANCE, difference, stepwise
+from lissome.testing.conformance import TOLERANCE, check_padding, difference, stepwise
 from lissome.testing.toys import STATES, toy_ids, toy_model, toy_module
 
 _BIASED = {"mamba": {"use_bias": True}, "mamba2": {"use_bias": True}, "bamba": {"mamba_proj_bias": True}}
@@ -49,6 +49,12 @@ def test_generation_is_that_of_the_stock_mixer(family: str) -> None:
     mask[0, :4] = 0
     options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
     assert torch.equal(fast.generate(ids, **options), stock.generate(ids, **options))
+
+
+@pytest.mark.parametrize("family", STATES)
+def test_a_bias_does_not_enter_from_padding(family: str) -> None:
+    model = toy_model(family, **_BIASED[family])
+    check_padding(model, toy_ids(model, 0, 2, 9))
 
 
 @pytest.mark.parametrize("family", STATES)

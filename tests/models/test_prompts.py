@@ -18,8 +18,8 @@ from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters.prompts import add_prompt, load_prompt, prompt_of, remove_prompt, save_prompt
 from lissome.models.load import load_model
 from lissome.models.model import Model
-from lissome.testing.conformance import difference, outputs, stepwise
-from lissome.testing.toys import toy_ids, toy_inputs, toy_model
+from lissome.testing.conformance import check_padding, difference, outputs, stepwise
+from lissome.testing.toys import STATES, toy_ids, toy_inputs, toy_model
 
 FAMILIES = ("llama", "gemma3", "gpt2", "opt", "bert", "bert-labels")
 
@@ -49,11 +49,12 @@ def test_a_prompt_of_real_tokens_is_that_text(family: str) -> None:
     assert difference(got, expected if family == "bert-labels" else expected[:, 3:]) <= 1e-5
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", *STATES])
 def test_step_by_step_through_the_cache(family: str) -> None:
     model, inputs = prompted(family), toy_inputs(toy_model(family))
     whole = outputs(model.module, inputs)
     assert difference(stepwise(model.module, inputs, prompt=2), whole) <= 1e-5
+    check_padding(model, inputs["input_ids"])
     with torch.no_grad():
         written = model.module.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=0)
     again = outputs(model.module, {"input_ids": written[:, :-1]})

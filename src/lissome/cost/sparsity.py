@@ -67,6 +67,14 @@ def integer_note(layers: int, bits: Sequence[int]) -> str:
     )
 
 
+def unmarked_note(share: float) -> str:
+    """Word what it means that a share of the blocks' weights is zero, in a model that keeps no masks of them."""
+    return (
+        f"zeros: {share:.1%} of the blocks' matrices, in the file like any other number (lissome fit --method shears "
+        f"--set by=given --set adapter=none keeps them compressed); {SLOW}"
+    )
+
+
 def sparse_note(shares: Mapping[str, float], sizes: tuple[str, str]) -> str:
     """Word what zeros do and do not do.
 

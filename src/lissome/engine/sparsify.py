@@ -24,9 +24,10 @@ from lissome.cost.peak import give_back
 from lissome.engine.calibrate import hear_inputs
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.stream import Inputs, Stream
+from lissome.models.adapters.elastic import adaptable
 from lissome.models.model import Model
 from lissome.models.parts import is_conv1d
-from lissome.models.sparse import Mask, compress, expand, set_mask
+from lissome.models.sparse import Mask, compress, expand, mask_of, set_mask
 from lissome.models.sparse import masks as known_masks
 from lissome.ops.masks import Amount, magnitude, sparsegpt, wanda
 
@@ -55,8 +56,8 @@ class Pruning:
 
 
 def prunable(model: Model) -> tuple[str, ...]:
-    """Return the names of the linear layers that are made sparse: those of all branches that the model calls."""
-    return tuple(name for branch in model.anatomy.branches for name in branch.linears if name not in branch.direct)
+    """Return the names of the linear layers that are made sparse: those that adapters go on."""
+    return adaptable(model)
 
 
 def sparsify(
@@ -182,10 +183,16 @@ def _checked(model: Model, masks: Mapping[str, Tensor] | None) -> dict[str, Tens
     """Masks by layer, each of its weight's shape; without any, the zeros that the model has."""
     names = prunable(model)
     if masks is None:
-        own = {name: _weight(model.module.get_submodule(name)).detach() != 0 for name in names}
+        own = {name: _own_mask(model.module.get_submodule(name)) for name in names}
         return {name: kept for name, kept in own.items() if not kept.all()}
     shapes = {name: tuple(_weight(model.module.get_submodule(name)).shape) for name in names}
     return {_layer_of(key, tuple(mask.shape), shapes): mask.bool() for key, mask in masks.items()}
+
+
+def _own_mask(layer: nn.Module) -> Tensor:
+    """The mask that a layer has; without one, which of its weights are not zero."""
+    known = mask_of(layer)
+    return _weight(layer).detach() != 0 if known is None else known.unpacked()
 
 
 class _Watch:

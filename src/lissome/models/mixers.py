@@ -2,8 +2,9 @@
 
 The stock mixers loop over tokens in Python (Mamba-1) or copy B and C for every head (Mamba-2) unless compiled kernels
 are installed. The classes here have the same parameters, caches and outputs (to rounding); a mixer becomes one of them
-by a change of its class, so that names, hooks and saved files stay. Two things are better than stock: a prompt that
-continues a cache goes on from its states in Mamba-1 too, and a decode step of Mamba-2 respects `time_step_limit`.
+by a change of its class, so that names, hooks and saved files stay. Three things are better than stock: a prompt that
+continues a cache goes on from its states in Mamba-1 too, a decode step of Mamba-2 respects `time_step_limit`, and the
+bias of an `in_proj` does not enter the convolution from padding.
 
 Without its scan a mixer is a gated causal convolution: ``y = x`` after the convolution, then the gate (and, in Mamba-2,
 the norm) and the output projection as before. It keeps no state but the convolution's.
@@ -37,9 +38,9 @@ class ChunkedMamba(MambaMixer):
         self, hidden_states: Tensor, cache_params: Any = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """Mix tokens: [B, T, D] → [B, T, D]; arguments as in the stock mixer."""
-        projected = self.in_proj(_without_padding(hidden_states, attention_mask))
-        x, gate = projected.chunk(2, dim=-1)
-        x = _without_padding(_convolved(self, x, cache_params, **kwargs), attention_mask)
+        x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
+        x = _convolved(self, _without_padding(x, attention_mask), cache_params, **kwargs)
+        x = _without_padding(x, attention_mask)
         mixed: Tensor = self.out_proj((self.scanned(x, cache_params) * F.silu(gate)).to(hidden_states.dtype))
         return mixed
 
@@ -75,12 +76,11 @@ class _Mamba2Forward:
         self: Any, hidden_states: Tensor, cache_params: Any = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """Mix tokens: [B, T, D] → [B, T, D]; arguments as in the stock mixer."""
-        projected = self.in_proj(_without_padding(hidden_states, attention_mask))
-        gate, inputs, rates = projected.tensor_split(
+        gate, inputs, rates = self.in_proj(hidden_states).tensor_split(
             [self.intermediate_size, self.intermediate_size + self.conv_dim], -1
         )
-        inputs = _without_padding(_convolved(self, inputs, cache_params, **kwargs), attention_mask)
-        y = self.scanned(inputs, rates, cache_params)
+        inputs = _convolved(self, _without_padding(inputs, attention_mask), cache_params, **kwargs)
+        y = self.scanned(_without_padding(inputs, attention_mask), rates, cache_params)
         mixed: Tensor = self.out_proj(self.norm(y, gate).to(hidden_states.dtype))
         return mixed
 

@@ -111,7 +111,12 @@ def wanda(weight: Tensor, norms: Tensor, amount: Amount) -> Tensor:
 
     Returns:
         Bool[R, C].
+
+    Raises:
+        NumericsError: When a norm is not finite.
+        ConfigError: When the inputs are not made of whole groups of a pattern.
     """
+    _check_finite(norms)
     return lowest_zeroed(weight.detach().abs().double() * norms.double(), amount)
 
 
@@ -204,12 +209,16 @@ def sparsegpt_ref(weight: Tensor, hessian: Tensor, share: float) -> tuple[Tensor
 
 def _prepared(weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
     """Weight in float64 without its dead inputs, and the upper Cholesky factor of the inverse Hessian."""
-    if not torch.isfinite(hessian).all():
-        raise NumericsError("the inputs of a layer are NaN or infinite; check the weights, or use float32.")
+    _check_finite(hessian)
     work = weight.detach().double().clone()
     work[:, hessian.diagonal() == 0] = 0  # never fed, so that their weights change nothing
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(hessian)))
     return work, torch.linalg.cholesky(inverse, upper=True)
+
+
+def _check_finite(statistics: Tensor) -> None:
+    if not torch.isfinite(statistics).all():
+        raise NumericsError("the inputs of a layer are NaN or infinite; check the weights, or use float32.")
 
 
 def _damped(hessian: Tensor) -> Tensor:

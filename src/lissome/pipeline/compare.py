@@ -10,7 +10,7 @@ from lissome.core.events import EventStream
 from lissome.core.metrics import Metric, Provenance
 from lissome.cost.counted import Counter
 from lissome.cost.measured import Comparison, Timing, asked
-from lissome.cost.sparsity import integer_note, sparse_note
+from lissome.cost.sparsity import integer_note, sparse_note, unmarked_note
 from lissome.engine.evaluate import Report
 from lissome.models.integers import grids
 from lissome.models.model import Model
@@ -18,6 +18,7 @@ from lissome.models.sparse import masks, sparsity
 from lissome.pipeline.reports import Figure, Row
 
 _SAME = 0.01  # a file of nearly the same size says nothing new
+_SCATTERED = 0.05  # share of zeros that no training leaves by chance
 
 
 def counted_metric(name: str, value: float, provenance: Provenance = "counted") -> Metric:
@@ -64,9 +65,18 @@ def sparse_notes(model: Model) -> tuple[str, ...]:
     if shares:
         counts = Counter(model).count()
         notes.append(sparse_note(shares, (figure("disk", counts.disk), figure("disk", counts.dense_disk))))
+    elif (share := _unmarked_zeros(model)) >= _SCATTERED:
+        notes.append(unmarked_note(share))
     if placed:
         notes.append(integer_note(len(placed), sorted({grid.bits for grid in placed.values()})))
     return tuple(notes)
+
+
+def _unmarked_zeros(model: Model) -> float:
+    """Share of zeros in the matrices of the blocks."""
+    inside = {name for branch in model.anatomy.branches for name in branch.parameters if name.endswith(".weight")}
+    found = [value for name, value in model.module.named_parameters() if name in inside and value.dim() == 2]
+    return sum(int((weight == 0).sum()) for weight in found) / max(1, sum(weight.numel() for weight in found))
 
 
 def timing_notes(model: Model) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from lissome.data.text import WindowPlan, text_splits
 from lissome.methods.elastic.shears import Shears
 from lissome.models.adapters import adapters
 from lissome.models.sparse import masks, sparsity
+from lissome.pipeline.compare import sparse_notes
 from lissome.pipeline.reports import FitReport
 from lissome.report.facts import read_page
 from lissome.report.page import render
@@ -118,6 +119,17 @@ def test_bench_says_it_too(fitted: Fitted) -> None:
     report = pipeline.measure(fitted("adapter=none")[0])
     assert SLOW in report.notes[0]
     assert report.rows[0].figures["dense_disk"].metric.value > report.rows[0].figures["disk"].metric.value
+
+
+def test_zeros_of_elsewhere_are_spoken_of_too() -> None:
+    model = toy_model("llama")
+    assert sparse_notes(model) == ()
+    for branch in model.anatomy.branches:
+        for name in branch.linears:
+            model.module.get_submodule(name).weight.data[:, ::2] = 0
+    (note,) = sparse_notes(model)
+    assert SLOW in note
+    assert "50.0% of the blocks' matrices" in note
 
 
 def test_the_middle_rank_beside_a_sparse_base(fitted: Fitted) -> None:
@@ -257,6 +269,8 @@ def test_what_cannot_follow_is_refused(toy: Path, fitted: Fitted, tmp_path: Path
         lissome.fit(fitted("adapter=none")[0], method="multipruner", data=toy / "text.txt", out=tmp_path / "again")
     with pytest.raises(ConfigError, match="did you mean 'up_proj'"):
         fit(toy, tmp_path / "typo", "groups=upp_proj")
+    with pytest.raises(ConfigError, match="3:7 needs a multiple of 7 inputs"):
+        plan(toy, "pattern=3:7")
 
 
 @pytest.mark.parametrize(

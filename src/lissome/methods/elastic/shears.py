@@ -139,7 +139,7 @@ class Shears(Method):
         Raises:
             BudgetUnmetError: When the bound on disk asks for more zeros than are set, or than any model bears.
             ConfigError: When classes are to be learnt, but the settings train nothing; when a group names no layer, or
-                a given mask does not fit one.
+                a given mask or the pattern does not fit one.
             DataError: When the masks cannot be read.
         """
         self._check(card)
@@ -165,6 +165,9 @@ class Shears(Method):
         config = self.config
         if "untrained" in card.tags and not self._trains:
             raise ConfigError("the classes are to be learnt, but adapter=none and steps=0 train nothing; change that.")
+        if config.pattern is not None and config.by != "given":
+            for one in card.linears.values():
+                Pattern.parse(config.pattern).check(one.inputs)
         adapted = chosen_shapes(card.linears, self._groups()) if config.adapter != "none" else {}
         if config.masks is not None:
             pruned = check_masks(Path(config.masks), {name: one.stored for name, one in card.linears.items()})

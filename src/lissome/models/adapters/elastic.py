@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from lissome.core.errors import ConfigError, unknown_name
 from lissome.core.method import LinearShape
-from lissome.models.adapters.layers import NAME, Core, LowRank, adapters
+from lissome.models.adapters.layers import NAME, Core, LowRank, Masked, Quantised, adapters
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
 from lissome.models.model import Model
 from lissome.models.parts import inputs, is_conv1d, outputs
@@ -136,21 +136,33 @@ def with_adapters(anatomy: Anatomy) -> Anatomy:
 
 def _adapted(branch: Branch, every: Mapping[str, LowRank]) -> Branch:
     on = {name: every[name] for name in branch.linears if name in every}
-    dims = [replace(dim, cuts=(*dim.cuts, *_followers(dim.cuts, on))) for dim in branch.dims]
+    dims = [_followed(dim, on) for dim in branch.dims]
     groups: dict[str, dict[str, LowRank]] = {}
     for name, adapter in on.items():
         groups.setdefault(adapter.group, {})[name] = adapter
     return replace(branch, dims=(*dims, *(_rank_dim(label, members) for label, members in groups.items())))
 
 
+def _followed(dim: Dim, on: Mapping[str, LowRank]) -> Dim:
+    """A dim with the cuts of adapters; one that cuts the inputs of quantised ones stays, since these share scales."""
+    dim = replace(dim, cuts=(*dim.cuts, *_followers(dim.cuts, on)))
+    read = (cut.parameter.removesuffix(".weight") for cut in dim.cuts if cut.reads)
+    fixed = any(isinstance(on.get(name), Quantised) for name in read)
+    return replace(dim, allowed=(dim.size,), ordered=True) if fixed else dim
+
+
 def _followers(cuts: Sequence[Cut], on: Mapping[str, LowRank]) -> list[Cut]:
-    """Cuts of A and B that go with those of their layers' weights."""
+    """Cuts of what adapters hold that go with those of their layers' weights."""
     found = []
     for cut in cuts:
         owner, _, kind = cut.parameter.rpartition(".")
         if kind == "weight" and owner in on:
-            part, dim = ("A", 1) if cut.reads else ("B", 0)
-            found.append(Cut(f"{owner}.{NAME}.{part}", dim, cut.units, reads=cut.reads))
+            path, adapter, side = f"{owner}.{NAME}", on[owner], int(cut.reads)
+            found.append(Cut(f"{path}.{'BA'[side]}", side, cut.units, reads=cut.reads))
+            if isinstance(adapter, Masked):
+                found.append(Cut(f"{path}.mask", side, cut.units))
+            if isinstance(adapter, Quantised) and not cut.reads:
+                found += [Cut(f"{path}.grid_{part}", 0, cut.units) for part in ("scale", "zero")]
     return found
 
 

@@ -182,6 +182,10 @@ def _stock_entries(folder: Path, tensors: Mapping[str, Tensor], known: Mapping[s
     if config.use_dora or start.startswith(_CHANGES_BASE):
         kind = "DoRA" if config.use_dora else start
         raise ArtifactError(f"{folder} holds {kind} adapters, which also change the weights; only plain LoRA is read.")
+    if config.alora_invocation_tokens:
+        raise ArtifactError(
+            f"{folder} holds adapters that work only behind certain tokens (aLoRA); only plain LoRA is read."
+        )
     ranks = {
         name.removesuffix(".lora_A.weight").removeprefix(PREFIX): int(value.shape[0])
         for name, value in tensors.items()

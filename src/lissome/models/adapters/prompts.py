@@ -1,7 +1,8 @@
 """Virtual tokens before every input, trained instead of weights; saved as stock peft's prompt tuning.
 
-Lester et al. 2021, arXiv 2104.08691. The tokens stand before the embeddings of the others and are cut off again behind
-the last block, so that callers see as many positions as they gave; a cache holds them once.
+Lester et al. 2021, arXiv 2104.08691. The tokens stand before the embeddings of the others, behind padding on the left,
+and are cut off again behind the last block, so that callers see as many positions as they gave; a cache holds them
+once.
 """
 
 # B examples, T tokens, N virtual tokens, D width of the embedding
@@ -155,23 +156,39 @@ def _forward(self: Any, input_ids: Tensor | None = None, **given: Any) -> Any:
     embeds = given.pop("inputs_embeds", None)
     embeds = self.get_input_embeddings()(input_ids) if embeds is None else embeds
     rows, extra = len(embeds), len(self.prompt)
-    seen = any(_length(given.get(name)) for name in CACHES)
-    if not seen:
-        tokens = self.prompt.tokens.to(embeds.dtype).expand(rows, -1, -1)
-        embeds = torch.cat([tokens, embeds], 1)
+    seen = any(_holds(given.get(name)) for name in CACHES)
     mask, positions, kinds = (given.get(name) for name in ("attention_mask", "position_ids", "token_type_ids"))
+    pads = None if mask is None else (mask.cumsum(1) == 0).sum(1)
     if mask is not None:
-        given["attention_mask"] = torch.cat([mask.new_ones(rows, extra), mask], 1)
-    if positions is not None:
-        first = torch.arange(extra, device=positions.device).expand(len(positions), -1)
-        given["position_ids"] = positions + extra if seen else torch.cat([first, positions + extra], 1)
-    if kinds is not None and not seen:
-        given["token_type_ids"] = torch.cat([kinds.new_zeros(rows, extra), kinds], 1)
-    result = type(self).forward(self, inputs_embeds=embeds, **given)
+        given["attention_mask"] = _joined(mask.new_ones(rows, extra), mask, pads)
+    if seen and positions is not None:
+        given["position_ids"] = positions + extra
     if not seen:
+        embeds = _joined(self.prompt.tokens.to(embeds.dtype).expand(rows, -1, -1), embeds, pads)
+        if positions is not None:
+            first = torch.arange(extra, device=positions.device).expand(rows, -1)
+            given["position_ids"] = _joined(first, (positions + extra).expand(rows, -1), pads)
+        if kinds is not None:
+            given["token_type_ids"] = _joined(kinds.new_zeros(rows, extra), kinds, pads)
+    result = type(self).forward(self, inputs_embeds=embeds, **given)
+    if not seen:  # behind padding this drops an example's padding, or its virtual tokens, where padding stood
         result["last_hidden_state"] = result.last_hidden_state[:, extra:]
     return result
 
 
-def _length(cache: Any) -> int:
-    return int(cache.get_seq_length()) if cache is not None else 0
+def _joined(first: Tensor, rest: Tensor, pads: Tensor | None) -> Tensor:
+    """Put [B, N, …] before [B, T, …], but behind `pads` LongTensor[B] positions of padding: states would fade on it."""
+    whole, extra = torch.cat([first, rest], 1), first.shape[1]
+    if pads is None or not pads.any():
+        return whole
+    place, left = torch.arange(whole.shape[1], device=pads.device), pads[:, None]
+    source = torch.where(place < left, place + extra, torch.where(place < left + extra, place - left, place))
+    return whole[torch.arange(len(whole), device=pads.device)[:, None], source]
+
+
+def _holds(cache: Any) -> bool:
+    """Whether a cache holds tokens already; one of mixers alone has states, but says no length."""
+    if cache is None:
+        return False
+    states = [layer.has_previous_state for layer in cache.layers if hasattr(layer, "has_previous_state")]
+    return any(any(held.values()) for held in states) if states else bool(cache.get_seq_length())
