@@ -61,7 +61,7 @@ def written(
         raise DataError(f"the prompt has {len(ids)} tokens, {name} reads {context}; shorten it.")
     most = min(max_new_tokens, context - len(ids))
     decoder = Decoder(weights, DecoderSettings(cells=len(ids) + most, **cache_named(cache or "f16")))
-    order = Order(prompt=tuple(ids), most=most, policy=policy)
+    order = Order(prompt=tuple(ids), most=most, policy=policy, continues=codec.template is None)
     start, times, texts, tokens, bits = time.perf_counter(), [], [], 0, []
     for piece in write(Session(decoder, keep=0), codec, order):
         times.append(time.perf_counter())

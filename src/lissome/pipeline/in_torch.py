@@ -75,13 +75,18 @@ def generate(
             **inputs, max_new_tokens=min(max_new_tokens, room), do_sample=False, num_beams=1, streamer=clock
         )
     new = output[0, prompt_tokens:]
+    ahead = [] if tokenizer.chat_template else output[0, :prompt_tokens].tolist()  # a space may belong behind it
     start, first, *_, last = *clock.times, clock.times[-1]
     return GenerateReport(
-        text=str(tokenizer.decode(new, skip_special_tokens=True)),
+        text=_decoded(tokenizer, [*ahead, *new.tolist()])[len(_decoded(tokenizer, ahead)) :],
         tokens=len(new),
         prefill=prompt_tokens / (first - start),
         decode=(len(new) - 1) / (last - first) if len(new) > 1 else None,
     )
+
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _room(model: Model) -> int:

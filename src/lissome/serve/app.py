@@ -108,7 +108,10 @@ class _Server:
                 400, f"the prompt has {len(tokens)} tokens; it may have 1 to {self.batcher.context - 1}.",
                 "context_length_exceeded",
             )  # fmt: skip
-        order = Order(prompt=tuple(tokens), most=asked.most(room), sampling=sampling, policy=self.policy, stop=stops)
+        order = Order(
+            prompt=tuple(tokens), most=asked.most(room), sampling=sampling, policy=self.policy, stop=stops,
+            continues=kind is Completion,
+        )  # fmt: skip
         pieces = _Pieces(self.batcher, order)
         answer = Answer(chat=kind is Chat, model=self.name, prompt_tokens=len(tokens), usage=asked.wants_usage)
         return (_Stream if asked.stream else _Whole)(pieces, answer, self.limits.patience)

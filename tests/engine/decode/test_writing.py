@@ -78,6 +78,18 @@ def test_a_text_is_its_tokens(folder: NestedFolder) -> None:
     assert (pieces[-1].tokens, pieces[-1].finish) == (9, "length")
 
 
+def test_a_cache_ends_its_own_text_and_no_other(folder: NestedFolder) -> None:
+    long = Order(prompt=(5, 6, 7), most=100)
+    pieces = list(write(Session(Decoder.open(folder.path, cells=16)), folder.text, long))
+    assert (pieces[-1].tokens, pieces[-1].finish) == (14, "length")
+    many = Batcher(Decoder.open(folder.path, cells=48), folder.text, slots=2)
+    running = [submit(many, long)[1] for _ in range(2)]
+    for listener in running:
+        assert listener.done.wait(60)
+        assert (listener.pieces[-1].tokens, listener.pieces[-1].finish) == (21, "length")
+    many.close()
+
+
 def test_stop_texts(folder: NestedFolder) -> None:
     order = Order(prompt=(5, 6, 7), most=40)
     whole = "".join(piece.text for piece in alone(folder, order))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lissome.core.errors import ArtifactError, ConfigError, UnsupportedModelError
+from lissome.core.errors import ArtifactError, ConfigError, NumericsError, UnsupportedModelError
 from lissome.engine.decode import Decoder
 from lissome.models.load import load_model
 from lissome.models.model import Model
@@ -21,7 +21,7 @@ from lissome.models.nested.blocks import BITS, read_blocks
 from lissome.models.nested.file import NestedFile, open_nested
 from lissome.models.nested.make import make, make_folder
 from lissome.ops.kernels import native
-from lissome.ops.nested import Layout, Spacing, quantise
+from lissome.ops.nested import Layout, Spacing, layout_named, quantise
 from lissome.testing.toys import toy_model
 from tests.export.toys import model_of
 
@@ -163,6 +163,20 @@ def test_models_that_the_engine_does_not_run(tmp_path: Path) -> None:
         make(model_of("gemma3", use_bidirectional_attention=True), tmp_path / "file")
     with pytest.raises(ConfigError, match="as many segments"):
         make(model_of("llama"), tmp_path / "file", head=Layout((6,)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["3+1", "3+1/kmeans"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(layout: str, value: float, tmp_path: Path) -> None:
+    model = model_of("llama")
+    model.module.get_parameter("model.layers.1.mlp.down_proj.weight").data[3, 5] = value
+    with pytest.raises(NumericsError, match=r"layers\.1\.mlp\.down_proj\.weight has weights"):
+        make(model, tmp_path / "file", layout=layout_named(layout))
+    name = "model.layers.0.mlp.down_proj.weight"
+    importance = {name: torch.full_like(model.module.get_parameter(name), value)}
+    with pytest.raises(NumericsError, match="importance"):
+        make(model, tmp_path / "file", importance=importance)
     assert not list(tmp_path.iterdir())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 from transformers import PreTrainedTokenizerFast
 
 from lissome.core.errors import ArtifactError, DataError
@@ -88,6 +89,20 @@ def test_a_character_of_several_tokens_comes_whole(tmp_path: Path) -> None:
     assert stream.end() == codec.decode(half)
 
 
+def test_the_space_behind_a_prompt_is_kept(tmp_path: Path) -> None:
+    tokenizer = sentence_piece(prefix=True)
+    core = tokenizer.backend_tokenizer
+    core.decoder = decoders.Sequence([core.decoder, decoders.Strip(" ", 1, 0)])  # as Llama-2 and Phi-3 have it
+    tokenizer.save_pretrained(tmp_path)
+    codec = TextCodec.of_folder(tmp_path)
+    ids = codec.encode("hello the hello")
+    assert codec.decode(ids) == "hello the hello"
+    cut = len(codec.encode("hello"))
+    for before, wanted in (((), "the hello"), (ids[:cut], " the hello")):
+        stream = TextStream(codec, before=before)
+        assert "".join([*(stream.add(token) for token in ids[cut:]), stream.end()]) == wanted
+
+
 def test_a_stop_text_across_tokens(tmp_path: Path) -> None:
     toy_tokenizer().save_pretrained(tmp_path)
     codec = TextCodec.of_folder(tmp_path)
@@ -105,6 +120,7 @@ TEMPLATES = {
     "{% set ns = namespace(n=1) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ bos_token }}": "2<s>",
     "{{ dict(a=1).a }}{{ strftime_now('%Y')|length }}": "14",
     "{% if add_generation_prompt %}\n  go\n{% endif %}": "  go\n",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}": "a<b;",
 }
 
 
@@ -126,7 +142,10 @@ def test_what_templates_use(source: str) -> None:
         "{{ dict.__base__ }}{{ dict.mro() }}",
         "{{ 1 / 0 }}",
         "{{ messages[5:'a'] }}",
+        "{% generation %}{{ messages }}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     ],
+    ids=range(11),
 )
 def test_templates_that_go_too_far(source: str) -> None:
     with pytest.raises((DataError, ArtifactError)):

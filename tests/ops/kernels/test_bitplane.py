@@ -43,6 +43,7 @@ def test_refusals() -> None:
         bits.linear(torch.ones(1, 40), 2)
     with pytest.raises(ConfigError, match=r"shape \[M, 40\]"):
         bits.linear(torch.ones(1, 41), 3)
+    assert bits.linear(torch.ones(0, 40), 3).shape == (0, 8)
     if importlib.util.find_spec("triton") is None:
         with pytest.raises(MissingExtraError, match=r"lissome\[gpu\]"):
             bits.linear(torch.ones(1, 40), 3)

@@ -86,7 +86,7 @@ class Batcher:
         room = self.context - len(order.prompt)
         if not order.prompt or room < 1:
             raise DataError(f"the prompt has {len(order.prompt)} tokens; it may have 1 to {self.context - 1}.")
-        job = Job(order, listener)
+        job = Job(replace(order, most=min(order.most, room)), listener)  # no text takes the cells of others
         with self._wake:
             self._waiting = deque(one for one in self._waiting if not one.cancelled)
             if self._closed or len(self._waiting) >= self._queue + len(self._free):

@@ -21,10 +21,12 @@ class Order:
 
     Attributes:
         prompt: Token ids to continue.
-        most: New tokens at most, at least 1.
+        most: New tokens at most, at least 1; fewer where the cache is full before.
         sampling: How they are chosen.
         policy: Decides the bits (default: all bits everywhere).
         stop: Texts that end the answer, and do not appear in it.
+        continues: Whether it shall stand right behind the prompt, where a space may belong between them; else it is an
+            answer of its own (default).
     """
 
     prompt: tuple[int, ...]
@@ -32,6 +34,7 @@ class Order:
     sampling: Sampling = field(default_factory=Sampling)
     policy: Policy | None = None
     stop: tuple[str, ...] = ()
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,11 @@ class Writer:
         if order.prompt and not 0 <= min(order.prompt) <= max(order.prompt) < vocabulary:
             raise DataError(f"the prompt has tokens beyond the model's {vocabulary}; the tokenizer is another model's.")
         self.session, self._codec, self._order = session, codec, order
+        room = session.decoder.settings.cells - len(order.prompt)
+        self._most = min(order.most, room + 1)  # the last token is written, and never computed
         self._policy = order.policy or Phases(bits, ((bits, None),))
         self._phases: Steps | None = None
-        self._stream = TextStream(codec, order.stop)
+        self._stream = TextStream(codec, order.stop, order.prompt if order.continues else ())
         self.tokens, self.token = 0, -1
         session.start(order.prompt, lambda _: self._policy.prefill)
 
@@ -97,7 +102,7 @@ class Writer:
             return Piece(self._stream.end(), self.tokens, "stop", bits)
         self.tokens, self.token = self.tokens + 1, token
         text = self._stream.add(token)
-        if not self._stream.stopped and self.tokens == self._order.most:
+        if not self._stream.stopped and self.tokens == self._most:
             text += self._stream.end()
             return Piece(text, self.tokens, "stop" if self._stream.stopped else "length", bits)
         return Piece(text, self.tokens, "stop" if self._stream.stopped else None, bits)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lissome.core.errors import NumericsError
 from lissome.core.events import EventStream
 from lissome.core.files import atomic_folder
 from lissome.core.manifest import Base, Manifest, write_manifest
@@ -54,6 +55,7 @@ def make(
 
     Raises:
         UnsupportedModelError: When the engine does not run models of this kind.
+        NumericsError: When weights or their importance are NaN or infinite.
         OSError: When the disk is full or the place cannot be written.
     """
     layout, path, found = layout or Layout(), Path(path), describe(model)
@@ -128,19 +130,24 @@ def _levels(model: Model, parts: tuple[str, ...], layout: Layout, importance: Ma
     """Levels that all parameters of a matrix share."""
     histogram = Histogram()
     for part in parts:
-        for _, values, counts in _pieces(model.module.get_parameter(part).detach(), importance.get(part)):
+        for _, values, counts in _pieces(part, model.module.get_parameter(part).detach(), importance.get(part)):
             counted(histogram, values, layout, counts)
     return histogram.levels(layout.planes)
 
 
 def _pieces(
-    weight: Tensor, importance: Tensor | None
+    name: str, weight: Tensor, importance: Tensor | None
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32] | None]]:
     """Rows, from which on, with their importance."""
     rows = max(1, _PIECE // weight.shape[1])
     for first in range(0, weight.shape[0], rows):
         counts = None if importance is None else importance[first : first + rows].float().numpy()
-        yield first, weight[first : first + rows].float().numpy(), counts
+        values = weight[first : first + rows].float().numpy()
+        if not np.isfinite(values).all():
+            raise NumericsError(f"{name} has weights that are NaN or infinite; nested weights cannot hold them.")
+        if counts is not None and not (np.isfinite(counts) & (counts >= 0)).all():
+            raise NumericsError(f"the importance of {name} must be numbers of 0 and more; some are others.")
+        yield first, values, counts
 
 
 def _codes(
@@ -153,7 +160,7 @@ def _codes(
 ) -> NestedCodes:
     """Codes of one parameter, rows in pieces."""
     pieces = []
-    for first, values, counts in _pieces(weight, importance):
+    for first, values, counts in _pieces(name, weight, importance):
         exact = None if blocks is None else blocks.read(name, first, values, layout)
         if exact is None:
             pieces.append(quantise(values, layout, counts, levels=levels))

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -32,7 +34,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, words: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Answers]
         )
         environment.filters["tojson"] = _as_json
         environment.globals |= {
@@ -41,7 +43,7 @@ class ChatTemplate:
         self._words = dict(words)
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             raise ArtifactError(f"the chat template cannot be read ({error!s:.80}); restore the folder.") from error
 
     def text(self, messages: Sequence[Message]) -> str:
@@ -59,6 +61,17 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise DataError(f"the model's chat template does not take these messages: {error!s:.120}.") from error
+
+
+class _Answers(Extension):
+    """``{% generation %}`` marks what a model wrote, for those who train; the text is the same without."""
+
+    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return what is inside."""
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
 
 
 class _Names(Namespace):

@@ -89,12 +89,14 @@ class TextStream:
     Args:
         codec: The tokenizer.
         stop: Texts that end the whole: neither they nor anything after them appears.
+        before: Tokens that the text follows. Tokenizers of SentencePiece's kind drop the space that a text begins with;
+            after other tokens it is kept.
     """
 
-    def __init__(self, codec: TextCodec, stop: Collection[str] = ()) -> None:
+    def __init__(self, codec: TextCodec, stop: Collection[str] = (), before: Sequence[int] = ()) -> None:
         self._codec, self._stop = codec, tuple(stop)
-        self._ids: list[int] = []  # the newest tokens, with those shown before them whose text they may lean on
-        self._seen = 0  # how many of them are shown
+        self._ids = list(before)[-_PATIENCE:]  # the newest tokens, with those before them whose text they may lean on
+        self._seen = len(self._ids)  # how many of them are shown
         self._held = ""
         self.stopped = False
 

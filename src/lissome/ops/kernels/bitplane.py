@@ -108,7 +108,7 @@ class BitPlanes:
                 f"x must be floats of shape [M, {self.inputs}] on {self.planes.device}, got {list(x.shape)} of "
                 f"{x.dtype} on {x.device}."
             )
-        if len(x) > MOST_ROWS:
+        if not 1 <= len(x) <= MOST_ROWS:
             return x @ self.weight(precision, x.dtype).T
         optional_import("triton", extra="gpu")
         from lissome.ops.kernels._triton import bitplane_kernel
