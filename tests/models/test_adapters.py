@@ -46,7 +46,7 @@ from lissome.models.model import Model
 from lissome.models.sparse import mask_of, masks, sparsity
 from lissome.ops.quant import codes, codes_ref, values
 from lissome.testing import conformance
-from lissome.testing.toys import TRANSFORMERS, toy_inputs, toy_model
+from lissome.testing.toys import TRANSFORMERS, toy_inputs, toy_model, toy_module
 
 pytestmark = pytest.mark.long
 
@@ -464,6 +464,22 @@ def test_other_folders_of_peft_are_read(tmp_path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | _ALORA))
     with pytest.raises(ArtifactError, match="behind certain tokens"):
         load_adapters(toy_model(), tmp_path / "stock")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_an_adapter_of_the_head_needs_a_head_of_its_own(tmp_path: Path) -> None:
+    """Merged into a weight that is the embedding's too, it would change what tokens are read as."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["lm_head"], init_lora_weights=False)
+    stock = get_peft_model(toy_module("llama", tie_word_embeddings=False), config).eval()
+    stock.save_pretrained(tmp_path / "head", save_embedding_layers=False)
+    ours = toy_model("llama", tie_word_embeddings=False)
+    load_adapters(ours, tmp_path / "head")
+    merge_lora(ours)
+    assert conformance.difference(logits(ours), conformance.outputs(stock, {"input_ids": IDS})) <= 1e-5
+    with pytest.raises(ArtifactError, match=r"on lm_head, whose weight another layer has too"):
+        load_adapters(toy_model("llama", tie_word_embeddings=True), tmp_path / "head")
 
 
 def test_half_precision_bases_have_adapters_in_full() -> None:

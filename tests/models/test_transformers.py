@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lissome.core.errors import ArtifactError, OrderError, SubnetError, UnsupportedModelError
@@ -217,6 +218,22 @@ def test_a_model_without_its_head_opens_too(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="AutoModelForCausalLM does not open"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert type(load_model(tmp_path / "small").module).__name__ == "BertForMaskedLM"
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_a_bare_encoder_without_a_pooler_opens_again(family: str, tmp_path: Path) -> None:
+    """No configuration says that there is none; the stored tensors do."""
+    whole = toy_module(family)
+    model = Model(type(whole)(whole.config, add_pooling_layer=False).eval())
+    inputs = toy_inputs(model)
+    for index, one in enumerate((model, extract(model, {"layers.0.mlp.width": 17}))):
+        conformance.check_saved(one, tmp_path / str(index), inputs)
+        kind = json.loads((tmp_path / str(index) / "config.json").read_text())["model_type"]
+        assert kind == ("lissome" if index else family)
+    file = tmp_path / "0" / "model.safetensors"
+    save_file({**load_file(file), "pooler.dense.bias": torch.zeros(24)}, file)
+    with pytest.raises(ArtifactError, match=r"1 missing \(first pooler\.dense\.weight\)"):
+        load_model(tmp_path / "0")
 
 
 @pytest.mark.parametrize("family", ["bert", "vit", "whisper"])

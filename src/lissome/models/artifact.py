@@ -28,7 +28,16 @@ from lissome.models.adapters import adapters, load_adapters, save_adapters
 from lissome.models.adapters.layers import is_adapter_tensor
 from lissome.models.adapters.prompts import is_prompt_tensor, load_prompt, prompt_of, save_prompt
 from lissome.models.anatomy import Anatomy, Layer
-from lissome.models.build import FAILURES, MODEL_TYPE, check_quantised, is_foreign, is_memory, skeleton, stock_class
+from lissome.models.build import (
+    FAILURES,
+    MODEL_TYPE,
+    check_quantised,
+    is_foreign,
+    is_memory,
+    pooling,
+    skeleton,
+    stock_class,
+)
 from lissome.models.foreign import foreign_config
 from lissome.models.integers import STORAGE as INTEGERS
 from lissome.models.integers import give, grids, set_grid, take
@@ -160,10 +169,9 @@ def _untagged(value: Any) -> Any:
 
 def describes(config: Mapping[str, Any], module: nn.Module) -> bool:
     """Whether a stock configuration alone builds a module of these parts and shapes."""
-    stock = skeleton(config, buffers=False)
-    return {name: value.shape for name, value in stock.state_dict().items()} == {
-        name: value.shape for name, value in own_tensors(module.state_dict()).items()
-    }
+    ours = {name: value.shape for name, value in own_tensors(module.state_dict()).items()}
+    stock = skeleton(config, stored=ours, buffers=False)
+    return ours == {name: value.shape for name, value in stock.state_dict().items()}
 
 
 def own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -293,15 +301,16 @@ def _fill(
         check_quantised(config)
         if is_foreign(config):
             return _fill_skeleton(skeleton(config, into), files, dtype, _stored_dtype(config))
-        empty = skeleton(config, tensors=len(entries), buffers=False)
+        empty = skeleton(config, stored=entries, buffers=False)
         if config.get("model_type") == MODEL_TYPE:
             check_shapes({name: entry.shape for name, entry in entries.items()}, empty)
-            return _fill_skeleton(skeleton(config), files, dtype, _stored_dtype(config))
+            return _fill_skeleton(skeleton(config, stored=entries), files, dtype, _stored_dtype(config))
         check_entries(entries, empty)
         check_beside(folder)
         loaded, info = stock_class(config).from_pretrained(
-            folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+            folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, output_loading_info=True,
+            **pooling(config, entries),
+        )  # fmt: skip
         check_loaded(info, config)
         module: nn.Module = loaded.eval()
         return module

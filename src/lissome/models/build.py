@@ -7,8 +7,9 @@ say sizes, activations and positions are looked at here before anything is built
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,14 +44,19 @@ _FEW = 64  # blocks that are built before the weights are asked
 
 
 def skeleton(
-    config: Mapping[str, Any], into: nn.Module | None = None, *, tensors: int | None = None, buffers: bool = True
+    config: Mapping[str, Any],
+    into: nn.Module | None = None,
+    *,
+    stored: Collection[str] | None = None,
+    buffers: bool = True,
 ) -> nn.Module:
     """Build a module of the sizes that a ``config.json`` states, with empty (meta) parameters.
 
     Args:
         config: What the file holds.
         into: The whole module that one of a user's class was cut from; copied.
-        tensors: How many tensors the weights have, of which every block has one at least (default: not known).
+        stored: Names of the tensors that there are weights of (default: not known). Every block has one at least, and
+            a bare encoder has a pooler when they do.
         buffers: Whether buffers get their values; otherwise they are empty too, and nothing takes memory.
 
     Raises:
@@ -66,10 +72,10 @@ def skeleton(
     ours = config.get("model_type") == MODEL_TYPE
     base: Any = config.get("base") if ours else config
     try:
-        build = stock_class(base)._from_config
-        check_fields(base, tensors, "base." if ours else "")
+        build, beside = stock_class(base)._from_config, pooling(base, stored)
+        check_fields(base, None if stored is None else len(stored), "base." if ours else "")
         with init_empty_weights(include_buffers=False) if buffers else torch.device("meta"):
-            module: nn.Module = build(configuration(base))
+            module: nn.Module = build(configuration(base), **beside)
         if ours:
             check_widths(module)
             whole = Model(module)
@@ -135,6 +141,13 @@ def stock_class(config: Any) -> Any:
     return getattr(transformers, name)
 
 
+def pooling(config: Any, stored: Collection[str] | None) -> dict[str, bool]:
+    """Return what the class of a bare encoder is told beside its configuration, which cannot say there is no pooler."""
+    leaves_out = "add_pooling_layer" in inspect.signature(stock_class(config)).parameters
+    known = stored is None or any("pooler." in name for name in stored)
+    return {"add_pooling_layer": False} if leaves_out and not known else {}
+
+
 def sibling_classes(config: Mapping[str, Any]) -> Iterator[Any]:
     """Yield every class that transformers has for a configuration's model type, whatever its head."""
     import transformers
@@ -198,7 +211,7 @@ def check_fields(config: Mapping[str, Any], tensors: int | None = None, prefix: 
 
     Args:
         config: The configuration.
-        tensors: As of `skeleton`.
+        tensors: How many tensors the weights have (default: not known).
         prefix: What stands before the name of a field in a message.
 
     Raises:

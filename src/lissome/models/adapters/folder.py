@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,7 +222,8 @@ def _by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def _check_fit(
     module: nn.Module, entries: Mapping[str, _Entry], states: Mapping[str, Mapping[str, Tensor]], folder: Path
 ) -> None:
-    """Refuse adapters of other layers or shapes before anything is changed."""
+    """Refuse adapters of other layers or shapes, or of a weight that two layers share, before anything is changed."""
+    uses = Counter(id(value) for _, value in module.named_parameters(remove_duplicate=False))
     layers = {name: part for name, part in module.named_modules() if is_linear(part)}
     for name in sorted({*entries, *states}):
         state = states.get(name, {})
@@ -233,6 +235,10 @@ def _check_fit(
             fits = fits and rank <= entries[name].ranks[0]
         if not fits:
             raise ArtifactError(f"the adapters in {folder} do not fit the model ({name}); they are of another model.")
+        if uses[id(layers[name].weight)] > 1:  # merged, they would change what tokens are read as
+            raise ArtifactError(
+                f"the adapters in {folder} are on {name}, whose weight another layer has too; untie it."
+            )
 
 
 def _built(layer: nn.Module, entry: _Entry, state: Mapping[str, Tensor]) -> LowRank:
