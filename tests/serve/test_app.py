@@ -120,7 +120,11 @@ def test_health_and_models(server: Running) -> None:
     status, _, body = server.ask("GET", "/health")
     assert (status, json.loads(body)["status"]) == (200, "ok")
     status, _, body = server.ask("GET", "/v1/models")
-    assert [one["id"] for one in json.loads(body)["data"]] == ["toy"]
+    listed = json.loads(body)["data"]
+    assert [one["id"] for one in listed] == ["toy"]
+    assert json.loads(server.ask("GET", "/v1/models/toy")[2]) == listed[0]
+    status, _, body = server.ask("GET", "/v1/models/other/one")
+    assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found")
 
 
 def test_completions_are_what_generate_writes(server: Running) -> None:
@@ -423,6 +427,7 @@ def test_the_official_client(folder: NestedFolder) -> None:
         text = client.completions.create(prompt=PROMPT, **given).choices[0].text
         assert text == server.alone(server.folder.text.encode(PROMPT), 12)
         assert [model.id for model in client.models.list()] == ["toy"]
+        assert client.models.retrieve("toy").id == "toy"
         with pytest.raises(openai.BadRequestError, match="does not do n"):
             client.completions.create(prompt=PROMPT, n=2, **given)
         with pytest.raises(openai.NotFoundError):

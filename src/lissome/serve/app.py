@@ -64,6 +64,7 @@ def application(batcher: Batcher, name: str, limits: Limits | None = None, polic
     routes = [
         Route("/health", server.health, methods=["GET"]),
         Route("/v1/models", server.models, methods=["GET"]),
+        Route("/v1/models/{name:path}", server.model, methods=["GET"]),
         Route("/v1/completions", server.completion, methods=["POST"]),
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
     ]
@@ -84,8 +85,13 @@ class _Server:
     async def models(self, request: Request) -> JSONResponse:
         """List the one model."""
         self._check(request)
-        one = {"id": self.name, "object": "model", "created": 0, "owned_by": "lissome"}
-        return JSONResponse({"object": "list", "data": [one]})
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> JSONResponse:
+        """Describe the one model."""
+        self._check(request)
+        self._require(request.path_params["name"])
+        return JSONResponse(self._model())
 
     async def completion(self, request: Request) -> Responder:
         """Continue a text."""
@@ -98,8 +104,7 @@ class _Server:
     async def _answer(self, request: Request, kind: type[AnyRequest]) -> Responder:
         self._check(request)
         asked = read(kind, await self._body(request))
-        if asked.model not in (None, self.name):
-            raise RefusedError(404, f"there is no model {asked.model!r:.80}; this is {self.name}.", "model_not_found")
+        self._require(asked.model)
         sampling, stops = asked.sampling(), asked.stops()
         tokens = await asyncio.to_thread(asked.tokens, self.batcher.codec)  # of a long text this takes a while
         room = self.batcher.context - len(tokens)
@@ -115,6 +120,14 @@ class _Server:
         pieces = _Pieces(self.batcher, order)
         answer = Answer(chat=kind is Chat, model=self.name, prompt_tokens=len(tokens), usage=asked.wants_usage)
         return (_Stream if asked.stream else _Whole)(pieces, answer, self.limits.patience)
+
+    def _model(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": 0, "owned_by": "lissome"}
+
+    def _require(self, name: str | None) -> None:
+        """Refuse another model's name; without one, this model is meant."""
+        if name not in (None, self.name):
+            raise RefusedError(404, f"there is no model {name!r:.80}; this is {self.name}.", "model_not_found")
 
     def _check(self, request: Request, *, open_to_all: bool = False) -> None:
         """Refuse who calls the server by another name, or has not its key."""

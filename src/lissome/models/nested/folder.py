@@ -66,7 +66,8 @@ class NestedFolder:
         """Its tokenizer.
 
         Raises:
-            DataError: When it has none, or one with more tokens than the model.
+            DataError: When it has none.
+            ArtifactError: When a file of it is damaged.
         """
         return TextCodec.of_folder(self.path)
 
