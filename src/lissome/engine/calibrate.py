@@ -94,7 +94,10 @@ def orders(
         raise ConfigError("the activation score needs calibration windows; give some, or choose score=magnitude.")
     wanted = frozenset(kinds)
     dims = [
-        (branch, dim) for branch in model.anatomy.branches for dim in branch.dims if dim.name in wanted and dim.size > 1
+        (branch, dim)
+        for branch in model.anatomy.branches
+        for dim in branch.dims
+        if dim.name in wanted and dim.size > 1 and not dim.ordered
     ]
     if score == "magnitude":
         scores = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, OtherArchitectureError, span
@@ -179,3 +180,12 @@ def write_fields(target: Any, fields: Mapping[str, Any]) -> None:
             setattr(target, name, value)
         elif hasattr(target, name):
             delattr(target, name)
+
+
+def write_accepted(config: Any, fields: Mapping[str, Any]) -> None:
+    """Write sizes into a configuration, unless its class refuses them (odd head counts)."""
+    try:
+        type(config).from_dict({**config.to_dict(), **fields})
+    except (ValueError, StrictDataclassError):
+        return
+    write_fields(config, fields)

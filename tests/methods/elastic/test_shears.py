@@ -144,6 +144,14 @@ def test_the_middle_rank_beside_a_sparse_base(fitted: Fitted) -> None:
     assert config["lora_alpha"] == pytest.approx(64 * 4 / 6)
 
 
+def test_a_single_rank_needs_no_choice(toy: Path, tmp_path: Path) -> None:
+    settings = ("windows=2", "ranks=3", "steps=1")
+    lissome.fit(toy / "llama", method="shears", data=toy / "text.txt", settings=settings, out=tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.subnet == {}
+    assert manifest.lineage[0].details["mean_rank"] == 3
+
+
 def test_every_size_can_be_taken_from_the_one_run(fitted: Fitted, tmp_path: Path) -> None:
     out, _ = fitted("adapter=plain")
     whole = load_file(out / "super-adapter" / "adapter_model.safetensors")

@@ -49,7 +49,7 @@ from lissome.engine.recover import fingerprint
 from lissome.engine.sparsify import Pruning, check_masks, prunable, read_masks, sparsify
 from lissome.engine.supernet import Found, Paths, Remembered, best_of, candidates, climb, heuristic
 from lissome.engine.train import train
-from lissome.models.adapters import Design, LowRank, Masked, Quantised, add_adapters, merge_lora, rank_space
+from lissome.models.adapters import Design, LowRank, Masked, Quantised, adapters, add_adapters, merge_lora, rank_space
 from lissome.models.adapters.elastic import check_ranks, chosen_shapes, grouped, linear_shapes
 from lissome.models.adapters.folder import adapter_files
 from lissome.models.adapters.layers import quantise
@@ -296,6 +296,7 @@ class Shears(Method):
         space, counter = rank_space(work), Counter(work)
         files = adapter_files(work, context.folder / "super") if self.config.adapter == "plain" else {}
         small = extract(work, chosen.path, space=space)
+        ranks = [adapter.rank for adapter in adapters(small.module).values()]
         if self.config.adapter != "plain":
             merge_lora(small)
         merged = Counter(small).count().figures() if self.config.adapter != "plain" else None
@@ -310,7 +311,7 @@ class Shears(Method):
             "subnet": chosen.path.to_json(),
             "chosen": chosen.name,
             "sparsity": sparsity(small.module),
-            "mean_rank": sum(chosen.path.values()) / max(1, len(chosen.path)),
+            "mean_rank": sum(ranks) / len(ranks),
         }
         return Outcome(kind="model", value=small, curve=curve, space=space.to_json(), details=details, files=files)
 

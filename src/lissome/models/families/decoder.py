@@ -1,7 +1,7 @@
 """Llama-like decoders: Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3 and Phi-3, dense or already cut.
 
 Each block is ``x += attention(norm(x)); x += mlp(norm(x))``, Gemma with norms after the branch too, Phi-3 with fused
-projections. A removed branch adds the number 0.0, so the stock forward of transformers keeps working; its norms
+projections. A removed branch adds a zero, so the stock forward of transformers keeps working; its norms
 become identities, its attention holds no cache (the configuration marks it so), its block goes when nothing is left.
 """
 
@@ -15,13 +15,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
 from lissome.models.mixing import Attention
-from lissome.models.parts import require_architecture
+from lissome.models.parts import (
+    NoAttention,
+    NoMLP,
+    cache_modes,
+    drop_blocks,
+    make_branch,
+    makes,
+    reads,
+    require_architecture,
+    width_dim,
+    write_accepted,
+    write_fields,
+)
 
 Parts = dict[str, tuple[str, ...]]
 
@@ -63,25 +74,9 @@ class LayerShape:
     mlp: int
 
 
-class RemovedAttention(nn.Module):
-    """Stands where an attention was: adds nothing, holds no cache."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[float, None]:
-        """Return the number that leaves a residual stream as it is."""
-        return 0.0, None
-
-
-class RemovedMLP(nn.Module):
-    """Stands where an MLP was: adds nothing."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> float:
-        """Return the number that leaves a residual stream as it is."""
-        return 0.0
-
-
 def attention_shape(attention: Any) -> AttentionShape | None:
     """Read the sizes of an attention from its weights; None when it is removed."""
-    if isinstance(attention, RemovedAttention):
+    if isinstance(attention, NoAttention):
         return None
     head_dim = int(attention.head_dim)
     if hasattr(attention, "qkv_proj"):
@@ -99,7 +94,7 @@ def layer_shapes(module: Any) -> list[LayerShape]:
     return [
         LayerShape(
             attention_shape(layer.self_attn),
-            0 if isinstance(layer.mlp, RemovedMLP) else layer.mlp.down_proj.weight.shape[1],
+            0 if isinstance(layer.mlp, NoMLP) else layer.mlp.down_proj.weight.shape[1],
         )
         for layer in module.model.layers
     ]
@@ -120,8 +115,8 @@ def read(module: Any) -> Anatomy:
         )
     branches = [
         branch
-        for index, layer in enumerate(layers)
-        for branch in (_attention(index, layer, architecture), _mlp(index, layer, architecture))
+        for index in range(len(layers))
+        for branch in (_attention(module, index, architecture), _mlp(module, index, architecture))
         if branch is not None
     ]
     return Anatomy(
@@ -136,32 +131,22 @@ def read(module: Any) -> Anatomy:
     )
 
 
-def _branch(kind: str, index: int, layer: Any, architecture: str, dims: tuple[Dim, ...]) -> Branch:
-    root, part = f"model.layers.{index}", _MODULES[kind]
-    companions = tuple(f"{root}.{name}" for name in COMPANIONS[architecture][kind])
-    owners = (part, *COMPANIONS[architecture][kind])
-    parameters = tuple(f"{root}.{name}" for name, _ in layer.named_parameters() if name.split(".", 1)[0] in owners)
-    module: Any = layer.get_submodule(part)
-    linears = tuple(f"{root}.{part}.{name}" for name, child in module.named_modules() if isinstance(child, nn.Linear))
-    window = getattr(module, "sliding_window", None)
-    mixing = Attention(int(module.head_dim), window) if kind == "attention" else None
-    return Branch(
-        f"layers.{index}.{kind}", kind, index, f"{root}.{part}", companions, dims, parameters, linears, mixing
-    )
+def _branch(module: Any, kind: str, index: int, architecture: str, dims: tuple[Dim, ...]) -> Branch:
+    block, part = f"model.layers.{index}", _MODULES[kind]
+    inner: Any = module.get_submodule(f"{block}.{part}")
+    mixing = Attention(int(inner.head_dim), getattr(inner, "sliding_window", None)) if kind == "attention" else None
+    return make_branch(
+        module, f"layers.{index}.{kind}", block, part, COMPANIONS[architecture][kind],
+        kind=kind, block=index, dims=dims, mixing=mixing,
+    )  # fmt: skip
 
 
-def _rows(parent: Any, path: str, name: str, units: Tensor) -> list[Cut]:
-    """Cuts of the output side of a linear layer: its rows, and its bias when there is one."""
-    linear = parent.get_submodule(name)
-    suffixes = ["weight"] + (["bias"] if linear.bias is not None else [])
-    return [Cut(f"{path}.{name}.{suffix}", 0, units) for suffix in suffixes]
-
-
-def _attention(index: int, layer: Any, architecture: str) -> Branch | None:
-    if attention_shape(layer.self_attn) is None:
+def _attention(module: Any, index: int, architecture: str) -> Branch | None:
+    attention = module.model.layers[index].self_attn
+    if attention_shape(attention) is None:
         return None
-    dims = attention_dims(layer.self_attn, f"model.layers.{index}.self_attn")
-    return _branch("attention", index, layer, architecture, dims)
+    dims = attention_dims(attention, f"model.layers.{index}.self_attn")
+    return _branch(module, "attention", index, architecture, dims)
 
 
 def attention_dims(attention: Any, path: str) -> tuple[Dim, Dim]:
@@ -179,37 +164,31 @@ def attention_dims(attention: Any, path: str) -> tuple[Dim, Dim]:
     names = ("qkv_proj",) * 3 if hasattr(attention, "qkv_proj") else ("q_proj", "k_proj", "v_proj")
     if names[0] == "q_proj":
         starts = (0, 0, 0)
-    groups = [*_rows(attention, path, names[0], span(starts[0], g, q * e))]
+
+    def made(name: str, units: Tensor) -> list[Cut]:
+        return makes(attention.get_submodule(name), f"{path}.{name}", units)
+
+    def read_by_output(units: Tensor) -> Cut:
+        return reads(attention.o_proj, f"{path}.o_proj", units)
+
+    groups = made(names[0], span(starts[0], g, q * e))
     for name, start in zip(names[1:], starts[1:], strict=True):
-        groups += _rows(attention, path, name, span(start, g, e))
-    groups.append(Cut(f"{path}.o_proj.weight", 1, span(0, g, q * e), reads=True))
+        groups += made(name, span(start, g, e))
+    groups.append(read_by_output(span(0, g, q * e)))
     heads = span(0, q, e, lanes=g, lane_stride=q * e, stride=e)
-    queries = [*_rows(attention, path, names[0], heads), Cut(f"{path}.o_proj.weight", 1, heads, reads=True)]
+    queries = [*made(names[0], heads), read_by_output(heads)]
     return Dim("groups", g, tuple(groups)), Dim("queries", q, tuple(queries))
 
 
-def _mlp(index: int, layer: Any, architecture: str) -> Branch | None:
-    mlp, path = layer.mlp, f"model.layers.{index}.mlp"
-    if isinstance(mlp, RemovedMLP):
+def _mlp(module: Any, index: int, architecture: str) -> Branch | None:
+    mlp = module.model.layers[index].mlp
+    if isinstance(mlp, NoMLP):
         return None
     if not hasattr(mlp, "down_proj"):
         raise UnsupportedModelError(f"block {index} has no dense gated MLP but {type(mlp).__name__}")
-    width = int(mlp.down_proj.weight.shape[1])
-    cuts: list[Cut] = []
-    if hasattr(mlp, "gate_up_proj"):
-        for start in (0, width):
-            cuts += _rows(mlp, path, "gate_up_proj", span(start, width, 1))
-    else:
-        for name in ("gate_proj", "up_proj"):
-            cuts += _rows(mlp, path, name, span(0, width, 1))
-    cuts.append(Cut(f"{path}.down_proj.weight", 1, span(0, width, 1), reads=True))
-    return _branch("mlp", index, layer, architecture, (Dim("width", width, tuple(cuts), step=_width_step(width)),))
-
-
-def _width_step(width: int) -> int:
-    """About an eighth of the width, in multiples of 32 (what matrix kernels like) where that is possible."""
-    coarse = max(1, width // 8)
-    return coarse // 32 * 32 or coarse
+    names = ("gate_up_proj",) * 2 if hasattr(mlp, "gate_up_proj") else ("gate_proj", "up_proj")
+    width = width_dim(module, f"model.layers.{index}.mlp", names, "down_proj")
+    return _branch(module, "mlp", index, architecture, (width,))
 
 
 class Decoder:
@@ -219,7 +198,7 @@ class Decoder:
 
     def absent(self, branch: Branch) -> nn.Module:
         """Return the module that stands for a removed branch."""
-        return RemovedAttention() if branch.kind == "attention" else RemovedMLP()
+        return NoAttention() if branch.kind == "attention" else NoMLP()
 
     def resize(self, module: Any, branch: Branch, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         """Return attributes that the attention's forward reads and that follow its sizes."""
@@ -238,33 +217,21 @@ class Decoder:
 
     def settle(self, module: nn.Module, removed: frozenset[str], anatomy: Anatomy) -> dict[str, Any]:
         """Mark removed attentions for transformers' cache, which then holds a dummy in their place."""
-        modes = [
-            "reuse" if branch is None or branch.name in removed else None
-            for branch in (anatomy.by_name.get(f"layers.{index}.attention") for index in range(len(anatomy.blocks)))
-        ]
-        return {"kv_sharing_modes": modes if any(modes) else None}
+        return {"kv_sharing_modes": cache_modes(anatomy, removed)}
 
     def finish(self, module: Any) -> None:
         """Drop empty blocks, renumber the rest, and write uniform sizes into the configuration."""
         config, layers = module.config, module.model.layers
         kept = [index for index, shape in enumerate(layer_shapes(module)) if shape.attention or shape.mlp]
         types = getattr(config, "layer_types", None)
-        module.model.layers = nn.ModuleList([layers[index] for index in kept])
+        module.model.layers = drop_blocks(layers, kept)
         config.num_hidden_layers = len(kept)
         if types is not None:
             config.layer_types = [types[index] for index in kept]
-        for index, layer in enumerate(module.model.layers):
-            for part in (layer, layer.self_attn):
-                if hasattr(part, "layer_idx"):
-                    part.layer_idx = index
+        write_fields(config, self.settle(module, frozenset(), read(module)))
         shapes = layer_shapes(module)
-        modes = [None if shape.attention else "reuse" for shape in shapes]
-        if any(modes):
-            config.kv_sharing_modes = modes
-        elif hasattr(config, "kv_sharing_modes"):
-            del config.kv_sharing_modes
         if is_uniform(shapes):
-            _write_uniform(config, shapes[0])
+            write_accepted(config, _uniform(shapes[0]))
 
     def head(self, module: Any, hidden: Tensor) -> Tensor:
         """Final norm, vocabulary projection and, for Gemma-2, the soft cap: [..., D] → [..., V]."""
@@ -286,14 +253,3 @@ def _uniform(shape: LayerShape) -> dict[str, int]:
         "num_attention_heads": shape.attention.query_heads,
         "num_key_value_heads": shape.attention.kv_heads,
     }
-
-
-def _write_uniform(config: Any, shape: LayerShape) -> None:
-    """Write the sizes of uniform blocks into a configuration, unless its class refuses them (odd head counts)."""
-    fields = {**config.to_dict(), **_uniform(shape)}
-    try:
-        type(config).from_dict(fields)
-    except (ValueError, StrictDataclassError):
-        return
-    for name, value in _uniform(shape).items():
-        setattr(config, name, value)

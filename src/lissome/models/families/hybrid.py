@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from lissome.core.errors import UnsupportedModelError
@@ -28,6 +27,8 @@ from lissome.models.parts import (
     make_branch,
     require_architecture,
     width_dim,
+    write_accepted,
+    write_fields,
 )
 
 _BEFORE = {"attention": "input_layernorm", "mlp": "pre_ff_layernorm"}
@@ -122,14 +123,10 @@ class Hybrid:
         config.num_hidden_layers = len(kept)
         config.attn_layer_indices = [index for index, layer in enumerate(module.model.layers) if _attends(layer)]
         anatomy = read(module)
-        modes = self.settle(module, frozenset(), anatomy)["kv_sharing_modes"]
-        if modes:
-            config.kv_sharing_modes = modes
-        elif hasattr(config, "kv_sharing_modes"):
-            del config.kv_sharing_modes
+        write_fields(config, self.settle(module, frozenset(), anatomy))
         fields = _uniform(module, anatomy)
         if fields:
-            _write(config, fields)
+            write_accepted(config, fields)
 
     def head(self, module: Any, hidden: Tensor) -> Tensor:
         """Final norm and vocabulary projection: [..., D] → [..., V]."""
@@ -160,13 +157,3 @@ def _uniform(module: Any, anatomy: Anatomy) -> dict[str, Any]:
     if uniform_sizes(branches) is None or rest:
         return {}
     return {**fields, "mamba_n_heads": mixer.num_heads, "mamba_expand": expand}
-
-
-def _write(config: Any, fields: Mapping[str, Any]) -> None:
-    """Write fields into a configuration, unless its class refuses them."""
-    try:
-        type(config).from_dict({**config.to_dict(), **fields})
-    except (ValueError, StrictDataclassError):
-        return
-    for name, value in fields.items():
-        setattr(config, name, value)

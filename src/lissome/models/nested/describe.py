@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lissome.core.errors import UnsupportedModelError
-from lissome.models.families.decoder import COMPANIONS, RemovedMLP, attention_shape
+from lissome.models.families.decoder import COMPANIONS, attention_shape
 from lissome.models.model import Model
 from lissome.models.nested.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, RopeSpec
+from lissome.models.parts import NoMLP
 
 _GATES: dict[str, Literal["silu", "gelu"]] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 _GEMMA = ("gemma2", "gemma3_text")
@@ -112,7 +113,7 @@ class _Reader:
             attention = self._attention(f"{root}.attention", f"model.{root}.self_attn", layer.self_attn, ropes)
             self._norms(f"{root}.attention", layer, norms["attention"])
         mlp = None
-        if not isinstance(layer.mlp, RemovedMLP):
+        if not isinstance(layer.mlp, NoMLP):
             mlp = self._mlp(f"{root}.mlp", f"model.{root}.mlp", layer.mlp)
             self._norms(f"{root}.mlp", layer, norms["mlp"])
         return LayerSpec(attention=attention, mlp=mlp)
