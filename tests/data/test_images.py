@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lissome.core.errors import DataError
-from lissome.data.images import read_images
+from lissome.data.images import decoded, read_images
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (12, 6, 5, 3), dtype=np.uint8)
 LABELS = np.arange(12) % 3
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
+def png(pixels: NDArray[Any]) -> bytes:
     stream = BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
@@ -106,6 +106,9 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"image": PIXELS.astype(float), "label": LABELS}, "not uint8"),
         ({"image": PIXELS, "label": LABELS * 0}, "two classes are needed"),
         ({"image": PIXELS, "label": LABELS, "classes": np.array(["a", "b"])}, "label 2 is not among its 2 classes"),
+        ({"image": PIXELS, "label": LABELS - 1, "classes": np.array(["a", "b", "c"])}, "label -1 is not among its 3"),
+        ({"image": PIXELS, "label": LABELS.astype(str)}, "not one whole number for each image"),
+        ({"image": PIXELS, "label": np.eye(3, dtype=int)[LABELS]}, "not one whole number for each image"),
         ({"image": np.array([None] * 12), "label": LABELS}, "cannot be read"),
     ],
 )
@@ -113,6 +116,33 @@ def test_archives_that_are_no_images_are_refused(arrays: dict[str, Any], words: 
     with pytest.raises(DataError, match=words) as error:
         read_images(archive(tmp_path / "x.npz", **arrays))
     assert "\n" not in str(error.value)
+
+
+def test_a_column_of_labels_is_read_as_labels(tmp_path: Path) -> None:
+    column = read_images(archive(tmp_path / "x.npz", image=PIXELS, label=LABELS[:, None]))
+    assert column.labels == tuple(LABELS)
+
+
+def test_a_class_may_be_called_like_a_split_and_hidden_files_are_no_images(tmp_path: Path) -> None:
+    for place in ("train/1.png", "boat/1.png", "boat/._1.png", ".ipynb_checkpoints/1.png", "boat/.cache/1.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(png(PIXELS[0]))
+    images = read_images(tmp_path)
+    assert images.classes == ("boat", "train") and len(images) == 2 and not images.splits
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", 1), ("LA", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("CMYK", 3)]
+)
+def test_pictures_of_every_mode_are_grey_or_of_colour(mode: str, channels: int) -> None:
+    stream = BytesIO()
+    Image.new(mode, (5, 6)).save(stream, "TIFF")
+    assert decoded(stream.getvalue(), "x").shape == (6, 5, channels)
+
+
+def test_sixteen_bits_keep_their_shades() -> None:
+    shades = np.arange(0, 60_000, 2000, dtype=np.uint16).reshape(6, 5)
+    assert np.array_equal(decoded(png(shades), "x")[..., 0], shades >> 8)
 
 
 def test_damaged_pictures_are_named(tmp_path: Path) -> None:

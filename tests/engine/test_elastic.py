@@ -21,6 +21,7 @@ from lissome.engine.elastic import Elastic, divergence, inplace_loss, task_loss,
 from lissome.engine.hooks import Batch, Hooks, Loss, Task
 from lissome.engine.norms import adapted, reestimate
 from lissome.engine.paths import Depth, RandomPath, Sandwich, Shrinking, Stage, depth_groups, kind_of
+from lissome.engine.spaces import elastic_space
 from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import Design, add_adapters
 from lissome.models.binding import extract, masked
@@ -228,6 +229,21 @@ def test_each_stage_of_shrinking_has_its_own_choices(step: int, seed: int) -> No
         if kind_of(axis) == "width":
             assert drawn[axis.name] in axis.choices[-2 if step >= 2 else -1 :]
     assert sum(drawn[name] == 0 for name in ("layer1.0", "layer1.1")) <= (1 if step < 2 else 2)
+
+
+def test_every_path_of_a_space_with_chains_is_one_of_its_subnets() -> None:
+    groups = depth_groups(toy_model("llama").anatomy)
+    space = elastic_space(toy_model("llama"), lambda *_: (), kinds=("depth",), chains=groups)
+    assert space.quorums and set(space.chains) == set(groups), "all attentions may go, but for one"
+    stages = [Stage(steps=1, kinds=()), Stage(steps=1, kinds=("depth",), depth=2), Stage(steps=1, kinds=("depth",))]
+    samplers = [Sandwich(space), Sandwich(space, depth=Depth(groups)), Shrinking(space, stages), RandomPath(space)]
+    for sampler in samplers:
+        drawn = [each for step in range(60) for each in sampler.draw(step % 3, Random(step))]
+        assert all(map(space.allows, drawn))
+    assert Sandwich(space).draw(0, Random(0))[-1] == space.smallest
+    shrinking = samplers[2]
+    assert shrinking.draw(0, Random(0)) == (space.full,)
+    assert all(sum(not each for each in shrinking.draw(1, Random(seed))[0].values()) <= 4 for seed in range(40))
 
 
 @pytest.mark.parametrize("stages", [[], [Stage(steps=0, kinds=("depth",))], [Stage(steps=1, kinds=("heads",))]])

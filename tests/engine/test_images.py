@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lissome.core.errors import DataError
 from lissome.data.images import Images, read_images
 from lissome.engine.elastic import Elastic, task_loss
 from lissome.engine.hooks import Batch, Task
@@ -48,6 +49,12 @@ def test_images_are_sized_coloured_and_normalised(images: Images) -> None:
     assert torch.equal(example["pixel_values"][0], example["pixel_values"][2])
     assert -1 <= float(example["pixel_values"].min()) < 0 < float(example["pixel_values"].max()) <= 1
     assert example["label"] == 1
+
+
+def test_channels_that_the_model_does_not_read_are_refused(images: Images) -> None:
+    clear = replace(images, pictures=(lambda: np.zeros((8, 8, 4), np.uint8),) * len(images))
+    with pytest.raises(DataError, match="images of 4 channels, but the model reads 3"):
+        examples(model(), clear).pixels(0)
 
 
 def test_few_images_are_decoded_once_and_many_each_time(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,15 @@ def test_an_answer_that_is_cut_off_or_missing_is_none(model: Model, data: Questi
     assert asked.spans.tolist() == [[0, 0], [0, 0]]
 
 
+def test_a_question_that_fills_the_window_is_cut_and_leaves_room_for_its_text(model: Model, data: Questions) -> None:
+    row = data.rows[0]
+    long = ask(model, Questions("x", (replace(row, text=row.text * 99), data.rows[1])))
+    assert long.ids.shape[1] <= 128 and int(long.kinds[0].sum()) > 0
+    assert long.spans[0, 0] > 0, "its answer is still there"
+    alone = ask(model, Questions("x", (data.rows[1],)))
+    assert torch.equal(long.ids[1][long.mask[1] == 1], alone.ids[0]), "the others stay as they are"
+
+
 def test_a_head_learns_to_find_answers(model: Model, data: Questions, tmp_path: Path) -> None:
     spans = Spans(span_splits(model, data))
     before = spans.figures(model, "test")

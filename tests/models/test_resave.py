@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from lissome.core.errors import ConfigError
 from lissome.models.auto import AUTOS
 from lissome.models.binding import extract
-from lissome.models.labels import with_labels
+from lissome.models.labels import with_answers, with_labels
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.testing.toys import toy_inputs, toy_model
@@ -54,6 +55,14 @@ def test_the_classes_of_transformers_do_it_too(tmp_path: Path) -> None:
     module.save_pretrained(tmp_path / "theirs")
     again = OPENERS["AutoModelForCausalLM"].from_pretrained(tmp_path / "theirs")
     assert torch.equal(output(again, model), output(model.module, model))
+
+
+def test_a_head_that_finds_answers_opens_by_its_class(tmp_path: Path) -> None:
+    model = with_answers(small("bert"))
+    model.save(tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "lissome", "blocks are uneven"
+    opened = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "ours")
+    assert torch.equal(output(opened, model), output(model.module, model))
 
 
 def test_a_copy_saves_its_own_weights(tmp_path: Path) -> None:

@@ -133,9 +133,17 @@ def decoded(content: bytes, where: str) -> NDArray[np.uint8]:
     module = optional_import("PIL.Image", extra="images")
     try:
         with module.open(BytesIO(content)) as picture:
-            pixels = np.asarray(picture.convert("L" if picture.mode in {"1", "L"} else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+            return _pixels(picture)
+    except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
         raise DataError(f"{where} is no picture that can be read ({error}); remove or replace it.") from error
+
+
+def _pixels(picture: Any) -> NDArray[np.uint8]:
+    """Pixels of a Pillow image, uint8[H, W, C], C being 1 or 3; what is transparent shows its colour."""
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        pixels = (np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)
+    else:
+        pixels = np.asarray(picture.convert("L" if picture.mode in {"1", "L", "LA"} else "RGB"))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -162,18 +170,25 @@ def _images(name: str, rows: Sequence[tuple[Picture, str, str]], digest: str, cl
 
 
 def _of_folder(path: Path) -> Images:
-    below = {_SAME.get(child.name, child.name): child for child in sorted(path.iterdir()) if child.is_dir()}
-    parts = {name: child for name, child in below.items() if name in _SPLITS} or {"": path}
+    parts = [(_SAME.get(each.name, each.name), each) for each in sorted(path.iterdir()) if _is_split(each)]
     digest, rows = hashlib.sha256(), list[tuple[Picture, str, str]]()
-    for split, part in parts.items():
+    for split, part in parts or [("", path)]:
         for file in sorted(part.glob("*/**/*")):
-            if file.suffix.lower() in _PICTURES and file.is_file():
-                label = file.relative_to(part).parts[0]
+            inside = file.relative_to(part).parts
+            hidden = any(name.startswith(".") for name in inside)  # what editors and systems leave behind
+            if file.suffix.lower() in _PICTURES and not hidden and file.is_file():
+                label = inside[0]
                 rows.append((_from_file(file), label, split))
                 digest.update(f"{split}/{label}/{file.name}/{file.stat().st_size}/".encode())
                 with file.open("rb") as opened:  # all of them would take as long as to read them for training
                     digest.update(opened.read(_HEAD))
     return _images(str(path), rows, digest.hexdigest())
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether it is a split with a folder for each class, and not a class that is called like one (trains, say)."""
+    named = _SAME.get(folder.name, folder.name) in _SPLITS and folder.is_dir()
+    return named and any(each.is_dir() and not each.name.startswith(".") for each in folder.iterdir())
 
 
 def _from_file(file: Path) -> Picture:
@@ -190,7 +205,7 @@ def _of_archive(path: Path) -> Images:
     names = [str(name) for name in arrays["classes"]] if "classes" in arrays else []
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(value).tobytes() for _, value in sorted(arrays.items())))
     if names:
-        unknown = sorted({label for _, label, _ in rows if int(label) >= len(names)})
+        unknown = sorted({label for _, label, _ in rows if not 0 <= int(label) < len(names)})
         if unknown:
             raise DataError(f"{path}: label {unknown[0]} is not among its {len(names)} classes; write it again.")
         rows = [(picture, names[int(label)], split) for picture, label, split in rows]
@@ -209,6 +224,9 @@ def _rows_of(path: Path, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[Pictu
             f"it has {', '.join(sorted(arrays)) or 'nothing'}; image (or blob and offsets) and label are needed"
         )
     labels = arrays["label"]
+    labels = labels.ravel() if labels.shape[1:] == (1,) else labels  # a column of them is meant alike
+    if labels.ndim != 1 or labels.dtype.kind not in "iub":
+        raise ValueError("its labels are not one whole number for each image; names of classes go into classes")
     count = len(arrays["image"]) if "image" in arrays else len(arrays["offsets"]) - 1
     if len(labels) != count or ("is_train" in arrays and len(arrays["is_train"]) != count):
         raise ValueError(f"it has {count} images, but {len(labels)} labels")
@@ -245,7 +263,7 @@ def _of_dataset(match: re.Match[str]) -> Images:
     known = _SAME.get(split, split) if _SAME.get(split, split) in _SPLITS else ""
 
     def picture(at: int) -> Picture:
-        return lambda: np.asarray(table[at][image].convert("RGB"))
+        return lambda: _pixels(table[at][image])
 
     rows = [(picture(at), names[value] if names else str(value), known) for at, value in enumerate(table[label])]
     digest = hashlib.sha256(str(getattr(table, "_fingerprint", name)).encode()).hexdigest()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from lissome.core.errors import DataError
 from lissome.data.images import Images
 from lissome.models.example import example
 from lissome.models.model import Model
@@ -62,7 +63,11 @@ class ImageExamples:
         return ImageExamples(chosen, self._shape, mean=mean, std=std, moved=self._moved, name=self.name)
 
     def pixels(self, index: int) -> Tensor:
-        """Return one image as the model reads it, FloatTensor[C, H, W], not moved; not to be written into."""
+        """Return one image as the model reads it, FloatTensor[C, H, W], not moved; not to be written into.
+
+        Raises:
+            DataError: When it has other channels than the model reads, and is not grey or of colour.
+        """
         if self._kept is None:
             return self._sized(index)
         if index not in self._kept:
@@ -73,6 +78,11 @@ class ImageExamples:
         channels, height, width = self._shape
         found = torch.from_numpy(self.images.pictures[index]().copy()).permute(2, 0, 1).float() / 255
         if found.shape[0] != channels:
+            if {found.shape[0], channels} != {1, 3}:
+                raise DataError(
+                    f"{self.images.name} has images of {found.shape[0]} channels, but the model reads {channels}; give "
+                    "images of as many."
+                )
             found = found.mean(0, keepdim=True).expand(channels, -1, -1)
         if found.shape[1:] != (height, width):
             found = interpolate(found[None], (height, width), mode="bilinear", antialias=True)[0]

@@ -52,9 +52,13 @@ class Depth:
             values |= {name: int(index < kept) for index, name in enumerate(group)}
         return values
 
-    def smallest(self) -> dict[str, int]:
-        """Skip as many as may be."""
-        return {name: int(name not in self.optional(group)) for group in self.groups for name in group}
+    def within(self, space: Space) -> Space:
+        """Return a Space that leaves no more to choose than this: its chains, and blocks that must stay, do."""
+        groups = [tuple(name for name in group if name in space.by_name) for group in self.groups]
+        stay = {name for group in groups for name in group} - {n for group in groups for n in self.optional(group)}
+        axes = (replace(axis, choices=axis.choices[-1:]) if axis.name in stay else axis for axis in space.axes)
+        chains = tuple(dict.fromkeys((*space.chains, *filter(None, groups))))
+        return replace(space, axes=tuple(axes), chains=chains)
 
     def allows(self, subnet: Mapping[str, int]) -> bool:
         """Whether only last blocks of each group are skipped, and not too many."""
@@ -96,9 +100,12 @@ class RandomPath:
     def __init__(self, space: Space, *, depth: Depth | None = None, count: int = 1) -> None:
         depth = Depth(space.chains) if depth is None and space.chains else depth
         self.space, self.depth, self._count = space, depth, count
+        self._within = space
         if depth is not None:
-            groups = (tuple(name for name in group if name in space.by_name) for group in depth.groups)
+            loose = {axis.name for axis in space.axes if 0 in axis.choices}
+            groups = (tuple(name for name in group if name in loose) for group in depth.groups)
             self.depth = replace(depth, groups=tuple(group for group in groups if group))
+            self._within = self.depth.within(space)
 
     def draw(self, step: int, rng: random.Random) -> tuple[Subnet, ...]:
         """Draw them."""
@@ -107,12 +114,11 @@ class RandomPath:
     def one(self, rng: random.Random) -> Subnet:
         """Draw one Subnet."""
         values = {axis.name: rng.choice(axis.choices) for axis in self.space.axes}
-        return self.space.repaired(values | (self.depth.drawn(rng) if self.depth else {}), rng)
+        return self._within.repaired(values | (self.depth.drawn(rng) if self.depth else {}), rng)
 
     def smallest(self) -> Subnet:
         """Return the smallest Subnet that can be drawn."""
-        values = dict(self.space.smallest)
-        return self.space.canonical(Subnet(values | (self.depth.smallest() if self.depth else {})))
+        return self._within.smallest
 
 
 class Sandwich:
@@ -152,7 +158,7 @@ class Together:
         axes = (
             replace(one, choices=tuple(value for value in one.choices if value <= held[one.name])) for one in space.axes
         )
-        self.space = Space(tuple(axes), space.quorums)
+        self.space = replace(space, axes=tuple(axes))
         self._drawn = tuple(dict.fromkeys((*fits, self.space.full)))
 
     def draw(self, step: int, rng: random.Random) -> tuple[Subnet, ...]:
@@ -193,7 +199,7 @@ class Shrinking:
     Args:
         space: All axes.
         stages: In order; the last one goes on until training ends.
-        groups: Blocks that are skipped together, the last ones first; see `depth_groups`.
+        groups: Blocks that are skipped together, the last ones first; see `depth_groups` (default: the Space's chains).
 
     Raises:
         ConfigError: When there is no stage, one has no step, or one names a kind that no axis has.
@@ -208,7 +214,7 @@ class Shrinking:
                 raise ConfigError(f"no axis is of the kind {kind!r}; there are: {', '.join(known)}.")
         self.space = space
         self._ends = [sum(stage.steps for stage in stages[: index + 1]) for index in range(len(stages))]
-        self._stages = [self._sampler(stage, groups) for stage in stages]
+        self._stages = [self._sampler(stage, groups or space.chains) for stage in stages]
 
     def _sampler(self, stage: Stage, groups: tuple[tuple[str, ...], ...]) -> RandomPath:
         axes = []
@@ -218,7 +224,8 @@ class Shrinking:
                 replace(axis, choices=axis.choices[-(most or len(axis.choices)) :] if elastic else (axis.full,))
             )
         skips = "depth" in stage.kinds and groups
-        return RandomPath(Space(tuple(axes), self.space.quorums), depth=Depth(groups, stage.depth) if skips else None)
+        opened = replace(self.space, axes=tuple(axes))
+        return RandomPath(opened, depth=Depth(groups, stage.depth) if skips else None)
 
     def stage(self, step: int) -> int:
         """Return the number of the stage that a step belongs to."""

@@ -28,6 +28,7 @@ from lissome.models.model import Model
 
 _SHARES = {"recovery": 0.6, "search": 0.1, "selection": 0.1, "test": 0.2}
 _LENGTH = 256  # tokens of a question and its text; what is longer is cut, and answers that are cut off are not found
+_ASKED = 2  # a question may fill so much of that, one part in two; what is longer is cut
 _LONGEST = 30  # tokens of an answer, as usual
 
 
@@ -101,16 +102,24 @@ def ask(model: Model, data: Questions) -> Asked:
     tokenizer: Any = model.tokenizer
     if tokenizer is None or tokenizer.pad_token_id is None or not tokenizer.is_fast:
         raise DataError(f"{model.name} has no fast tokenizer that can pad; give a folder with a tokenizer.json.")
-    most = int(getattr(model.module.config, "max_position_embeddings", _LENGTH))
+    most = min(_LENGTH, int(getattr(model.module.config, "max_position_embeddings", _LENGTH)))
     found = tokenizer(
-        [row.text for row in data.rows], [row.context for row in data.rows], truncation="only_second",
-        max_length=min(_LENGTH, most), padding=True, padding_side="right", return_offsets_mapping=True,
+        [_short(tokenizer, row.text, most // _ASKED) for row in data.rows], [row.context for row in data.rows],
+        truncation="only_second", max_length=most, padding=True, padding_side="right", return_offsets_mapping=True,
         return_tensors="pt",
     )  # fmt: skip
     kinds = torch.tensor([[int(kind == 1) for kind in found.sequence_ids(at)] for at in range(len(data))])
     places = found["offset_mapping"] * kinds.unsqueeze(-1)
     spans = torch.tensor([_span(row, places[at], kinds[at]) for at, row in enumerate(data.rows)])
     return Asked(found["input_ids"], found["attention_mask"], kinds, spans, places, data.rows)
+
+
+def _short(tokenizer: Any, text: str, most: int) -> str:
+    """The text up to a number of tokens; a token is a byte at least, so few texts are looked at."""
+    if len(text.encode()) <= most:
+        return text
+    places = tokenizer(text, truncation=True, max_length=most, return_offsets_mapping=True)["offset_mapping"]
+    return text[: max(end for _, end in places)]
 
 
 def _span(row: Question, places: Tensor, kinds: Tensor) -> tuple[int, int]:

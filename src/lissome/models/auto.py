@@ -61,7 +61,7 @@ AUTOS = tuple(
     getattr(transformers, name)
     for name in (
         "AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
-        "AutoModelForImageClassification", "AutoModelForSpeechSeq2Seq",
+        "AutoModelForQuestionAnswering", "AutoModelForImageClassification", "AutoModelForSpeechSeq2Seq",
     )
 )  # fmt: skip
 """Classes of transformers that open lissome folders."""

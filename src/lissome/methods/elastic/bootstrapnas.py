@@ -41,7 +41,7 @@ from lissome.models.binding import reorder
 from lissome.models.model import Model
 from lissome.models.space import Space
 
-_PART = re.compile(r"(?P<kind>[a-z]+)(?P<most>\d+)?")
+_PART = re.compile(r"(?P<kind>[a-z]+)(?P<most>[1-9]\d*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
