@@ -29,7 +29,7 @@ from lissome.engine.search import Found
 from lissome.engine.search.found import Split
 from lissome.engine.search.subject import MaskedText
 from lissome.models.space import Subnet
-from lissome.pipeline import searching
+from lissome.pipeline import latencies
 from lissome.pipeline.reports import SearchReport
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_latency_from_a_table_of_another_device(run: Any, toy_folder: Path, tmp_
 
 
 def test_latency_from_a_regression_says_how_it_ranks(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "TIMED_SUBNETS", 8)
+    monkeypatch.setattr(latencies, "TIMED_SUBNETS", 8)
     monkeypatch.setattr(Request, "__post_init__", _short)
     report = run(objectives=("ppl", "latency"), latency="regression", trials=6, check=3)
     assert report.provenance["latency"] == "predicted"
@@ -131,9 +131,12 @@ def test_latency_from_a_regression_says_how_it_ranks(run: Any, tmp_path: Path, m
 
 def test_measured_latency_is_a_figure_of_every_subnet(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Request, "__post_init__", _short)
-    report = run(objectives=("ppl", "latency"), latency="measured", trials=4)
+    asked = {"objectives": ("ppl", "latency"), "latency": "measured", "budget": ("latency<=99999%",)}
+    report = run(**asked, trials=4)
     assert report.provenance["latency"] == "measured"
     assert all(point["figures"]["latency"] > 0 for point in report.front)
+    again = run(**asked, trials=5)
+    assert again.evaluated == 5 and again.bounds == report.bounds, "the original's time is the one of the first call"
 
 
 def _short(request: Request) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.pipeline.reports import SupernetReport
+from lissome.pipeline.supernets import keep_found
 from lissome.testing.conformance import outputs
 from lissome.testing.examples import striped_images, worded_texts
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
@@ -112,6 +115,23 @@ def test_any_point_of_the_front_can_be_taken(made: Path, tmp_path: Path) -> None
     own = dict(cut.module.named_parameters())
     assert all(torch.equal(value, own[name]) for name, value in expected.module.named_parameters())
     assert report.subnet == found.subnet(place).to_json()
+
+
+def test_a_chosen_point_off_the_front_is_extracted_with_statistics_of_its_own(
+    home: Path, made: Path, tmp_path: Path
+) -> None:
+    """The whole network, say, when it is the best on the selection split alone."""
+    place = Path(shutil.copytree(made, tmp_path / "S"))
+    found, model = Found.load(place / "found.json"), pipeline.load(place)
+    beaten = next(at for at in range(len(found.points)) if at not in found.front)
+    data = Pictures(image_splits(model, read_images(home / "stripes.npz")))
+    keep_found(place, model, replace(found, chosen=beaten), data.batches(64))
+    report = pipeline.extract_for(place, out=tmp_path / "best")
+    assert report.number == found.points[beaten].number
+    small = pipeline.load(tmp_path / "best")
+    kept = statistics(small.module)
+    reestimate(small.module, data.batches(64))
+    assert all(torch.allclose(value, kept[name], rtol=1e-4) for name, value in statistics(small.module).items())
 
 
 def test_a_front_beats_its_own_ends(made: Path) -> None:

@@ -139,5 +139,5 @@ def test_a_click_shows_a_point_and_its_command(tmp_path: Path) -> None:
         assert "25.0 %" in chromium.read("document.getElementById('figures').innerText")
         chromium.click(*chromium.read(_PLACE.format(trace=0, point=1)))  # evaluated, beaten
         chromium.wait("document.getElementById('title').textContent === 'Point 3, not on the front'")
-        assert "Only points of the front" in chromium.read("document.getElementById('extract').textContent")
+        assert "Only the front and the chosen point" in chromium.read("document.getElementById('extract').textContent")
         assert chromium.read("document.getElementById('copy').hidden") is True

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from random import Random
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -22,38 +20,28 @@ from lissome.core.config import check_seed
 from lissome.core.errors import ArtifactError, ConfigError, DataError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.files import check_writable
-from lissome.core.protocols import CostOracle
 from lissome.core.typed import as_json, from_json
-from lissome.cost.oracle import SubnetCost
-from lissome.cost.predicted import Agreement, Regression, Timed, held_out, time_subnets, totals
-from lissome.cost.table import LatencyTable, cached_table
 from lissome.data.text import TextSplits, text_splits
 from lissome.engine.objective import Objective, objective_of
 from lissome.engine.paths import kind_of
 from lissome.engine.search import Found, Goal, Problem, SearchConfig, samplers, work
 from lissome.engine.search import search as search_problem
 from lissome.engine.search.found import Split
-from lissome.engine.search.moves import draw
 from lissome.engine.search.subject import Masked, MaskedText, problem_of
 from lissome.models.adapters import merged_copy
 from lissome.models.labels import answers_by_spans
 from lissome.models.model import Model
-from lissome.models.space import Space, Subnet
+from lissome.models.space import Space
 from lissome.models.zoo import place_of
 from lissome.pipeline.compare import quiet
-from lissome.pipeline.job import MEASURED, WINDOWS, data_for
+from lissome.pipeline.job import WINDOWS, data_for
+from lissome.pipeline.latencies import Latency, Wish, timing
 from lissome.pipeline.loading import load
 from lissome.pipeline.reports import SearchReport
 from lissome.pipeline.supernets import is_elastic, keep_found, read_elastic, space_of
 
-STUDY, FOUND, TIMED = "study.db", "found.json", "timed.json"
-"""Files of a search's folder: every trial as it was made, the result, and sub-networks that were timed."""
-
-Latency = Literal["auto", "table", "regression", "measured"]
-
-TIMED_SUBNETS = 24
-"""Sub-networks that a regression is fitted to: two for each of its features."""
-
+STUDY, FOUND = "study.db", "found.json"
+"""Files of a search's folder: every trial as it was made, and the result."""
 
 _JOIN = f"import sys; from {__name__} import join; join(sys.argv[1])"
 
@@ -199,7 +187,8 @@ def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -
     space = space_of(model.manifest, Path(target)) if elastic and model.manifest is not None else model.space()
     # Adapters are merged when a Subnet is cut out: what it costs does not depend on their ranks.
     priced, sizes = merged_copy(model), _without_ranks(space)
-    latency = _latency(asked, priced, sizes, names, events)
+    wish = Wish(way=asked.latency, device=asked.device, folder=Path(asked.out), seed=asked.seed, check=asked.check)
+    latency = timing(wish, priced, sizes, names, events)
     original = {**latency.cost.figures(space.full), **latency.original}
     identity = {"lissome": __version__, "model": model.source.sha256 or model.name, "latency": latency.identity}
     goal = Goal.of(_objectives(asked, quality), budget, original=original)
@@ -252,101 +241,6 @@ def _windows(splits: TextSplits | None) -> dict[Split, Tensor]:
     if splits is None:
         return {}
     return {"search": splits.calibration, "selection": splits.selection, "test": splits.test}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Latency:
-    """How latency comes about.
-
-    Attributes:
-        cost: Counts, and predicts latency when it is predicted.
-        identity: What its predictions depend on.
-        measured: Takes the latency of a Subnet, when it is measured each time.
-        original: Latency of the original, when the cost does not know it.
-        notes: Lines for a person.
-    """
-
-    cost: CostOracle
-    identity: str = "none"
-    measured: Any = None
-    original: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def _latency(asked: Asked, model: Model, space: Space, names: set[str], events: EventStream) -> _Latency:
-    if not names & MEASURED:
-        return _Latency(cost=SubnetCost(model))
-    way = asked.latency
-    if way == "auto":
-        way = "table" if model.anatomy.task == "causal-lm" else "regression"
-    if way == "measured":
-        return _measured(model, space, events)
-    if way == "table" and model.anatomy.task != "causal-lm":
-        raise ConfigError(
-            f"a latency table is of a language model, which {model.name} is not; give --latency regression or measured."
-        )
-    if way == "regression":
-        found = _regression(asked, model, space, events)
-    else:
-        table = LatencyTable.load(Path(asked.device)) if asked.device else cached_table(model, events=events)
-        found = _Latency(cost=SubnetCost(model, table=table), identity=f"table {table.fingerprint}")
-    return replace(found, notes=(*found.notes, *_checked(asked, way, model, space, found.cost, events)))
-
-
-def _measured(model: Model, space: Space, events: EventStream) -> _Latency:
-    """Time each Subnet when it is evaluated, in turns with the original."""
-    whole = time_subnets(model, space, [space.full], events=events).original
-
-    def take(subnet: Subnet) -> dict[str, float]:
-        timed = time_subnets(model, space, [Subnet({name: subnet[name] for name in space.by_name})])
-        return {"latency": timed.seconds[0] / timed.original * whole}
-
-    return _Latency(cost=SubnetCost(model), identity="measured", measured=take, original={"latency": whole})
-
-
-class _WithRegression:
-    """Counted figures, and a latency from a regression."""
-
-    def __init__(self, counted: SubnetCost, regression: Regression) -> None:
-        self._counted, self._regression = counted, regression
-
-    def figures(self, subnet: Mapping[str, int]) -> dict[str, float]:
-        """Return figures by budget term."""
-        return {**self._counted.figures(subnet), "latency": float(self._regression([subnet])[0])}
-
-    def provenance(self, term: str) -> str:
-        """Say how a term comes about."""
-        return self._counted.provenance(term)
-
-
-def _regression(asked: Asked, model: Model, space: Space, events: EventStream) -> _Latency:
-    """Fit a regression to timed sub-networks: another device's, this search's own, or those that are timed now."""
-    file = Path(asked.device) if asked.device else Path(asked.out) / TIMED
-    if asked.device or file.exists():
-        timed = Timed.load(file)
-        if timed.space != space:
-            raise ArtifactError(f"the sub-networks of {file} are of another model; time this model's own.")
-    else:
-        rng = Random(f"{asked.seed}/timed")
-        timed = time_subnets(model, space, [draw(space, rng) for _ in range(TIMED_SUBNETS)], events=events)
-        timed.save(file)
-    features, subnets = totals(model), timed.subnets
-    note = f"latency by a regression, {held_out(features, subnets, timed.seconds)}"
-    fitted = Regression(features, subnets, timed.seconds)
-    digest = hashlib.sha256(json.dumps(timed.seconds).encode()).hexdigest()[:16]
-    identity = f"regression {timed.device.fingerprint} {digest}"
-    return _Latency(cost=_WithRegression(SubnetCost(model), fitted), identity=identity, notes=(note,))
-
-
-def _checked(asked: Asked, way: str, model: Model, space: Space, cost: CostOracle, events: EventStream) -> list[str]:
-    """Say how well the predicted latency ranks sub-networks that are timed now."""
-    if not asked.check:
-        return []
-    rng = Random(f"{asked.seed}/check")
-    subnets = [draw(space, rng) for _ in range(asked.check)]
-    timed = time_subnets(model, space, subnets, events=events)
-    predicted = [cost.figures(subnet)["latency"] for subnet in subnets]
-    return [f"latency by a {way}, {Agreement.of(predicted, timed.seconds)}"]
 
 
 @contextlib.contextmanager

@@ -195,7 +195,7 @@ def space_of(manifest: Manifest, place: Path) -> Space:
 
 
 def keep_found(place: Path, model: Model, found: Found, examples: Sequence[Any]) -> None:
-    """Put what a search found into an elastic artifact, with the statistics of batch norms of the front.
+    """Put what a search found into an elastic artifact, with the statistics of batch norms of what can be extracted.
 
     Args:
         place: The artifact.
@@ -210,7 +210,7 @@ def keep_found(place: Path, model: Model, found: Found, examples: Sequence[Any])
     kept = [FOUND]
     if batch_norms(model.module):
         tensors: dict[str, Tensor] = {}
-        for index in found.front:
+        for index in extractable(found):
             with masked(model, found.subnet(index), space=found.space), adapted(model.module, examples):
                 seen = statistics(model.module)
             tensors |= {f"{found.points[index].number}/{name}": value.contiguous() for name, value in seen.items()}
@@ -219,6 +219,15 @@ def keep_found(place: Path, model: Model, found: Found, examples: Sequence[Any])
         kept.append(STATISTICS)
     records = {name: FileRecord(bytes=(place / name).stat().st_size, sha256=sha256_file(place / name)) for name in kept}
     write_manifest(place, replace(manifest, files=dict(sorted({**bare, **records}.items()))))
+
+
+def extractable(found: Found) -> tuple[int, ...]:
+    """Return the places of the points whose statistics of batch norms are kept: the front, and the one that is chosen.
+
+    The whole network can be chosen for its quality on the selection split without being on the search's front.
+    """
+    chosen = () if found.chosen is None else (found.chosen,)
+    return tuple(dict.fromkeys((*found.front, *chosen)))
 
 
 def extract_for(
@@ -282,9 +291,9 @@ def extract_for(
 def _chosen(
     place: Path, found: Found, budget: Bounds | None, point: int | None, *, statistical: bool
 ) -> tuple[Point, int]:
-    """The point to take, and its place; of a network with batch norms one of the front, whose statistics are stored."""
+    """The point to take, and its place; of a network with batch norms one whose statistics are stored."""
     numbers = {one.number: index for index, one in enumerate(found.points)}
-    allowed = [found.points[index].number for index in found.front] if statistical else list(numbers)
+    allowed = [found.points[index].number for index in extractable(found)] if statistical else list(numbers)
     if point is not None:
         if point not in allowed:
             shown = ", ".join(map(str, sorted(allowed)[:24]))

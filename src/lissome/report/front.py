@@ -16,7 +16,7 @@ from lissome.report.units import quantity
 if TYPE_CHECKING:
     from lissome.engine.search import Found
 
-_REFUSED = "Only points of the front can be extracted: statistics of batch norms are kept for those."
+_REFUSED = "Only the front and the chosen point can be extracted: statistics of batch norms are kept for those."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Front:
     Attributes:
         found: What was found; None where nothing was searched yet.
         path: How the user calls the artifact's folder.
-        all_extractable: Whether every point can be extracted, and not those of the front alone.
+        all_extractable: Whether every point can be extracted, and not the front and the chosen one alone.
     """
 
     found: Found | None
@@ -119,7 +119,7 @@ def script_data(data: Front) -> dict[str, Any]:
                 "cut": _cut(found, point.choices),
                 "front": place in on_front,
                 "chosen": place == found.chosen,
-                "extractable": data.all_extractable or place in on_front,
+                "extractable": data.all_extractable or place in on_front or place == found.chosen,
             }
             for place, point in enumerate(found.points)
         ],

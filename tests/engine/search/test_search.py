@@ -174,6 +174,23 @@ def test_three_splits_three_purposes() -> None:
     assert found.points[found.front[0]].figures["loss"] <= chosen.figures["loss"], "the search split alone would differ"
 
 
+def test_the_smallest_that_is_good_enough_is_good_enough_on_the_selection_split_too() -> None:
+    """On the second split everything is worse, so that the first choices do not hold the bound there."""
+    plain, most = problem(6), 0.3
+    asked = replace(
+        plain,
+        goal=Goal((Objective("macs", "lower"),), (Bound("loss", "<=", most),)),
+        selection=lambda subnet: {"loss": 1.05 * separable(plain.space, subnet)["loss"] + 0.001},
+    )
+    found = search(asked, SearchConfig(trials=150, sampler="ensemble", compared=12))
+    assert found.chosen is not None
+    chosen, full = found.points[found.chosen], separable(plain.space, plain.space.full)
+    assert chosen.figures["macs"] < 0.9 * full["macs"], "not the original for want of others that were compared"
+    assert chosen.selection["loss"] <= most
+    compared = [point for point in found.points if point.selection]
+    assert 2 < len(compared) <= 13, "the smallest on the search split did not hold"
+
+
 def test_without_a_bound_several_objectives_name_no_winner() -> None:
     found = search(problem(4), SearchConfig(trials=30))
     assert found.chosen is None

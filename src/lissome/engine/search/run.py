@@ -265,7 +265,11 @@ def _compare(problem: Problem, config: SearchConfig, found: Found, ledger: Ledge
     full = [place for place in range(len(found.points)) if found.subnet(place) == problem.space.full]
     if problem.selection is not None and found.front:
         places = list(dict.fromkeys([*_candidates(found, config.compared), *full]))
-        found = _taken(found, "selection", problem.selection, places, ledger, events).sorted()
+        room = config.compared
+        while places and room > 0:  # again where a bound on quality that the search held does not hold here
+            found = _taken(found, "selection", problem.selection, places, ledger, events).sorted()
+            room -= len(places)
+            places = [place for place in _candidates(found, room) if not found.points[place].selection]
     if problem.test is not None and found.chosen is not None:
         places = list(dict.fromkeys([found.chosen, *full]))
         found = _taken(found, "test", problem.test, places, ledger, events)

@@ -1,0 +1,176 @@
+"""Where the latency of a search's sub-networks comes from: a table, a regression on a few timed ones, or a clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+from lissome.core.errors import ArtifactError, ConfigError
+from lissome.core.events import EventStream
+from lissome.core.protocols import CostOracle
+from lissome.cost.oracle import SubnetCost
+from lissome.cost.predicted import Agreement, Regression, Timed, held_out, time_subnets, totals
+from lissome.cost.table import LatencyTable, cached_table
+from lissome.engine.search.moves import draw
+from lissome.models.model import Model
+from lissome.models.space import Space, Subnet
+from lissome.pipeline.job import MEASURED
+
+TIMED, WHOLE = "timed.json", "timed-whole.json"
+"""Files of a search's folder: sub-networks that were timed, and the original, where each one is timed in turn."""
+
+Latency = Literal["auto", "table", "regression", "measured"]
+
+TIMED_SUBNETS = 24
+"""Sub-networks that a regression is fitted to: two for each of its features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """How a user wants latency to come about.
+
+    Attributes:
+        way: One of `Latency`; ``auto`` is a table for a language model, and a regression for any other.
+        device: A latency table, or timed sub-networks, of the device to search for.
+        folder: Of the search; what is timed here stays in it.
+        seed: Of the sub-networks that are timed.
+        check: Sub-networks to time, to see how well a predicted latency ranks them.
+    """
+
+    way: str
+    device: str | None
+    folder: Path
+    seed: int
+    check: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How latency comes about.
+
+    Attributes:
+        cost: Counts, and predicts latency when it is predicted.
+        identity: What its predictions depend on.
+        measured: Takes the latency of a Subnet, when it is measured each time.
+        original: Latency of the original, when the cost does not know it.
+        notes: Lines for a person.
+    """
+
+    cost: CostOracle
+    identity: str = "none"
+    measured: Callable[[Subnet], Mapping[str, float]] | None = None
+    original: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def timing(wish: Wish, model: Model, space: Space, names: set[str], events: EventStream) -> Timing:
+    """Say how latency comes about; what must be timed for it is timed now, and stays in the search's folder.
+
+    Args:
+        wish: How a user wants it.
+        model: The model, without adapters.
+        space: What can be chosen.
+        names: Figures that the search speaks of; where none is a latency, nothing is timed.
+        events: Where progress goes.
+
+    Raises:
+        ConfigError: When the model has no latency table.
+        ArtifactError: When a file of times is damaged, or of another model.
+    """
+    if not names & MEASURED:
+        return Timing(cost=SubnetCost(model))
+    way = wish.way
+    if way == "auto":
+        way = "table" if model.anatomy.task == "causal-lm" else "regression"
+    if way == "measured":
+        return _measured(wish, model, space, events)
+    if way == "table" and model.anatomy.task != "causal-lm":
+        raise ConfigError(
+            f"a latency table is of a language model, which {model.name} is not; give --latency regression or measured."
+        )
+    if way == "regression":
+        found = _regression(wish, model, space, events)
+    else:
+        table = LatencyTable.load(Path(wish.device)) if wish.device else cached_table(model, events=events)
+        found = Timing(cost=SubnetCost(model, table=table), identity=f"table {table.fingerprint}")
+    return replace(found, notes=(*found.notes, *_checked(wish, way, model, space, found.cost, events)))
+
+
+def _measured(wish: Wish, model: Model, space: Space, events: EventStream) -> Timing:
+    """Time each Subnet when it is evaluated, in turns with the original.
+
+    What the original took the first time stays: bounds relative to it are the same in every process, and after a kill.
+    """
+    file = wish.folder / WHOLE
+    if file.exists():
+        timed = _timed_before(file, space)
+    else:
+        timed = time_subnets(model, space, [space.full], events=events)
+        timed.save(file)
+    whole = timed.original
+
+    def take(subnet: Subnet) -> dict[str, float]:
+        timed = time_subnets(model, space, [Subnet({name: subnet[name] for name in space.by_name})])
+        return {"latency": timed.seconds[0] / timed.original * whole}
+
+    return Timing(cost=SubnetCost(model), identity="measured", measured=take, original={"latency": whole})
+
+
+class _WithRegression:
+    """Counted figures, and a latency from a regression."""
+
+    def __init__(self, counted: SubnetCost, regression: Regression) -> None:
+        self._counted, self._regression = counted, regression
+
+    def figures(self, subnet: Mapping[str, int]) -> dict[str, float]:
+        """Return figures by budget term."""
+        return {**self._counted.figures(subnet), "latency": float(self._regression([subnet])[0])}
+
+    def provenance(self, term: str) -> str:
+        """Say how a term comes about."""
+        return self._counted.provenance(term)
+
+
+def _regression(wish: Wish, model: Model, space: Space, events: EventStream) -> Timing:
+    """Fit a regression to timed sub-networks: another device's, this search's own, or those that are timed now."""
+    file = Path(wish.device) if wish.device else wish.folder / TIMED
+    if wish.device or file.exists():
+        timed = _timed_before(file, space)
+    else:
+        rng = Random(f"{wish.seed}/timed")
+        timed = time_subnets(model, space, [draw(space, rng) for _ in range(TIMED_SUBNETS)], events=events)
+        timed.save(file)
+    features, subnets = totals(model), timed.subnets
+    note = f"latency by a regression, {held_out(features, subnets, timed.seconds)}"
+    fitted = Regression(features, subnets, timed.seconds)
+    digest = hashlib.sha256(json.dumps(timed.seconds).encode()).hexdigest()[:16]
+    identity = f"regression {timed.device.fingerprint} {digest}"
+    return Timing(cost=_WithRegression(SubnetCost(model), fitted), identity=identity, notes=(note,))
+
+
+def _timed_before(file: Path, space: Space) -> Timed:
+    """Read times that were taken of this model.
+
+    Raises:
+        ArtifactError: When they are of another one, or the file is damaged.
+    """
+    timed = Timed.load(file)
+    if timed.space != space:
+        raise ArtifactError(f"the sub-networks of {file} are of another model; time this model's own.")
+    return timed
+
+
+def _checked(wish: Wish, way: str, model: Model, space: Space, cost: CostOracle, events: EventStream) -> list[str]:
+    """Say how well the predicted latency ranks sub-networks that are timed now."""
+    if not wish.check:
+        return []
+    rng = Random(f"{wish.seed}/check")
+    subnets = [draw(space, rng) for _ in range(wish.check)]
+    timed = time_subnets(model, space, subnets, events=events)
+    predicted = [cost.figures(subnet)["latency"] for subnet in subnets]
+    return [f"latency by a {way}, {Agreement.of(predicted, timed.seconds)}"]
