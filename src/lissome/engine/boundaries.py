@@ -190,3 +190,20 @@ class Boundaries:
             elif name in values:
                 values[name] = one.sizes[name]
         return space.check(values)
+
+
+def renamed(whole: Model, cut: Model, subnet: Mapping[str, int]) -> dict[str, str]:
+    """Return how axes of a model are called in what a Subnet leaves of it: layers that went shift those behind them.
+
+    Args:
+        whole: The model.
+        cut: What was cut out of it.
+        subnet: What was chosen; axes of branches that went are left out.
+    """
+    stayed = [branch for branch in whole.anatomy.branches if subnet.get(branch.name, 1)]
+    return {
+        before.axis(dim.name): after.axis(dim.name)
+        for before, after in zip(stayed, cut.anatomy.branches, strict=True)
+        for dim in before.dims
+        if not dim.shared
+    }

@@ -322,6 +322,8 @@ def test_urls_are_checked_and_do_not_tell_their_password() -> None:
     with pytest.raises(MissingExtraError, match=r"pip install pymysql") as error:
         search(plain, CONFIG, study="mysql+pymysql://me:secret@host/db")
     assert "secret" not in str(error.value)
+    with pytest.raises(MissingExtraError, match=r"pip install mysqlclient"):  # what this URL asks for
+        search(plain, CONFIG, study="mysql://me:secret@host/db")
     assert file_of("sqlite:///a/b.db") == Path("a/b.db")
     assert file_of("a/b.db") == Path("a/b.db")
     assert file_of("postgresql://h/x") == "postgresql://h/x"

@@ -16,6 +16,8 @@ from lissome.engine.boundaries import NEAR, Boundaries
 from lissome.engine.hooks import Batch, Task
 from lissome.engine.movement import Schedule, Scored, Scoring
 from lissome.engine.ranking import saliency, unit_scores
+from lissome.engine.supermethod import Making
+from lissome.methods.elastic.eftnas import EFTNAS
 from lissome.models.binding import extract
 from lissome.models.model import Model
 from lissome.models.space import Space
@@ -120,6 +122,23 @@ def test_sizes_meet_their_costs(family: str, score: str) -> None:
     assert bounds.subnet(space, found[0]) == space.smallest, "sizes of a lower cost are nowhere larger"
     with pytest.raises(BudgetUnmetError, match="reachable is"):
         bounds.at(2 * most)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_sizes_find_their_layers_when_one_in_the_middle_goes_for_good(family: str) -> None:
+    """A decoder loses the layer, and those behind it get other numbers; an encoder keeps its norms."""
+    model = toy_model(family)
+    worth = unit_scores(model, saliency(model, "l1"), sides="both")
+    worth = {name: each * (1e-6 if name.startswith("layers.1.") else 1) for name, each in worth.items()}
+    making = Making.__new__(Making)
+    making.model = model
+    costs = [share * Boundaries(model, worth).range()[1] for share in (0.2, 0.31, 0.42)]
+    method = EFTNAS(EFTNAS.Config(smallest=0.2, largest=0.42, targets=3))
+    space, _ = method._space(making, worth)
+    assert len(making.model.anatomy.branches) <= 6, "the second layer went as a whole"
+    counter = Counter(making.model)
+    for subnet, cost in ((space.full, costs[-1]), (space.smallest, costs[0])):
+        assert counter.figures(subnet)["macs"] == pytest.approx(cost, rel=NEAR)
 
 
 def test_units_that_are_never_learnt_go_one_by_one() -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from lissome.core.errors import ArtifactError, ConfigError, LissomeError, MissingExtraError
 from lissome.engine.search._optuna import quiet
 
-_DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "pymysql"}
+_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # by their module
 _DAMAGED = ("not a database", "malformed", "no such")
 
 
@@ -89,7 +89,7 @@ def guarded(name: str) -> Iterator[None]:
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error) as error:
         raise _failure(name, error) from error
     except ImportError as error:
-        driver = next((_DRIVERS[kind] for kind in _DRIVERS if name.startswith(kind)), "the database's driver")
+        driver = _PACKAGES.get(error.name or "", error.name or "the database's driver")
         raise MissingExtraError(f"{name} needs a driver; install it with: pip install {driver}") from error
     except RuntimeError as error:  # Optuna's, when the tables are of another version of it
         raise ArtifactError(f"{name}: {' '.join(str(error).split())}") from error

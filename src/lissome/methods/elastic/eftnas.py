@@ -33,7 +33,7 @@ from torch import Tensor
 from lissome.core.config import option
 from lissome.core.errors import ConfigError
 from lissome.core.method import Context, Outcome
-from lissome.engine.boundaries import Boundaries, Sized
+from lissome.engine.boundaries import Boundaries, Sized, renamed
 from lissome.engine.hooks import Task
 from lissome.engine.movement import Schedule, Scored, Scoring
 from lissome.engine.paths import RandomPath, Sandwich
@@ -146,7 +146,13 @@ class EFTNAS(SupernetMethod):
         costs = [share * most for share in shares]
         found = [bounds.uniform(macs) for macs in costs] if config.lists == "uniform" else bounds.nested(costs)
         if config.largest < 1:
-            whole = bounds.space(found)
-            making.model = extract(making.model, bounds.subnet(whole, found[-1]), space=whole)
-            bounds = Boundaries(making.model, worth)
+            space = bounds.space(found)
+            subnet = bounds.subnet(space, found[-1])
+            whole, making.model = making.model, extract(making.model, subnet, space=space)
+            names = renamed(whole, making.model, subnet)
+            bounds = Boundaries(making.model, {names[name]: value for name, value in worth.items() if name in names})
+            found = [
+                Sized(one.macs, {names[name]: size for name, size in one.sizes.items() if name in names})
+                for one in found
+            ]
         return bounds.space(found), found
