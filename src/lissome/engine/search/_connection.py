@@ -89,7 +89,8 @@ def guarded(name: str) -> Iterator[None]:
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error) as error:
         raise _failure(name, error) from error
     except ImportError as error:
-        driver = _PACKAGES.get(error.name or "", error.name or "the database's driver")
+        missing: str = getattr(_root(error), "name", None) or "the database's driver"
+        driver = _PACKAGES.get(missing, missing)
         raise MissingExtraError(f"{name} needs a driver; install it with: pip install {driver}") from error
     except RuntimeError as error:  # Optuna's, when the tables are of another version of it
         raise ArtifactError(f"{name}: {' '.join(str(error).split())}") from error
