@@ -111,6 +111,13 @@ def test_what_cannot_be_dealt(config: dict[str, object], classes: list[int], own
         partition(classes, owners, PartitionConfig.from_mapping(config), data="x")
 
 
+def test_owners_of_like_names_are_different_clients() -> None:
+    owners = [owner for owner in ("x-2", "x", "x!", "x?", "-") for _ in range(2)]
+    dealt = partition([], owners, PartitionConfig(scheme="natural"), data="d")
+    assert sorted(at for places in dealt.parts.values() for at in places) == list(range(10))
+    assert len(dealt.parts) == 5
+
+
 def test_owners_are_read_from_rows(tmp_path: Path) -> None:
     records = [{"text": f"t{k}", "label": k % 2, "client": "ab"[k % 2]} for k in range(6)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))

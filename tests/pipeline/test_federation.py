@@ -156,6 +156,21 @@ def test_arms_that_a_federation_is_compared_with(arm: str, place: Path) -> None:
         FederationRecipe.from_toml(text)
 
 
+@pytest.mark.parametrize("method", ["fedavg", "raffm", "rafl"])
+def test_alone_nothing_travels(method: str, place: Path) -> None:
+    """Whatever a method exchanges otherwise, such as the knowledge network of RaFL."""
+    text = RECIPE.replace("seed = 3", 'seed = 3\narm = "local"').replace('"fedavg"', f'"{method}"')
+    recipe = FederationRecipe.from_toml(text, place)
+    assert not FederationJob(recipe).server(place).tensors
+    assert FederationJob(replace(recipe, arm="federated")).server(place).tensors
+
+
+def test_late_answers_have_no_place_in_a_sum_of_masks() -> None:
+    text = RECIPE.replace("[federation]", '[federation]\nlate = "use"') + 'secure = true\nmerge = "mean"\n'
+    with pytest.raises(ConfigError, match="late=drop"):
+        FederationRecipe.from_toml(text)
+
+
 @pytest.mark.long
 def test_architectures_per_budget_and_what_clients_keep(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = sorted(word for group in WORDS.values() for word in group)

@@ -8,6 +8,7 @@ positions of each client's examples, so that another run, or another machine, ca
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import warnings
@@ -212,5 +213,6 @@ def _names(owners: Sequence[str] | int) -> list[str]:
     names: list[str] = []
     for owner in owners:
         plain = _NAME.sub("-", owner).strip("-._")[:48] or "client"
-        names.append(plain if plain not in names else f"{plain}-{len(names)}")
+        free = (f"{plain}-{number}" for number in itertools.count(len(names)))
+        names.append(plain if plain not in names else next(name for name in free if name not in names))
     return names

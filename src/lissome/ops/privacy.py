@@ -12,7 +12,7 @@ import math
 
 from lissome.core.errors import ConfigError
 
-_MOST = 1e4  # an ε beyond which nothing is promised
+_MOST = 1e12  # an ε beyond which nothing is promised, and rounding decides
 
 
 def epsilon(noise: float, releases: int, delta: float) -> float:

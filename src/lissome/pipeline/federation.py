@@ -93,6 +93,8 @@ class FederationRecipe:
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise ConfigError(unknown_name("arm", str(self.arm), ARMS))
+        if self.rounds.late == "use" and getattr(self.step.config, "secure", False):
+            raise ConfigError("the masks of a late answer are those of a sum that is over; with secure, set late=drop.")
 
     @classmethod
     def from_toml(cls, text: str, base: Path | None = None) -> FederationRecipe:
@@ -168,8 +170,9 @@ class FederationRecipe:
             case "centralised":
                 return replace(self, devices=tuple(replace(one, budget="") for one in self.devices))
             case "local":
-                private = type(config).from_mapping({**config.to_mapping(), "private": ["*"]})
-                return replace(self, step=replace(self.step, config=private))
+                alone = {"share": "none", "noise": 0.0} if hasattr(config, "share") else {"private": ["*"]}
+                own = type(config).from_mapping({**config.to_mapping(), **alone})
+                return replace(self, step=replace(self.step, config=own))
             case "zero-shot":
                 return replace(self, rounds=replace(self.rounds, rounds=1, train=False))
         return self
@@ -281,9 +284,11 @@ class FederationJob:
             folder=folder,
         )  # fmt: skip
         program, config = self.method.server(site), self.method.config
-        if not getattr(config, "secure", False):
-            return program
-        return SecureProgram(program, largest=config.secure_largest, seed=derive(self.recipe.seed, "secure"))
+        if getattr(config, "secure", False):
+            program = SecureProgram(program, largest=config.secure_largest, seed=derive(self.recipe.seed, "secure"))
+        for name in {kind: name for name, kind in self.kinds.items()}.values():
+            program.check(self.profile(name))  # a kind of the recipe that cannot take part is the recipe's mistake
+        return program
 
     def worker(
         self,

@@ -85,7 +85,7 @@ def membership(artifact: Path | str, *, events: EventStream | None = None) -> Me
     auc = area(members, others)
     return Membership(
         auc=auc, se=standard_error(auc, len(members), len(others)), members=len(members), others=len(others),
-        clients={name: area(found, others) for name, found in own.items()},
+        clients={name: area(found, others) for name, found in own.items() if len(found)},
     )  # fmt: skip
 
 

@@ -26,7 +26,15 @@ from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import TRAIN, Program
 from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.store import ClientStore
-from tests.engine.federate.fleet import Adder, adders, digest, federation
+from tests.engine.federate.fleet import (
+    Adder,
+    adders,
+    digest,
+    encoder,
+    federation,
+    subnet_program,
+    training_clients,
+)
 
 Spoil = Callable[[Parcel], Parcel]
 
@@ -84,6 +92,9 @@ SPOILT: dict[str, tuple[Spoil, str, str]] = {
     "huge weight": (numbers(num_examples=1e9), "rejected", r"at most 20"),
     "weight that is no number": (numbers(num_examples=float("nan")), "rejected", "not finite"),
     "metric that is no number": (numbers(loss=float("inf")), "rejected", "'loss' is not finite"),
+    "metric beyond all sums": (numbers(loss=1e308), "rejected", "'loss' is not finite"),
+    "metric of 400 digits": (numbers(loss=10**400), "rejected", "'loss' is not finite"),
+    "metric whose name is an escape": (numbers(**{"\x1b[2J": 1.0}), "rejected", "no name of a number"),
     "metric of text": (numbers(loss="low"), "rejected", "'loss' is not finite"),
     "too many metrics": (numbers(**{f"m{k}": 1.0 for k in range(99)}), "rejected", "at most 64"),
     "it says that it cannot": (head(error="no space"), "failed", "no space"),
@@ -180,7 +191,8 @@ def test_every_codec_is_guarded(codec: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"name": "../etc", "examples": 1}, "not a name"), ({"name": "a", "examples": -1}, "negative"),
+        ({"name": "../etc", "examples": 1}, "not a name"), ({"name": "a", "examples": -1}, "cannot be"),
+        ({"name": "a", "examples": 10**400}, "cannot be"),
         ({"name": "a"}, "lacks 'examples'"), ({"name": "a", "examples": 1, "budget": "memroy<=1"}, "did you mean"),
         ({"name": "a", "examples": 1, "facts": {"speed": "fast"}}, "finite number"), ([], "must be an object"),
         ({"name": "a", "examples": 1, "root": True}, "unknown key"),
@@ -206,6 +218,29 @@ def test_two_of_one_name_and_who_says_nothing_usable(tmp_path: Path) -> None:
     refused = {line["client"]: line["reason"] for line in job.audit.lines if line["event"] == "refused"}
     assert "there already" in str(refused["twin"])
     assert "mute" in refused
+
+
+def test_a_budget_that_nothing_meets_ends_nothing(tmp_path: Path) -> None:
+    """Whoever brings one is refused with the reason, and the others go on."""
+    model = encoder()
+    budgets = {"b": "params<=1", "c": "latency<=5ms"}
+    clients = training_clients(model, ["a", "b", "c"], tmp_path, budgets=budgets)
+    job = federation(subnet_program(model), clients, tmp_path / "server", rounds=1, clients=1)
+    assert job.run()[-1].clients == ("a",)
+    refused = {line["client"]: str(line["reason"]) for line in job.audit.lines if line["event"] == "refused"}
+    assert "reachable is" in refused["b"]
+    assert "bound macs" in refused["c"]
+
+
+def test_who_has_no_examples_is_not_asked_to_train(tmp_path: Path) -> None:
+    clients: dict[str, Any] = adders(zeros(), 2, tmp_path)
+    idle = Adder("z", examples=0, shapes=zeros())
+    clients["z"] = lambda: Worker(idle, ClientStore(tmp_path / "z"))
+    job = federation(Program(zeros()), clients, tmp_path / "server", rounds=4, evaluate_every=1)
+    rounds = job.run()
+    assert [one.answered for one in rounds[1:]] == [2] * 4
+    assert not job.audit.lines, "having nothing breaks no rule"
+    assert {one.action for one in idle.seen} == {"evaluate"}
 
 
 def test_nobody_may_claim_to_have_almost_all_examples() -> None:

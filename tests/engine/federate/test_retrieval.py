@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ConfigError, FederationError
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.layout import Layout
@@ -46,6 +46,16 @@ def test_merged_lists_are_those_of_a_central_index(seed: int, sizes: list[int], 
     starts = torch.tensor([sum(sizes[:number]) for number in range(len(sizes))])
     real = found[PLACES] >= 0
     assert torch.equal((starts[found[OWNERS]] + found[PLACES])[real], central[PLACES][real])
+
+
+def test_a_score_that_is_no_cosine_is_refused() -> None:
+    """It would stand above all others."""
+    base = {SCORES: torch.full((1, 2), -2.0)}
+    lists = {SCORES: torch.tensor([[9.0, 0.5]]), PLACES: torch.tensor([[0, 1]]), CLASSES: torch.tensor([[1, 1]])}
+    merge = Best(base, names := [])
+    with pytest.raises(FederationError, match="no cosine"):
+        merge.add(Piece(client="c", weight=1.0, layout=Layout.whole(ANSWER), tensors=lists))
+    assert (names, merge.result()) == ([], {})
 
 
 def run(folder: Path, dropout: float = 0.0) -> tuple[Any, Any]:

@@ -156,6 +156,38 @@ def test_a_round_without_a_quorum_changes_nothing_and_many_end_it(tmp_path: Path
     assert [one.ok for one in job.rounds[1:]] == [False] * 3
 
 
+@pytest.mark.parametrize(("away", "answered"), [(40.0, [3, 3, 3]), (4000.0, [3, 0, 0])])
+def test_too_few_are_waited_for_between_rounds(away: float, answered: list[int], tmp_path: Path) -> None:
+    """Clients that are gone for a while cost no round; without those who are wanted, a round changes nothing."""
+    who = adders(zeros(), 3, tmp_path)
+
+    class Gone(LocalLink):
+        """Two are out of reach for some time after the first round."""
+
+        left = float("inf")
+
+        def send(self, orders: Any) -> None:
+            if any(one.parcel.head.get("round") == 1 and one.parcel.kind == "train" for one in orders):
+                self.left = self.now() + 5.0
+            super().send(orders)
+
+        def addresses(self) -> Sequence[str]:
+            gone = self.left <= self.now() < self.left + away
+            return ("a0",) if gone else super().addresses()
+
+    class Pausing(Program):
+        def conclude(self, *given: Any) -> Any:
+            link.pause(5.0)
+            return super().conclude(*given)
+
+    link, program = Gone(who), Pausing(zeros())
+    config = RoundsConfig(rounds=3, evaluate_every=0, least=2)
+    job = Federation(program, link, config, folder=tmp_path / "server", identity={})
+    job.run()
+    assert [one.answered for one in job.rounds[1:]] == answered
+    assert [one.ok for one in job.rounds[1:]] == [count > 0 for count in answered]
+
+
 def test_too_few_clients(tmp_path: Path) -> None:
     job = federation(Program(zeros()), adders(zeros(), 2, tmp_path), tmp_path / "server", clients=3, join=5.0)
     with pytest.raises(FederationError, match="2 of 3 clients joined within 5 s"):

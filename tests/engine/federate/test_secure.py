@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
-from lissome.engine.federate.client import Worker
+from lissome.engine.federate.client import Answer, Work, Worker
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.local import LocalLink
 from lissome.engine.federate.merge import Mean
+from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
 from lissome.engine.federate.rounds import Federation, Round, RoundsConfig
 from lissome.engine.federate.store import ClientStore
+from lissome.models.space import Subnet
 from tests.engine.federate.fleet import Adder
 
 pytest.importorskip("cryptography", reason="needs cryptography: pip install 'lissome[federate]'")
@@ -217,3 +220,74 @@ def test_methods_that_need_more_than_a_sum_are_refused(phase: Phase, words: str)
 def test_two_clients_have_nothing_to_hide_in(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="no quorum"):
         run(tmp_path, 2, rounds=3, failures=1, quorum=1.0)
+
+
+class Meddler(SecureClient):
+    """Answers one step of the protocol with something else."""
+
+    step: str
+    notes: dict[str, Any]
+
+    def act(self, work: Work) -> Answer:
+        answer = super().act(work)
+        return replace(answer, notes={**answer.notes, **self.notes}) if work.head.action == self.step else answer
+
+
+@pytest.mark.parametrize(
+    ("step", "notes", "lost"),
+    [
+        ("mask-keys", {"keys": "none"}, 0), ("mask-keys", {"keys": {"channel": 5, "mask": "ab"}}, 0),
+        ("mask-shares", {"shares": [1]}, 0), ("mask-shares", {"shares": {"a0": 7}}, 0),
+        ("mask-shares", {"shares": {"a0": "00", "a1": "00", "a2": "ff"}}, 0), ("unmask", {"self": 3, "mask": [1]}, 0),
+        ("unmask", {"self": {"a0": "x", "nobody": 1}, "mask": {"a1": 2**600}}, 0), ("unmask", {"seed": "zz"}, 0),
+        ("unmask", {"seed": "00" * 32}, 1),
+    ],
+)  # fmt: skip
+def test_who_breaks_the_protocol_ends_nothing(step: str, notes: dict[str, Any], lost: int, tmp_path: Path) -> None:
+    """Left out where that is possible; a lie about a mask loses the round, and changes nothing."""
+    made = dict(clients(tmp_path, 4, True))
+    meddler = Meddler(inner=Adder("a3", 0.4, 40, shapes=START), largest=LARGEST)
+    meddler.step, meddler.notes = step, notes
+    made["a3"] = partial(Worker, meddler, ClientStore(tmp_path / "a3"))
+    job, _ = run(tmp_path, 4, link=Seen(made), rounds=1)
+    assert job.rounds[-1].metrics["unmask/lost"] == lost
+    assert not lost or all(torch.equal(job.program.tensors[name], value) for name, value in START.items())
+    if not lost:  # without a3, unless it takes its part and spoils notes that nobody needs
+        expected = 0.3 if step == "unmask" or notes == {"shares": {"a0": "00", "a1": "00", "a2": "ff"}} else 1.4 / 6
+        assert float(job.program.tensors["b"].mean()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_server_killed_between_steps_finds_what_clients_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = run(tmp_path / "whole", 3)
+    record = Federation._record
+
+    def killed(self: Federation, one: Round) -> None:
+        if one.number == 2:
+            raise KeyboardInterrupt
+        record(self, one)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Federation, "_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "cut", 3)
+    again, _ = run(tmp_path / "cut", 3)
+    assert {name: value.tolist() for name, value in again.program.tensors.items() if name in START} == {
+        name: value.tolist() for name, value in whole.program.tensors.items() if name in START
+    }, "a client that lost its count would add less"
+
+
+def test_nobody_may_claim_to_outweigh_all_others(tmp_path: Path) -> None:
+    made = dict(clients(tmp_path, 4, True))
+    liar = SecureClient(inner=Adder("a3", 5.0, 10**9, shapes=START), largest=LARGEST)
+    made["a3"] = partial(Worker, liar, ClientStore(tmp_path / "a3"))
+    job, _ = run(tmp_path, 4, link=Seen(made), rounds=1)
+    heaviest = 10 * 25  # ten times the median of 10, 20, 30 and a billion
+    expected = (0.1 * 10 + 0.2 * 20 + 0.3 * 30 + 5.0 * heaviest) / (60 + heaviest)
+    assert float(job.program.tensors["b"].mean()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_device_that_needs_less_may_not_join(tmp_path: Path) -> None:
+    program = SecureProgram(replaced := Program(START, phases=(Phase(merger=Mean),)), largest=1.0)
+    replaced.assign = lambda *_: {"a": Subnet({"x": 1})}  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="a would get a sub-network"):
+        program.check(Profile(name="a", examples=1))

@@ -26,6 +26,17 @@ def test_a_repeated_order_starts_from_what_was_before_it(tmp_path: Path) -> None
     assert store.before(301).facts == {"value": 3.0}
 
 
+def test_a_round_of_many_orders_can_be_repeated_whole(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path / "c")
+    for tick in (100, 101, 200, 201, 202, 203):
+        store.keep(tick, kept(float(tick)))
+    assert store.before(200).facts == {"value": 101.0}, "what the round began with"
+    assert store.before(203).facts == {"value": 202.0}
+    store.keep(200, kept(2.0))
+    assert store.before(201).facts == {"value": 2.0}
+    assert len(list((tmp_path / "c").iterdir())) == 2
+
+
 def test_a_server_that_went_back_further_is_followed(tmp_path: Path) -> None:
     store = ClientStore(tmp_path / "c")
     for tick in (100, 200):

@@ -85,6 +85,8 @@ def test_noise_says_what_it_promises(tmp_path: Path) -> None:
     rounds = Federation(server, LocalLink(who), loop, folder=tmp_path / "s", identity={}).run()
     promised = [one.metrics["train/epsilon"] for one in rounds[1:]]
     assert promised == [epsilon(0.8, number, 1e-4) for number in (1, 2, 3)]
+    with pytest.raises(ConfigError, match="promises nothing"):
+        FedAvg.Config(noise=1e-3, bound=1.0, noise_clients=2)
     given = {"noise": 1.0, "bound": 1.0}
     for changes in ({"noise": 1.0}, given, {**given, "noise_clients": 2, "merge": "mean"}):
         with pytest.raises(ConfigError, match="noise needs"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
 from lissome.cost.oracle import SubnetCost
+from lissome.engine.federate.blackbox import Projection, PromptSearch, prompt_name
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.continual import chunk, summary
 from lissome.engine.federate.layout import Layout
@@ -22,9 +25,11 @@ from lissome.engine.federate.lora import Fold, Products
 from lissome.engine.federate.merge import Overlap, Piece
 from lissome.engine.federate.method import ClientSite, ServerSite
 from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.program import Report
 from lissome.engine.federate.rounds import Federation, Round
 from lissome.engine.federate.store import ClientStore
 from lissome.methods.federate.ffm import FFM
+from lissome.models.adapters.prompts import add_prompt
 from lissome.models.model import Model
 from lissome.testing.toys import toy_model
 from tests.engine.federate.fleet import encoder, federation, lesson, rows
@@ -178,6 +183,26 @@ def test_virtual_tokens_alone_travel(recipe: str, tmp_path: Path, monkeypatch: p
     assert job.rounds[-1].metrics["server/loss"] < job.rounds[0].metrics["server/loss"] - 0.05
     for name, value in frozen.items():
         assert torch.equal(model.module.get_parameter(name), value), name
+
+
+def test_who_leaves_candidates_out_has_no_say() -> None:
+    """Without a loss for every candidate an answer would make the others' worth nothing."""
+    model = speaker()
+    add_prompt(model, 3, seed=0)
+
+    def told(*reports: Report) -> tuple[Mapping[str, float], Tensor]:
+        program = PromptSearch(model, {})
+        program.begin(Projection.of(model, 4, 0), 4, 0)
+        (phase,) = program.phases(1)
+        return program.conclude(phase, 1, {}, reports), program.tensors[prompt_name(model)]
+
+    honest = Report(client="a", weight=3.0, metrics={f"loss-{index}": 1.0 + index for index in range(4)})
+    lazy, none = replace(honest, client="b", metrics={"loss-1": -9.0}), replace(honest, client="c", weight=0.0)
+    found, tokens = told(honest, lazy, none)
+    expected, same = told(honest)
+    assert found == expected == {"best": 1.0}
+    assert torch.equal(tokens, same)
+    assert told(lazy, none)[0] == {}
 
 
 def test_a_search_for_tokens_continues_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

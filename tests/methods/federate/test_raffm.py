@@ -116,6 +116,9 @@ def test_arms_of_other_papers(tmp_path: Path) -> None:
     assert rolling.layout(TRAIN, 1, clients[0], first).keys == heterofl.layout(TRAIN, 1, clients[0], first).keys
     with pytest.raises(ConfigError, match="trains=all"):
         RaFFM.Config(window="rolling", trains="adapters")
+    for kept in ({"moments": True}, {"up": "delta+top=5%+feedback"}):
+        with pytest.raises(ConfigError, match="fits no other"):
+            RaFFM.Config(window="rolling", **kept)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="to be trained"):
         made(encoder(), tmp_path, window="rolling", freeze=("*intermediate*",))
     with pytest.raises(ConfigError, match="the whole"):

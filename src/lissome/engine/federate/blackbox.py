@@ -97,10 +97,13 @@ class PromptSearch(SubnetProgram):
     def conclude(
         self, phase: Phase, round: int, merged: Mapping[str, Tensor], reports: Sequence[Report]
     ) -> dict[str, float]:
-        """Average the losses of each candidate, and move towards the better ones."""
-        total = sum(report.weight for report in reports)
+        """Average the losses of each candidate over those who scored all, and move towards the better ones."""
         names = [f"loss-{index}" for index in range(self._evolution.candidates)]
-        losses = [sum(one.weight * one.metrics.get(name, float("inf")) for one in reports) / total for name in names]
+        scored = [one for one in reports if one.weight > 0 and one.metrics.keys() >= set(names)]
+        if not scored:
+            return {}
+        total = sum(one.weight for one in scored)
+        losses = [sum(one.weight * one.metrics[name] for one in scored) / total for name in names]
         self._evolution.tell(self.tensors[CANDIDATES], torch.tensor(losses, dtype=torch.float64))
         self.tensors[self._name] = self._projection.tokens(self._evolution.mean)
         return {"best": min(losses)}

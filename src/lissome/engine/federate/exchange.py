@@ -21,7 +21,7 @@ from lissome.engine.federate.ledger import Ledger
 from lissome.engine.federate.link import Incoming, Link, Outgoing
 from lissome.engine.federate.members import Members
 from lissome.engine.federate.merge import Overlap
-from lissome.engine.federate.orders import STATIC, OrderHead
+from lissome.engine.federate.orders import PHASES, STATIC, OrderHead
 from lissome.engine.federate.parcel import PROFILE, Parcel
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program, Report
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 _TRIES = 5  # times that an order which is lost on the way is sent again
 _REMEMBERED = 100  # rounds after which an answer is no longer known as late, and counts as one to no order
-
-PHASES = 100
-"""Most phases of a round; ticks count in steps of it."""
 
 
 class Exchange:

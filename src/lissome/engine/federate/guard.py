@@ -6,7 +6,7 @@ breaks a rule is written down and left out; nothing that a client sends can end 
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +17,8 @@ from lissome.engine.federate.parcel import WEIGHT, Parcel
 
 _SLACK = 16 << 10  # bytes of an answer beyond its tensors: head, names, metrics
 _METRICS = 64
+_LARGEST = torch.finfo(torch.float32).max  # of a number: sums over clients stay finite
+_NAME = re.compile(r"[\w./ -]{1,80}", re.ASCII)  # names are shown, and written into tables
 
 
 def check_size(parcel: Parcel, expected: int, names: int) -> None:
@@ -42,13 +44,16 @@ def check_numbers(numbers: Mapping[str, float]) -> tuple[float, dict[str, float]
         numbers: What came.
 
     Raises:
-        FederationError: When there are too many, or one is not finite, or the weight is negative.
+        FederationError: When there are too many, one is not finite or has no plain name, or the weight is negative.
     """
     if len(numbers) > _METRICS:
         raise FederationError(f"{len(numbers)} metrics came, at most {_METRICS} are read")
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise FederationError(f"the number {name[:80]!r} is not finite")
+        if not _NAME.fullmatch(name):
+            raise FederationError(f"{name[:80]!r} is no name of a number; use letters, digits, '.', '_', '-', '/'")
+        # Compared, not converted: a whole number may be larger than any other.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
+            raise FederationError(f"the number {name!r} is not finite, or beyond ±{_LARGEST:.2g}")
     weight = float(numbers.get(WEIGHT, 0.0))
     if weight < 0:
         raise FederationError(f"{WEIGHT} is {weight:g}, it must be at least 0")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from statistics import median
 
-from lissome.core.errors import FederationError
+from lissome.core.errors import FederationError, LissomeError
 from lissome.engine.federate.audit import Audit
 from lissome.engine.federate.orders import AnswerHead
 from lissome.engine.federate.parcel import Parcel
@@ -23,10 +23,13 @@ class Members:
         audit: Where refusals are written.
         strikes: Rejected answers after which a client is asked no more.
         base: Fingerprint of the model that all must start from; empty: any.
+        check: Raises a LissomeError for a client that the method has nothing for.
     """
 
-    def __init__(self, audit: Audit, strikes: int, base: str = "") -> None:
-        self._audit, self._strikes, self._base = audit, strikes, base
+    def __init__(
+        self, audit: Audit, strikes: int, base: str = "", check: Callable[[Profile], None] = lambda _: None
+    ) -> None:
+        self._audit, self._strikes, self._base, self._check = audit, strikes, base, check
         self._by_address: dict[str, Profile | None] = {}
         self._reachable: frozenset[str] = frozenset()
         self._tokens: dict[str, str] = {}
@@ -50,7 +53,7 @@ class Members:
         self._by_address.setdefault(address, None)
 
     def join(self, address: str, parcel: Parcel, round: int) -> None:
-        """Take a client in, or write down why not: no usable profile, or the name of one that is there."""
+        """Take a client in, or write down why not: no usable profile, nothing for it, or a name that is there."""
         try:
             profile = Profile.from_json(AnswerHead.from_json(parcel.head).notes)
             if self._base and profile.base and profile.base != self._base:
@@ -59,11 +62,12 @@ class Members:
             known = self._tokens.get(profile.name, profile.token)
             if known != profile.token or (twin is not None and twin != address and not profile.token):
                 raise FederationError(f"{profile.name} is there already; every client needs a name of its own")
+            self._check(profile)
             if twin is not None and twin != address:
                 del self._by_address[twin]  # it came back at another address
             self._tokens[profile.name] = profile.token
             self._by_address[address] = profile
-        except FederationError as error:
+        except LissomeError as error:
             self.refuse(address, round, str(error))
 
     def refuse(self, address: str, round: int, reason: str) -> None:
@@ -92,8 +96,13 @@ class Members:
 
         A client that claims to have a million examples where others have a hundred would otherwise decide alone.
         """
-        known = [max(1, one.examples) for one in self._by_address.values() if one]
-        return _OUTLIER * median(known) if known else math.inf
+        return heaviest(one.examples for one in self._by_address.values() if one)
+
+
+def heaviest(examples: Iterable[int]) -> float:
+    """Return ten times the median of what clients have; infinity when there are none."""
+    known = [max(1, one) for one in examples]
+    return _OUTLIER * median(known) if known else math.inf
 
 
 def sampled(clients: Sequence[Profile], count: int, rng: Random) -> list[Profile]:

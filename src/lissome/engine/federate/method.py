@@ -27,6 +27,8 @@ from lissome.models.adapters import add_lora
 from lissome.models.labels import head_parameters, labels_of
 from lissome.models.model import Model
 
+_LEAST_NOISE = 0.01
+
 
 @dataclass(frozen=True, kw_only=True)
 class FederatedConfig(MethodConfig):
@@ -85,6 +87,11 @@ class FederatedConfig(MethodConfig):
             Codec.parse(text)
         if Codec.parse(self.down).delta:
             raise ConfigError("down: the server does not know what clients have kept; delta is for what comes back.")
+        if 0 < self.noise < _LEAST_NOISE:
+            raise ConfigError(
+                f"noise={self.noise:g} promises nothing (epsilon is beyond {0.5 / self.noise**2:.0f} after one round); "
+                f"give at least {_LEAST_NOISE}, or 0 for none."
+            )
         if self.private_updates and (self.bound is None or self.noise_clients is None or self.merge != "overlap"):
             raise ConfigError("noise needs bound, the norm that updates are shortened to, noise_clients, and no merge.")
 

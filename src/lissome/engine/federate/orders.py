@@ -12,6 +12,8 @@ from lissome.core.typed import as_json, from_json
 T = TypeVar("T")
 
 VERSION = 1
+PHASES = 100
+"""Most phases of a round; ticks count in steps of it."""
 STATIC = "static|"
 """Beginning of the names of tensors that a client keeps for later rounds."""
 

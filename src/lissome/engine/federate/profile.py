@@ -14,6 +14,7 @@ from lissome.core.typed import as_json, from_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FACTS = 64
+_MOST = 10**12  # examples: nobody has more, and sums of them stay exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,6 @@ class Profile:
             raise FederationError(
                 f"{profile.name[:80]!r} is not a name of a client; use letters, digits, '.', '_', '-'"
             )
-        if profile.examples < 0 or len(profile.facts) > _FACTS:
-            raise FederationError("the profile has a negative number of examples, or too many facts")
+        if not 0 <= profile.examples <= _MOST or len(profile.facts) > _FACTS:
+            raise FederationError("the profile has a number of examples that cannot be, or too many facts")
         return profile

@@ -99,9 +99,19 @@ class Program:
         """Return the phases of a round, from 1."""
         return self._phases
 
+    def check(self, client: Profile) -> None:
+        """Refuse a client that this method has nothing for, before it joins.
+
+        Raises:
+            LissomeError: Says why, for example that nothing meets its budget.
+        """
+
     def takes_part(self, phase: Phase, client: Profile) -> bool:
-        """Whether a client is asked in a phase, given what the phases before it concluded; default: yes."""
-        return True
+        """Whether a client is asked in a phase, given what the phases before it concluded.
+
+        Default: yes, but without examples there is nothing to train on.
+        """
+        return phase.merger is None or client.examples > 0
 
     def evaluation(self) -> Phase:
         """Return the phase in which clients evaluate what they hold."""

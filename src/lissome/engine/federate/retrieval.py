@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ConfigError, FederationError
 from lissome.engine.classify import Encoded
 from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.layout import Layout
@@ -34,6 +34,7 @@ QUERIES, SCORES, PLACES, CLASSES, OWNERS = "queries", "scores", "places", "class
 ANSWER = (SCORES, PLACES, CLASSES)
 """What a client answers: cosines float32[Q, K], places in its own documents and their classes int64[Q, K]."""
 
+_HIGHEST = 1.001  # of cosines, rounding included
 _NONE = -2.0  # a cosine that nothing has: fills the list of a client with fewer than K documents
 
 
@@ -85,7 +86,13 @@ class Best:
         self._best = {SCORES: empty, **{name: empty.long() for name in (PLACES, CLASSES, OWNERS)}}
 
     def add(self, piece: Piece) -> None:
-        """Take a list in."""
+        """Take a list in.
+
+        Raises:
+            FederationError: When a score is no cosine: it would be above all others.
+        """
+        if bool((piece.tensors[SCORES] > _HIGHEST).any()):
+            raise FederationError("a score of the list is no cosine")
         owner = torch.full_like(piece.tensors[PLACES], len(self._names))
         self._names.append(piece.client)
         came = {**{name: piece.tensors[name] for name in ANSWER}, OWNERS: owner}

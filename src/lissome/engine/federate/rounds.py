@@ -25,6 +25,7 @@ from lissome.engine.federate.exchange import Exchange
 from lissome.engine.federate.ledger import Bytes, Ledger
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.members import Members, sampled
+from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Program
 
 _TOLD = frozenset({"refused", "rejected", "failed"})  # what whoever runs the server must know at once
@@ -38,9 +39,11 @@ class RoundsConfig(MethodConfig):
     clients: int | None = option(
         None, "clients to wait for before the first round; none: all that the data are dealt out to, else one", low=1
     )
-    join: float = option(300.0, "seconds to wait for them, and for one whose order was lost", low=0.0)
+    join: float = option(
+        300.0, "seconds to wait for them, for one whose order was lost, and in a round for the fewest", low=0.0
+    )
     sample: float = option(1.0, "share of the clients that takes part in a round", low=0.0, high=1.0)
-    least: int = option(1, "fewest clients that take part in a round", low=1)
+    least: int = option(1, "fewest clients of a round; with fewer there, it changes nothing", low=1)
     oversample: float = option(1.0, "how many are asked for each that is wanted; 1.3 makes up for one in four", low=1.0)
     quorum: float = option(0.5, "share of the wanted answers without which a round changes nothing", low=0.0, high=1.0)
     deadline: float | None = option(None, "seconds after which a phase ends; none: when all have answered", low=0.0)
@@ -114,7 +117,7 @@ class Federation:
     ) -> None:
         self.program, self.config, self.seed = program, config, seed
         self.ledger, self.audit = Ledger(), Audit(folder / "audit.jsonl")
-        self.members = Members(self.audit, config.strikes, str(identity.get("base", "")))
+        self.members = Members(self.audit, config.strikes, str(identity.get("base", "")), program.check)
         self.rounds: list[Round] = []
         self._link, self._folder, self._events = link, folder, events or EventStream()
         self._checkpoint = Checkpoint(folder / "checkpoint", {**identity, "seed": seed, "loop": config.to_mapping()})
@@ -170,8 +173,7 @@ class Federation:
         return self.ledger.total(**equal)
 
     def _round(self, number: int) -> Round:
-        self._exchange.roll_call(number)
-        present, rng = self.members.present(), Random(derive(self.seed, "sample", number))
+        present, rng = self._present(number), Random(derive(self.seed, "sample", number))
         wanted = min(len(present), max(self.config.least, round(self.config.sample * len(present))))
         asked = min(len(present), math.ceil(wanted * self.config.oversample))
         chosen = sampled(present, asked, rng)
@@ -203,6 +205,14 @@ class Federation:
             subnets={name: subnet.to_json() for name, subnet in subnets.items() if subnet is not None},
         )  # fmt: skip
 
+    def _present(self, number: int) -> list[Profile]:
+        """Return who is there for a round; with too few, others are waited for, and without them nobody takes part."""
+        self._exchange.roll_call(number)
+        if len(self.members.present()) < self.config.least:
+            self._exchange.roll_call(number, wait=self.config.join, wanted=self.config.least)
+        present = self.members.present()
+        return present if len(present) >= self.config.least else []
+
     def _evaluate(
         self, number: int, index: int, present: Sequence[Any], subnets: Mapping[str, Any], metrics: dict[str, float]
     ) -> dict[str, Mapping[str, float]]:
@@ -217,7 +227,7 @@ class Federation:
     @property
     def _wanted(self) -> int:
         """Clients without which there is no first round."""
-        return self.config.clients or 1
+        return max(self.config.clients or 1, self.config.least)
 
     def _require_members(self) -> None:
         there = len(self.members.present())
@@ -225,7 +235,8 @@ class Federation:
             refused = self.audit.count("refused")
             raise FederationError(
                 f"{there} of {self._wanted} clients joined within {self.config.join:g} s"
-                f"{f' ({refused} refused, see audit.jsonl)' if refused else ''}; start the others, or lower `clients`."
+                f"{f' ({refused} refused, see audit.jsonl)' if refused else ''}; start the others, or lower `clients` "
+                "and `least`."
             )
 
     def _give_up_when_hopeless(self) -> None:

@@ -67,7 +67,8 @@ class Intake:
 
     def add_stale(self, piece: Piece) -> None:
         """Take an answer to the order of an earlier round; it is merged after all others."""
-        self._extra.append(self._stored(piece, f"stale-{len(self._extra)}"))
+        # No client's name begins with a dot.
+        self._extra.append(self._stored(piece, f".stale-{len(self._extra)}"))
 
     def gone(self, client: str) -> None:
         """Know that nothing will come from a client."""

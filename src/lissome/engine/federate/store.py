@@ -2,7 +2,8 @@
 
 Every order has a tick that only grows. What a client keeps is stored under the tick of the order after which it holds.
 When a server that was killed repeats an order, the client starts again from what it had before that order, so that the
-repetition gives the same answer. The two newest states are kept, which is all that a repetition needs.
+repetition gives the same answer. A lost answer repeats one order, a killed server a whole round: the two newest states
+of the newest round are kept, and the one that this round began with.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from torch import Tensor
 
 from lissome.core.errors import ArtifactError
 from lissome.core.files import atomic_folder, read_json, write_json, write_text
+from lissome.engine.federate.orders import PHASES
 
 _TICKED = re.compile(r"\d{8}")
 _TENSORS, _FACTS = "tensors.safetensors", "facts.json"
-_KEEP = 2
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class ClientStore:
             save_file({name: value.contiguous().clone() for name, value in kept.tensors.items()}, part / _TENSORS)
             write_json(part / _FACTS, dict(kept.facts))
         before = [path for path in self._ticked() if int(path.name) <= tick]
-        for path in set(self._ticked()) - set(before[-_KEEP:]):
+        begun = [path for path in before if int(path.name) < tick // PHASES * PHASES]
+        for path in set(self._ticked()) - set(begun[-1:]) - set(before[-2:]):
             shutil.rmtree(path, ignore_errors=True)
 
     def token(self) -> str:

@@ -106,6 +106,10 @@ class SubnetProgram(Program):
         program.planner = Planner(space or site.model.space(), site.cost, uplink)
         return program
 
+    def check(self, client: Profile) -> None:
+        """Refuse a budget that no Subnet meets: one client must not end the federation of all."""
+        self.largest(client)
+
     def settings(self, phase: Phase, round: int, client: Profile) -> dict[str, Any]:
         """Tell clients the learning rate of the round."""
         return {"train": {"lr": self._rate(round)}} if self._rate is not None and phase.kind == "train" else {}

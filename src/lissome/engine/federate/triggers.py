@@ -38,7 +38,8 @@ class Triggered(SubnetProgram):
 
     def takes_part(self, phase: Phase, client: Profile) -> bool:
         """Whether a client said yes, and enough others did."""
-        return phase.action == TRIGGER or (client.name in self._hot and len(self._hot) >= self.least)
+        hot = phase.action == TRIGGER or (client.name in self._hot and len(self._hot) >= self.least)
+        return hot and super().takes_part(phase, client)
 
     def conclude(
         self, phase: Phase, round: int, merged: Mapping[str, Tensor], reports: Sequence[Report]

@@ -75,6 +75,8 @@ class RaFFM(FederatedMethod):
                 raise ConfigError(f"shares must be above 0 and at most 1, the whole (1.0) among them: {self.shares}.")
             if self.window == "rolling" and self.trains != "all":
                 raise ConfigError("a rolling window moves what clients hold; that needs trains=all.")
+            if self.window == "rolling" and (self.moments or "feedback" in self.up):
+                raise ConfigError("what a client keeps for one window fits no other; leave moments and feedback out.")
             if self.common < 1 and (self.assign != "largest" or self.window == "rolling"):
                 raise ConfigError(
                     "common mixes a client's own slice with the same global one; set assign=largest, window=leading."

@@ -86,6 +86,10 @@ class RaFL(FederatedMethod):
                 )
             if self.common < 1:
                 raise ConfigError("clients of RaFL have models of their own already; leave common out.")
+            if self.private or self.moments:
+                raise ConfigError(
+                    "clients of RaFL keep all of their models, and no moments; say with share what travels."
+                )
             if self.fuse == "distil" and not self.public:
                 raise ConfigError("fuse=distil needs public texts; give public=FILE, or fuse=average.")
             if self.private_updates and self.share == "none":

@@ -18,8 +18,7 @@ from lissome.core.errors import FederationError
 from lissome.core.files import parse_json
 from lissome.core.optional import optional_import
 from lissome.core.seeds import derive
-from lissome.engine.federate.exchange import PHASES
-from lissome.engine.federate.orders import AnswerHead, OrderHead
+from lissome.engine.federate.orders import PHASES, AnswerHead, OrderHead
 from lissome.engine.federate.parcel import Kind, Parcel
 
 ARRAYS, METRICS, CONFIG, HEAD = "arrays", "metrics", "config", "lissome"

@@ -21,9 +21,9 @@ SECRET = 32
 """Bytes of a secret."""
 
 STEPS = 2**20
-"""Whole steps from 0 to the largest number of an update; 2¹¹ clients fit into a sum modulo 2³²."""
+"""Whole steps from 0 to the largest number of an update; fewer than 2¹¹ clients fit into a sum modulo 2³²."""
 
-MOST = 2**11
+MOST = 2**11 - 1
 """Clients whose sum fits."""
 
 Words = NDArray[np.uint32]
@@ -144,11 +144,13 @@ def from_steps(words: Words, templates: Mapping[str, Tensor], largest: float) ->
     """Return the weighted mean that a sum of `in_steps` stands for, float64, of the templates' shapes.
 
     Raises:
-        FederationError: When the weights do not sum to something above 0.
+        FederationError: When it is no such sum: of no weight, or with a mean beyond `largest`.
     """
     signed = torch.from_numpy(words.astype(np.int32).astype(np.int64)).double()
     if not signed[-1] > 0:
         raise FederationError("the sum has no weight, so masks are left in it; the round is void")
+    if bool((signed[:-1].abs() > signed[-1]).any()):  # every summand is at most its weight
+        raise FederationError("the sum is larger than its summands can be: masks are left in it, or somebody cheats")
     mean, found, start = signed[:-1] * largest / signed[-1], dict[str, Any](), 0
     for name in sorted(templates):
         size = templates[name].numel()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from lissome.core.errors import ConfigError, FederationError
 from lissome.core.seeds import derive
 from lissome.engine.federate.layout import Layout
+from lissome.engine.federate.members import heaviest
 from lissome.engine.federate.merge import Mean, Piece, Tensors
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program, Report
@@ -23,6 +25,7 @@ from lissome.models.model import Model
 from lissome.models.space import Subnet
 
 _NOTES = 1 << 10  # bytes of notes that an answer may bring for each neighbour
+_HEX = re.compile(r"([0-9a-f]{2})*")
 
 
 class MaskedSum:
@@ -82,6 +85,15 @@ class SecureProgram(Program):
         self._names = sorted(name for name in inner.tensors if inner.tensors[name].is_floating_point())
         self._begin(0)
 
+    def check(self, client: Profile) -> None:
+        """Refuse whom the method refuses, and a device that would get less than the whole model."""
+        self.inner.check(client)
+        self._refuse_slices(self.inner.assign(1, [client], Random(0)))
+
+    def takes_part(self, phase: Phase, client: Profile) -> bool:
+        """Whether a client has examples: without, it has no part in the sum, and no masks to be taken away."""
+        return client.examples > 0
+
     @property
     def planner(self) -> Any:
         """That of the method."""
@@ -121,13 +133,17 @@ class SecureProgram(Program):
             ConfigError: When the method would give somebody less.
         """
         found = self.inner.assign(round, clients, rng)
-        for name, subnet in found.items():
-            if subnet is not None:
-                raise ConfigError(f"{name} would get a sub-network; secure aggregation needs the same from everybody.")
+        self._refuse_slices(found)
         if len(clients) > masks.MOST:
             raise ConfigError(f"a sum modulo 2³² holds {masks.MOST} clients, {len(clients)} were sampled.")
         self._members |= {one.name: one for one in clients}
         return found
+
+    @staticmethod
+    def _refuse_slices(assigned: Mapping[str, Subnet | None]) -> None:
+        for name, subnet in assigned.items():
+            if subnet is not None:
+                raise ConfigError(f"{name} would get a sub-network; secure aggregation needs the same from everybody.")
 
     def judged(
         self, round: int, clients: Sequence[Profile], trained: Mapping[str, Subnet | None], rng: Random
@@ -170,10 +186,11 @@ class SecureProgram(Program):
     ) -> Mapping[str, float]:
         """Take in a step; after the last one, the mean."""
         if phase.action == KEYS:
-            self._keys = {one.client: dict(one.notes["keys"]) for one in reports if "keys" in one.notes}
+            self._keys = {one.client: one.notes["keys"] for one in reports if _are_keys(one.notes.get("keys"))}
             self._peers = self._graph(sorted(self._keys), round)
         elif phase.action == SHARES:
-            self._boxes = {one.client: dict(one.notes["shares"]) for one in reports if "shares" in one.notes}
+            sealed = {one.client: one.notes.get("shares") for one in reports if one.client in self._keys}
+            self._boxes = {name: found for name, found in sealed.items() if _are_boxes(found, self._peers[name])}
         elif phase.action == UNMASK:
             try:
                 return {**self._unmasked(round, reports), "lost": 0.0}
@@ -188,11 +205,11 @@ class SecureProgram(Program):
         assert self._sum is not None
         words = self._sum.numpy().astype(np.uint32)
         shares: dict[str, dict[str, dict[int, int]]] = {"self": {}, "mask": {}}
-        for one in reports:
+        for one in [one for one in reports if one.client in self._keys]:
             for what, known in shares.items():
-                for name, share in one.notes.get(what, {}).items():
-                    known.setdefault(name, {})[self._place(one.client)] = int(share)
-        told = {one.client: bytes.fromhex(one.notes["seed"]) for one in reports if "seed" in one.notes}
+                for name, share in _shares(one.notes.get(what)).items():
+                    known.setdefault(name, {})[self._place(one.client)] = share
+        told = {one.client: bytes.fromhex(one.notes["seed"]) for one in reports if _is_hex(one.notes.get("seed"))}
         for name in self._answered:
             seed = told[name] if name in told else self._restored(name, shares["self"])
             words = words - masks.stream(seed, len(words))
@@ -232,7 +249,8 @@ class SecureProgram(Program):
 
     @property
     def _heaviest(self) -> float:
-        return float(max((self._members[name].examples for name in self._boxes), default=1) or 1)
+        known = [self._members[name].examples for name in self._boxes]
+        return float(min(max(known, default=1) or 1, heaviest(known)))
 
     def _place(self, name: str) -> int:
         return sorted(self._keys).index(name) + 1
@@ -253,3 +271,22 @@ class SecureProgram(Program):
         """Give the method back what it must remember."""
         self.inner.tensors |= {name: self.tensors[name] for name in self.inner.tensors}
         self.inner.restore(tensors, value)
+
+
+def _is_hex(value: Any, size: int = masks.SECRET) -> bool:
+    """Whether something that came stands for so many bytes; 0: for any."""
+    return isinstance(value, str) and _HEX.fullmatch(value) is not None and (not size or len(value) == 2 * size)
+
+
+def _are_keys(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"channel", "mask"} and all(map(_is_hex, value.values()))
+
+
+def _are_boxes(value: Any, peers: Sequence[str]) -> TypeGuard[dict[str, str]]:
+    return isinstance(value, dict) and value.keys() == set(peers) and all(_is_hex(one, 0) for one in value.values())
+
+
+def _shares(value: Any) -> dict[str, int]:
+    """Opened shares by whose they are; what is none is left out."""
+    found = value if isinstance(value, dict) else {}
+    return {name: one for name, one in found.items() if type(one) is int and 0 <= one < masks.PRIME}
