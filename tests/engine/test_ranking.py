@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from lissome.core.errors import UnknownNameError
 from lissome.engine.hooks import Task
-from lissome.engine.ranking import SCORES, ranking, saliency, unit_scores
+from lissome.engine.ranking import SCORES, _input_norms, ranking, saliency, unit_scores
 from lissome.models.binding import reorder
 from lissome.models.example import example
 from lissome.models.model import Model
@@ -69,6 +70,21 @@ def test_a_stream_adds_up_all_that_make_it() -> None:
     makers = ["stem.0", "layer1.0.conv2", "layer1.1.conv2"]
     sums = sum(model.module.get_parameter(f"{each}.weight").abs().flatten(1).sum(1) for each in makers)
     assert torch.allclose(found[stream][0], torch.as_tensor(sums), rtol=1e-5)
+
+
+def test_inputs_are_seen_where_they_are_given_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self, named: bool) -> None:
+            super().__init__()
+            self.named, self.fc = named, nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.fc(input=x) if self.named else self.fc(x)
+            return found
+
+    batches = [{"x": torch.arange(6.0).view(2, 3)}]
+    named, plain = (_input_norms(Named(each), batches)["fc.weight"] for each in (True, False))
+    assert torch.equal(named, plain) and torch.equal(named, torch.tensor([9.0, 17.0, 29.0]).double().sqrt())
 
 
 def test_wanda_weighs_by_the_norm_of_the_inputs() -> None:

@@ -134,7 +134,7 @@ def _input_norms(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> 
     handles = []
     for name, layer in module.named_modules():
         if isinstance(layer, _Layer):
-            handles.append(layer.register_forward_pre_hook(_adding(sums, f"{name}.weight")))
+            handles.append(layer.register_forward_pre_hook(_adding(sums, f"{name}.weight"), with_kwargs=True))
     try:
         device = next(module.parameters()).device
         for batch in batches:
@@ -145,9 +145,9 @@ def _input_norms(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> 
     return {name: total.sqrt() for name, total in sums.items()}
 
 
-def _adding(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        given = args[0].detach().double().square()
+def _adding(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = (args[0] if args else named["input"]).detach().double().square()
         found = given.flatten(0, -2).sum(0) if isinstance(layer, nn.Linear) else given.flatten(2).sum((0, 2))
         sums[name] = sums[name] + found if name in sums else found
 
