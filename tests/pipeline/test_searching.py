@@ -152,6 +152,11 @@ def _short(request: Request) -> None:
         ({"objectives": ("pppl",)}, ConfigError, "did you mean 'ppl'"),
         ({"budget": ("memroy<=1GB",)}, BudgetError, "did you mean 'memory'"),
         ({"latency": "tabel"}, ConfigError, "did you mean 'table'"),
+        (
+            {"objectives": ("ppl", "latency"), "latency": "regression", "device": str(ROOT / "mkdocs.yml")},
+            ArtifactError,
+            "A regression reads sub-networks that were timed: timed.json",
+        ),
         ({"settings": ("populaton=4",)}, ConfigError, "did you mean 'population'"),
         ({"budget": ("params<=1%",)}, BudgetUnmetError, "reachable is"),
         ({"objectives": ("ppl", "energy")}, BudgetError, "unknown figure 'energy'"),

@@ -157,9 +157,15 @@ def _timed_before(file: Path, space: Space) -> Timed:
     """Read times that were taken of this model.
 
     Raises:
-        ArtifactError: When they are of another one, or the file is damaged.
+        ArtifactError: When they are of another one, or the file is damaged or of another kind.
     """
-    timed = Timed.load(file)
+    try:
+        timed = Timed.load(file)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{error} A regression reads sub-networks that were timed: {TIMED}, which a search with --latency "
+            "regression leaves in its folder."
+        ) from error
     if timed.space != space:
         raise ArtifactError(f"the sub-networks of {file} are of another model; time this model's own.")
     return timed
