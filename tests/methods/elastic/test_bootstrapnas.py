@@ -53,7 +53,7 @@ def run(stripes: Path, folder: Path, *settings: str, model: Model | None = None)
     return given, BootstrapNAS(BootstrapNAS.Config.from_assignments((*SMALL, *rate, *settings))).run(given, context)
 
 
-@pytest.mark.parametrize("text", ["", "wdith", "depth2+", "width:x", "width2.5", "depth+width:-1"])
+@pytest.mark.parametrize("text", ["depth0", "", "wdith", "depth2+", "width:x", "width2.5", "depth+width:-1"])
 def test_a_stage_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is no stage; write kinds of kernel, depth, width, rank"):
         BootstrapNAS.Config(stages=(text,))
