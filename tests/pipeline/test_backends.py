@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lissome.core.errors import ConfigError, DataError, FederationError
+from lissome.core.errors import BudgetError, ConfigError, DataError, FederationError
 from lissome.core.files import read_json, sha256_file
 from lissome.data.partition import write_parts
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
@@ -178,6 +178,8 @@ def test_rows_that_were_changed_are_refused_before_joining(place: Path, tmp_path
         file.write('{"text": "one more", "label": "tools"}\n')
     with pytest.raises(DataError, match="the partition says"):
         join_federation("127.0.0.1:9", data=part, state=tmp_path / "state")
+    with pytest.raises(BudgetError, match="did you mean"):
+        join_federation("127.0.0.1:9", data=part, state=tmp_path / "state", facts={"budget": "parms<=50%"})
 
 
 def test_credentials_are_made_once_and_kept_from_others(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from lissome.core.budget import Budget
 from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError, LissomeError
 from lissome.core.events import Event, EventStream, JsonLines
@@ -231,6 +232,7 @@ def join_federation(
         events: Where it is said that the node was started.
 
     Raises:
+        BudgetError: When the budget is none.
         ConfigError: When data or credentials are not there, or the address has no port.
         DataError: When a folder does not hold the rows that were dealt out.
         FederationError: When the node ends by itself; names its log.
@@ -239,6 +241,8 @@ def join_federation(
     if not data.exists():
         raise ConfigError(f"{data} does not exist; give the folder or file with this client's rows.")
     check_address(address)
+    if (facts or {}).get("budget"):
+        Budget.parse((facts or {})["budget"])  # the server would refuse it where nobody looks
     if data.is_dir():
         read_part(data)  # before the server hears of it
     key = credentials / "key" if credentials is not None else None

@@ -127,6 +127,7 @@ def test_who_breaks_them_again_and_again_is_asked_no_more(tmp_path: Path) -> Non
     clients["a2"] = lambda inner=clients["a2"]: Liar(inner, tensors(w=torch.full((3, 2), torch.nan)))
     job = federation(Program(zeros()), clients, tmp_path / "server", rounds=5, strikes=2)
     assert [len(one.clients) for one in job.run()[1:]] == [3, 3, 2, 2, 2]
+    assert [line["event"] for line in job.audit.lines] == ["rejected", "rejected", "banned"]
 
 
 class Twice:

@@ -265,3 +265,14 @@ def test_optimizers_of_the_server() -> None:
     moved = Adam(lr=0.1).step(old, new)["w"]
     assert moved[0] < 1.0
     assert moved[1] == 2.0
+
+
+def test_a_late_answer_that_is_not_wanted_breaks_no_rule(tmp_path: Path) -> None:
+    """Beside one in time it would count twice; the one in time stays."""
+    merge = Private({"w": torch.zeros(3), "v": torch.zeros(2000)}, clip=1.0, noise=0.1, clients=1)
+    intake = Intake(merge, ["a"], tmp_path / "waiting")
+    intake.add(_piece("a", 1.0))
+    intake.add_stale(_piece("a", 2.0))
+    intake.result()
+    assert not intake.refused
+    assert "already" in intake.too_late["a"]

@@ -56,6 +56,11 @@ def test_a_score_that_is_no_cosine_is_refused() -> None:
     with pytest.raises(FederationError, match="no cosine"):
         merge.add(Piece(client="c", weight=1.0, layout=Layout.whole(ANSWER), tensors=lists))
     assert (names, merge.result()) == ([], {})
+    honest = Piece(client="c", weight=1.0, layout=Layout.whole(ANSWER), tensors={**lists, SCORES: torch.ones(1, 2)})
+    merge.add(honest)
+    with pytest.raises(FederationError, match="already"):
+        merge.add(honest)
+    assert names == ["c"]
 
 
 def run(folder: Path, dropout: float = 0.0) -> tuple[Any, Any]:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-Event = Literal["rejected", "failed", "late", "silent", "unknown", "banned", "refused"]
+Event = Literal["rejected", "failed", "late", "silent", "banned", "refused"]
 """``rejected``: an answer that breaks the rules; ``failed``: a client that says it could not; ``late``: after the
-round; ``silent``: nothing came; ``unknown``: an answer to no order; ``banned``: asked no more; ``refused``: may not
-join."""
+round; ``silent``: nothing came; ``banned``: asked no more; ``refused``: may not join."""
 
 _LONGEST = 200  # of a reason: it may come from a client
 
@@ -23,6 +22,7 @@ class Audit:
 
     Args:
         file: Where lines are appended; None keeps them in memory alone.
+        most: Strikes with which a client is banned; 0: never.
 
     Attributes:
         lines: All of them.
@@ -30,8 +30,8 @@ class Audit:
         heard: Called with every new line.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+    def __init__(self, file: Path | None = None, *, most: int = 0) -> None:
+        self._file, self._most = file, most
         self.strikes: Counter[str] = Counter()
         self.heard: Callable[[dict[str, object]], None] = lambda _: None
         self.lines: list[dict[str, object]] = _read(file) if file is not None and file.is_file() else []
@@ -50,6 +50,9 @@ class Audit:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         self.heard(line)
+        if event == "rejected" and self.strikes[client] == self._most:
+            why = f"{self._most} of its answers were rejected; it is asked no more"
+            self.note("banned", round=round, client=client, action=action, reason=why)
 
     def count(self, event: Event) -> int:
         """How often something happened."""

@@ -139,6 +139,8 @@ class Exchange:
             for client, reason in intake.refused.items():
                 self._audit.note("rejected", round=round, client=client, action=phase.action, reason=reason)
                 self._now.reports.pop(client, None)
+            for client, reason in intake.too_late.items():
+                self._audit.note("late", round=round, client=client, action=phase.action, reason=reason)
             return merged, [self._now.reports[name] for name in sorted(self._now.reports)]
         finally:
             self._now = None

@@ -89,8 +89,11 @@ class Best:
         """Take a list in.
 
         Raises:
-            FederationError: When a score is no cosine: it would be above all others.
+            FederationError: When a score is no cosine: it would be above all others; or when the client gave a list
+                already: its documents would stand there twice.
         """
+        if piece.client in self._names:
+            raise FederationError("its documents are in the lists already")
         if bool((piece.tensors[SCORES] > _HIGHEST).any()):
             raise FederationError("a score of the list is no cosine")
         owner = torch.full_like(piece.tensors[PLACES], len(self._names))

@@ -28,7 +28,7 @@ from lissome.engine.federate.members import Members, sampled
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Program
 
-_TOLD = frozenset({"refused", "rejected", "failed"})  # what whoever runs the server must know at once
+_TOLD = frozenset({"refused", "rejected", "failed", "banned"})  # what whoever runs the server must know at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Federation:
         events: EventStream | None = None,
     ) -> None:
         self.program, self.config, self.seed = program, config, seed
-        self.ledger, self.audit = Ledger(), Audit(folder / "audit.jsonl")
+        self.ledger, self.audit = Ledger(), Audit(folder / "audit.jsonl", most=config.strikes)
         self.members = Members(self.audit, config.strikes, str(identity.get("base", "")), program.check)
         self.rounds: list[Round] = []
         self._link, self._folder, self._events = link, folder, events or EventStream()

@@ -48,6 +48,10 @@ class Intake:
         merge: What the pieces go into.
         clients: Names of those who were asked.
         folder: For pieces that have to wait; emptied now and by `close`.
+
+    Attributes:
+        refused: Why the merge did not take a client's answer.
+        too_late: Why it did not take one to an earlier order, which breaks no rule.
     """
 
     def __init__(self, merge: Merge, clients: Iterable[str], folder: Path) -> None:
@@ -57,6 +61,7 @@ class Intake:
         self._extra: list[Piece] = []
         self._gone: set[str] = set()
         self.refused: dict[str, str] = {}
+        self.too_late: dict[str, str] = {}
         shutil.rmtree(folder, ignore_errors=True)
 
     def add(self, piece: Piece) -> None:
@@ -80,7 +85,7 @@ class Intake:
         self._gone |= set(self._turns) - set(self._waiting)
         self._advance()
         for piece in sorted(self._extra, key=lambda one: one.client):
-            self._put(piece)
+            self._put(piece, self.too_late)
         return self._merge.result()
 
     def close(self) -> None:
@@ -91,13 +96,13 @@ class Intake:
         while self._turns and (self._turns[0] in self._waiting or self._turns[0] in self._gone):
             piece = self._waiting.pop(self._turns.pop(0), None)
             if piece is not None:
-                self._put(piece)
+                self._put(piece, self.refused)
 
-    def _put(self, piece: Piece) -> None:
+    def _put(self, piece: Piece, refused: dict[str, str]) -> None:
         try:
             self._merge.add(piece)
         except FederationError as error:
-            self.refused[piece.client] = str(error)
+            refused[piece.client] = str(error)
 
     def _stored(self, piece: Piece, name: str) -> Piece:
         if not piece.tensors:
