@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._frame import Inequality
-from benchmarks.decode.names import BITS, LLAMA, MODELS, SOURCE, TORCH, llama, nested
+from benchmarks.decode.names import BITS, LLAMA, MODELS, OPENVINO, SOURCE, TORCH, llama, nested
 from lissome.ops.stats import Interval, paired_bootstrap, ratio_of_medians
 
 SAME_FILE, BEST_TYPE = 2.0, 1.3
@@ -53,7 +53,7 @@ def perplexities(cells: Cells, model: str) -> dict[str, Interval]:
     """Perplexity by arm with its 95 % interval over windows."""
     start = f"{model}-ppl-"
     losses = {name.removeprefix(start): cell["nll"] for name, cell in cells.items() if name.startswith(start)}
-    named = {_file(arm): arm for arm in (*map(nested, BITS), *map(llama, LLAMA), *TORCH)}
+    named = {_file(arm): arm for arm in (*map(nested, BITS), *map(llama, LLAMA), *TORCH, *OPENVINO)}
     found = {named.get(name, name): _ppl(values) for name, values in losses.items()}
     pruned = cells.get(f"{model}-wanda-ppl", {}).get("nll", {})
     return found | {arm: _ppl(values) for arm, values in pruned.items()}

@@ -78,8 +78,7 @@ def losses(arm: Arm, windows: NDArray[np.int64]) -> list[float]:
     for window in windows:
         total = 0.0
         for first, logits in _pieces(arm, window):
-            targets = window[first + 1 : first + 1 + len(logits)]
-            total -= float(_log_softmax(logits[: len(targets)])[np.arange(len(targets)), targets].sum())
+            total += _loss(_log_softmax(logits), window, first)
         found.append(total / (len(window) - 1))
     return found
 
@@ -91,13 +90,24 @@ def closeness(arm: Arm, other: Arm, windows: NDArray[np.int64]) -> dict[str, Any
         ``nll`` of both by window, ``kl`` (of the first from the second, nats per token) and ``agreement`` (share of
         tokens whose likeliest successor is the same).
     """
-    kl, same, nll = [], [], {"arm": losses(arm, windows), "other": losses(other, windows)}
+    kl, same, nll = [], [], {"arm": list[float](), "other": list[float]()}
     for window in windows:
-        for (_, mine), (_, theirs) in zip(_pieces(arm, window), _pieces(other, window), strict=True):
+        totals = dict.fromkeys(nll, 0.0)
+        for (first, mine), (_, theirs) in zip(_pieces(arm, window), _pieces(other, window), strict=True):
             own, base = _log_softmax(mine), _log_softmax(theirs)
             kl.append((np.exp(base) * (base - own)).sum(-1))
             same.append(own.argmax(-1) == base.argmax(-1))
+            for name, said in (("arm", own), ("other", base)):
+                totals[name] += _loss(said, window, first)
+        for name, total in totals.items():
+            nll[name].append(total / (len(window) - 1))
     return {**nll, "kl": float(np.concatenate(kl).mean()), "agreement": float(np.concatenate(same).mean())}
+
+
+def _loss(said: Floats, window: NDArray[np.int64], first: int) -> float:
+    """Sum of the losses of the tokens after those that a piece from `first` on consists of."""
+    targets = window[first + 1 : first + 1 + len(said)]
+    return -float(said[np.arange(len(targets)), targets].sum())
 
 
 def _pieces(arm: Arm, window: NDArray[np.int64]) -> Any:

@@ -37,17 +37,15 @@ def curve(case: Case, path: Path, prompts: Prompts, tokens: int) -> dict[str, An
         nats per token. The share 0 is low bits alone, from which the chord to high bits begins.
     """
     one, steps = judge(case, open_nested(path), prompts, tokens), tokens - 1
-    found: dict[str, Any] = {"high first": {}, "low first": {}}
-    for share in (0.0, 0.25, 1 / 3, 0.5, 2 / 3, 0.75):
+    shares, ways = (0.0, 0.25, 1 / 3, 0.5, 2 / 3, 0.75), list[tuple[str, float, list[int]]]()
+    for share in shares:
         first = round(share * steps)
         high, low = [case.high] * first, [case.low] * (steps - first)
-        for way, bits in (("high first", high + low), ("low first", low + high)):
-            kl, same = one.divergences(bits)
-            found[way][f"{share:.2f}"] = {
-                "bits": float(np.mean(bits)),
-                "kl": kl.mean(1).tolist(),
-                "agreement": float(same.mean()),
-            }
+        ways += [("high first", share, high + low), ("low first", share, low + high)]
+    found: dict[str, Any] = {"high first": {}, "low first": {}}
+    for (way, share, bits), (kl, same) in zip(ways, one.compared([bits for *_, bits in ways]), strict=True):
+        told = {"bits": float(np.mean(bits)), "kl": kl.mean(1).tolist(), "agreement": float(same.mean())}
+        found[way][f"{share:.2f}"] = told
     return found
 
 
@@ -73,6 +71,7 @@ def schedulers(
     exam = judge(case, file, prompts, tokens)
     found: dict[str, Any] = {"limit": limit, "prior": prior.tolist(), "by": {}}
     found["static"] = int(next(at for at, kl in zip(switches(tokens), table.mean(0), strict=True) if kl <= limit))
+    decided: dict[str, list[list[int]]] = {}
     for word, kind in KINDS.items():
         for seed in seeds if word in TAUGHT else seeds[:1]:
             weights: dict[str, Any] = {"prior": prior} if word == "random" else {}
@@ -80,9 +79,9 @@ def schedulers(
                 heads = _heads(file) if word == TAUGHT[0] else None
                 weights = teach(features, labels.tolist(), heads=heads, seed=seed)
             made = kind(case.high, case.high, case.low, tokens, weights=weights)
-            bits = exam.decided(made)
-            kl = exam.divergences(bits)[0].mean(1)
-            found["by"][f"{word}-{seed}"] = {"bits": np.mean(bits, axis=1).tolist(), "kl": kl.tolist()}
+            decided[f"{word}-{seed}"] = exam.decided(made)
+    for (name, bits), (kl, _) in zip(decided.items(), exam.compared(list(decided.values())), strict=True):
+        found["by"][name] = {"bits": np.mean(bits, axis=1).tolist(), "kl": kl.mean(1).tolist()}
     return found
 
 

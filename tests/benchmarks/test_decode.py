@@ -37,6 +37,8 @@ def test_arms_say_the_same(tmp_path: Path) -> None:
     close = closeness(own, theirs, windows)
     assert abs(close["kl"]) < 1e-6
     assert close["agreement"] > 0.95
+    assert np.allclose(close["arm"], losses(own, windows))
+    assert np.allclose(close["other"], losses(theirs, windows))
     cell = race({"own": own, "torch": theirs}, rounds=2, threads=1, prompt=8, new=3)
     assert {len(times) for arm in cell["arms"].values() for times in (arm["prefill"], arm["step"])} == {2}
     rows = judging.timed(cell)["rows"]
@@ -118,6 +120,12 @@ def test_the_judgement() -> None:
     assert "| wanda: engine sparse bf16 |" in text
     assert "50 of 50" in text
     assert f"{MODEL} on one thread" in table.summary([result])
+
+
+def test_openvino_has_its_perplexity_where_it_is_installed() -> None:
+    cells = made_up()
+    cells[f"{MODEL}-ppl-{run._file('openvino int4')}"] = {"nll": [3.0, 3.1]}
+    assert judging.perplexities(cells, MODEL)["openvino int4"].value == pytest.approx(math.exp(3.05))
 
 
 def test_what_is_slow_or_wrong_fails() -> None:

@@ -59,6 +59,16 @@ def test_divergence_is_of_the_logits(file: NestedFile) -> None:
     assert (kl[:, 2:5] > 0).all()
 
 
+def test_several_schedules_at_once_are_each_alone(file: NestedFile) -> None:
+    judge = Judge(file, PROMPTS, tokens=7, prefill=4, high=4)
+    ways: list[Any] = [[3] * 6, [4] * 6, [[4, 4, 3, 3, 3, 3], [3] * 6, [4] * 6], [3] * 6]
+    for (kl, same), way in zip(judge.compared(ways), ways, strict=True):
+        alone = Judge(file, PROMPTS, tokens=7, prefill=4, high=4).divergences(way)
+        assert np.array_equal(kl, alone[0])
+        assert np.array_equal(same, alone[1])
+    assert not judge.divergences([4] * 6)[0].any()
+
+
 def test_the_smallest_switch_within_the_limit(file: NestedFile) -> None:
     options: dict[str, Any] = {"high": 4, "low": 3, "tokens": 9}
     all_ = search(file, PROMPTS, **options, limit=0.0)

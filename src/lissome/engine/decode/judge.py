@@ -84,9 +84,19 @@ class Judge:
         Returns:
             Nats and whether the likeliest token is the same, [texts, N − 1].
         """
-        each = [bits] * len(self.texts) if isinstance(bits[0], int) else bits
-        pairs = [self._of(*one) for one in zip(self._prompts, self.texts, each, strict=True)]  # type: ignore[arg-type]
-        return np.stack([kl for kl, _ in pairs]), np.stack([same for _, same in pairs])
+        return self.compared([bits])[0]
+
+    def compared(
+        self, ways: Sequence[Sequence[int] | Sequence[Sequence[int]]]
+    ) -> list[tuple[Floats, NDArray[np.bool_]]]:
+        """Compare several schedules, each as in `divergences`; what high bits say is computed once for all of them."""
+        each = [[way] * len(self.texts) if isinstance(way[0], int) else way for way in ways]
+        pairs = [
+            self._of(prompt, text, [tuple(way[at]) for way in each])  # type: ignore[arg-type]
+            for at, (prompt, text) in enumerate(zip(self._prompts, self.texts, strict=True))
+        ]
+        columns = zip(*pairs, strict=True)
+        return [(np.stack([kl for kl, _ in one]), np.stack([same for _, same in one])) for one in columns]
 
     def judge(self, phases: Phases, switch: int) -> Judged:
         """Judge a schedule."""
@@ -98,8 +108,8 @@ class Judge:
         """Return the divergence of every text for every class of T, float[texts, C]; that of N is 0."""
         high = self._alone.bits(0)
         ways = [switching(self.prefill, high, low, switch, self.tokens) for switch in switches(self.tokens)[:-1]]
-        found = [self.divergences([way.bits(step) for step in range(self.tokens - 1)])[0].mean(1) for way in ways]
-        return np.stack([*found, np.zeros(len(self.texts))], 1)
+        found = self.compared([[way.bits(step) for step in range(self.tokens - 1)] for way in ways])
+        return np.stack([*(kl.mean(1) for kl, _ in found), np.zeros(len(self.texts))], 1)
 
     def decided(self, policy: Policy) -> list[list[int]]:
         """Return the bits that a policy gives the steps of every text: [texts][N − 1].
@@ -114,6 +124,9 @@ class Judge:
             steps, bits = policy.decide(session), []
             session.forget()
             self._read = None
+            if isinstance(steps, Phases):  # which look at nothing that is said
+                found.append([steps.bits(step) for step in range(count)])
+                continue
             said = self._logits(prompt, text, [self._alone.bits(0)] * count)
             for step in range(count):
                 bits.append(steps.bits(step))
@@ -132,11 +145,19 @@ class Judge:
         self._read = None
         return found
 
-    def _of(self, prompt: list[int], text: list[int], bits: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
-        high = [self._alone.bits(step) for step in range(len(bits))]
-        wanted, found = self._logits(prompt, text, high), self._logits(prompt, text, bits)
-        own, other = log_softmax(wanted), log_softmax(found)
-        return (np.exp(own) * (own - other)).sum(-1), wanted.argmax(-1) == found.argmax(-1)
+    def _of(
+        self, prompt: list[int], text: list[int], ways: Sequence[tuple[int, ...]]
+    ) -> list[tuple[Floats, NDArray[np.bool_]]]:
+        """Compare every way with high bits on one text; the same way is computed once, high bits diverge by nothing."""
+        high = tuple(self._alone.bits(step) for step in range(len(ways[0])))
+        own = log_softmax(self._logits(prompt, text, high))
+        share, first = np.exp(own), own.argmax(-1)
+        found = {high: (np.zeros(len(own), own.dtype), np.ones(len(own), np.bool_))}
+        for way in dict.fromkeys(ways):
+            if way not in found:
+                other = log_softmax(self._logits(prompt, text, way))
+                found[way] = ((share * (own - other)).sum(-1), first == other.argmax(-1))
+        return [found[way] for way in ways]
 
     def _logits(self, prompt: list[int], text: list[int], bits: Sequence[int]) -> Floats:
         """Logits after each new token but the last, [N − 1, V]; tokens with the same bits in one batch."""
