@@ -101,8 +101,7 @@ def _quality(
 
 
 def _speed(cells: Cells, model: str, threads: int, ppl: Mapping[str, Interval]) -> Iterator[Inequality]:
-    short, long = (cells[f"{model}-{kind}-{threads}"] for kind in ("short", "long"))
-    same = llama(SOURCE[model])
+    short, same = cells[f"{model}-short-{threads}"], llama(SOURCE[model])
     where = f"{model}, {threads} thread{'s' if threads > 1 else ''}"
     limit = SAME_FILE if model == MODELS[0] else SECOND_MODEL
     yield _faster(short, "step", OWN, same, limit, f"{where}: decode, {OWN} ÷ {same}, the same file")
@@ -114,6 +113,7 @@ def _speed(cells: Cells, model: str, threads: int, ppl: Mapping[str, Interval]) 
         best = min(good, key=lambda arm: _median(short, arm, "step"))
         name = f"{where}: decode, {OWN} ÷ {best}, the fastest of equal or better perplexity"
         yield _faster(short, "step", OWN, best, BEST_TYPE, name)
+    long = cells[f"{model}-long-{threads}"]
     yield _faster(long, "prefill", OWN, "torch fp32", PREFILL_TORCH, f"{where}: prompt of 512, {OWN} ÷ torch fp32")
     best = min(types, key=lambda arm: _median(long, arm, "prefill"))
     name = f"{where}: prompt of 512, {OWN} ÷ {best}, the fastest of llama.cpp"

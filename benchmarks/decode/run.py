@@ -35,6 +35,8 @@ from lissome.ops.kernels import native
 
 SHORT, LONG = {"prompt": 16, "new": 48}, {"prompt": 512, "new": 16}
 """What is read and written in a turn: decoding with nearly no cache, and a prompt with decoding after it."""
+WORK = {MODELS[0]: {"short": SHORT, "long": LONG}, MODELS[1]: {"short": SHORT}}
+"""Prompts are timed of the first model alone: no inequality needs those of the other."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Callable[[], dict[
     bench = {name: _Bench(name, store, scale) for name in scale.models}
     for threads in scale.threads:
         for one in bench.values():
-            for kind, work in (("short", SHORT), ("long", LONG)):
+            for kind, work in WORK[one.name].items():
                 name = f"{one.name}-{kind}-{threads}"
                 yield name, lambda one=one, kind=kind, work=work, threads=threads: one.times(kind, work, threads)
         yield f"linears-{threads}", lambda threads=threads: _linears(store, scale, threads)

@@ -87,7 +87,7 @@ def made_up(*, own: float = 1.0, greedy: int = 50) -> dict[str, Any]:
     for model in run.MODELS:
         arms = [*map(nested, BITS), *map(llama, LLAMA), *TORCH]
         for threads in (1, 2):
-            cells |= {f"{model}-{kind}-{threads}": cell(arms) for kind in ("short", "long")}
+            cells |= {f"{model}-{kind}-{threads}": cell(arms) for kind in run.WORK[model]}
         for name in arms:
             nll = [math.log(ppl.get(name, 20.0)) + shift for shift in (-0.1, 0, 0.1)]
             cells[f"{model}-ppl-{run._file(name)}"] = {"nll": nll}
