@@ -194,3 +194,16 @@ def test_what_is_beside_a_model_says_where_the_model_is(folder: Path, tmp_path: 
         load_model(tmp_path)
     with pytest.raises(ArtifactError, match=r"weights alone; give the folder .*small$"):
         load_model(folder / "model.safetensors")
+
+
+def test_all_ends_of_a_text_are_kept_by_a_model_of_uneven_blocks(small: Model, tmp_path: Path) -> None:
+    small.module.generation_config.eos_token_id = [2, 7]  # type: ignore[union-attr]
+    small.save(tmp_path / "first")
+    again = lissome.load(tmp_path / "first")
+    assert config_of(again)["model_type"] == "lissome"
+    assert again.module.generation_config.eos_token_id == [2, 7]
+    again.save(tmp_path / "second")
+    assert json.loads((tmp_path / "second/generation_config.json").read_text())["eos_token_id"] == [2, 7]
+    (tmp_path / "second/generation_config.json").write_text('{"eos_token_id": "end"}')
+    with pytest.raises(ArtifactError, match="eos_token_id must be the number of a token"):
+        lissome.load(tmp_path / "second")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,11 @@ from lissome.core.errors import (
     NumericsError,
     UnknownNameError,
 )
-from lissome.core.manifest import read_curve, read_manifest
+from lissome.core.manifest import read_curve, read_manifest, write_manifest
 from lissome.cost.counted import Counter
+from lissome.models.adapters import add_lora
 from lissome.models.model import Model
+from lissome.pipeline.loading import weights_of
 from lissome.pipeline.reports import FitReport
 from lissome.testing.tokenizers import toy_tokenizer
 from lissome.testing.toys import toy_module
@@ -79,6 +82,11 @@ def test_every_step_of_the_curve_can_be_extracted(toy_folder: Path, toy_text: Pa
     last, whole = lissome.load(tmp_path / f"step-{curve[-1].step}"), lissome.load(tmp_path / "out")
     pairs = zip(last.module.state_dict().values(), whole.module.state_dict().values(), strict=True)
     assert all(torch.equal(first, second) for first, second in pairs)
+    manifest = read_manifest(tmp_path / "out")
+    write_manifest(tmp_path / "out", replace(manifest, lineage=manifest.lineage * 2))
+    with pytest.raises(ArtifactError, match="starts at what multipruner made of its base"):
+        pipeline.extract_step(tmp_path / "out", 1, tmp_path / "damaged")
+    write_manifest(tmp_path / "out", manifest)
     # The order of channels is a part of every step: without it, or with another one, it would be another model.
     orders = tmp_path / "out" / "orders.safetensors"
     orders.write_bytes(orders.read_bytes()[:9])
@@ -97,6 +105,19 @@ def test_the_same_command_again_returns_the_stored_result(toy_folder: Path, toy_
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match="holds another job: seed"):
         _fit(toy_folder, toy_text, tmp_path / "out", seed=1)
+
+
+def test_a_job_is_told_from_another_by_the_adapters_of_its_model_too(toy_folder: Path, tmp_path: Path) -> None:
+    known = set()
+    for seed in (0, 1, 1):
+        model = lissome.load(toy_folder)
+        add_lora(model, rank=2, seed=seed)
+        saved = lissome.load(model.save(tmp_path / str(seed)))
+        assert saved.source.sha256 is not None and weights_of(saved).startswith(f"{saved.source.sha256}+")
+        known.add(weights_of(saved))
+    assert len(known) == 2
+    plain = lissome.load(toy_folder)
+    assert weights_of(plain) == plain.source.sha256
 
 
 def test_same_seed_same_hash(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:

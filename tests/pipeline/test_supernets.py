@@ -215,6 +215,7 @@ def test_one_that_ships_is_extracted_by_its_name(
          "multipruner makes one model; run it with: lissome fit"),
         ("fit {home}/llama --method bootstrapnas --out {tmp}/a", "run it with: lissome supernet"),
         ("extract {home}/net --budget macs<=50% --out {tmp}/a", "manifest.json"),
+        ("extract {home}/net --out {tmp}/a", "make a super-network with: lissome supernet"),
         ("extract {home}/S --budget macs<=0.1% --out {tmp}/a", "macs<=0.1% cannot be met: the bound is"),
         ("extract {home}/S --point 999 --out {tmp}/a", "there is no point 999"),
         ("extract {home}/S --budget macs<=50% --out {home}/S", "is the artifact itself"),
@@ -236,6 +237,8 @@ def test_before_a_search_there_is_nothing_to_extract(home: Path, tmp_path: Path)
     make(home, tmp_path / "S", "steps=1", "tune_steps=0")
     with pytest.raises(ArtifactError, match="was not searched yet; give: lissome search"):
         pipeline.extract_for(tmp_path / "S", budget="macs<=50%", out=tmp_path / "A")
+    with pytest.raises(ArtifactError, match="is a super-network, not one model's curve"):
+        pipeline.extract_step(tmp_path / "S", 0, tmp_path / "A")
     with pytest.raises(ConfigError, match="holds another job"):
         make(home, tmp_path / "S", "steps=2", "tune_steps=0")
 

@@ -4,8 +4,8 @@ When all blocks have one shape the folder has a stock configuration and opens wi
 ``config.json`` says ``model_type: lissome``, carries the original configuration and the sizes of every block, and
 opens with `lissome.load`, or with ``AutoModelForCausalLM`` and its like after ``import lissome.models.auto``. So it is
 when weights are sparse or lie on a grid of integers, because they are stored so (see `lissome.models.sparse` and
-`lissome.models.integers`). Adapters and virtual tokens
-that stand beside the weights are folders of their own, ``adapter`` and ``prompt``, which stock peft opens.
+`lissome.models.integers`). Adapters and virtual tokens that stand beside the weights are folders of their own,
+``adapter`` and ``prompt``, which stock peft opens.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from lissome.models.build import (
     pooling,
     skeleton,
     stock_class,
+    with_generation,
 )
 from lissome.models.foreign import foreign_config
 from lissome.models.integers import STORAGE as INTEGERS
@@ -304,7 +305,9 @@ def _fill(
         empty = skeleton(config, stored=entries, buffers=False)
         if config.get("model_type") == MODEL_TYPE:
             check_shapes({name: entry.shape for name, entry in entries.items()}, empty)
-            return _fill_skeleton(skeleton(config, stored=entries), files, dtype, _stored_dtype(config))
+            check_beside(folder)
+            uneven = _fill_skeleton(skeleton(config, stored=entries), files, dtype, _stored_dtype(config))
+            return with_generation(uneven, folder)
         check_entries(entries, empty)
         check_beside(folder)
         loaded, info = stock_class(config).from_pretrained(

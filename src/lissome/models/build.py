@@ -10,6 +10,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from lissome.models.foreign import FOREIGN, foreign_skeleton
 
 MODEL_TYPE = "lissome"
 """What ``config.json`` of a folder with uneven blocks calls itself."""
+GENERATION = "generation_config.json"
+"""Beside it: how a model is to write, such as the tokens that end a text."""
 
 _OWN = {"lissome-convnet": ("lissome.models.convnet", "ConvNetForImageClassification")}
 """Module and class of the networks that lissome defines, by model type."""
@@ -87,6 +90,21 @@ def skeleton(
             f"config.json does not describe a model that can be built: {_reason(error)}; restore it or get it again."
         ) from error
     return module.eval()
+
+
+def with_generation(module: nn.Module, folder: Path) -> nn.Module:
+    """Give a module the generation settings of its folder, such as all tokens that end a text; in place.
+
+    Args:
+        module: One that was built from a configuration, which knows one such token at most.
+        folder: Where they lie as ``generation_config.json``; without it the module stays as it is.
+    """
+    if getattr(module, "generation_config", None) is not None and (folder / GENERATION).is_file():
+        from transformers import GenerationConfig
+
+        settings: Any = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        module.generation_config = settings
+    return module
 
 
 def is_foreign(config: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lissome.core.errors import ArtifactError
 from lissome.core.files import parse_json, read_json
-from lissome.models.build import configuration, sibling_classes
+from lissome.models.build import GENERATION, configuration, sibling_classes
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _PLAIN = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -144,7 +144,7 @@ def check_beside(folder: Path) -> None:
     """
     if (folder / "adapter_config.json").exists():
         raise ArtifactError("adapter_config.json names a model to load instead; give that one, or remove the file.")
-    path = folder / "generation_config.json"
+    path = folder / GENERATION
     fields = read_json(path) if path.exists() else {}
     if not isinstance(fields, dict):
         raise ArtifactError(f"{path.name} is not a JSON object; restore it or remove it.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from lissome.core.budget import Budget
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.events import EventStream
-from lissome.core.manifest import read_manifest
+from lissome.core.manifest import MANIFEST, read_manifest
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.planner import Planner
 from lissome.models.artifact import save_model
@@ -41,16 +41,21 @@ def extract_within(
         ConfigError: When a bound is on something that is not counted.
         BudgetUnmetError: When even the smallest size is too large; says what can be reached.
     """
-    if not budget:
-        raise ConfigError("say what the model may cost, with --budget such as block_params<=50%.")
-    folder, bounds = Path(artifact), Budget.parse(budget)
+    folder = Path(artifact)
     check_extract_place(folder, Path(out))
+    if folder.is_dir() and not (folder / MANIFEST).exists():
+        raise ArtifactError(
+            f"{folder} has no {MANIFEST}, so it was not trained for many sizes; make a super-network with: "
+            f"lissome supernet {folder} --out S"
+        )
     manifest = read_manifest(folder)
     if manifest.space is None or _ELASTIC not in manifest.tags:
         raise ArtifactError(
             f"{folder} was not trained for many sizes; make a super-network with: lissome supernet MODEL --out S"
         )
-    space, model = Space.from_json(manifest.space), load(folder, events=events)
+    if not budget:
+        raise ConfigError("say what the model may cost, with --budget such as block_params<=50%.")
+    bounds, space, model = Budget.parse(budget), Space.from_json(manifest.space), load(folder, events=events)
     planner = Planner(space, SubnetCost(model))
     for name in bounds.names:
         if name not in planner.full:

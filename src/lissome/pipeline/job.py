@@ -34,7 +34,7 @@ from lissome.models.adapters.elastic import linear_shapes
 from lissome.models.anatomy import TASKS
 from lissome.models.labels import answers_by_spans, labels_of, with_answers, with_image_labels, with_labels
 from lissome.models.model import Model
-from lissome.pipeline.loading import load
+from lissome.pipeline.loading import load, weights_of
 from lissome.pipeline.recipe import Recipe
 from lissome.pipeline.reports import PlanReport
 
@@ -109,7 +109,7 @@ class Job:
         """What makes this job itself: the same command continues, another is refused."""
         return {
             "lissome": __version__,
-            "model": self.model.source.sha256 or self.model.name,
+            "model": weights_of(self.model),
             "recipe": self.recipe.to_json(),
             "budget": str(self.budget),
             "seed": self.seed,

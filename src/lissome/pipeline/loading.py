@@ -12,8 +12,10 @@ from torch import nn
 
 from lissome.core.errors import ArtifactError, UnknownNameError, nearest
 from lissome.core.events import EventStream
+from lissome.core.files import sha256_file
 from lissome.core.manifest import MANIFEST
 from lissome.data import assets
+from lissome.models.artifact import ADAPTER, PROMPT
 from lissome.models.load import check_target, load_model
 from lissome.models.model import Model
 from lissome.models.nested.folder import nested_folder
@@ -84,6 +86,13 @@ def _models_beside(path: Path) -> list[str]:
         return sorted(str(one) for one in beside if one.suffix in (".gguf", ".zip") or (one / "config.json").is_file())
     except (OSError, ValueError):  # no such folder, or a closed one: nothing to guess from
         return []
+
+
+def weights_of(model: Model) -> str:
+    """What tells the weights of a model from others: their hash, with those of adapters that lie beside them."""
+    known, folder = model.source.sha256 or model.name, model.source.path
+    beside = sorted(file for name in (ADAPTER, PROMPT) for file in folder.glob(f"{name}/*.*")) if folder else []
+    return "+".join([known, *(sha256_file(file) for file in beside)]) if beside else known
 
 
 def licence_of(model: Model) -> str | None:

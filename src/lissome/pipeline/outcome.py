@@ -17,6 +17,7 @@ from lissome.engine.evaluate import versions
 from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import Federation, Round
 from lissome.engine.federate.training import TASK, Bound
+from lissome.export.gguf import source_type
 from lissome.models.artifact import save_model
 from lissome.models.space import Subnet
 from lissome.pipeline.federation import FederationJob
@@ -46,7 +47,7 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
         name=f"{job.model.name} after {job.recipe.step.name}",
         base=Base(
             name=job.model.name, architecture=job.model.anatomy.architecture, sha256=job.model.source.sha256,
-            license=licence_of(job.model),
+            license=licence_of(job.model), gguf_type=source_type(job.model),
         ),
         tags=tuple(sorted(job.method.leaves | {"dense"})),
         space=planner.space.to_json() if planner is not None and "elastic" in job.method.leaves else None,

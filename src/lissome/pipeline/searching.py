@@ -36,7 +36,7 @@ from lissome.models.zoo import place_of
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.job import WINDOWS, data_for
 from lissome.pipeline.latencies import Latency, Wish, timing
-from lissome.pipeline.loading import load
+from lissome.pipeline.loading import load, weights_of
 from lissome.pipeline.reports import SearchReport
 from lissome.pipeline.supernets import is_elastic, keep_found, read_elastic, space_of
 
@@ -190,7 +190,7 @@ def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -
     wish = Wish(way=asked.latency, device=asked.device, folder=Path(asked.out), seed=asked.seed, check=asked.check)
     latency = timing(wish, priced, sizes, names, events)
     original = {**latency.cost.figures(space.full), **latency.original}
-    identity = {"lissome": __version__, "model": model.source.sha256 or model.name, "latency": latency.identity}
+    identity = {"lissome": __version__, "model": weights_of(model), "latency": latency.identity}
     goal = Goal.of(_objectives(asked, quality), budget, original=original)
     if elastic:
         objective, examples, fingerprint = _examples(asked, model, Path(target))

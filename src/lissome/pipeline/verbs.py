@@ -296,7 +296,8 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
         events: Where progress is reported.
 
     Raises:
-        ArtifactError: When the folder has no curve, or its curve, its orders or its base are not what they were.
+        ArtifactError: When the folder has no curve of one model from its base on, or its curve, its orders or its
+            base are not what they were.
         SubnetError: When there is no such step.
     """
     folder = Path(artifact)
@@ -307,17 +308,25 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
     points = {point.step: point for point in read_curve(folder)}
     if not points or manifest.space is None:
         raise ArtifactError(f"{folder} holds no curve of steps; only results of removal do.")
+    if "elastic" in manifest.tags:
+        raise ArtifactError(f"{folder} is a super-network, not one model's curve; cut with: lissome extract {folder}")
     if step not in points:
         raise SubnetError(f"there is no step {step}; {folder} has steps 0 to {max(points)}.")
     cut = replace(
         manifest,
         name=f"{manifest.base.name} after step {step} of {folder.name}",
         subnet=points[step].subnet,
-        lineage=tuple(replace(one, after=()) for one in manifest.lineage[:1]),
+        lineage=tuple(replace(one, after=()) for one in manifest.lineage),
     )
     if (folder / SUPER).is_dir():
         chosen = _with_ranks(load(folder, events=events), folder / SUPER, points[step].subnet)
         return save_model(chosen, Path(out), manifest=cut)
+    if len(manifest.lineage) > 1:
+        before = ", ".join(one.method for one in manifest.lineage[:-1])
+        raise ArtifactError(
+            f"the curve of {folder} starts at what {before} made of its base, which is not kept; fit step by step, "
+            "each into a folder of its own, to extract from the last."
+        )
     base = load(manifest.base.name, events=events)
     if manifest.base.sha256 is not None and base.source.sha256 != manifest.base.sha256:
         raise ArtifactError(f"{manifest.base.name} is not the model that {folder} was made from (its sha256 differs).")
