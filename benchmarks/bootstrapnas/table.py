@@ -24,6 +24,28 @@ def _arms(result: Mapping[str, Any]) -> str:
     return table(["network", "arm", "accuracy"], rows)
 
 
+def _before(result: Mapping[str, Any]) -> str:
+    rows = []
+    for name, cell in result["cells"].items():
+        net = name.removeprefix("before-")
+        if net != name:
+            rows += [[net, *key.rsplit("-", 1), _points(test)] for key, test in cell["orders"].items()]
+            if cell["plain"] != cell["own"]:  # a network without batch norms has none
+                rows.append([net, "l1, statistics of the whole network", "0.5", _points(cell["plain"])])
+    return table(["network", "order", "share of widths", "accuracy"], rows)
+
+
+def _transferred(result: Mapping[str, Any]) -> str:
+    found = result["cells"]["transfer"]
+    rows = [[f"super-network, {name}", "", _points(test)] for name, test in found["ends"].items()]
+    rows += [["cut out of it", f"{one['macs']:.0%}", _points(one["test"])] for one in found["cut"].values()]
+    return table(["efficientnet-lite0", "multiply-accumulates", "accuracy"], rows)
+
+
+def _points(test: str) -> str:
+    return f"{_elastic.points([test]):.2f}"
+
+
 def _fronts(result: Mapping[str, Any]) -> str:
     names = {"transfer": "efficientnet-lite0"}
     rows = [
@@ -41,6 +63,13 @@ _TABLES = _elastic.Tables(
         "One super-network by BootstrapNAS, cut to half of the multiply-accumulates, beside the given network and what "
         "torch-pruning cuts and is tuned as long (accuracy in points on held-out examples, mean of seeds).": _arms
     },
-    {"One front (seed 0), on the split that nothing was searched on:": _fronts},
+    {
+        "One front (seed 0), on the split that nothing was searched on:": _fronts,
+        "Before any training: the same share of all widths by what sorted them, with batch norm statistics of its own, "
+        "and without:": _before,
+        "EfficientNet-Lite0 from ImageNet, transferred to CIFAR-10 at 96 pixels (one seed), on held-out images:": (
+            _transferred
+        ),
+    },
 )
 summary, page = _TABLES.summary, _TABLES.page

@@ -56,6 +56,9 @@ def test_the_tables_show_every_arm() -> None:
     arms = ("given", "torch-pruning to half, tuned", "super-network, at 0.5")
     assert all(f"| zoo-resnet | {arm} |" in page for arm in arms)
     assert "| efficientnet-lite0 | 10% | 80.0 |" in page
+    assert "| cut out of it | 48% | 90.00 |" in page
+    assert all(f"| zoo-resnet | {order} | 0.5 |" in page for order in run.ORDERS)
+    assert "| zoo-resnet | l1, statistics of the whole network | 0.5 | 20.00 |" in page
 
 
 @pytest.mark.long
