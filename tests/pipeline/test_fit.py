@@ -86,6 +86,13 @@ def test_every_step_of_the_curve_can_be_extracted(toy_folder: Path, toy_text: Pa
     write_manifest(tmp_path / "out", replace(manifest, lineage=manifest.lineage * 2))
     with pytest.raises(ArtifactError, match="starts at what multipruner made of its base"):
         pipeline.extract_step(tmp_path / "out", 1, tmp_path / "damaged")
+    # A base that was called by a relative path is found from elsewhere too.
+    shutil.copytree(toy_folder, tmp_path / "base")
+    write_manifest(tmp_path / "out", replace(manifest, base=replace(manifest.base, name="base")))
+    pipeline.extract_step(tmp_path / "out", 1, tmp_path / "beside")
+    write_manifest(tmp_path / "out", replace(manifest, base=replace(manifest.base, name="gone")))
+    with pytest.raises(ArtifactError, match="was made from 'gone', which is not found from here"):
+        pipeline.extract_step(tmp_path / "out", 1, tmp_path / "damaged")
     write_manifest(tmp_path / "out", manifest)
     # The order of channels is a part of every step: without it, or with another one, it would be another model.
     orders = tmp_path / "out" / "orders.safetensors"
