@@ -91,11 +91,20 @@ def final(cells: Sequence[Cell]) -> float:
 
 
 def at_bytes(cells: Sequence[Cell], limit: float) -> list[float]:
-    """Return the accuracy of the global model after the last round within so many bytes, by seed."""
-    return [
-        [score for score, sent in zip(cell["accuracy"], cell["spent"], strict=True) if sent <= limit and score][-1]
-        for cell in cells
-    ]
+    """Return the accuracy of the global model after the last whole round within so many bytes, by seed.
+
+    After rounds in which it was not judged, it lies on the line between those before and after: else arms whose rounds
+    take more bytes would be judged by an earlier one than they can afford.
+    """
+    return [_after(cell["accuracy"], sum(sent <= limit for sent in cell["spent"]) - 1) for cell in cells]
+
+
+def _after(scores: Sequence[float | None], number: int) -> float:
+    """Accuracy after a round; the first and the last one were judged."""
+    known = {at: score for at, score in enumerate(scores) if score is not None}
+    left, right = max(at for at in known if at <= number), min(at for at in known if at >= number)
+    share = (number - left) / max(1, right - left)
+    return (1 - share) * known[left] + share * known[right]
 
 
 def finals(cells: Sequence[Cell]) -> list[float]:
@@ -275,18 +284,25 @@ def run(job: FederationJob, folder: Path, names: Sequence[str] = ()) -> tuple[Fe
         names: Clients that take part (default: all).
 
     Returns:
-        The federation, and what a cell stores: accuracy of the global model and bytes of training by round, accuracy of
-        each client at the end, and how often each size was trained.
+        The federation, and what a cell stores: accuracy of the global model, mean accuracy of clients (``reached``) and
+        bytes of training by round, accuracy of each client at the end, and how often each size was trained.
     """
     federation = serve(job, job.local_link(folder / "clients", names), folder / "server", EventStream())
     last, total = federation.rounds[-1], federation.bytes()
     return federation, {
         "accuracy": [one.metrics.get("server/accuracy") for one in federation.rounds],
         "clients": {name: scores.get("accuracy") for name, scores in last.scores.items()},
+        "reached": [_mean_client(one.scores) for one in federation.rounds],
         "evaluated": dict(last.metrics), "payload": total.payload, "message": total.message,
         "spent": _spent(federation), "trained": _trained(federation),
         "examples": {name: len(job.silos.partition.parts[name]) for name in job.silos.names},
     }  # fmt: skip
+
+
+def _mean_client(scores: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Mean accuracy of all clients that were judged; None when nobody was."""
+    found = [one["accuracy"] for one in scores.values() if "accuracy" in one]
+    return mean(found) if found else None
 
 
 def _spent(federation: Federation) -> list[int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import mean
 
-from benchmarks._federated import at_bytes, by_arm, final, finals, page_of, spread, told_of
+from benchmarks._federated import Cell, at_bytes, by_arm, final, finals, page_of, spread, told_of
 from benchmarks._markdown import Results, table
 from benchmarks.ffm.run import gap, own_accuracy
 
@@ -26,6 +27,7 @@ def page(results: Results) -> str:
     facts, of = results[0]["facts"], by_arm(results[0]["cells"])
     limit = mean(cell["spent"][-1] for cell in of["lora"])
     rows, slices, texts = [], [], []
+    tuned = [arm for arm in of if arm.startswith("smollm2-")]
     for arm, found in of.items():
         if "forgetting" in found[0]:
             slices.append([arm, *(spread([cell[key] for cell in found]) for key in ("average", "forgetting"))])
@@ -59,11 +61,35 @@ def page(results: Results) -> str:
         "A byte-level model pre-trained across eight languages, all arms on the same tokens: perplexity per byte of "
         "the server's articles. `centralised` takes the server's steps of the federated arm, `plain` is AdamW alone."
     )
+    tongues = sorted(of[tuned[0]][0]["losses"]) if tuned else []
+    pages = [[arm.removeprefix("smollm2-"), *(perplexity(of[arm], one) for one in tongues)] for arm in tuned]
+    seen = [arm for arm in of if "matrix" in of[arm][0]]
+    ends = [[arm, f"{at + 1}", *row] for arm in seen for at, row in enumerate(by_slice(of[arm]))]
+    searched = [[spread([cell[key] for cell in of["retrieval"]]) for key in ("recall", "central")]]
     parts = [
         table(["arm", "accuracy", "at the bytes of adapters", "clients, mean", "gap", "told", "MiB"], rows),
         "Slices of time, each with other languages: accuracy over all of them at the end, and what was lost of it.",
         table(["arm", "average", "forgotten"], slices),
+        "Accuracy on each slice after each of them:",
+        table(["arm", "after slice", *(f"on {at + 1}" for at in range(len(ends[0]) - 2))], ends) if ends else "",
+        "Searches whose answer is among the five best texts, in %: lists of all clients merged, and one index of all.",
+        table(["across clients", "one index"], searched),
         language,
         table(["arm", "perplexity"], texts),
+        "SmolLM2 tuned across man pages, one silo a language: perplexity per token of each client's held-out pages.",
+        table(["arm", *tongues], pages) if pages else "",
     ]
-    return page_of(intro, results, parts)
+    return page_of(intro, results, [one for one in parts if one])
+
+
+def perplexity(cells: Sequence[Cell], client: str) -> str:
+    """Write the perplexity of a client's held-out text, of the mean loss over seeds."""
+    return f"{math.exp(mean(cell['losses'][client] for cell in cells)):.2f}"
+
+
+def by_slice(cells: Sequence[Cell]) -> list[list[str]]:
+    """Write accuracy in percent after each slice (rows) on each slice (columns), the mean over seeds."""
+    return [
+        [f"{100 * mean(values):.1f}" for values in zip(*rows, strict=True)]
+        for rows in zip(*(cell["matrix"] for cell in cells), strict=True)
+    ]

@@ -13,6 +13,7 @@ import torch
 from benchmarks._federated import in_turns, job_of, recipe, run
 from lissome.core.budget import Budget
 from lissome.core.seeds import derive
+from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.subnets import SubnetProgram, share_space
 from lissome.engine.federate.training import Bound, Lesson, cut_model
@@ -23,6 +24,7 @@ from lissome.models.space import Subnet
 from lissome.pipeline.federation import FederationJob
 
 ROUNDS, SIZES = 8, 24
+_TRIES = 20  # random sizes to look at for each that is wanted
 STEP: dict[str, Any] = {"lr": 3e-4, "epochs": 2.0, "batch": 16}
 FLEET = (
     {"name": "big", "share": 2.0},
@@ -45,7 +47,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 CUT = {"raffm": SIZES, "smallest": 1}
-"""Sizes that the models of some arms are cut to; the smallest is the first."""
+"""Sizes that the models of some arms are cut to; that of the smallest device is the first."""
 
 
 def arm(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -72,14 +74,26 @@ def fleet_of(job: FederationJob) -> dict[str, Any]:
 
 
 def sizes(job: FederationJob, federation: Federation, seed: int, count: int) -> list[dict[str, float]]:
-    """Cut the trained model to the smallest size, the whole one and random ones, without training."""
+    """Cut the trained model to that of the smallest device, the smallest size, the whole and random ones, untrained."""
     program = federation.program
     assert isinstance(program, SubnetProgram)
     assert program.planner is not None
     program.loaded()
-    rng, space = Random(derive(seed, "sizes")), program.planner.space
-    drawn = [space.smallest, space.full, *(space.sample(rng) for _ in range(SIZES - 2))]
-    return [_judged(job, program, subnet) for subnet in drawn[:count]]
+    return [_judged(job, program, subnet) for subnet in drawn_sizes(program.planner, seed, count)]
+
+
+def drawn_sizes(planner: Planner, seed: int, count: int) -> list[Subnet]:
+    """Return Subnets of unlike size, as far as the Space has as many: that of the smallest device comes first."""
+    rng, space = Random(derive(seed, "sizes")), planner.space
+    found = [planner.largest(Budget.parse(str(FLEET[2]["budget"]))), space.smallest, space.full]
+    known = {planner.figures(one)["block_params"] for one in found}
+    for _ in range(_TRIES * count):
+        subnet = space.sample(rng)
+        size = planner.figures(subnet)["block_params"]
+        if size not in known:
+            known.add(size)
+            found.append(subnet)
+    return found[:count]
 
 
 def _judged(job: FederationJob, program: SubnetProgram, subnet: Subnet) -> dict[str, float]:

@@ -76,7 +76,9 @@ def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
     if "smallest" in of:
         smallest = mean(cell["sizes"][0]["accuracy"] for cell in of["raffm"])
         alone = mean(cell["sizes"][0]["accuracy"] for cell in of["smallest"])
-        found.append(Inequality.of("smallest size ≥ trained alone − 5 points", smallest, ">=", alone - 0.05, seeds))
+        found.append(
+            Inequality.of("smallest device's size ≥ trained alone − 5 points", smallest, ">=", alone - 0.05, seeds)
+        )
     return [*found, *compared(of, PICTURES, "CIFAR-10: ", seeds)]
 
 

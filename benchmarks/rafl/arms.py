@@ -41,6 +41,9 @@ COMMON = {"weakest": TIERS[-1], "middle": TIERS[1]}
 SERVED = ("tier-0", "tier-1")
 """Who holds the model of `middle`."""
 
+EVERY = 2
+"""Rounds between two looks at the clients' models where a round takes more bytes than the knowledge network's."""
+
 PARTICIPATION = {"all": 1.0, "sporadic": 0.25}
 
 
@@ -50,7 +53,10 @@ def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[
     made: dict[str, Any] = {"seed": seed, "rounds": rounds, "sample": sample}
     kinds = {one: kind.name for one, kind in job_of(recipe(ARMS[name], devices=FLEET, **made)).kinds.items()}
     served = [one for one, kind in kinds.items() if kind in SERVED] if name == "middle" else list(kinds)
-    job = job_of(recipe({**STEP, **ARMS[name]}, devices=fleet, clients=len(served), **made))
+    dear = name in COMMON or ARMS[name].get("share") in {"both", "overlap"}
+    # The last round must be looked at.
+    looks: dict[str, Any] = {"evaluate_every": EVERY} if dear and rounds % EVERY == 0 else {}
+    job = job_of(recipe({**STEP, **ARMS[name]}, devices=fleet, clients=len(served), **looks, **made))
     federation, cell = run(job, folder, served)
     cell["kinds"] = kinds
     cell["mean_client"] = mean(value for value in cell["clients"].values() if value is not None)

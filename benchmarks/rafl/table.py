@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean, median
 
-from benchmarks._federated import by_arm, finals, page_of, spread
+from benchmarks._federated import Cell, by_arm, finals, page_of, spread
 from benchmarks._markdown import Results, table
 from benchmarks.rafl.run import by_tier
 
@@ -27,7 +27,9 @@ def page(results: Results) -> str:
         test = [mean(one["test"] for one in cell["own"].values()) for cell in found if "own" in cell] or finals(found)
         mib = mean(cell["spent"][-1] for cell in found) / 2**20
         name, _, who = arm.rpartition("-")
-        rows.append([name, who, spread([cell["mean_client"] for cell in found]), spread(test), f"{mib:.1f}"])
+        limit = min(cell["spent"][-1] for cell in of[f"knowledge-{who}"])
+        own = [spread([cell["mean_client"] for cell in found]), spread([within(cell, limit) for cell in found])]
+        rows.append([name, who, *own, spread(test), f"{mib:.1f}"])
     searched_of = of["knowledge-all"]
     sizes = [
         [
@@ -39,7 +41,8 @@ def page(results: Results) -> str:
     intro = (
         f"MiniLM with frozen embeddings learns {facts['languages']} languages from runs of four words; "
         f"{facts['clients']} clients in four tiers, Dirichlet {facts['alpha']}, {facts['rounds']} rounds. Accuracy in "
-        "% of every client's model, mean over clients: on its own held-out texts, and on the server's; MiB of tensors "
+        "% of every client's model, mean over clients: on its own held-out texts (at the end, and at the last look "
+        "within the bytes that the knowledge network takes; 0 without one), and on the server's; MiB of tensors "
         "that training sends (architectures are cut from a model that every client has, so that no first download of "
         "them is in it). ±: half of the 95 % interval of the mean over seeds. `weakest` is what the weakest tier can "
         "hold, trained by all; `middle` what the second tier can hold, trained and judged by the two upper tiers alone."
@@ -50,8 +53,14 @@ def page(results: Results) -> str:
         "which device is drawn, so that tiers have unlike data):"
     )
     parts = [
-        table(["arm", "clients in a round", "own texts", "server's texts", "MiB"], rows),
+        table(["arm", "clients in a round", "own texts", "own texts, at knowledge's bytes", "server's", "MiB"], rows),
         searched,
         table(["budget", "million parameters in blocks", "of the budget", "ms", "accuracy"], sizes),
     ]
     return page_of(intro, results, parts)
+
+
+def within(cell: Cell, limit: float) -> float:
+    """Return the mean accuracy of clients when they were last judged within so many bytes; 0 when that was never."""
+    looks = zip(cell["reached"], cell["spent"], strict=True)
+    return float([0.0, *(one for one, sent in looks if one is not None and sent <= limit)][-1])

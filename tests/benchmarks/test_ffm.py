@@ -31,7 +31,7 @@ def good() -> dict[str, dict[str, Any]]:
             f"local-{seed}": cell_of(0.1, spent=(0, 0), own=_LOCAL),
             f"head-{seed}": cell_of(0.6), f"prompt-{seed}": cell_of(0.7),
             f"continual-none-{seed}": {"forgetting": 0.5, "average": 0.3},
-            f"continual-replay-{seed}": {"forgetting": 0.1, "average": 0.6},
+            f"continual-replay-{seed}": {"forgetting": 0.1, "average": 0.6, "matrix": [[0.5, 0.2], [0.4, 0.8]]},
             f"retrieval-{seed}": {"recall": 0.9, "central": 0.9},
             f"pretrain-federated-{seed}": {"loss": 1.5, "accuracy": [None]},
             f"pretrain-centralised-{seed}": {"loss": 1.45, "accuracy": [None]},
@@ -77,6 +77,9 @@ def test_tables_say_what_was_measured() -> None:
     assert "| continual-replay | 60.0 ± 0.0 | 10.0 ± 0.0 |" in page
     assert "| federated | 4.48 |" in page
     assert "| local | 7.39 |" in page
+    assert "| continual-replay | 2 | 40.0 | 80.0 |" in page
+    assert "| 90.0 ± 0.0 | 90.0 ± 0.0 |" in page, "search"
+    assert "| zero-shot | 12.18 |" in page, "SmolLM2 before"
 
 
 @pytest.mark.long

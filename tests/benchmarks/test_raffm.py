@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks._federated import SEEDS
+from benchmarks._federated import SEEDS, at_bytes
 from benchmarks.raffm import arms, pictures, run, table
+from lissome.core.budget import Budget
 from lissome.core.errors import AssetError
+from lissome.engine.federate.planner import Planner
+from lissome.models.space import Axis, Space
 from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of, toy
 
 _ACCURACY = {
@@ -35,6 +39,12 @@ GOOD: dict[str, dict[str, Any]] = {
 
 def test_everything_holds_when_it_does() -> None:
     assert all_hold(run.judge, GOOD) == 12
+
+
+def test_what_was_not_judged_lies_between_what_was() -> None:
+    cell = {"accuracy": [0.0, None, None, 0.6, None, 0.8], "spent": [0, 10, 20, 30, 40, 50]}
+    expected = {0: 0.0, 19: 0.2, 20: 0.4, 30: 0.6, 45: 0.7, 900: 0.8}
+    assert {limit: at_bytes([cell], limit)[0] for limit in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +76,27 @@ def test_tables_say_what_was_measured() -> None:
     )
     assert "| big-only | 40.0 ± 0.0 |" in page
     assert "| raffm | 40%: 3, 100%: 1 |" in page
+
+
+def test_drawn_sizes_are_unlike_and_the_smallest_device_comes_first() -> None:
+    axes = tuple(Axis(f"layers.{at}.{name}", (1, 2, 3, 4)) for at in range(6) for name in ("width", "groups"))
+    planner = Planner(Space(axes), _Counted())
+    found = arms.drawn_sizes(planner, 0, arms.SIZES)
+    sizes = [planner.figures(one)["block_params"] for one in found]
+    assert len(set(sizes)) == run.FEWEST + 4 == len(sizes)
+    assert found[0] == planner.largest(Budget.parse("block_params<=35%"))
+    assert sizes[:3] == [16.0, 12.0, 48.0], "at most 35 % of 48, the smallest, the whole"
+    assert arms.drawn_sizes(planner, 0, 1) == found[:1]
+
+
+class _Counted:
+    """Counts a Subnet by the sum of its choices."""
+
+    def figures(self, subnet: Mapping[str, int]) -> dict[str, float]:
+        return {"block_params": float(sum(subnet.values()))}
+
+    def provenance(self, term: str) -> str:
+        return f"{term}: counted"
 
 
 @pytest.mark.long
@@ -108,5 +139,5 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sum(cell["trained"].values()) == (2 if arm == "big-only" else 10)
     if arm == "raffm":
         assert len(cell["sizes"]) == arms.SIZES
-        assert cell["sizes"][1]["share"] == 1.0
-        assert cell["sizes"][1]["accuracy"] == pytest.approx(cell["accuracy"][-1])
+        assert cell["sizes"][2]["share"] == 1.0
+        assert cell["sizes"][2]["accuracy"] == pytest.approx(cell["accuracy"][-1])

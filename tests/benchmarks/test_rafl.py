@@ -25,7 +25,8 @@ def good() -> dict[str, dict[str, Any]]:
     own = {name: {"test": 0.4, "train": 0.5} for name in kinds}
     return {
         f"{arm}-{who}-{seed}": cell_of(
-            0.5, spent=(0, 2**20), mean_client=score, tiers=weak if arm == "weakest" else tiers, kinds=kinds, own=own,
+            0.5, spent=(0, 2**20), reached=[None, score], mean_client=score,
+            tiers=weak if arm == "weakest" else tiers, kinds=kinds, own=own,
             orders=2**9, knowledge=2**10, latency=latency,
         )
         for arm, score in _SCORES.items() for who in arms.PARTICIPATION for seed in SEEDS
@@ -52,10 +53,13 @@ def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: st
 
 
 def test_tables_say_what_was_measured() -> None:
-    result = result_of(run.judge, good(), {"rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12})
+    dear = {"spent": [0, 2**19, 2**21], "reached": [None, 0.55, 0.6], "accuracy": [0.1, 0.5, 0.5]}
+    cells = {name: {**cell, **(dear if name.startswith("weakest") else {})} for name, cell in good().items()}
+    result = result_of(run.judge, cells, {"rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12})
     page = table.page([result])
     assert "reach 80.0 %" in table.summary([result])
-    assert "| knowledge | sporadic | 80.0 ± 0.0 | 40.0 ± 0.0 | 1.0 |" in page
+    assert "| knowledge | sporadic | 80.0 ± 0.0 | 80.0 ± 0.0 | 40.0 ± 0.0 | 1.0 |" in page
+    assert "| weakest | all | 60.0 ± 0.0 | 55.0 ± 0.0 | 40.0 ± 0.0 | 2.0 |" in page
     assert "| block_params<=30% | 0.00 | 95.0% | 7.00 | 40.0 |" in page
 
 
