@@ -230,12 +230,14 @@ class Texts:
     """Windows of bytes.
 
     Attributes:
-        train: Windows to learn from, int16 [N, 256].
+        sources: Windows to learn from by source, each once, int16 [N, 256].
+        train: All of them, int16 [N, 256]; those of a small source are repeated.
         choice: Windows to choose a learning rate by, LongTensor[n, 256].
         test: Held-out windows by source, LongTensor[128, 256] each.
         facts: Sizes and checksums, for the index.
     """
 
+    sources: dict[str, Tensor]
     train: Tensor
     choice: Tensor
     test: dict[str, Tensor]
@@ -269,6 +271,7 @@ def texts() -> Texts:
             "test_passages_seen": len(held & known) / len(held),
         }  # fmt: skip
     return Texts(
+        {source: part["train"] for source, part in parts.items()},
         torch.cat([part["train"].repeat(_REPEATS[source], 1) for source, part in parts.items()]),
         torch.cat([spread(part["choice"], _TEST_WINDOWS // 2) for part in parts.values()]).long(),
         {source: spread(part["test"], _TEST_WINDOWS).long() for source, part in parts.items()},

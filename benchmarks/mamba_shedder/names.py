@@ -30,7 +30,12 @@ ARMS = {
 """Ways to choose what goes, and how tables call them."""
 
 SEEDLESS = frozenset({"first", "last"})
+"""Arms that have no seed."""
+UNCALIBRATED = SEEDLESS | {"random"}
 """Arms that look at no calibration text."""
+
+RECOVERY_RATES = (2e-3, 5e-3, 1e-2)
+"""Learning rates of the recovery that are tried; the one with the least loss on text for choosing is used."""
 
 CONTEXTS = (4, 8, 16, 32, 64, 128, 240)
 """Bytes of context of the long-range probe."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tools import train_zoo
 
 SCORED = 16
 """Bytes at the end of a window that the probe scores."""
-RECOVERY = RecoverConfig(steps=400, max_seconds=150.0, lr=2e-3, batch=8, small=1 << 20)
+RECOVERY = RecoverConfig(steps=1000, max_seconds=150.0, batch=8, small=1 << 20)
 """`steps` is what a fast machine does in two and a half minutes; `max_seconds` shortens it before the first one."""
 
 
@@ -72,14 +73,23 @@ def exactness(model: Model, variants: Mapping[str, Sequence[str]], test: Tensor)
     return worst
 
 
-def recovered(model: Model, axes: Sequence[str], data: Texts, folder: Path) -> dict[str, Any]:
-    """Cut, and train for two and a half minutes; losses of every test window before and after, nats per byte."""
+def recovered(model: Model, axes: Sequence[str], data: Texts, rate: float, folder: Path) -> dict[str, Any]:
+    """Cut, and train for two and a half minutes at a learning rate.
+
+    Returns:
+        Losses of every test window ``before`` and ``after``, nats per byte, the mean loss of the selection text
+        after it as ``choice``, ``seconds`` and ``settings``.
+    """
+    config = replace(RECOVERY, lr=rate)
     small = extract(model, without(model, axes), space=model.space())
     before, start = Walk(small, data.test).plain(), time.monotonic()
-    recover(small, data.recovery, config=RECOVERY, context=context(model, data, folder))
+    recover(small, data.recovery, config=config, context=context(model, data, folder))
     spent = time.monotonic() - start
-    after = Walk(small, data.test).plain()
-    return {"before": before.tolist(), "after": after.tolist(), "seconds": spent, "settings": RECOVERY.to_mapping()}
+    after, choice = (Walk(small, windows).plain() for windows in (data.test, data.selection))
+    return {
+        "before": before.tolist(), "after": after.tolist(), "choice": float(choice.mean()), "seconds": spent,
+        "settings": config.to_mapping(),
+    }  # fmt: skip
 
 
 def trained_shorter(name: str, layers: int, test: Tensor, folder: Path) -> dict[str, Any]:

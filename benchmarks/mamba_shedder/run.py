@@ -27,9 +27,11 @@ from benchmarks.mamba_shedder.names import (
     HYBRID,
     MODELS,
     PURE,
+    RECOVERY_RATES,
     SCANLESS,
     SEEDLESS,
     TARGETS,
+    UNCALIBRATED,
     VARIANTS,
 )  # fmt: skip
 from benchmarks.mamba_shedder.texts import texts
@@ -112,7 +114,8 @@ def _cells(scale: _Scale, store: Store) -> Iterator[tuple[str, Any]]:
         yield f"{one.name}-exactness", one.exactness
         yield f"{one.name}-context", one.context
         yield f"{one.name}-speed", one.speed
-        yield f"{one.name}-recovery", one.recovery
+        for rate in RECOVERY_RATES:
+            yield f"{one.name}-recovery-{rate:g}", lambda one=one, rate=rate: one.recovery(rate)
     mixed = _Bench(HYBRID, store)
     yield f"{HYBRID}-dense", mixed.dense
     for arm in hybrid.ARMS:
@@ -141,7 +144,7 @@ class _Bench:
             shown = {name: getattr(counts, name) for name in ("params", "block_params", "cache_bytes")}
             return {**shown, "nll": Walk(_model(self.name), texts(0).test).plain().tolist()}
 
-        return self._cell("dense", 0, compute)
+        return self._cell("dense", 0, compute, calibrated=False)
 
     def removal(self, target: str, arm: str, seed: int) -> dict[str, Any]:
         """What an arm removes, and the loss of every test window after 2 and 4 removals."""
@@ -154,7 +157,10 @@ class _Bench:
             at = {str(count): loss.tolist() for count, loss in zip(COUNTS, losses, strict=True)}
             return {"axes": axes, "at": at}
 
-        return self._cell(f"{target}-{arm}-{seed}", seed, compute, arm=arm, target=target, counts=COUNTS)
+        return self._cell(
+            f"{target}-{arm}-{seed}", seed, compute,
+            calibrated=arm not in UNCALIBRATED, arm=arm, target=target, counts=COUNTS,
+        )  # fmt: skip
 
     def curve(self, target: str) -> dict[str, Any]:
         """Loss, counts and bytes held after every removal, calibration seed 0."""
@@ -176,8 +182,9 @@ class _Bench:
     def pairs(self, target: str) -> dict[str, Any]:
         """Test loss without every two parts."""
         return self._cell(
-            f"{target}-pairs", 0, lambda: {"nll": removing.pairs(_model(self.name), texts(0), target)}, target=target
-        )
+            f"{target}-pairs", 0, lambda: {"nll": removing.pairs(_model(self.name), texts(0), target)},
+            calibrated=False, target=target,
+        )  # fmt: skip
 
     def fewer(self, target: str) -> dict[str, Any]:
         """Test loss, nats per byte, of what the method removes when it looks at fewer windows."""
@@ -201,7 +208,7 @@ class _Bench:
         def compute() -> dict[str, Any]:
             return {"at": removing.narrower(load(self.name), texts(0), COUNTS)}
 
-        return self._cell("narrower", 0, compute, counts=COUNTS)
+        return self._cell("narrower", 0, compute, calibrated=False, counts=COUNTS)
 
     def exactness(self) -> dict[str, Any]:
         """Masked against cut, prefill against decode."""
@@ -220,21 +227,24 @@ class _Bench:
         shape = {"lengths": speed.LENGTHS, "new": speed.NEW, "rounds": speed.ROUNDS, "threads": speed.THREADS}
         return self._cell("speed", 0, lambda: speed.timed(_model(self.name), self._variants()), **shape)
 
-    def recovery(self) -> dict[str, Any]:
-        """Loss before and after training with 4 blocks gone."""
+    def recovery(self, rate: float) -> dict[str, Any]:
+        """Loss before and after training with 4 blocks gone, at a learning rate."""
 
         def compute() -> dict[str, Any]:
             axes = self._axes("blocks")[: max(COUNTS)]
-            return quality.recovered(load(self.name), axes, texts(0), self._folder("recovery", "greedy", 0))
+            folder = self._folder("recovery", "greedy", f"{rate:g}")
+            return quality.recovered(load(self.name), axes, texts(0), rate, folder)
 
-        return self._cell("recovery", 0, compute, settings=quality.RECOVERY.to_mapping())
+        settings = replace(quality.RECOVERY, lr=rate).to_mapping()
+        return self._cell(f"recovery-{rate:g}", 0, compute, settings=settings)
 
     def shorter(self) -> dict[str, Any]:
         """Loss of a model of 8 blocks that was trained as long."""
         folder = self._folder("shorter", str(_SHORTER), 0)
         return self._cell(
-            "shorter", 0, lambda: quality.trained_shorter(self.name, _SHORTER, texts(0).test, folder), layers=_SHORTER
-        )
+            "shorter", 0, lambda: quality.trained_shorter(self.name, _SHORTER, texts(0).test, folder),
+            calibrated=False, layers=_SHORTER,
+        )  # fmt: skip
 
     def mixed(self, arm: str, seed: int) -> dict[str, Any]:
         """Loss of a hybrid at shares of its block parameters."""
@@ -254,11 +264,12 @@ class _Bench:
     def _folder(self, *parts: object) -> Any:
         return self._store.scratch(f"{self.name}-{'-'.join(map(str, parts))}", self._settings(0))
 
-    def _settings(self, seed: int, **more: Any) -> dict[str, Any]:
-        return {"model": _model(self.name).source.sha256, "text": texts(seed).facts(), "seed": seed, **more}
+    def _settings(self, seed: int, *, calibrated: bool = True, **more: Any) -> dict[str, Any]:
+        text = texts(seed).facts(calibrated=calibrated)
+        return {"model": _model(self.name).source.sha256, "text": text, "seed": seed, **more}
 
-    def _cell(self, name: str, seed: int, compute: Any, **more: Any) -> dict[str, Any]:
-        return self._store.cell(f"{self.name}-{name}", self._settings(seed, **more), compute)
+    def _cell(self, name: str, seed: int, compute: Any, *, calibrated: bool = True, **more: Any) -> dict[str, Any]:
+        return self._store.cell(f"{self.name}-{name}", self._settings(seed, calibrated=calibrated, **more), compute)
 
 
 @cache
@@ -298,7 +309,7 @@ def judge(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str,
     found += _judge_speed(name, result["speed"])
     result["context"], more = _judge_context(name, cells[f"{name}-context"])
     found += more
-    result["recovery"], one = _judge_recovery(name, cells[f"{name}-recovery"], dense)
+    result["recovery"], one = _judge_recovery(name, cells, dense)
     if f"{name}-shorter" in cells:
         cell = cells[f"{name}-shorter"]
         result["shorter"] = {"layers": cell["layers"], "bits": quality.bits(cell["nll"])}
@@ -385,7 +396,10 @@ def _judge_context(name: str, cell: Mapping[str, Any]) -> tuple[dict[str, Any], 
     ]  # fmt: skip
 
 
-def _judge_recovery(name: str, cell: Mapping[str, Any], dense: Mapping[str, Any]) -> tuple[dict[str, Any], Inequality]:
+def _judge_recovery(name: str, cells: Mapping[str, Any], dense: Mapping[str, Any]) -> tuple[dict[str, Any], Inequality]:
+    tried = {f"{rate:g}": cells[f"{name}-recovery-{rate:g}"] for rate in RECOVERY_RATES}
+    rate = min(tried, key=lambda one: tried[one]["choice"])
+    cell = tried[rate]
     before, after, whole = (
         torch.tensor(row, dtype=torch.float64) for row in (cell["before"], cell["after"], dense["nll"])
     )
@@ -396,7 +410,8 @@ def _judge_recovery(name: str, cell: Mapping[str, Any], dense: Mapping[str, Any]
         shares["value"], ">=", 0.5, f"(95 % {shares['low']:.2f}–{shares['high']:.2f}, n={back.n} windows)",
     )  # fmt: skip
     facts = {"before": quality.bits(cell["before"]), "after": quality.bits(cell["after"]), "seconds": cell["seconds"]}
-    return {**facts, "given_back": shares}, found
+    facts["tried"] = {one: quality.bits(other["after"]) for one, other in tried.items()}
+    return {**facts, "rate": rate, "given_back": shares}, found
 
 
 def judge_hybrid(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str, Any], list[Inequality]]:
