@@ -74,3 +74,25 @@ def test_said_before_any_work(run, place, tmp_path, monkeypatch, family, method,
         assert len(errors) == 1
         assert words in errors[0]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ("--out", "{place}/o")])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("exprot", "{place}/llama"), "unknown recipe or action 'exprot'; did you mean 'export'?"),
+        (("{place}/text.txt", "{place}/text.txt"), "or: lissome federate server RECIPE"),
+        (("server",), "or: lissome federate server RECIPE"),
+        (("{place}",), "cannot be read"),
+        (("server", "{place}/none.toml"), "none.toml cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_federation_that_is_none(run, place, words, said, more):
+    result = run("federate", *(word.format(place=place) for word in (*words, *more)))
+    assert result.code == 2
+    assert said in result.err
+    assert not (place / "o").exists()
+
+
+def test_a_mistyped_action_is_named_before_what_it_lacks(run):
+    assert "did you mean 'export'?" in run("federate", "exprot").err

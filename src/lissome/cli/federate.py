@@ -64,6 +64,9 @@ def command(
     as_json: JsonFlag = False,
 ) -> None:
     """Train one model across clients whose data stay where they are and whose devices differ."""
+    outside = what == "server"
+    if what not in _ACTIONS and not Path(what).exists():
+        raise ConfigError(unknown_name("recipe or action", what, _ACTIONS, "Give a TOML file."))
     if what == "credentials":
         _credentials(target, clients, host, as_json)
     elif what == "export":
@@ -72,14 +75,12 @@ def command(
         _membership(ctx, target, as_json)
     elif what == "join":
         _join(ctx, target, data=data, state=state, credentials=credentials, facts=facts)
+    elif (recipe := target if outside else what) is None or (target is not None and not outside):
+        raise ConfigError("write: lissome federate RECIPE, or: lissome federate server RECIPE")
     elif dry_run:
-        _plan(ctx, Path(what if target is None else target), as_json)
+        _plan(ctx, Path(recipe), as_json)
     else:
-        outside = what == "server"
         place = {"credentials": credentials, "port": port, "host": (host or ["127.0.0.1"])[0], "alone": not outside}
-        recipe = target if outside else what
-        if recipe is None or (target is not None and not outside):
-            raise ConfigError("write: lissome federate RECIPE, or: lissome federate server RECIPE")
         _run(ctx, Path(recipe), out, "deployment" if outside else backend, place, as_json)
 
 
@@ -94,8 +95,6 @@ def _run(
         raise UnknownNameError(unknown_name("back end", backend, BACKENDS))
     if out is None:
         raise ConfigError("say where the result goes with --out DIR, or add --dry-run.")
-    if not recipe.is_file():
-        raise ConfigError(unknown_name("recipe or action", str(recipe), _ACTIONS, "Give a TOML file."))
     with working(ctx) as events:
         report = federate(recipe, out=out, backend=backend, server=ServerPlace(**place), events=events)  # type: ignore[arg-type]
         write_page_if_possible(out, events)
