@@ -107,6 +107,15 @@ def test_order_and_bounds_are_checked() -> None:
         Recipe.of("pmpd").check(_DENSE, Budget.parse("params<=90%"))
 
 
+def test_files_beside_the_weights_are_those_of_the_last_step() -> None:
+    """Another step neither keeps them nor fits them: the state that speaks of them goes too."""
+    steps = [Recipe.of(name).steps[0] for name in ("multipruner", "pmpd")]
+    assert "nested" in Recipe(tuple(steps)).check(_DENSE, Budget())
+    with pytest.raises(OrderError, match=r"pmpd leaves nested weights .* multipruner after it .* put pmpd last"):
+        Recipe(tuple(reversed(steps))).check(_DENSE, Budget())
+    assert "nested" not in Recipe.of("shears").check(_DENSE | {"text", "nested"}, Budget())
+
+
 @pytest.mark.parametrize("method", ["fedavg", "raffm"])
 def test_a_federation_is_no_job_of_one_model(method: str) -> None:
     with pytest.raises(ConfigError, match=rf"{method} trains .* lissome federate RECIPE. Here fit: .*multipruner"):

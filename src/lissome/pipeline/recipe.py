@@ -20,6 +20,8 @@ DEFAULT_METHOD = "multipruner"
 _STEP = re.compile(r"\s*\[\[\s*step\s*\]\]")
 _TOGETHER = "federate"
 """The family of methods whose job is of many clients, not of one model."""
+_BESIDE = frozenset({"nested"})
+"""States of files beside the weights: an artifact has those that its last step made, and no older ones."""
 _MEANINGS = {
     "decoder": "a language model with attention",
     "mixer": "a language model with Mamba mixers",
@@ -176,7 +178,8 @@ class Recipe:
             State of the model after the last step.
 
         Raises:
-            OrderError: Names the method, what it lacks, and which methods could leave it (or which one removed it).
+            OrderError: Names the method, what it lacks, and which methods could leave it (or which one removed it); or
+                whose files beside the weights a later one would not keep.
             BudgetError: Names the term and the terms that the steps can follow.
             ConfigError: When a step trains many clients, not this one model.
         """
@@ -187,12 +190,17 @@ class Recipe:
                     f"lissome federate RECIPE. Here fit: {', '.join(sorted(info.name for info in _alone()))}."
                 )
         removed_by: dict[str, str] = {}
-        for step in self.steps:
+        for step, after in zip(self.steps, [*self.steps[1:], None], strict=True):
             lacking = step.method.needs - tags
             if lacking:
                 raise OrderError(_order_message(step.name, sorted(lacking), removed_by, tags))
+            if after is not None and (beside := step.method.leaves & _BESIDE):
+                raise OrderError(
+                    f"{step.name} leaves {', '.join(sorted(beside))} weights beside the model, which {after.name} "
+                    f"after it does not keep; put {step.name} last."
+                )
             removed_by |= dict.fromkeys(step.method.removes & tags, step.name)
-            tags = (tags - step.method.removes) | step.method.leaves
+            tags = (tags - step.method.removes - _BESIDE) | step.method.leaves
         followed = frozenset[str]().union(*(step.method.budget_terms for step in self.steps))
         for name in sorted(budget.names - followed):
             names = ", ".join(step.name for step in self.steps)
