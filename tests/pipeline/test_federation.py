@@ -13,6 +13,7 @@ from lissome.cli.main import main
 from lissome.core.errors import BudgetUnmetError, ConfigError, OrderError, UnknownNameError
 from lissome.core.manifest import read_manifest
 from lissome.engine.federate.codec import Codec
+from lissome.engine.federate.secure.program import SecureProgram
 from lissome.models.labels import labels_of
 from lissome.models.load import load_model
 from lissome.pipeline.federating import federate, plan_federation
@@ -156,13 +157,32 @@ def test_arms_that_a_federation_is_compared_with(arm: str, place: Path) -> None:
         FederationRecipe.from_toml(text)
 
 
-@pytest.mark.parametrize("method", ["fedavg", "raffm", "rafl"])
-def test_alone_nothing_travels(method: str, place: Path) -> None:
+def arm_of(name: str, settings: str, place: Path) -> FederationRecipe:
+    """Recipe of clients that are alone, each with the whole model."""
+    text = RECIPE.replace("seed = 3", 'seed = 3\narm = "local"').replace('budget = "block_params<=50%"', "")
+    return FederationRecipe.from_toml(text.replace('method = "fedavg"', f'method = "{name}"\n{settings}'), place)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("fedavg", ""), ("fedavg", 'secure = true\nmerge = "mean"'), ("ffm", 'lora = "stack"'),
+        ("fedavg", "noise = 1.0\nbound = 1.0\nnoise_clients = 2"), ("raffm", 'window = "rolling"'), ("rafl", ""),
+    ],
+)  # fmt: skip
+def test_alone_nothing_travels(method: str, settings: str, place: Path) -> None:
     """Whatever a method exchanges otherwise, such as the knowledge network of RaFL."""
-    text = RECIPE.replace("seed = 3", 'seed = 3\narm = "local"').replace('"fedavg"', f'"{method}"')
-    recipe = FederationRecipe.from_toml(text, place)
-    assert not FederationJob(recipe).server(place).tensors
-    assert FederationJob(replace(recipe, arm="federated")).server(place).tensors
+    recipe = arm_of(method, settings, place)
+    alone, together = (FederationJob(one).server(place) for one in (recipe, replace(recipe, arm="federated")))
+    assert together.tensors
+    assert not alone.tensors
+    assert not isinstance(alone, SecureProgram)
+
+
+@pytest.mark.parametrize("recipe", ["prompt-search", "retrieve"])
+def test_who_only_answers_the_server_does_nothing_alone(recipe: str, place: Path) -> None:
+    with pytest.raises(ConfigError, match=f"recipe={recipe} learn nothing by themselves; leave arm=local out"):
+        FederationJob(arm_of("ffm", f'recipe = "{recipe}"', place))
 
 
 def test_late_answers_have_no_place_in_a_sum_of_masks() -> None:

@@ -165,14 +165,12 @@ class FederationRecipe:
 
     def acted(self) -> FederationRecipe:
         """Return the recipe in which the arm is spelled out in the settings that make it."""
-        config = self.step.config
         match self.arm:
             case "centralised":
                 return replace(self, devices=tuple(replace(one, budget="") for one in self.devices))
             case "local":
-                alone = {"share": "none", "noise": 0.0} if hasattr(config, "share") else {"private": ["*"]}
-                own = type(config).from_mapping({**config.to_mapping(), **alone})
-                return replace(self, step=replace(self.step, config=own))
+                config: Any = self.step.config  # of a federated method: reading the recipe saw to that
+                return replace(self, step=replace(self.step, config=config.alone()))
             case "zero-shot":
                 return replace(self, rounds=replace(self.rounds, rounds=1, train=False))
         return self

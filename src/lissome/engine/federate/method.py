@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, option
@@ -99,6 +99,14 @@ class FederatedConfig(MethodConfig):
     def private_updates(self) -> bool:
         """Whether updates are merged with noise."""
         return self.noise > 0
+
+    def alone(self) -> Self:
+        """Return the settings with which clients train all the same, but nothing travels.
+
+        Raises:
+            ConfigError: When clients do nothing then.
+        """
+        return replace(self, private=("*",), noise=0.0, secure=False)
 
     def training(self, examples: int) -> TrainConfig:
         """Settings of the training loop for one round with so many examples."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from lissome.core.config import option
 from lissome.core.errors import ConfigError
@@ -116,6 +116,16 @@ class FFM(FederatedMethod):
                 )
             if self.fresh and self.recipe != "pretrain":
                 raise ConfigError("fresh weights are for recipe=pretrain; there is nothing to fine-tune in them.")
+
+        def alone(self) -> Self:
+            """As of all; the server learns nothing either, and there is nothing to fold.
+
+            Raises:
+                ConfigError: When clients do nothing then.
+            """
+            if self.recipe in {"prompt-search", "retrieve"}:
+                raise ConfigError(f"clients of recipe={self.recipe} learn nothing by themselves; leave arm=local out.")
+            return replace(super().alone(), public="", lora="factors" if self.lora == "stack" else self.lora)
 
     config: Config
 

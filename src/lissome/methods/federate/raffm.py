@@ -17,9 +17,9 @@ Settings give the methods it is compared with: HeteroFL (arXiv 2010.01264), FjOR
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -81,6 +81,10 @@ class RaFFM(FederatedMethod):
                 raise ConfigError(
                     "common mixes a client's own slice with the same global one; set assign=largest, window=leading."
                 )
+
+        def alone(self) -> Self:
+            """As of all; a window that moves would leave what a client has learnt, so that it stays."""
+            return replace(self, window="leading").alone() if self.window == "rolling" else super().alone()
 
     config: Config
 

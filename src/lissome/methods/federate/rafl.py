@@ -13,11 +13,11 @@ error of logits, gradients of both mixed). What is shared is a setting: nothing,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -96,6 +96,10 @@ class RaFL(FederatedMethod):
                 raise ConfigError("noise is for what is shared; share=none shares nothing.")
             if self.fuse == "distil" and self.bound is not None:
                 raise ConfigError("fuse=distil merges opinions, whose updates have no norm; leave bound out.")
+
+        def alone(self) -> Self:
+            """As of all: clients keep their models anyhow, and share nothing."""
+            return replace(self, share="none", fuse="average", noise=0.0, secure=False)
 
         @property
         def overlaps(self) -> bool:
