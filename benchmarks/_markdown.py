@@ -16,13 +16,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def inequalities(results: Results) -> str:
-    """Return every inequality of a claim, what was measured, and whether it holds."""
+    """Return every inequality of a claim, what was measured, whether it holds, and interval and number of samples."""
     rows = [
-        [row["name"], f"{row['left']:.4g} {row['relation']} {row['right']:.4g}", "holds" if row["ok"] else "**fails**"]
+        [
+            row["name"],
+            f"{row['left']:.4g} {row['relation']} {row['right']:.4g}",
+            "holds" if row["ok"] else "**fails**",
+            row["detail"],
+        ]
         for result in results
         for row in result["inequalities"]
     ]
-    return table(["", "measured", ""], rows)
+    return table(["", "measured", "", ""], rows)
 
 
 def environment(results: Results, *, note: str = "") -> str:
