@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 PURE = ("zoo-mamba", "zoo-mamba2")
 HYBRID = "zoo-hybrid"
 MODELS = (*PURE, HYBRID)
@@ -39,3 +41,17 @@ RECOVERY_RATES = (2e-3, 5e-3, 1e-2)
 
 CONTEXTS = (4, 8, 16, 32, 64, 128, 240)
 """Bytes of context of the long-range probe."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What ``--quick`` makes smaller."""
+
+    seeds: tuple[int, ...]
+    draws: tuple[int, ...]
+    shorter: bool
+
+
+def seeds(arm: str, scale: Scale) -> tuple[int, ...]:
+    """Seeds that an arm is run with."""
+    return (0,) if arm in SEEDLESS else scale.draws if arm == "random" else scale.seeds

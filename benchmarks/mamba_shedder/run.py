@@ -3,22 +3,21 @@
 On the models of the zoo, which were trained here: 2 and 4 of 12 blocks or scans, at equal numbers, on held-out text.
 Also claimed: what is cut out equals what is masked; a decode step gets faster in proportion to the blocks (0.8 of it,
 net of the head; 1.4 times with 4 of 12 gone); losing scans speeds prompts up and costs most where context is far; two
-and a half minutes of training give back half of what was lost. The dense baseline scans in chunks, not token by token.
+and a half minutes of training give back half of what was lost; in a hybrid, all parts that compete are no worse than
+MultiPruner's choice among attentions and MLPs, which may be the same. The dense baseline scans in chunks, not token by
+token.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from benchmarks._frame import Inequality, Store
 from benchmarks.mamba_shedder import hybrid, quality, removing, speed
+from benchmarks.mamba_shedder.judging import judge, judge_hybrid
 from benchmarks.mamba_shedder.names import (
     ARMS,
     BLOCKS,
@@ -28,11 +27,11 @@ from benchmarks.mamba_shedder.names import (
     MODELS,
     PURE,
     RECOVERY_RATES,
-    SCANLESS,
-    SEEDLESS,
     TARGETS,
     UNCALIBRATED,
     VARIANTS,
+    Scale,
+    seeds,
 )  # fmt: skip
 from benchmarks.mamba_shedder.texts import texts
 from lissome.core.errors import AssetError
@@ -40,29 +39,16 @@ from lissome.cost.counted import Counter
 from lissome.engine.walk import Walk
 from lissome.models.model import Model
 from lissome.models.zoo import zoo
-from lissome.ops.stats import paired_bootstrap
 from lissome.pipeline import load
 
-GOAL = 1.4
-_PROPORTION = 0.8
-_EXACT = 1e-5
 FEWER = (4, 2)
 """Of so many calibration windows one is looked at, where it is asked what fewer of them would do."""
 _SHORTER = 8  # blocks of the model that is trained shorter
 _MOST = {"blocks": 6, "ssm": BLOCKS}  # removals of the curve
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """What ``--quick`` makes smaller."""
-
-    seeds: tuple[int, ...]
-    draws: tuple[int, ...]
-    shorter: bool
-
-
-FULL = _Scale(seeds=(0, 1, 2), draws=tuple(range(10)), shorter=True)
-QUICK = _Scale(seeds=(0,), draws=tuple(range(5)), shorter=False)
+FULL = Scale(seeds=(0, 1, 2), draws=tuple(range(10)), shorter=True)
+QUICK = Scale(seeds=(0,), draws=tuple(range(5)), shorter=False)
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
@@ -95,7 +81,7 @@ def missing() -> str:
     return ""
 
 
-def _cells(scale: _Scale, store: Store) -> Iterator[tuple[str, Any]]:
+def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Any]]:
     """Yield the name of every cell and how to get it, the most important first."""
     bench = {name: _Bench(name, store) for name in PURE}
     for one in bench.values():
@@ -123,11 +109,6 @@ def _cells(scale: _Scale, store: Store) -> Iterator[tuple[str, Any]]:
             yield f"{HYBRID}-{arm}-{seed}", lambda arm=arm, seed=seed: mixed.mixed(arm, seed)
     for one in bench.values() if scale.shorter else ():
         yield f"{one.name}-shorter", one.shorter
-
-
-def seeds(arm: str, scale: _Scale) -> tuple[int, ...]:
-    """Seeds that an arm is run with."""
-    return (0,) if arm in SEEDLESS else scale.draws if arm == "random" else scale.seeds
 
 
 class _Bench:
@@ -276,155 +257,3 @@ class _Bench:
 def _model(name: str) -> Model:
     """The original, never changed; what changes a model loads one of its own."""
     return load(name)
-
-
-def judge(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str, Any], list[Inequality]]:
-    """Turn the cells of a pure model into its stored result and its inequalities."""
-    dense = cells[f"{name}-dense"]
-    result: dict[str, Any] = {
-        "model": name, "seeds": list(scale.seeds), "zoo": _zoo_facts(name), "text": _facts(),
-        "dense": {**{key: value for key, value in dense.items() if key != "nll"}, "bits": quality.bits(dense["nll"])},
-    }  # fmt: skip
-    result["arms"], result["pairs"], result["fewer"], found = {}, {}, {}, list[Inequality]()
-    for target in TARGETS:
-        for count in COUNTS:
-            arms, more = _compare(name, target, count, cells, scale)
-            result["arms"][f"{target} {count}"] = arms
-            found += more
-        result["fewer"][target] = {
-            windows: {count: loss / math.log(2) for count, loss in losses.items()}
-            for windows, losses in cells[f"{name}-{target}-fewer"]["at"].items()
-        }
-        losses = sorted(cells[f"{name}-{target}-pairs"]["nll"].values())
-        result["pairs"][target] = {"best": losses[0] / math.log(2), "n": len(losses)}
-    for part in ("exactness", "speed"):
-        result[part] = cells[f"{name}-{part}"]
-    result["curve"] = {target: cells[f"{name}-{target}-curve"] for target in TARGETS}
-    narrower = cells[f"{name}-narrower"]["at"]
-    result["narrower"] = {count: quality.bits(losses) for count, losses in narrower.items()}
-    found += [
-        Inequality.of(f"{name}: {what}, difference of logits", value, "<=", _EXACT)
-        for what, value in result["exactness"].items()
-    ]
-    found += _judge_speed(name, result["speed"])
-    result["context"], more = _judge_context(name, cells[f"{name}-context"])
-    found += more
-    result["recovery"], one = _judge_recovery(name, cells, dense)
-    if f"{name}-shorter" in cells:
-        cell = cells[f"{name}-shorter"]
-        result["shorter"] = {"layers": cell["layers"], "bits": quality.bits(cell["nll"])}
-    return result, [*found, one]
-
-
-def _facts() -> dict[str, Any]:
-    return texts(0).facts()
-
-
-def _zoo_facts(name: str) -> dict[str, Any]:
-    known = zoo()[name]
-    return {"summary": known.summary, "bits_per_byte": dict(known.bits_per_byte)}
-
-
-def _losses(cells: Mapping[str, Any], prefix: str, count: str, numbers: Sequence[int]) -> Tensor:
-    """Loss by seed and test window, float64 [S, n]."""
-    return torch.tensor([cells[f"{prefix}-{seed}"]["at"][count] for seed in numbers], dtype=torch.float64)
-
-
-def _compare(
-    name: str, target: str, count: int, cells: Mapping[str, Any], scale: _Scale
-) -> tuple[dict[str, Any], list[Inequality]]:
-    """Compare all arms after one number of removals; each seed's mean loss counts once."""
-    losses = {arm: _losses(cells, f"{name}-{target}-{arm}", str(count), seeds(arm, scale)) for arm in ARMS}
-    mine, rows, found = losses["greedy"].mean(0), dict[str, Any](), list[Inequality]()
-    for arm, values in losses.items():
-        centre = median_row(values) if arm == "random" else values.mean(0)
-        change = paired_bootstrap((mine - centre).numpy())
-        scaled = {key: getattr(change, key) / math.log(2) for key in ("value", "low", "high")}
-        per_seed = [quality.bits(row) for row in values.tolist()]
-        rows[arm] = {"bits": quality.bits(centre.tolist()), "per_seed": per_seed, "greedy_minus_this": scaled}
-        if arm in ("influence", "random", "one-shot"):
-            detail = (
-                f"(difference {scaled['value']:+.3f}, 95 % {scaled['low']:+.3f} to {scaled['high']:+.3f}, "
-                f"n={change.n} windows, {len(values)} seeds)"
-            )
-            label = f"{name} without {count} {TARGETS[target]}: bits per byte, greedy against {arm}"
-            left, right = quality.bits(mine.tolist()), quality.bits(centre.tolist())
-            found.append(Inequality.of(label, left, "<=" if arm == "one-shot" else "<", right, detail))
-    return rows, found
-
-
-def median_row(losses: Tensor) -> Tensor:
-    """The run whose mean is the (lower) median of all runs."""
-    means = losses.mean(1).tolist()
-    return losses[means.index(sorted(means)[(len(means) - 1) // 2])]
-
-
-def _judge_speed(name: str, cell: Mapping[str, Any]) -> list[Inequality]:
-    whole, found = cell["rows"]["original"]["blocks"], []
-    for count in COUNTS:
-        net, bound = speed.net_speedup(cell, f"blocks-{count}"), _PROPORTION * whole / (whole - count)
-        label = f"{name} without {count} of {whole} blocks: decode speed-up net of the head"
-        found.append(Inequality.of(label, net, ">=", bound, f"(0.8 × {whole}/{whole - count})"))
-    reached = cell["rows"][f"blocks-{max(COUNTS)}"]["decode"]
-    detail = f"(95 % {reached['low']:.2f}–{reached['high']:.2f}; loss: see the table)"
-    label = f"{name} without {max(COUNTS)} of {whole} blocks: decode speed-up"
-    found.append(Inequality.of(label, reached["value"], ">=", GOAL, detail))
-    for length in map(str, speed.LENGTHS):
-        faster = cell["rows"][SCANLESS]["prefill"][length]
-        label = f"{name} without scans: speed-up of a prompt of {length}"
-        detail = (
-            f"(95 % {faster['low']:.2f}–{faster['high']:.2f}; the scan's share is {cell['scan_share'][length]:.0%})"
-        )
-        found.append(Inequality.of(label, faster["value"], ">", 1.0, detail))
-    return found
-
-
-def _judge_context(name: str, cell: Mapping[str, Any]) -> tuple[dict[str, Any], list[Inequality]]:
-    """What scans cost with far context, beyond what they cost with four bytes of it."""
-    rows = {name: {size: quality.bits(losses) for size, losses in found.items()} for name, found in cell.items()}
-    near, far = (str(size) for size in (CONTEXTS[0], CONTEXTS[-1]))
-    lost = {
-        size: torch.tensor(cell[SCANLESS][size], dtype=torch.float64) - torch.tensor(cell["original"][size])
-        for size in (near, far)
-    }
-    more = paired_bootstrap(((lost[far] - lost[near]) / math.log(2)).numpy())
-    return rows, [
-        Inequality.of(
-            f"{name} without scans: bits per byte lost with {far} bytes of context, beyond those lost with {near}",
-            more.value, ">", 0.0, f"(95 % {more.low:.3f}–{more.high:.3f}, n={more.n} windows)",
-        )
-    ]  # fmt: skip
-
-
-def _judge_recovery(name: str, cells: Mapping[str, Any], dense: Mapping[str, Any]) -> tuple[dict[str, Any], Inequality]:
-    tried = {f"{rate:g}": cells[f"{name}-recovery-{rate:g}"] for rate in RECOVERY_RATES}
-    rate = min(tried, key=lambda one: tried[one]["choice"])
-    cell = tried[rate]
-    before, after, whole = (
-        torch.tensor(row, dtype=torch.float64) for row in (cell["before"], cell["after"], dense["nll"])
-    )
-    lost, back = float((before - whole).mean()), paired_bootstrap((before - after).numpy())
-    shares = {key: getattr(back, key) / lost for key in ("value", "low", "high")}
-    found = Inequality.of(
-        f"{name} without {max(COUNTS)} blocks: share of lost bits that {cell['seconds'] / 60:.1f} minutes give back",
-        shares["value"], ">=", 0.5, f"(95 % {shares['low']:.2f}–{shares['high']:.2f}, n={back.n} windows)",
-    )  # fmt: skip
-    facts = {"before": quality.bits(cell["before"]), "after": quality.bits(cell["after"]), "seconds": cell["seconds"]}
-    facts["tried"] = {one: quality.bits(other["after"]) for one, other in tried.items()}
-    return {**facts, "rate": rate, "given_back": shares}, found
-
-
-def judge_hybrid(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str, Any], list[Inequality]]:
-    """Compare the ways to remove from a hybrid at equal block parameters."""
-    dense, rows, found = cells[f"{name}-dense"], dict[str, Any](), list[Inequality]()
-    for share in map(str, hybrid.SHARES):
-        losses = {arm: _losses(cells, f"{name}-{arm}", share, scale.seeds).mean(0) for arm in hybrid.ARMS}
-        rows[share] = {arm: quality.bits(loss.tolist()) for arm, loss in losses.items()}
-        change = paired_bootstrap(((losses["auto"] - losses["transformer"]) / math.log(2)).numpy())
-        label = f"{name} at {float(share):.0%} of its blocks: bits per byte, all parts against attention and MLP alone"
-        detail = f"(difference {change.value:+.3f}, 95 % {change.low:+.3f} to {change.high:+.3f}, n={change.n} windows)"
-        found.append(Inequality.of(label, rows[share]["auto"], "<=", rows[share]["transformer"], detail))
-    return {
-        "model": name, "seeds": list(scale.seeds), "zoo": _zoo_facts(name), "text": _facts(), "shares": rows,
-        "dense": {**{key: value for key, value in dense.items() if key != "nll"}, "bits": quality.bits(dense["nll"])},
-    }, found  # fmt: skip

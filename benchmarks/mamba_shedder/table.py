@@ -11,6 +11,7 @@ from benchmarks.mamba_shedder.names import ARMS, CONTEXTS, COUNTS, HYBRID, PURE,
 _LENGTH = "512"
 """Prompt tokens at which blocks and scans are compared at equal time."""
 _PAIR = 2
+_SAME = "=: the same removals as those of Mamba-Shedder, with every seed."
 _HINDSIGHT = "the best of all pairs, by the test text itself"
 _HYBRID = {
     "auto": "**Mamba-Shedder, all parts compete**",
@@ -24,7 +25,8 @@ def summary(results: Results) -> str:
     """Return the README's table: bits per byte of the arms, of pure models."""
     intro = (
         "Held-out loss in bits per byte (lower is better) of small Mamba models, trained here, without some of their "
-        f"12 blocks or scans; {_of(results[0])}. Details: [Mamba-Shedder](docs/methods/compress/mamba_shedder.md)."
+        f"12 blocks or scans; {_of(results[0])}. Details and what failed: "
+        "[Mamba-Shedder](docs/methods/compress/mamba_shedder.md)."
     )
     return "\n\n".join([intro, _arms(results), environment(results, note=" (times: one)")])
 
@@ -68,11 +70,16 @@ def _arms(results: Results) -> str:
     columns, head = _removals([result for result in results if result["model"] in PURE])
     rows = [["original", *(f"{result['dense']['bits']:.3f}" for result, _, _ in columns)]]
     for arm, label in ARMS.items():
-        cells = [result["arms"][f"{target} {count}"][arm] for result, target, count in columns]
-        rows.append([label, *(f"{cell['bits']:.3f}" for cell in cells)])
+        cells = [(result, result["arms"][f"{target} {count}"][arm]) for result, target, count in columns]
+        rows.append([label, *(f"{cell['bits']:.3f}{_mark(arm, cell, result)}" for result, cell in cells)])
     best = [result["pairs"][target] if count == _PAIR else None for result, target, count in columns]
     rows.append([_HINDSIGHT, *(f"{found['best']:.3f}" if found else "" for found in best)])
-    return table(head, rows)
+    return f"{table(head, rows)}\n\n{_SAME}"
+
+
+def _mark(arm: str, cell: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Marks another arm that removes what the method removes."""
+    return " =" if arm not in {"greedy", "auto"} and cell["alike"] == len(result["seeds"]) else ""
 
 
 def _removals(pure: Results) -> tuple[list[tuple[Mapping[str, Any], str, int]], list[str]]:
@@ -172,5 +179,7 @@ def _recovery(result: Mapping[str, Any]) -> str:
 def _hybrid(result: Mapping[str, Any]) -> str:
     head = ["bits per byte", *(f"at {float(share):.0%} of the block parameters" for share in result["shares"])]
     rows = [["original", *(f"{result['dense']['bits']:.3f}" for _ in result["shares"])]]
-    rows += [[label, *(f"{row[arm]:.3f}" for row in result["shares"].values())] for arm, label in _HYBRID.items()]
-    return table(head, rows)
+    for arm, label in _HYBRID.items():
+        cells = [row[arm] for row in result["shares"].values()]
+        rows.append([label, *(f"{cell['bits']:.3f}{_mark(arm, cell, result)}" for cell in cells)])
+    return f"{table(head, rows)}\n\n{_SAME}"

@@ -92,6 +92,12 @@ def interpolated(shares: Sequence[float], loss: Callable[[int], Tensor], target:
     return {"nll": nll.tolist(), "between": [shares[above], shares[below]]}
 
 
+def median_row(losses: Tensor) -> Tensor:
+    """The run whose mean is the (lower) median of all runs."""
+    means = losses.mean(1).tolist()
+    return losses[means.index(sorted(means)[(len(means) - 1) // 2])]
+
+
 def fast(model: Model) -> Model:
     """Return the model in the number type that this machine multiplies fastest."""
     return in_dtype(model, fast_dtype())

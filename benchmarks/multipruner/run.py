@@ -18,7 +18,7 @@ import torch
 from benchmarks._frame import Inequality, Store
 from benchmarks.multipruner.baselines import BASELINES, SEEDLESS
 from benchmarks.multipruner.efficiency import RECOVERY, SEARCH, compare_searches, recovered
-from benchmarks.multipruner.measuring import TARGETS, at_targets, fast, settings
+from benchmarks.multipruner.measuring import TARGETS, at_targets, fast, median_row, settings
 from benchmarks.multipruner.names import SPLITS, TASKS
 from benchmarks.multipruner.pruning import prune
 from benchmarks.multipruner.quality import accuracies, dense_answers, paired
@@ -255,7 +255,7 @@ def _compare(
     auto = losses["auto"].mean(0)
     rows, found = {}, []
     for arm, values in losses.items():
-        centre = _median_row(values) if arm == "random" else values.mean(0)
+        centre = median_row(values) if arm == "random" else values.mean(0)
         ratio = _exp(paired_bootstrap((auto - centre).numpy()))
         per_seed = [math.exp(value) for value in values.mean(1).tolist()]
         rows[arm] = {
@@ -279,12 +279,6 @@ def _compare(
 def _losses(name: str, arm: str, target: str, cells: Mapping[str, Any], seeds: Sequence[int]) -> torch.Tensor:
     """Loss by seed and test window, float64 [S, N]."""
     return torch.tensor([cells[f"{name}-{arm}-{seed}"]["at"][target]["nll"] for seed in seeds], dtype=torch.float64)
-
-
-def _median_row(losses: torch.Tensor) -> torch.Tensor:
-    """The run whose mean is the (lower) median of all runs."""
-    means = losses.mean(1).tolist()
-    return losses[means.index(sorted(means)[(len(means) - 1) // 2])]
 
 
 def _choice(name: str, cells: Mapping[str, Any]) -> dict[str, Any]:

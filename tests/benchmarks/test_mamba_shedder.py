@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks._frame import Store
-from benchmarks.mamba_shedder import hybrid, names, quality, removing, run, speed, table, texts
+from benchmarks.mamba_shedder import hybrid, judging, names, quality, removing, run, speed, table, texts
 from benchmarks.mamba_shedder.texts import Texts
 from lissome.core.files import read_json
 from lissome.data.local import data_dir
@@ -99,7 +99,7 @@ def test_cuts_are_exact(family: str) -> None:
     model = toy_model(family)
     variants = {"one": ["layers.1.mixer"], "scans": removing.candidates(model, "ssm")}
     found = quality.exactness(model, variants, toy_texts(64).test)
-    assert len(found) == 2 and max(found.values()) <= run._EXACT
+    assert len(found) == 2 and max(found.values()) <= judging._EXACT
 
 
 @pytest.mark.parametrize("family", PURE)
@@ -180,11 +180,11 @@ def made_up(*, greedy: float = 2.0, scans_far: float = 0.3, step: float = 0.7) -
 
 def judged(monkeypatch: pytest.MonkeyPatch, **numbers: float) -> tuple[list[dict[str, Any]], dict[str, bool]]:
     facts = {"source": "noise", "calibration": [[16, 256], "a"], "test": [[3, 256], "b"]}
-    monkeypatch.setattr(run, "_facts", lambda: facts)
-    monkeypatch.setattr(run, "_zoo_facts", lambda _: {"summary": "a toy", "bits_per_byte": {"mean": 1.8}})
+    monkeypatch.setattr(judging, "facts", lambda: facts)
+    monkeypatch.setattr(judging, "zoo_facts", lambda _: {"summary": "a toy", "bits_per_byte": {"mean": 1.8}})
     cells, results, found = made_up(**numbers), [], {}
     for name in names.MODELS:
-        result, inequalities = (run.judge_hybrid if name == names.HYBRID else run.judge)(name, cells, run.FULL)
+        result, inequalities = (judging.judge_hybrid if name == names.HYBRID else judging.judge)(name, cells, run.FULL)
         rows = [vars(inequality) for inequality in inequalities]
         results.append(json.loads(json.dumps({**result, "inequalities": rows, "environments": [_MACHINE]})))
         found |= {inequality.name: inequality.ok for inequality in inequalities}
@@ -208,7 +208,7 @@ def test_everything_holds_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("numbers", "word", "count"),
     [
-        ({"greedy": 2.6}, "against", 26),
+        ({"greedy": 2.6}, "bits per byte, ", 26),
         ({"scans_far": 0.0}, "beyond those", 2),
         ({"step": 0.9}, "decode speed-up", 4),
     ],
@@ -218,6 +218,20 @@ def test_a_broken_sentence_is_named(
 ) -> None:
     broken = [name for name, ok in judged(monkeypatch, **numbers)[1].items() if not ok]
     assert len(broken) == count and all(word in name for name in broken)
+
+
+def test_the_same_removals_are_no_win_and_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    results, found = judged(monkeypatch, greedy=2.5)
+    broken = [name for name, ok in found.items() if not ok]
+    assert len(broken) == 16 and all(
+        name.endswith(("greedy against influence", "greedy against random")) for name in broken
+    )
+    assert sum("no worse than" in name for name in found) == len(hybrid.SHARES)
+    page = table.page(results)
+    assert page.count("; the same removals with 3 of 3 calibration seeds)") == 2 * 2 * 2 * 3 + len(hybrid.SHARES)
+    assert f"| {names.ARMS['random']} | 2.500 = |" in page and f"| {names.ARMS['greedy']} | 2.500 |" in page
+    assert f"| {table._HYBRID['transformer']} | 2.500 = | 2.500 = |" in page
+    assert " = |" not in table.page(judged(monkeypatch)[0])
 
 
 def test_tables_name_every_arm_and_mark_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +264,7 @@ def test_the_whole_claim_runs_on_tiny_models(tmp_path: Path, monkeypatch: pytest
         (texts, {"CALIBRATION": 4, "TEST": 8, "RECOVERY": 64}),
         (speed, {"LENGTHS": (16, 512), "NEW": 4, "ROUNDS": 3}),
         (quality, {"RECOVERY": quality.RecoverConfig(steps=2, small=1 << 20)}),
-        (run, {"FULL": run._Scale(seeds=(0, 1), draws=(0, 1), shorter=True)}),
+        (run, {"FULL": names.Scale(seeds=(0, 1), draws=(0, 1), shorter=True)}),
     ):
         for key, value in fields.items():
             monkeypatch.setattr(module, key, value)
