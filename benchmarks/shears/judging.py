@@ -40,13 +40,13 @@ def judge_words(cells: Cells, seeds: Sequence[int], _tuned: Mapping[float, Seque
     result["merging"] = {arm: _worst(found) for arm, found in rows.items() if "merging" in found[0]}
     result["speed"] = cells[f"{ENCODER}-speed"]
     result["sweep"] = {name: _sweep(name, cells) for name in SWEEP if name in known}
-    found = [_close(f"{ENCODER}: NLS of rank {MIDDLE} against LoRA of rank {RANKS[0]}, same base, points",
+    found = [_close(f"{ENCODER}: NLS of rank {MIDDLE} against LoRA of rank {RANKS[0]}, same base",
                     right["nls"][str(MIDDLE)], right["lora"][str(RANKS[0])])]  # fmt: skip
     found.append(_in_time(ENCODER, result["speed"]))
     found += _cut(right)
     for rank in RANKS:
         own = right["lora" if rank == RANKS[0] else f"lora-{rank}"][str(rank)]
-        label = f"{ENCODER}: one NLS run at rank {rank} against a LoRA run of that rank, points"
+        label = f"{ENCODER}: one NLS run at rank {rank} against a LoRA run of that rank"
         found.append(_close(label, right["nls"][str(rank)], own))
     return result, found + _exactness(result["merging"])
 
@@ -78,9 +78,13 @@ def _by_cut(cell: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _close(label: str, mine: NDArray[np.float64], other: NDArray[np.float64]) -> Inequality:
-    """At most one point worse, [S, N] each."""
+    """At most a point worse, [S, N] each: the right side of the sentence is a point below the other accuracy."""
     return Inequality.of(
-        label, 100 * float(mine.mean()), ">=", 100 * float(other.mean()) - POINT, _difference(mine, other)
+        f"{label}, at most {POINT:g} point below, accuracy",
+        100 * float(mine.mean()),
+        ">=",
+        100 * float(other.mean()) - POINT,
+        _difference(mine, other),
     )
 
 
@@ -207,7 +211,7 @@ def _judge_tuned(cells: Cells, seeds: Sequence[int], share: float) -> Judged:
     points = _points(right["nls"][str(MIDDLE)], right["lora"][top])
     return result, [
         Inequality.of(
-            f"{label}right next tokens, NLS of rank {MIDDLE} against LoRA of rank {top}, points",
+            f"{label}NLS of rank {MIDDLE} against LoRA of rank {top}, at most {POINT:g} point below, % right tokens",
             100 * float(right["nls"][str(MIDDLE)].mean()), ">=", 100 * float(right["lora"][top].mean()) - POINT,
             f"({points}; perplexity {_ratio(mine[str(MIDDLE)], lora[top], len(seeds))})",
         ),

@@ -128,8 +128,10 @@ def _sweep(result: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     head = ["", "set", *(f"rank {rank}" for rank in RANKS)]
+    whole = len(RANKS) * result["arms"]["nls"]["steps"]
     return (
-        f"Other settings, one at a time (seed {result['seeds'][0]} alone; the first of each is the usual one):\n\n"
+        f"Other settings, one at a time (seed {result['seeds'][0]} alone; the first of each is the usual one). {whole} "
+        f"steps are as many as a run for each rank takes together:\n\n"
         f"{table(head, rows)}"
     )
 

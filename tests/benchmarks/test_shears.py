@@ -299,7 +299,7 @@ def test_everything_holds_when_it_does() -> None:
 @pytest.mark.parametrize(
     ("numbers", "words", "count"),
     [
-        ({"nls": 0.785}, "points", 4),
+        ({"nls": 0.785}, "at most 1 point below, accuracy", 4),
         ({"naive": 0.85}, "cut to its leading", 2),
         ({"step": 1.2}, "time of a step", 2),
         ({"wanda": 46.0}, "Wanda against magnitude", 2),
@@ -328,6 +328,7 @@ def test_tables_name_every_arm_and_mark_what_failed() -> None:
     assert page.count("**fails**") == 4
     assert "a run for each rank" in short and "30.00" in short and "—" not in page + short
     assert "together 65%" in page
+    assert f"{3 * 9} steps are as many as a run for each rank takes" in page
     assert "| steps 9 | 78.5 | 78.5 | 78.5 |" in page and "| ranks 8+4 |  | 70.0 | 70.0 |" in page
     assert np.isclose(results[0]["arms"]["nls"]["cuts"]["4"]["value"], 78.5)
 
