@@ -17,6 +17,7 @@ from lissome.engine.sparsify import Pruning, sparsify
 from lissome.export.gguf import export as export_gguf
 from lissome.export.hf import export
 from lissome.models.adapters import Design, Masked, add_adapters, merge_lora
+from lissome.models.adapters.prompts import add_prompt
 from lissome.models.binding import extract
 from lissome.models.model import Model
 from lissome.testing.conformance import outputs
@@ -117,6 +118,15 @@ def test_a_number_type_and_what_prepares_images(tmp_path: Path) -> None:
     assert list(report.types) == ["bfloat16"]
     assert json.loads((report.path / "config.json").read_text())["dtype"] == "bfloat16"
     assert (report.path / "preprocessor_config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf", "nested"])
+def test_virtual_tokens_are_not_dropped_in_silence(to: str, tmp_path: Path) -> None:
+    model = toy_model("llama")
+    add_prompt(model, 3)
+    with pytest.raises(ExportError, match="virtual tokens, which no format holds"):
+        pipeline.export(model, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "bert", "vit", "whisper", "mamba", "mamba2", "bamba"])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lissome.core.errors import ConfigError
+from lissome.models.adapters import adapters, add_lora
 from lissome.models.packed import pack_linears
 from lissome.ops.kernels.linear import SparseLinear
 from lissome.testing.conformance import outputs
@@ -134,6 +135,19 @@ def test_layers_that_are_left_say_why() -> None:
     assert "hooks" in done["2"].why
     net[2](net[0](torch.zeros(1, 8)))
     assert seen == [1]
+
+
+def test_layers_with_adapters_keep_them() -> None:
+    model, ids = toy_model("llama"), torch.arange(3, 14)[None]
+    add_lora(model, rank=4, kinds=("down_proj",))
+    for adapter in adapters(model.module).values():
+        adapter.B.data.normal_(generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = model.module(ids).logits
+        done = {one.name: one for one in pack_linears(model.module, dense=True, head="keep")}
+        assert (model.module(ids).logits - before).norm() < 0.02 * before.norm()
+    left = {name for name, one in done.items() if "a forward of its own" in one.why}
+    assert left == set(adapters(model.module)) == {name for name in done if name.endswith("down_proj")}
 
 
 def test_a_model_elsewhere_is_refused_as_a_whole() -> None:

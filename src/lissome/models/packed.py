@@ -61,7 +61,8 @@ def pack_linears(
 
     A layer is stored sparse when it has enough zeros for that to be smaller. Which layers are found: ``nn.Linear`` and
     GPT-2's Conv1D, wherever they are. Layers whose weight a model reads without calling them stay, and those with
-    hooks; ``nn.TransformerEncoderLayer`` calls its layers from now on, where it has a fast path that does not.
+    hooks, an adapter or another forward of their own; ``nn.TransformerEncoderLayer`` calls its layers from now on,
+    where it has a fast path that does not.
 
     Args:
         module: Any torch module, on the CPU; it is for inference afterwards.
@@ -100,6 +101,8 @@ def pack_linears(
             done.append(_left(name, layer, "the model reads its weight without calling it"))
         elif layer._forward_hooks or layer._forward_pre_hooks:
             done.append(_left(name, layer, "it has hooks, which a packed layer would not call"))
+        elif "forward" in vars(layer):
+            done.append(_left(name, layer, "it has a forward of its own, an adapter's for example"))
         elif not layer.weight.numel():
             done.append(_left(name, layer, "it is empty"))
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file
 
 from lissome.core.config import check_seed
-from lissome.core.errors import ArtifactError, SubnetError, UnknownNameError, unknown_name
+from lissome.core.errors import ArtifactError, ExportError, SubnetError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.manifest import CURVE, Base, read_curve, read_manifest, verify_files
 from lissome.core.registry import MethodInfo, methods, public_files
@@ -28,6 +28,7 @@ from lissome.engine.evaluate import evaluate as score
 from lissome.engine.evaluate import versions
 from lissome.models.adapters import load_adapters, merged_copy, rank_space, remove_lora
 from lissome.models.adapters.folder import SUPER
+from lissome.models.adapters.prompts import prompt_of
 from lissome.models.artifact import save_model
 from lissome.models.binding import extract, reorder
 from lissome.models.example import described, example
@@ -212,6 +213,10 @@ def export(
     options = {"type": type} if type is not None else {}
     check_export_place(target, Path(out))
     model = load(target, events=events)
+    if prompt_of(model) is not None:
+        raise ExportError(
+            f"{model.name} has virtual tokens, which no format holds; its folder opens with lissome.load."
+        )
     merged, share = merged_copy(model), sparsity(model.module)
     report: ExportReport = importlib.import_module(formats[to]).export(
         merged, Path(out), pad=pad, events=events, **options

@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,8 @@ import torch
 
 from lissome.core.errors import ArtifactError, ConfigError, NumericsError, UnsupportedModelError
 from lissome.engine.decode import Decoder
+from lissome.models.adapters import add_lora
+from lissome.models.adapters.prompts import add_prompt
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.nested.blocks import BITS, read_blocks
@@ -161,6 +164,11 @@ def test_models_that_the_engine_does_not_run(tmp_path: Path) -> None:
         make(model_of("llama", hidden_act="relu"), tmp_path / "file")
     with pytest.raises(UnsupportedModelError, match="look ahead"):
         make(model_of("gemma3", use_bidirectional_attention=True), tmp_path / "file")
+    for put, words in ((add_lora, "adapters beside the weights"), (partial(add_prompt, tokens=2), "virtual tokens")):
+        model = model_of("llama")
+        put(model)
+        with pytest.raises(UnsupportedModelError, match=words):
+            make(model, tmp_path / "file")
     with pytest.raises(ConfigError, match="as many segments"):
         make(model_of("llama"), tmp_path / "file", head=Layout((6,)))
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lissome.core.errors import UnsupportedModelError
+from lissome.models.adapters import adapters
+from lissome.models.adapters.prompts import prompt_of
 from lissome.models.families.decoder import COMPANIONS, attention_shape
 from lissome.models.model import Model
 from lissome.models.nested.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, RopeSpec
@@ -38,9 +40,15 @@ def describe(model: Model) -> Described:
     """Describe a causal language model that the engine runs.
 
     Raises:
-        UnsupportedModelError: For another architecture, activation or rotary embedding.
+        UnsupportedModelError: For another architecture, activation or rotary embedding, and for adapters or virtual
+            tokens beside the weights.
     """
-    return _Reader(model.module).read()
+    reader = _Reader(model.module)
+    if adapters(model.module):
+        raise UnsupportedModelError("the engine does not run adapters beside the weights; merge them first.")
+    if prompt_of(model) is not None:
+        raise UnsupportedModelError("the engine does not run virtual tokens; give a model without them.")
+    return reader.read()
 
 
 class _Reader:
