@@ -131,6 +131,32 @@ def test_a_class_may_be_called_like_a_split_and_hidden_files_are_no_images(tmp_p
     assert images.classes == ("boat", "train") and len(images) == 2 and not images.splits
 
 
+def test_splits_without_folders_of_classes_are_no_classes(tmp_path: Path) -> None:
+    for place in ("train/1.png", "validation/2.png"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(png(PIXELS[0]))
+    with pytest.raises(DataError, match=r"no folders of classes in train, validation; give a folder"):
+        read_images(tmp_path)
+
+
+def test_a_datasets_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the eval extra is not installed")
+    columns = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "ant"])})
+
+    def table(labels: list[int]) -> Any:
+        rows = {"img": [Image.fromarray(pixels) for pixels in PIXELS], "label": labels}
+        return lambda *_, **__: datasets.Dataset.from_dict(rows, features=columns)
+
+    monkeypatch.setattr(datasets, "load_dataset", table(LABELS.tolist()))
+    images = read_images("someone/pets@validation")
+    assert (images.classes, images.labels) == (("cat", "dog", "ant"), tuple(LABELS))
+    assert images.splits == {"val": tuple(range(12))}
+    assert np.array_equal(images.pictures[3](), PIXELS[3])
+    monkeypatch.setattr(datasets, "load_dataset", table([*LABELS[:11].tolist(), -1]))
+    with pytest.raises(DataError, match=r"label -1 is none of its classes; give a split whose labels are known"):
+        read_images("someone/pets@test")
+
+
 @pytest.mark.parametrize(
     ("mode", "channels"), [("L", 1), ("LA", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("CMYK", 3)]
 )

@@ -182,6 +182,9 @@ def _of_folder(path: Path) -> Images:
                 digest.update(f"{split}/{label}/{file.name}/{file.stat().st_size}/".encode())
                 with file.open("rb") as opened:  # all of them would take as long as to read them for training
                     digest.update(opened.read(_HEAD))
+    flat = sorted({label for _, label, _ in rows}) if not parts else []
+    if flat and all(_SAME.get(label, label) in _SPLITS for label in flat):
+        raise DataError(f"{path}: there are no folders of classes in {', '.join(flat)}; {_FORMS}.")
     return _images(str(path), rows, digest.hexdigest())
 
 
@@ -259,12 +262,15 @@ def _of_dataset(match: re.Match[str]) -> Images:
     label = next((column for column in ("label", "labels", "fine_label") if column in columns), None)
     if image is None or label is None:
         raise DataError(f"{name} has the columns {', '.join(columns)}; image and label are needed.")
-    names = getattr(table.features[label], "names", None)
+    names, labels = getattr(table.features[label], "names", None), list(table[label])
+    hidden = [value for value in labels if value is None or (names and not 0 <= value < len(names))]
+    if hidden:  # as in test splits of competitions
+        raise DataError(f"{name}: label {hidden[0]} is none of its classes; give a split whose labels are known.")
     known = _SAME.get(split, split) if _SAME.get(split, split) in _SPLITS else ""
 
     def picture(at: int) -> Picture:
         return lambda: _pixels(table[at][image])
 
-    rows = [(picture(at), names[value] if names else str(value), known) for at, value in enumerate(table[label])]
+    rows = [(picture(at), names[value] if names else str(value), known) for at, value in enumerate(labels)]
     digest = hashlib.sha256(str(getattr(table, "_fingerprint", name)).encode()).hexdigest()
     return _images(name, rows, digest, names or ())
