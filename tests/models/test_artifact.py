@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import lissome
 from lissome.core.errors import ArtifactError, LissomeError, NumericsError, UnknownNameError, UnsupportedModelError
@@ -75,6 +76,22 @@ def test_an_index_that_leaves_the_folder(name: str, folder: Path) -> None:
     with pytest.raises(ArtifactError, match="only safetensors files inside the folder") as error:
         load_model(folder)
     _one_line(error)
+
+
+def test_weights_in_several_files_have_a_hash_too(tmp_path: Path) -> None:
+    toy_model("llama").save(tmp_path)
+    tensors, places = load_file(tmp_path / "model.safetensors"), {}
+    (tmp_path / "model.safetensors").unlink()
+    for shard, part in (("a.safetensors", "mlp"), ("b.safetensors", "")):
+        mine = {name: value for name, value in tensors.items() if part in name and name not in places}
+        save_file(mine, tmp_path / shard, metadata={"format": "pt"})
+        places |= dict.fromkeys(mine, shard)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    before = load_model(tmp_path).source.sha256
+    assert before is not None and before == load_model(tmp_path).source.sha256
+    tensors["model.norm.weight"] += 1
+    save_file({name: tensors[name] for name in mine}, tmp_path / "b.safetensors", metadata={"format": "pt"})
+    assert load_model(tmp_path).source.sha256 != before
 
 
 def test_pickled_weights_are_not_read(folder: Path) -> None:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ def sha256_file(path: Path) -> str:
     """Return the sha256 of a file as hexadecimal digits; the file is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(paths: Sequence[Path]) -> str:
+    """Return one sha256 for files: of a single one its own, of several that of a list of their hashes and names."""
+    if len(paths) == 1:
+        return sha256_file(paths[0])
+    listed = "".join(f"{sha256_file(path)}  {path.name}\n" for path in paths)  # as sha256sum writes it
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def inside(root: Path, name: str) -> Path:

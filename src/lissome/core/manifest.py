@@ -32,7 +32,7 @@ class Base:
     Attributes:
         name: How the user called it.
         architecture: Its `model_type`, e.g. ``"llama"``.
-        sha256: Hash of its weights' file, when it had one.
+        sha256: Hash of its weights' file, or of several together (`lissome.core.files.sha256_files`), when it had any.
         license: SPDX name of its licence, when known.
         gguf_type: Number type that an export to GGUF takes by default, when it was read from such a file.
     """

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lissome import __version__
 from lissome.core.errors import ArtifactError, NumericsError, SubnetError
-from lissome.core.files import atomic_folder, inside, read_json, sha256_file
+from lissome.core.files import atomic_folder, inside, read_json, sha256_files
 from lissome.core.manifest import MANIFEST, Manifest, read_manifest, verify_files, write_manifest
 from lissome.models.adapters import adapters, load_adapters, save_adapters
 from lissome.models.adapters.layers import is_adapter_tensor
@@ -212,8 +212,8 @@ def load_folder(
     files = weight_files(folder)
     module = scan_in_chunks(_fill(folder, config, files, dtype, into))
     check_finite(module)
-    digest = sha256_file(files[0]) if len(files) == 1 else None
-    model = Model(module, load_tokenizer(folder), Source(name or str(folder), folder, digest, tuple(files)), manifest)
+    source = Source(name or str(folder), folder, sha256_files(files), tuple(files))
+    model = Model(module, load_tokenizer(folder), source, manifest)
     if (folder / ADAPTER).is_dir() and not bare:
         load_adapters(model, folder / ADAPTER)
     if (folder / PROMPT).is_dir() and not bare:

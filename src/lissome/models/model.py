@@ -26,7 +26,7 @@ class Source:
     Attributes:
         name: What the user called it.
         path: The file or folder it was read from, when there is one.
-        sha256: Hash of the weights' file, when there is one.
+        sha256: Hash of the weights' file, or of several together; None of a module that was given.
         weights: The safetensors files that hold the weights as they were read.
     """
 
