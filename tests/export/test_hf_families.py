@@ -113,11 +113,11 @@ def test_uneven_blocks_are_refused_with_a_reason(
 
 def test_a_number_type_and_what_prepares_images(tmp_path: Path) -> None:
     toy_model("vit-labels").save(tmp_path / "vit")
-    (tmp_path / "vit" / "preprocessor_config.json").write_text("{}")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_mean": [0.5]}')
     report = pipeline.export(tmp_path / "vit", "hf", tmp_path / "out", type="BF16")
     assert list(report.types) == ["bfloat16"]
     assert json.loads((report.path / "config.json").read_text())["dtype"] == "bfloat16"
-    assert (report.path / "preprocessor_config.json").read_text() == "{}"
+    assert json.loads((report.path / "preprocessor_config.json").read_text()) == {"image_mean": [0.5]}
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "nested"])

@@ -16,6 +16,7 @@ from lissome.core.errors import DataError
 from lissome.data.images import Images
 from lissome.models.example import example
 from lissome.models.model import Model
+from lissome.models.preparing import FILES, pixel_numbers
 
 _KEPT = 64 << 20  # bytes of sized images that are kept: what a search looks at for every candidate is decoded once
 
@@ -105,10 +106,22 @@ class ImageExamples:
 
 
 def examples(model: Model, images: Images, *, moved: int = 0) -> ImageExamples:
-    """Return images as a model reads them: its size, and its mean and deviation where its configuration says them."""
+    """Return images as a model reads them: its size, and its mean and deviation where its folder or class says them.
+
+    Raises:
+        DataError: When there are other numbers of them than channels.
+    """
     ((name, shape),) = ((name, value.shape[1:]) for name, value in example(model).items())
     config: Any = getattr(model.module, "config", None)
-    mean, std = (getattr(config, f"image_{name}", None) or [0.5] * shape[0] for name in ("mean", "std"))
+    mean, std = (
+        pixel_numbers(model.preparing, which) or getattr(config, which, None) or [0.5] * shape[0]
+        for which in ("image_mean", "image_std")
+    )
+    if not {len(mean), len(std)} <= {1, shape[0]}:
+        raise DataError(
+            f"{model.name} states {len(mean)} means and {len(std)} deviations of pixels, but reads {shape[0]} "
+            f"channels; correct {' or '.join(FILES)} beside it."
+        )
     return ImageExamples(images, shape, mean=mean, std=std, moved=moved, name=name)
 
 

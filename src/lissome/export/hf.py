@@ -7,7 +7,6 @@ artifact need neither.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
@@ -31,10 +30,10 @@ from lissome.models.families.decoder import COMPANIONS
 from lissome.models.marks import check_own
 from lissome.models.model import Model
 from lissome.models.paging import stored_tensors
+from lissome.models.preparing import write_preparing
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SHARD = "5GB"
-_PREPROCESSOR = "preprocessor_config.json"
 _NAMES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -234,6 +233,4 @@ def _save(model: Model, target: Path, config: Mapping[str, Any], state: dict[str
             generation.save_pretrained(part)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(part)
-        source = model.source.path
-        if source is not None and (source / _PREPROCESSOR).is_file():  # of images or sounds
-            shutil.copyfile(source / _PREPROCESSOR, part / _PREPROCESSOR)
+        write_preparing(model.preparing, part)

@@ -45,6 +45,7 @@ from lissome.models.integers import give, grids, set_grid, take
 from lissome.models.marks import MARK, check_own, read_config
 from lissome.models.model import Model, Source
 from lissome.models.paging import stored_tensors
+from lissome.models.preparing import read_preparing, write_preparing
 from lissome.models.space import Space
 from lissome.models.sparse import STORAGE, compress, expand, masks, set_mask
 from lissome.models.stored import check_beside, check_entries, check_filled, check_loaded, check_shapes, read_entries
@@ -92,6 +93,7 @@ def save_model(
             save_adapters(model, part / ADAPTER)
         if prompt_of(model) is not None:
             save_prompt(model, part / PROMPT)
+        write_preparing(model.preparing, part)
         for name, content in (extras or {}).items():
             target = inside(part, name)
             target.parent.mkdir(exist_ok=True)
@@ -203,17 +205,15 @@ def load_folder(
         ArtifactError: When a file is missing, damaged, unsafe or from a newer version.
         NumericsError: When a weight is NaN or infinite.
     """
-    from lissome.models.mixers import scan_in_chunks
-
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
     if manifest is not None:
         verify_files(folder, manifest, read=_read_files(folder))
     config = _untagged(read_config(folder))
     files = weight_files(folder)
-    module = scan_in_chunks(_fill(folder, config, files, dtype, into))
+    module = ready(_fill(folder, config, files, dtype, into))
     check_finite(module)
     source = Source(name or str(folder), folder, sha256_files(files), tuple(files))
-    model = Model(module, load_tokenizer(folder), source, manifest)
+    model = Model(module, load_tokenizer(folder), source, manifest, read_preparing(folder))
     if (folder / ADAPTER).is_dir() and not bare:
         load_adapters(model, folder / ADAPTER)
     if (folder / PROMPT).is_dir() and not bare:

@@ -13,7 +13,7 @@ from torch import nn
 from lissome.core.errors import ArtifactError, UnknownNameError
 from lissome.core.events import EventStream
 from lissome.core.files import known_sha256
-from lissome.models.artifact import check_finite, load_folder
+from lissome.models.artifact import check_finite, load_folder, ready
 from lissome.models.model import Model, Source
 
 _LONGEST = 1024
@@ -52,13 +52,11 @@ def load_model(
     if isinstance(target, nn.Module):
         target = unwrapped(target)
         check_finite(target)
-        from lissome.models.mixers import scan_in_chunks
-
         if example is not None:
             from lissome.models.traced.inputs import tell
 
             tell(target, example)
-        return Model(scan_in_chunks(target.eval()), source=Source(name or type(target).__name__))
+        return Model(ready(target), source=Source(name or type(target).__name__))
     path = Path(target)
     if path.is_dir():
         return load_folder(path, name=name or str(target), into=into, dtype=dtype)

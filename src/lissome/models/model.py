@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,12 +46,15 @@ class Model:
         tokenizer: Its tokenizer, or None for a bare module.
         source: Where it came from.
         manifest: The manifest of the artifact it was read from, when it was one.
+        preparing: What files beside it say of how images or sounds become numbers, by file; see
+            `lissome.models.preparing`.
     """
 
     module: nn.Module
     tokenizer: PreTrainedTokenizerBase | None = None
     source: Source = field(default_factory=lambda: Source("module"))
     manifest: Manifest | None = None
+    preparing: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def anatomy(self) -> Anatomy:
