@@ -120,8 +120,8 @@ def test_of_an_artifact_the_lineage_stays(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "nested").name == "cut"
 
 
-@needs_native
-def test_inspect(folder: Path) -> None:
+def test_inspect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "module", lambda: None)  # what the header says needs no kernels
     found, counts = pipeline.inspect(folder), Counter(model_of("llama", "widths")).count()
     assert found.figures["params"] == counts.figures()["params"]
     assert found.figures["block_params"] == counts.figures()["block_params"]
@@ -130,6 +130,18 @@ def test_inspect(folder: Path) -> None:
     assert found.facts["precisions"] == [3, 4]
     assert found.facts["planes"] == ["3+1", "5+1"]
     assert 0 < found.facts["token_bytes"]["3"] < found.facts["token_bytes"]["4"] < found.figures["disk"]
+
+
+@needs_native
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("layout", ["3+1", "2+1+1/64/kmeans"])
+def test_inspect_says_what_the_engine_reads(tied: bool, layout: str, tmp_path: Path) -> None:
+    model = model_of("llama", head_dim=16, tie_word_embeddings=tied)
+    lissome.export(model, "nested", tmp_path / "n", type=layout)
+    found = pipeline.inspect(tmp_path / "n").facts
+    decoder = Decoder.open(tmp_path / "n", cells=192)
+    assert found["token_bytes"] == {str(bits): decoder.weight_bytes(bits) for bits in decoder.precisions}
+    assert found["cache_bytes"] == decoder.cache_bytes
 
 
 @needs_native

@@ -20,6 +20,7 @@ from lissome.pipeline.reports import GenerateReport, InspectReport
 
 _PROMPT = 128  # tokens of the default request, whose cache `inspect` states
 _NEW = 64
+_CELL = 4  # bytes of a key and a value in 16 bits
 
 
 def generate(
@@ -105,7 +106,7 @@ def inspect(target: Path) -> InspectReport:
     folder = NestedFolder.open(target)
     file, manifest = folder.file, folder.manifest
     spec, counts = file.spec, sizes(folder)
-    decoder = Decoder(file, DecoderSettings(cells=_PROMPT + _NEW, resident=False))
+    attentions = [layer.attention for layer in spec.layers if layer.attention is not None]
     outside = [name for name in spec.weights() if layout_of(name, file.layout, file.head) is file.head]
     return InspectReport(
         name=folder.name,
@@ -119,11 +120,11 @@ def inspect(target: Path) -> InspectReport:
             "hidden": spec.hidden,
             "vocabulary": spec.vocabulary,
             "embedding_params": sum(_numbers(spec.weights()[name]) for name in outside),
-            "cache_bytes": decoder.cache_bytes,
+            "cache_bytes": (_PROMPT + _NEW) * sum(_CELL * one.kv_heads * one.size for one in attentions),
             "axes": 0,
             "precisions": list(file.layout.precisions),
             "planes": [str(layout) for layout in (file.layout, file.head)],
-            "token_bytes": {str(bits): decoder.weight_bytes(bits) for bits in decoder.precisions},
+            "token_bytes": {str(bits): file.token_bytes(bits) for bits in file.layout.precisions},
             "layers": _layers(folder),
             "schedule": str(policy_of(folder)),
             "tags": list(manifest.tags) if manifest else ["nested"],

@@ -138,7 +138,7 @@ class NestedFile:
         segments = [keep(array) for array in self.segments(name)]
         scales = {key: (bits, keep(array)) for key, (bits, array) in self.scales(name).items()}
         group, levels = layout_of(name, self.layout, self.head).group, self.levels(name)
-        return compiled.Nested(outputs, inputs, group, segments, scales, *([levels] if levels else []))
+        return compiled.Nested(outputs, inputs, group, segments, scales, levels)
 
     def _resident(self, array: Array) -> Array:
         kept: Array = native.required().block(array.nbytes)
@@ -147,6 +147,17 @@ class NestedFile:
             kept[first : first + _PIECE] = given[first : first + _PIECE]
             self.release()
         return kept.view(array.dtype)
+
+    def token_bytes(self, precision: int) -> int:
+        """Return how many bytes of matrices a token reads at a precision: all but of an embedding that is no head."""
+        count, found = self.layout.precisions.index(precision) + 1, 0
+        for name in self.spec.weights():
+            if name != "embedding" or self.spec.tied:
+                bits = layout_of(name, self.layout, self.head).precisions[count - 1]
+                read = [f"{name}.scales.{bits}", f"{name}.levels.{bits}"]
+                read += [f"{name}.planes.{index}" for index in range(count)]
+                found += sum(self.places[one].nbytes for one in read if one in self.places)
+        return found
 
     def weight(self, name: str, precision: int) -> NDArray[np.float32]:
         """Return a matrix at a precision, float32[N, K]."""
