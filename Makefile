@@ -58,7 +58,7 @@ $(VENV)/bin/python:
 
 $(VENV)/installed-run: $(NEEDS) | $(VENV)/bin/python
 	$(INSTALL) cmake nanobind ninja scikit-build-core
-	$(EDITABLE) '.[gguf,report]'
+	$(EDITABLE) '.[gguf,report,serve]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed-run
