@@ -237,6 +237,7 @@ class Meddler(SecureClient):
     ("step", "notes", "lost"),
     [
         ("mask-keys", {"keys": "none"}, 0), ("mask-keys", {"keys": {"channel": 5, "mask": "ab"}}, 0),
+        ("mask-keys", {"keys": {"channel": "00" * 32, "mask": "00" * 32}}, 0),
         ("mask-shares", {"shares": [1]}, 0), ("mask-shares", {"shares": {"a0": 7}}, 0),
         ("mask-shares", {"shares": {"a0": "00", "a1": "00", "a2": "ff"}}, 0), ("unmask", {"self": 3, "mask": [1]}, 0),
         ("unmask", {"self": {"a0": "x", "nobody": 1}, "mask": {"a1": 2**600}}, 0), ("unmask", {"seed": "zz"}, 0),
@@ -255,6 +256,26 @@ def test_who_breaks_the_protocol_ends_nothing(step: str, notes: dict[str, Any], 
     if not lost:  # without a3, unless it takes its part and spoils notes that nobody needs
         expected = 0.3 if step == "unmask" or notes == {"shares": {"a0": "00", "a1": "00", "a2": "ff"}} else 1.4 / 6
         assert float(job.program.tensors["b"].mean()) == pytest.approx(expected, abs=1e-4)
+
+
+class Nesting(SecureClient):
+    """Seals for its neighbours what takes a reader as deep as it likes."""
+
+    def _shares(self, work: Work) -> dict[str, str]:
+        peers, nonce = work.head.settings["peers"], self._nonce(work)
+        deep = b"[" * 5000
+        return {
+            name: masks.sealed(self._channel(nonce, peer, work, to=name), deep).hex() for name, peer in peers.items()
+        }
+
+
+def test_what_a_neighbour_sealed_fails_nobody(tmp_path: Path) -> None:
+    made = dict(clients(tmp_path, 4, True))
+    deep = Nesting(inner=Adder("a3", 0.4, 40, shapes=START), largest=LARGEST)
+    made["a3"] = partial(Worker, deep, ClientStore(tmp_path / "a3"))
+    job, _ = run(tmp_path, 4, link=Seen(made), rounds=1)
+    assert not job.audit.lines
+    assert job.rounds[-1].metrics["unmask/lost"] == 0, "it told its own mask itself"
 
 
 def test_a_server_killed_between_steps_finds_what_clients_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

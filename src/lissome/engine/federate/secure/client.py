@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lissome.core.errors import FederationError
+from lissome.core.errors import FederationError, LissomeError
+from lissome.core.files import parse_json
 from lissome.engine.federate.client import Answer, ClientProgram, Work
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
@@ -117,8 +118,8 @@ class SecureClient:
             found["seed"] = _secret(nonce, "self").hex()
         for name, box in settings["shares"].items():
             channel = self._channel(nonce, settings["peers"][name], work, to=self.profile().name)
-            with contextlib.suppress(FederationError, ValueError, TypeError):  # a neighbour may have sealed anything
-                own, mask = json.loads(masks.opened(channel, bytes.fromhex(box)))
+            with contextlib.suppress(LissomeError, ValueError, TypeError):  # a neighbour may have sealed anything
+                own, mask = parse_json(masks.opened(channel, bytes.fromhex(box)), "a share")
                 if name in answered:
                     found["self"][name] = own
                 elif name in gone:

@@ -51,6 +51,15 @@ def agreed(secret: bytes, public: bytes, purpose: str) -> bytes:
     return derived(shared, purpose)
 
 
+def usable(public: bytes) -> bool:
+    """Whether one can agree on something with the holder of a public half: with some points nobody can."""
+    try:
+        agreed(secrets.token_bytes(SECRET), public, "any")
+    except FederationError:
+        return False
+    return True
+
+
 def derived(secret: bytes, purpose: str) -> bytes:
     """Return 32 bytes that follow from a secret, for one purpose."""
     hashes = optional_import("cryptography.hazmat.primitives.hashes", extra="federate")

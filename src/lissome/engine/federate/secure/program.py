@@ -279,7 +279,9 @@ def _is_hex(value: Any, size: int = masks.SECRET) -> bool:
 
 
 def _are_keys(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"channel", "mask"} and all(map(_is_hex, value.values()))
+    """Whether all can work with what came: keys that nobody agrees with would fail every neighbour."""
+    known = isinstance(value, dict) and value.keys() == {"channel", "mask"} and all(map(_is_hex, value.values()))
+    return known and all(masks.usable(bytes.fromhex(one)) for one in value.values())
 
 
 def _are_boxes(value: Any, peers: Sequence[str]) -> TypeGuard[dict[str, str]]:
