@@ -54,8 +54,7 @@ def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[
     kinds = {one: kind.name for one, kind in job_of(recipe(ARMS[name], devices=FLEET, **made)).kinds.items()}
     served = [one for one, kind in kinds.items() if kind in SERVED] if name == "middle" else list(kinds)
     dear = name in COMMON or ARMS[name].get("share") in {"both", "overlap"}
-    # The last round must be looked at.
-    looks: dict[str, Any] = {"evaluate_every": EVERY} if dear and rounds % EVERY == 0 else {}
+    looks: dict[str, Any] = {"evaluate_every": EVERY} if dear else {}
     job = job_of(recipe({**STEP, **ARMS[name]}, devices=fleet, clients=len(served), **looks, **made))
     federation, cell = run(job, folder, served)
     cell["kinds"] = kinds

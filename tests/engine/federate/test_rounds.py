@@ -84,6 +84,19 @@ def test_bytes_are_all_counted(tmp_path: Path) -> None:
     assert text[1].startswith("0,a0,profile,down,0,")
 
 
+@pytest.mark.parametrize(
+    ("loop", "looked"), [({"rounds": 5, "evaluate_every": 2}, [2, 4, 5]), ({"rounds": 1, "evaluate_every": 8}, [1])]
+)
+def test_clients_are_judged_at_the_end_whatever_the_number_of_rounds(
+    loop: dict[str, Any], looked: list[int], tmp_path: Path
+) -> None:
+    """Where nobody trains there is one round, and clients' scores are all that it is for."""
+    for train in (True, False):
+        place = tmp_path / str(train)
+        job = federation(Program(zeros()), adders(zeros(), 2, place), place / "server", train=train, **loop)
+        assert [one.number for one in job.run() if len(one.scores) == 2] == looked
+
+
 def test_results_do_not_depend_on_speed(tmp_path: Path) -> None:
     results = []
     for index, seconds in enumerate(((1, 2, 3, 4), (4, 3, 2, 1), (2, 9, 1, 3))):

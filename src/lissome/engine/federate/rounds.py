@@ -56,7 +56,9 @@ class RoundsConfig(MethodConfig):
     strikes: int = option(3, "rejected answers after which a client is asked no more", low=1)
     failures: int = option(3, "rounds in a row without a quorum after which the federation ends", low=1)
     train: bool = option(True, "no: nothing is trained, clients evaluate what there is at the start")
-    evaluate_every: int = option(1, "rounds between evaluations at the clients; 0: never", low=0)
+    evaluate_every: int = option(
+        1, "rounds between evaluations at the clients; the last one always is; 0: never", low=0
+    )
     judge_every: int = option(1, "rounds between evaluations by the server's own data; the last one always is", low=1)
 
 
@@ -195,15 +197,18 @@ class Federation:
             metrics |= _named(phase.action, mean_metrics(reports))
             metrics |= _named(phase.action, self.program.conclude(phase, number, merged, reports))
         seconds, scores = self._link.now() - start, dict[str, Mapping[str, float]]()
-        if ok and self.config.evaluate_every and number % self.config.evaluate_every == 0:
+        if ok and self.config.evaluate_every and self._due(number, self.config.evaluate_every):
             scores = self._evaluate(number, len(phases), present, subnets, metrics)
-        if number % self.config.judge_every == 0 or number == self.config.rounds:
+        if self._due(number, self.config.judge_every):
             metrics |= _named("server", self.program.evaluate(number))
         return Round(
             number=number, clients=tuple(one.name for one in chosen), answered=answered, ok=ok, seconds=seconds,
             metrics=metrics, scores=scores,
             subnets={name: subnet.to_json() for name, subnet in subnets.items() if subnet is not None},
         )  # fmt: skip
+
+    def _due(self, number: int, every: int) -> bool:
+        return number % every == 0 or number == self.config.rounds
 
     def _present(self, number: int) -> list[Profile]:
         """Return who is there for a round; with too few, others are waited for, and without them nobody takes part."""
