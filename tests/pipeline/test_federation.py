@@ -185,6 +185,21 @@ def test_who_only_answers_the_server_does_nothing_alone(recipe: str, place: Path
         FederationJob(arm_of("ffm", f'recipe = "{recipe}"', place))
 
 
+@pytest.mark.parametrize(
+    "settings", ['secure = true\nmerge = "mean"', "bound = 0.1\nnoise = 1.0\nnoise_clients = 4", "bound = 0.1"]
+)
+def test_one_client_with_all_data_is_guarded_from_nobody(settings: str, place: Path) -> None:
+    """It would be hidden in no sum, move by noise that is meant for many, and wait for others that are not there."""
+    recipe = arm_of("fedavg", settings, place)
+    waiting = replace(recipe.rounds, clients=4, least=3)
+    job = FederationJob(replace(recipe, rounds=waiting, arm="centralised"))
+    assert (job.rounds.clients, job.rounds.least) == (1, 1)
+    config: Any = job.recipe.step.config
+    assert not isinstance(job.server(place), SecureProgram)
+    assert (config.bound, config.private_updates) == (None, False)
+    assert FederationRecipe.from_toml(job.recipe.to_toml()).acted() == job.recipe, "as `membership` reads it"
+
+
 def test_late_answers_have_no_place_in_a_sum_of_masks() -> None:
     text = RECIPE.replace("[federation]", '[federation]\nlate = "use"') + 'secure = true\nmerge = "mean"\n'
     with pytest.raises(ConfigError, match="late=drop"):

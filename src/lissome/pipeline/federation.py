@@ -165,11 +165,15 @@ class FederationRecipe:
 
     def acted(self) -> FederationRecipe:
         """Return the recipe in which the arm is spelled out in the settings that make it."""
+        config: Any = self.step.config  # of a federated method: reading the recipe saw to that
         match self.arm:
             case "centralised":
-                return replace(self, devices=tuple(replace(one, budget="") for one in self.devices))
+                return replace(
+                    self, step=replace(self.step, config=config.pooled()),
+                    devices=tuple(replace(one, budget="") for one in self.devices),
+                    rounds=replace(self.rounds, clients=None, least=1),
+                )  # fmt: skip
             case "local":
-                config: Any = self.step.config  # of a federated method: reading the recipe saw to that
                 return replace(self, step=replace(self.step, config=config.alone()))
             case "zero-shot":
                 return replace(self, rounds=replace(self.rounds, rounds=1, train=False))

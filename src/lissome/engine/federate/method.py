@@ -108,6 +108,10 @@ class FederatedConfig(MethodConfig):
         """
         return replace(self, private=("*",), noise=0.0, secure=False)
 
+    def pooled(self) -> Self:
+        """Return the settings for one client that has all the data: nobody to hide from, and none to be outweighed."""
+        return replace(self, bound=None, noise=0.0, secure=False)
+
     def training(self, examples: int) -> TrainConfig:
         """Settings of the training loop for one round with so many examples."""
         steps = self.steps or max(1, math.ceil(self.epochs * examples / self.batch))
