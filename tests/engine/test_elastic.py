@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,13 +21,13 @@ from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.elastic import Elastic, divergence, inplace_loss, task_loss, taught_loss, trained
 from lissome.engine.hooks import Batch, Hooks, Loss, Task
 from lissome.engine.norms import adapted, reestimate
-from lissome.engine.paths import Depth, RandomPath, Sandwich, Shrinking, Stage, depth_groups, kind_of
-from lissome.engine.spaces import elastic_space
+from lissome.engine.paths import RandomPath, Sandwich, depth_groups, kind_of
+from lissome.engine.spaces import elastic_space, narrowed
 from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import Design, add_adapters
 from lissome.models.binding import extract, masked
 from lissome.models.model import Model
-from lissome.models.space import Subnet
+from lissome.models.space import Space, Subnet
 from lissome.testing.networks import network_model
 from lissome.testing.toys import toy_model
 
@@ -57,14 +58,15 @@ def weights(model: Model) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.module.state_dict().items()}
 
 
+def chained(model: Model) -> Space:
+    return replace(model.space(), chains=depth_groups(model.anatomy))
+
+
 SAMPLERS: dict[str, Callable[[Model], Any]] = {
     "random": lambda model: RandomPath(model.space()),
-    "sandwich": lambda model: Sandwich(model.space(), depth=Depth(depth_groups(model.anatomy), 1)),
-    "shrinking": lambda model: Shrinking(
-        model.space(), [Stage(steps=2, kinds=("depth",), depth=1), Stage(steps=1, kinds=("depth", "width"), choices=2)],
-        groups=depth_groups(model.anatomy),
-    ),
-}  # fmt: skip
+    "sandwich": lambda model: Sandwich(chained(model)),
+    "stage": lambda model: RandomPath(narrowed(chained(model), ("depth", "width"), choices=2, depth=1)),
+}
 
 
 class StopError(Exception):
@@ -196,20 +198,6 @@ def test_a_share_or_temperature_out_of_range_is_refused(share: float, temperatur
         taught_loss(forward, judge, nn.Identity(), share=share, temperature=temperature)
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), most=st.sampled_from([None, 0, 1, 2]))
-def test_only_the_last_blocks_of_a_group_are_skipped(seed: int, most: int | None) -> None:
-    space = MODEL.space()
-    depth = Depth(depth_groups(MODEL.anatomy), most)
-    drawn = RandomPath(space, depth=depth).one(Random(seed))
-    assert depth.allows(drawn)
-    for group in depth.groups:
-        kept = [drawn[name] for name in group]
-        assert kept == sorted(kept, reverse=True)
-        assert most is None or kept.count(0) <= most
-    assert depth.allows(Sandwich(space, depth=depth).draw(0, Random(seed))[-1])
-
-
 MODEL = network_model("resnet")
 
 
@@ -219,37 +207,32 @@ def test_groups_are_blocks_of_one_kind_and_end_at_what_stays() -> None:
     assert names[0] == tuple(f"layers.{index}.attention" for index in range(4))
 
 
-@settings(max_examples=20, deadline=None)
-@given(step=st.integers(0, 9), seed=st.integers(0, 99))
-def test_each_stage_of_shrinking_has_its_own_choices(step: int, seed: int) -> None:
-    sampler = SAMPLERS["shrinking"](MODEL)
-    (drawn,) = sampler.draw(step, Random(seed))
-    assert sampler.stage(step) == (0 if step < 2 else 1)
-    for axis in MODEL.space().axes:
-        if kind_of(axis) == "width":
-            assert drawn[axis.name] in axis.choices[-2 if step >= 2 else -1 :]
-    assert sum(drawn[name] == 0 for name in ("layer1.0", "layer1.1")) <= (1 if step < 2 else 2)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), choices=st.sampled_from([None, 1, 2]), depth=st.sampled_from([None, 1, 2]))
+def test_a_stage_draws_what_it_opens_and_skips_the_last_blocks_alone(
+    seed: int, choices: int | None, depth: int | None
+) -> None:
+    whole = chained(MODEL)
+    stage = narrowed(whole, ("depth", "width"), choices=choices, depth=depth)
+    for drawn in (RandomPath(stage).one(Random(seed)), Sandwich(stage).draw(0, Random(seed))[-1]):
+        for axis in whole.axes:
+            if kind_of(axis) == "width":
+                assert drawn.get(axis.name, axis.full) in axis.choices[-(choices or len(axis.choices)) :]
+        for group in whole.chains:
+            kept = [drawn.get(name, 1) for name in group]
+            assert kept == sorted(kept, reverse=True)
+            assert kept.count(0) <= (depth or len(group))
 
 
 def test_every_path_of_a_space_with_chains_is_one_of_its_subnets() -> None:
     groups = depth_groups(toy_model("llama").anatomy)
     space = elastic_space(toy_model("llama"), lambda *_: (), kinds=("depth",), chains=groups)
     assert space.quorums and set(space.chains) == set(groups), "all attentions may go, but for one"
-    stages = [Stage(steps=1, kinds=()), Stage(steps=1, kinds=("depth",), depth=2), Stage(steps=1, kinds=("depth",))]
-    samplers = [Sandwich(space), Sandwich(space, depth=Depth(groups)), Shrinking(space, stages), RandomPath(space)]
-    for sampler in samplers:
-        drawn = [each for step in range(60) for each in sampler.draw(step % 3, Random(step))]
-        assert all(map(space.allows, drawn))
+    for sampler in (Sandwich(space), RandomPath(space), RandomPath(narrowed(space, ("depth",), depth=2))):
+        drawn = [each for step in range(60) for each in sampler.draw(step, Random(step))]
+        assert all(space.allows({**space.full, **each}) for each in drawn)
+    assert all(sum(not each for each in subnet.values()) <= 4 for subnet in drawn), "two of each of two groups"
     assert Sandwich(space).draw(0, Random(0))[-1] == space.smallest
-    shrinking = samplers[2]
-    assert shrinking.draw(0, Random(0)) == (space.full,)
-    assert all(sum(not each for each in shrinking.draw(1, Random(seed))[0].values()) <= 4 for seed in range(40))
-
-
-@pytest.mark.parametrize("stages", [[], [Stage(steps=0, kinds=("depth",))], [Stage(steps=1, kinds=("heads",))]])
-def test_stages_that_say_nothing_are_refused(stages: list[Stage]) -> None:
-    with pytest.raises(ConfigError, match=r"at least one step|no axis is of the kind 'heads'; there are: depth, width"):
-        Shrinking(MODEL.space(), stages)
 
 
 @pytest.mark.parametrize(("part", "ends"), [("blocks", "layer1.0"), ("fc", "fc."), ("all", "")])
