@@ -137,6 +137,9 @@ def test_measured_latency_is_a_figure_of_every_subnet(run: Any, monkeypatch: pyt
     assert all(point["figures"]["latency"] > 0 for point in report.front)
     again = run(**asked, trials=5)
     assert again.evaluated == 5 and again.bounds == report.bounds, "the original's time is the one of the first call"
+    (again.out / latencies.WHOLE).write_text("{")
+    with pytest.raises(ArtifactError, match="not timed again; restore it, or search into another folder"):
+        run(**asked, trials=6)
 
 
 def _short(request: Request) -> None:

@@ -24,6 +24,9 @@ from lissome.pipeline.job import MEASURED
 TIMED, WHOLE = "timed.json", "timed-whole.json"
 """Files of a search's folder: sub-networks that were timed, and the original, where each one is timed in turn."""
 
+_READ = f"A regression reads sub-networks that were timed: {TIMED}, which --latency regression leaves in its folder."
+_KEPT = "What a search has timed once is not timed again; restore it, or search into another folder."
+
 Latency = Literal["auto", "table", "regression", "measured"]
 
 TIMED_SUBNETS = 24
@@ -108,7 +111,7 @@ def _measured(wish: Wish, model: Model, space: Space, events: EventStream) -> Ti
     """
     file = wish.folder / WHOLE
     if file.exists():
-        timed = _timed_before(file, space)
+        timed = _timed_before(file, space, _KEPT)
     else:
         timed = time_subnets(model, space, [space.full], events=events)
         timed.save(file)
@@ -140,7 +143,7 @@ def _regression(wish: Wish, model: Model, space: Space, events: EventStream) -> 
     """Fit a regression to timed sub-networks: another device's, this search's own, or those that are timed now."""
     file = Path(wish.device) if wish.device else wish.folder / TIMED
     if wish.device or file.exists():
-        timed = _timed_before(file, space)
+        timed = _timed_before(file, space, _READ if wish.device else _KEPT)
     else:
         rng = Random(f"{wish.seed}/timed")
         timed = time_subnets(model, space, [draw(space, rng) for _ in range(TIMED_SUBNETS)], events=events)
@@ -153,19 +156,16 @@ def _regression(wish: Wish, model: Model, space: Space, events: EventStream) -> 
     return Timing(cost=_WithRegression(SubnetCost(model), fitted), identity=identity, notes=(note,))
 
 
-def _timed_before(file: Path, space: Space) -> Timed:
+def _timed_before(file: Path, space: Space, hint: str) -> Timed:
     """Read times that were taken of this model.
 
     Raises:
-        ArtifactError: When they are of another one, or the file is damaged or of another kind.
+        ArtifactError: When they are of another one, or the file is damaged or of another kind; ends with the hint.
     """
     try:
         timed = Timed.load(file)
     except ArtifactError as error:
-        raise ArtifactError(
-            f"{error} A regression reads sub-networks that were timed: {TIMED}, which a search with --latency "
-            "regression leaves in its folder."
-        ) from error
+        raise ArtifactError(f"{error} {hint}") from error
     if timed.space != space:
         raise ArtifactError(f"the sub-networks of {file} are of another model; time this model's own.")
     return timed
