@@ -78,9 +78,11 @@ def test_the_script_gets_every_point_and_its_command(tmp_path: Path) -> None:
     assert all(point["extractable"] for point in data["points"])
 
 
-def test_with_batch_norms_only_the_front_can_be_extracted(tmp_path: Path) -> None:
-    data = data_of(made(tmp_path / "S", statistics=True))
-    assert [point["extractable"] for point in data["points"]] == [False, True, True, False]
+def test_with_batch_norms_only_the_front_and_the_choice_can_be_extracted(tmp_path: Path) -> None:
+    place = made(tmp_path / "S", statistics=True)
+    assert [point["extractable"] for point in data_of(place)["points"]] == [False, True, True, False]
+    replace(Found.load(place / "found.json"), chosen=0).save(place / "found.json")
+    assert [point["extractable"] for point in data_of(place)["points"]] == [True, True, True, False]
 
 
 def test_without_a_script_the_front_is_a_table(tmp_path: Path) -> None:

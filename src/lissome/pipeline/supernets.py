@@ -2,7 +2,7 @@
 
 An elastic artifact is an artifact like any other (the whole network, its Space in the manifest), and beside it
 ``elastic.json``: what a search needs. A search adds ``found.json``, every Subnet that was evaluated with the front,
-and, for networks with batch norms, the statistics of those on the front: so that `extract` needs no data.
+and, for networks with batch norms, the statistics of those that can be taken: so that `extract` needs no data.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from lissome.pipeline.reports import ExtractReport, SupernetReport
 from lissome.pipeline.run import RESULT, RunFolder, check_place
 
 ELASTIC, FOUND, STATISTICS = "elastic.json", "found.json", "statistics.safetensors"
-"""Files of an elastic artifact: what a search needs, what it found, statistics of batch norms of the front."""
+"""Files of an elastic artifact: what a search needs, what it found, statistics of batch norms."""
 
 DEFAULT_METHOD = "bootstrapnas"
 
@@ -195,7 +195,7 @@ def space_of(manifest: Manifest, place: Path) -> Space:
 
 
 def keep_found(place: Path, model: Model, found: Found, examples: Sequence[Any]) -> None:
-    """Put what a search found into an elastic artifact, with the statistics of batch norms of what can be extracted.
+    """Put what a search found into an elastic artifact, with the statistics of batch norms of what can be taken.
 
     Args:
         place: The artifact.
@@ -210,7 +210,7 @@ def keep_found(place: Path, model: Model, found: Found, examples: Sequence[Any])
     kept = [FOUND]
     if batch_norms(model.module):
         tensors: dict[str, Tensor] = {}
-        for index in extractable(found):
+        for index in found.kept:
             with masked(model, found.subnet(index), space=found.space), adapted(model.module, examples):
                 seen = statistics(model.module)
             tensors |= {f"{found.points[index].number}/{name}": value.contiguous() for name, value in seen.items()}
@@ -219,15 +219,6 @@ def keep_found(place: Path, model: Model, found: Found, examples: Sequence[Any])
         kept.append(STATISTICS)
     records = {name: FileRecord(bytes=(place / name).stat().st_size, sha256=sha256_file(place / name)) for name in kept}
     write_manifest(place, replace(manifest, files=dict(sorted({**bare, **records}.items()))))
-
-
-def extractable(found: Found) -> tuple[int, ...]:
-    """Return the places of the points whose statistics of batch norms are kept: the front, and the one that is chosen.
-
-    The whole network can be chosen for its quality on the selection split without being on the search's front.
-    """
-    chosen = () if found.chosen is None else (found.chosen,)
-    return tuple(dict.fromkeys((*found.front, *chosen)))
 
 
 def extract_for(
@@ -293,7 +284,7 @@ def _chosen(
 ) -> tuple[Point, int]:
     """The point to take, and its place; of a network with batch norms one whose statistics are stored."""
     numbers = {one.number: index for index, one in enumerate(found.points)}
-    allowed = [found.points[index].number for index in extractable(found)] if statistical else list(numbers)
+    allowed = [found.points[index].number for index in found.kept] if statistical else list(numbers)
     if point is not None:
         if point not in allowed:
             shown = ", ".join(map(str, sorted(allowed)[:24]))

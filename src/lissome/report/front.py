@@ -103,7 +103,7 @@ def script_data(data: Front) -> dict[str, Any]:
     """What the script needs: points with what differs from the whole, labels, units, bounds, the command."""
     found = data.found
     assert found is not None
-    on_front = set(found.front)
+    on_front, kept = set(found.front), set(found.kept)
     names = _names(found)
     better = {objective.name: objective.better for objective in found.goal.objectives}
     costs = [name for name in better if name in TERMS]
@@ -119,7 +119,7 @@ def script_data(data: Front) -> dict[str, Any]:
                 "cut": _cut(found, point.choices),
                 "front": place in on_front,
                 "chosen": place == found.chosen,
-                "extractable": data.all_extractable or place in on_front or place == found.chosen,
+                "extractable": data.all_extractable or place in kept,
             }
             for place, point in enumerate(found.points)
         ],

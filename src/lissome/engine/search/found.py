@@ -90,6 +90,15 @@ class Found:
         names = (axis.name for axis in self.space.axes)
         return Subnet(dict(zip(names, self.points[place].choices, strict=True)))
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Places of what is kept ready to be taken: the front, and the choice.
+
+        The whole network, say, can be chosen for its quality on the selection split without being on the front.
+        """
+        chosen = () if self.chosen is None else (self.chosen,)
+        return tuple(dict.fromkeys((*self.front, *chosen)))
+
     def sorted(self) -> Found:
         """Return it with its front and its choice worked out anew, after points or figures were added."""
         holding = self.holding(self.goal)
