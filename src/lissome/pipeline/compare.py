@@ -10,7 +10,7 @@ from lissome.core.events import EventStream
 from lissome.core.metrics import Metric, Provenance
 from lissome.cost.counted import Counter
 from lissome.cost.measured import Comparison, Timing, asked
-from lissome.cost.sparsity import integer_note, sparse_note, unmarked_note
+from lissome.cost.sparsity import FEW, integer_note, sparse_note, unmarked_note
 from lissome.engine.evaluate import Report
 from lissome.models.integers import grids
 from lissome.models.model import Model
@@ -18,7 +18,6 @@ from lissome.models.sparse import masks, sparsity
 from lissome.pipeline.reports import Figure, Row
 
 _SAME = 0.01  # a file of nearly the same size says nothing new
-_SCATTERED = 0.05  # share of zeros that no training leaves by chance
 
 
 def counted_metric(name: str, value: float, provenance: Provenance = "counted") -> Metric:
@@ -65,7 +64,7 @@ def sparse_notes(model: Model) -> tuple[str, ...]:
     if shares:
         counts = Counter(model).count()
         notes.append(sparse_note(shares, (figure("disk", counts.disk), figure("disk", counts.dense_disk))))
-    elif (share := _unmarked_zeros(model)) >= _SCATTERED:
+    elif (share := _unmarked_zeros(model)) >= FEW:  # fewer are not worth it, and what rounding to four bits leaves
         notes.append(unmarked_note(share))
     if placed:
         notes.append(integer_note(len(placed), sorted({grid.bits for grid in placed.values()})))
