@@ -10,10 +10,11 @@ from lissome.cost.clock import fixed_threads
 from lissome.ops.kernels import native
 
 Clock = Callable[[], float]
-_BYTES = 256 << 20  # by which the bandwidth is measured
 
 
-def in_turns(names: Sequence[str], turn: Callable[[str, Clock], None], *, rounds: int, threads: int) -> list[float]:
+def in_turns(
+    names: Sequence[str], turn: Callable[[str, Clock], None], *, rounds: int, threads: int, nbytes: int = 256 << 20
+) -> list[float]:
     """Give every arm its turn in every round, in the other order every other round.
 
     Args:
@@ -21,13 +22,14 @@ def in_turns(names: Sequence[str], turn: Callable[[str, Clock], None], *, rounds
         turn: Takes an arm and a clock; keeps what it measures itself, that of the first round too.
         rounds: Rounds after the first, which is to be thrown away.
         threads: Threads; with one the clock counts its processor time, with more the time that passes.
+        nbytes: What is read to see what memory gives: as much as no cache holds, or what the arms read.
 
     Returns:
         Bytes per second that memory gave in each round after the first.
     """
     now = time.process_time if threads == 1 else time.perf_counter
     compiled = native.required()
-    block, bandwidth = compiled.block(_BYTES), []
+    block, bandwidth = compiled.block(nbytes), []
     gc.collect()
     gc.disable()  # a collection would fall into somebody's turn
     try:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks._frame import Inequality
+from benchmarks._numbers import file_name, perplexity
 from benchmarks.decode.names import BITS, LLAMA, MODELS, OPENVINO, SOURCE, TORCH, llama, nested
-from lissome.ops.stats import Interval, paired_bootstrap, ratio_of_medians
+from lissome.ops.stats import Interval, ratio_of_medians
 
 SAME_FILE, BEST_TYPE = 2.0, 1.3
 PREFILL_TORCH, PREFILL_LLAMA = 1.0, 1.3
@@ -53,10 +54,10 @@ def perplexities(cells: Cells, model: str) -> dict[str, Interval]:
     """Perplexity by arm with its 95 % interval over windows."""
     start = f"{model}-ppl-"
     losses = {name.removeprefix(start): cell["nll"] for name, cell in cells.items() if name.startswith(start)}
-    named = {_file(arm): arm for arm in (*map(nested, BITS), *map(llama, LLAMA), *TORCH, *OPENVINO)}
-    found = {named.get(name, name): _ppl(values) for name, values in losses.items()}
+    named = {file_name(arm): arm for arm in (*map(nested, BITS), *map(llama, LLAMA), *TORCH, *OPENVINO)}
+    found = {named.get(name, name): perplexity(values) for name, values in losses.items()}
     pruned = cells.get(f"{model}-wanda-ppl", {}).get("nll", {})
-    return found | {arm: _ppl(values) for arm, values in pruned.items()}
+    return found | {arm: perplexity(values) for arm, values in pruned.items()}
 
 
 def timed(cell: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -169,19 +170,9 @@ def _closeness(cell: Mapping[str, Any]) -> dict[str, float]:
     return {"ratio": ratio, "kl": cell["kl"], "agreement": cell["agreement"]}
 
 
-def _ppl(losses: Sequence[float]) -> Interval:
-    found = paired_bootstrap(losses)
-    value, low, high = (math.exp(one) for one in (found.value, found.low, found.high))
-    return Interval(value=value, se=value * found.se, low=low, high=high, n=found.n)
-
-
 def _median(cell: Mapping[str, Any], arm: str, kind: str) -> float:
     return float(np.median(cell["arms"][arm][kind]))
 
 
 def _spread(ratio: Interval) -> str:
     return f"(95 % {ratio.low:.2f}–{ratio.high:.2f}, n={ratio.n})"
-
-
-def _file(arm: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in arm)

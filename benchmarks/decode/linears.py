@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 
+from benchmarks._turns import Clock, in_turns
 from lissome.ops.kernels import native
 from lissome.ops.nested import Layout, quantise, to_planes, to_scales
 
@@ -20,7 +20,6 @@ def race(*, rounds: int, threads: int, size: int = SIZE, layers: int = LAYERS) -
     Returns:
         ``seconds`` by bits and round, ``bytes`` by bits, ``bandwidth`` by round in bytes per second.
     """
-    now = time.process_time if threads == 1 else time.perf_counter
     compiled, layout = native.required(), Layout()
     codes = quantise(np.random.default_rng(0).standard_normal((size, size), np.float32), layout)
     planes = to_planes(codes.codes, layout)
@@ -31,26 +30,22 @@ def race(*, rounds: int, threads: int, size: int = SIZE, layers: int = LAYERS) -
         own = {bits: (bits, _copied(compiled, one)) for bits, one in scales.items()}
         weights.append(compiled.Nested(size, size, layout.group, segments, own))
     x, y = np.ones((1, size), np.float32), np.empty((1, size), np.float32)
-    block = compiled.block(256 << 20)
-    seconds: dict[int, list[float]] = {bits: [] for bits in layout.precisions}
-    bandwidth = []
-    for turn in range(rounds + 1):
+    seconds: dict[str, list[float]] = {str(bits): [] for bits in layout.precisions}
+
+    def turn(name: str, now: Clock) -> None:
         start = now()
-        compiled.checksum(block, threads)
-        bandwidth.append(block.nbytes / (now() - start))
-        for bits in layout.precisions[:: 1 if turn % 2 else -1]:
-            start = now()
-            for weight in weights:
-                weight.linear(x, y, bits, "int8", threads=threads)
-            seconds[bits].append(now() - start)
-    sizes = {
-        bits: layers * (sum(one.nbytes for one in planes[: at + 1]) + scales[bits].nbytes)
-        for at, bits in enumerate(layout.precisions)
-    }
+        for weight in weights:
+            weight.linear(x, y, int(name), "int8", threads=threads)
+        seconds[name].append(now() - start)
+
+    bandwidth = in_turns(list(seconds), turn, rounds=rounds, threads=threads)
     return {
-        "seconds": {str(bits): times[1:] for bits, times in seconds.items()},
-        "bytes": {str(bits): size for bits, size in sizes.items()},
-        "bandwidth": bandwidth[1:],
+        "seconds": {name: times[1:] for name, times in seconds.items()},
+        "bytes": {
+            str(bits): layers * (sum(one.nbytes for one in planes[: at + 1]) + scales[bits].nbytes)
+            for at, bits in enumerate(layout.precisions)
+        },
+        "bandwidth": bandwidth,
     }
 
 

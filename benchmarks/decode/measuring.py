@@ -8,7 +8,7 @@ what they take of its memory bandwidth does not. On more threads they are those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from benchmarks.decode.arms import Arm
 from lissome.engine.decode.decoder import Floats
 from lissome.ops.kernels import native
 
-Now = Callable[[], float]
 _PIECE = 128  # tokens whose logits are held at a time
 
 
@@ -60,7 +59,7 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
     }
 
 
-def _request(arm: Arm, ids: Sequence[int], prompt: int, now: Now) -> tuple[float, float]:
+def _request(arm: Arm, ids: Sequence[int], prompt: int, now: Clock) -> tuple[float, float]:
     arm.reset()
     start = now()
     arm.feed(ids[:prompt], 0)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._frame import Inequality, Store
+from benchmarks._numbers import file_name
 from benchmarks.decode import greedy, linears, openvino, sparse
 from benchmarks.decode.arms import Arm, Cpp, Own, Torch
 from benchmarks.decode.files import Files
@@ -81,7 +82,7 @@ def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Callable[[], dict[
         yield f"linears-{threads}", lambda threads=threads: _linears(store, scale, threads)
     for one in bench.values():
         for arm in one.arms:
-            yield f"{one.name}-ppl-{_file(arm)}", lambda one=one, arm=arm: one.quality(arm)
+            yield f"{one.name}-ppl-{file_name(arm)}", lambda one=one, arm=arm: one.quality(arm)
         yield f"{one.name}-modes", one.modes
         yield f"{one.name}-greedy", one.greedy
     first = bench[MODELS[0]]
@@ -150,7 +151,7 @@ class _Bench:
             with closing(self.open(arm, self.test.shape[1], max(self._scale.threads))) as opened:
                 return {"nll": losses(opened, self.test.numpy())}
 
-        return self._cell(f"ppl-{_file(arm)}", compute, {"arm": arm, "text": self._text()})
+        return self._cell(f"ppl-{file_name(arm)}", compute, {"arm": arm, "text": self._text()})
 
     def modes(self) -> dict[str, Any]:
         """Integer activations against those as they are, on the same weights."""
@@ -199,7 +200,3 @@ class _Bench:
     def _cell(self, name: str, compute: Callable[[], dict[str, Any]], more: Mapping[str, Any]) -> dict[str, Any]:
         known = {"model": self.name, "sha256": self.files.model.source.sha256, **more}
         return self._store.cell(f"{self.name}-{name}", known, compute)
-
-
-def _file(arm: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in arm)

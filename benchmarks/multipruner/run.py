@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks._frame import Inequality, Store
+from benchmarks._numbers import exponential, file_name, perplexity
 from benchmarks.multipruner.baselines import BASELINES, SEEDLESS
 from benchmarks.multipruner.efficiency import RECOVERY, SEARCH, compare_searches, recovered
 from benchmarks.multipruner.measuring import TARGETS, at_targets, fast, median_row, settings
@@ -95,7 +96,7 @@ def _cells(scale: _Scale, store: Store) -> Iterator[tuple[str, Any]]:
                 name = f"{one.name}-choice-{arm}-{target:g}"
                 yield name, lambda one=one, arm=arm, target=target: one.choice(arm, target, scale.questions)
     for arm in ABLATION if scale.ablation else ():
-        yield f"{small.name}-ablation-{_file(arm)}", lambda arm=arm: small.ablation(arm)
+        yield f"{small.name}-ablation-{file_name(arm)}", lambda arm=arm: small.ablation(arm)
 
 
 def _baseline_cells(one: _Bench, scale: _Scale) -> Iterator[tuple[str, Any]]:
@@ -141,7 +142,7 @@ class _Bench:
     def ablation(self, arm: str) -> dict[str, Any]:
         """Another split or order, with seed 0 at the larger target."""
         options, targets = ABLATION[arm], TARGETS[:1]
-        name = f"ablation-{_file(arm)}"
+        name = f"ablation-{file_name(arm)}"
         return self._cell(name, 0, lambda: self._removed(options, 0, targets), options=options, targets=targets)
 
     def baseline(self, arm: str, seed: int) -> dict[str, Any]:
@@ -211,10 +212,6 @@ def _texts(name: str, seed: int) -> Texts:
     return texts(_model(name), seed)
 
 
-def _file(arm: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in arm)
-
-
 def _judge(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str, Any], list[Inequality]]:
     """Turn the cells of one model into its stored result and its inequalities."""
     dense = cells[f"{name}-dense"]
@@ -240,7 +237,7 @@ def _judge(name: str, cells: Mapping[str, Any], scale: _Scale) -> tuple[dict[str
         result["recovery"], more = _judge_recovery(name, cells[f"{name}-recovery"], dense)
         found += more
     if scale.ablation and name == MODELS[0]:
-        rows = {arm: cells[f"{name}-ablation-{_file(arm)}"]["at"] for arm in ABLATION}
+        rows = {arm: cells[f"{name}-ablation-{file_name(arm)}"]["at"] for arm in ABLATION}
         result["ablation"] = {arm: _ppl("ppl", at["0.9"]["nll"]).to_json() for arm, at in rows.items()}
     result["inequalities"] = [vars(inequality) for inequality in found]
     return result, found
@@ -256,7 +253,7 @@ def _compare(
     rows, found = {}, []
     for arm, values in losses.items():
         centre = median_row(values) if arm == "random" else values.mean(0)
-        ratio = _exp(paired_bootstrap((auto - centre).numpy()))
+        ratio = exponential(paired_bootstrap((auto - centre).numpy()))
         per_seed = [math.exp(value) for value in values.mean(1).tolist()]
         rows[arm] = {
             "ppl": _ppl("ppl", centre.tolist()).to_json(),
@@ -334,15 +331,8 @@ def _judge_recovery(
     return {**facts, **ppl, "given_back": back.value / lost, "low": back.low / lost, "high": back.high / lost}, found
 
 
-def _exp(interval: Interval) -> Interval:
-    value = math.exp(interval.value)
-    return Interval(
-        value=value, se=value * interval.se, low=math.exp(interval.low), high=math.exp(interval.high), n=interval.n
-    )
-
-
 def _ppl(name: str, losses: Sequence[float]) -> Metric:
-    return _metric(name, _exp(paired_bootstrap(list(losses))))
+    return _metric(name, perplexity(losses))
 
 
 def _metric(name: str, found: Interval) -> Metric:

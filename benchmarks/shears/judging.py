@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._frame import Inequality
+from benchmarks._numbers import perplexity
 from benchmarks.shears.arms import unpacked
 from benchmarks.shears.names import ARMS, DECODER, ENCODER, MIDDLE, RANKS, SHARE, SHARES, SWEEP, TEXT_ARMS, shown, swept
 from lissome.ops.stats import Interval, paired_bootstrap
@@ -233,14 +234,12 @@ def _points(mine: NDArray[np.float64], other: NDArray[np.float64]) -> str:
 
 def _ppl(losses: NDArray[np.float64]) -> dict[str, float]:
     """Perplexity of windows float64[N] with its interval."""
-    found = paired_bootstrap(losses)
-    return {key: math.exp(getattr(found, key)) for key in ("value", "low", "high")} | {"n": found.n}
+    return _interval(perplexity(losses))
 
 
 def _ratio(mine: NDArray[np.float64], other: NDArray[np.float64], seeds: int) -> str:
-    change = paired_bootstrap(mine - other)
-    value, low, high = (math.exp(getattr(change, key)) for key in ("value", "low", "high"))
-    return f"(ratio {value:.3f}, 95 % {low:.3f}–{high:.3f}, n={change.n} windows, {seeds} seeds)"
+    ratio = perplexity(mine - other)
+    return f"(ratio {ratio.value:.3f}, 95 % {ratio.low:.3f}–{ratio.high:.3f}, n={ratio.n} windows, {seeds} seeds)"
 
 
 def _interval(found: Interval) -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._frame import Inequality
+from benchmarks._numbers import perplexity
 from benchmarks._turns import Clock, in_turns
 from benchmarks.decode.arms import Own
 from benchmarks.decode.measuring import losses
@@ -24,7 +25,7 @@ from lissome.engine.decode import Decoder
 from lissome.engine.decode.cache import cache_named
 from lissome.engine.decode.decoder import BLOCK
 from lissome.ops.kernels import native
-from lissome.ops.stats import Interval, paired_bootstrap, ratio_of_medians
+from lissome.ops.stats import Interval, ratio_of_medians
 
 MODEL = "smollm2-135m"
 BITS = 4
@@ -145,6 +146,4 @@ def rows(cell: Mapping[str, Any], nll: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ppl_ratio(nll: Mapping[str, Any], name: str) -> Interval:
-    more = paired_bootstrap(np.asarray(nll[name]) - np.asarray(nll[DENSE_CACHE]))
-    value, low, high = (float(np.exp(one)) for one in (more.value, more.low, more.high))
-    return Interval(value=value, se=value * more.se, low=low, high=high, n=more.n)
+    return perplexity(np.asarray(nll[name]) - np.asarray(nll[DENSE_CACHE]))

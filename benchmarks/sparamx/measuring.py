@@ -1,6 +1,6 @@
 """Times layers whose weights lie out of cache, one arm after the other, round after round.
 
-With one thread, times are those that the calling thread computes: what other programs take of the machine's time falls
+With one thread, times are those that the process computes: what other programs take of the machine's time falls
 out, what they take of its memory bandwidth does not. The bandwidth is therefore measured in every round, and shares
 of it are taken round by round.
 """
@@ -9,7 +9,6 @@ of it are taken round by round.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from benchmarks._turns import Clock, in_turns
 from benchmarks.sparamx.names import CSR, DENSE, SHARES, TORCH, sparse
-from lissome.cost.clock import fixed_threads
 from lissome.ops.kernels import native
 from lissome.ops.kernels.packed import Form, PackedWeight
 
@@ -107,31 +106,27 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, repeat: int = 1)
     Args:
         arms: By name.
         rounds: How often each is timed, after one round that is thrown away.
-        threads: Threads; with one, times are the thread's own.
+        threads: Threads; with one, times are processor time.
         repeat: Passes over the layers in one time.
 
     Returns:
         ``seconds`` of a pass by arm and round, ``bytes`` by arm, and ``bandwidth`` by round in bytes per second.
     """
-    now = time.thread_time if threads == 1 else time.perf_counter
-    compiled = native.required()
-    block = compiled.block(max(arm.nbytes for arm in arms.values()))
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    bandwidth = []
-    with fixed_threads(threads), torch.inference_mode():
-        for turn in range(rounds + 1):
-            start = now()
-            compiled.checksum(block, threads)
-            bandwidth.append(block.nbytes / (now() - start))
-            for name in list(arms)[:: 1 if turn % 2 else -1]:
-                start = now()
-                for _ in range(repeat):
-                    _pass(arms[name])
-                seconds[name].append((now() - start) / repeat)
+
+    def turn(name: str, now: Clock) -> None:
+        start = now()
+        for _ in range(repeat):
+            _pass(arms[name])
+        seconds[name].append((now() - start) / repeat)
+
+    with torch.inference_mode():
+        most = max(arm.nbytes for arm in arms.values())
+        bandwidth = in_turns(list(arms), turn, rounds=rounds, threads=threads, nbytes=most)
     return {
         "seconds": {name: times[1:] for name, times in seconds.items()},
         "bytes": {name: arm.nbytes for name, arm in arms.items()},
-        "bandwidth": bandwidth[1:],
+        "bandwidth": bandwidth,
         "kernels": native.choice().name,
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks._frame import Store
+from benchmarks._numbers import file_name
 from benchmarks.decode import judging, linears, run, table
 from benchmarks.decode.arms import Own, Torch, likeliest
 from benchmarks.decode.measuring import closeness, losses, race
@@ -90,7 +91,7 @@ def made_up(*, own: float = 1.0, greedy: int = 50) -> dict[str, Any]:
             cells |= {f"{model}-{kind}-{threads}": cell(arms) for kind in run.WORK[model]}
         for name in arms:
             nll = [math.log(ppl.get(name, 20.0)) + shift for shift in (-0.1, 0, 0.1)]
-            cells[f"{model}-ppl-{run._file(name)}"] = {"nll": nll}
+            cells[f"{model}-ppl-{file_name(name)}"] = {"nll": nll}
         cells[f"{model}-modes"] = {"arm": [3.001, 3.0], "other": [3.0, 3.0], "kl": 0.001, "agreement": 0.99}
         cells[f"{model}-greedy"] = {"prompts": 50, "equal": greedy, "margins": [1e-4] * (50 - greedy)}
     for threads in (1, 2):
@@ -124,7 +125,7 @@ def test_the_judgement() -> None:
 
 def test_openvino_has_its_perplexity_where_it_is_installed() -> None:
     cells = made_up()
-    cells[f"{MODEL}-ppl-{run._file('openvino int4')}"] = {"nll": [3.0, 3.1]}
+    cells[f"{MODEL}-ppl-{file_name('openvino int4')}"] = {"nll": [3.0, 3.1]}
     assert judging.perplexities(cells, MODEL)["openvino int4"].value == pytest.approx(math.exp(3.05))
 
 

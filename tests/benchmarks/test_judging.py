@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks._numbers import file_name
 from benchmarks.multipruner import run, table
 from benchmarks.multipruner.baselines import BASELINES
 from benchmarks.multipruner.names import LABELS, SPLITS, TASKS
@@ -43,7 +44,7 @@ def made_up(*, auto: float = 40.0, blocks: float = 60.0, lazy: float = 2.0) -> d
     }  # fmt: skip
     cells |= {f"{NAME}-{arm}-{seed}": at(80.0) for arm in BASELINES for seed in range(5)}
     cells |= {f"{NAME}-{arm}-{seed}": at(ppl) for arm, ppl in (("auto", auto), ("blocks", blocks)) for seed in range(3)}
-    cells |= {f"{NAME}-ablation-{run._file(arm)}": at(50.0) for arm in run.ABLATION}
+    cells |= {f"{NAME}-ablation-{file_name(arm)}": at(50.0) for arm in run.ABLATION}
     for arm in SPLITS:
         for target in run.TARGETS:
             cell = {"share": target, "answers": answers(target), "kl": metric, "agreement": metric, "ppl_ratio": metric}
