@@ -145,7 +145,7 @@ class Tables:
     def page(self, results: Results) -> str:
         """Return all tables and the inequalities."""
         parts = [self.summary(results), *_shown(results, self.more)]
-        return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
+        return "\n\n".join([*parts, inequalities(results)])
 
 
 def _shown(results: Results, tables: Shown) -> list[str]:

@@ -138,9 +138,7 @@ def in_turns(work: Mapping[str, Callable[[], object]], laps: int = 21) -> dict[s
 
 def page_of(intro: str, results: Results, parts: Sequence[str]) -> str:
     """Return a method's page: what was done, where, the tables, and every inequality."""
-    return "\n\n".join(
-        [intro, environment(results), *parts, "### The claim, inequality by inequality", inequalities(results)]
-    )
+    return "\n\n".join([intro, environment(results), *parts, inequalities(results)])
 
 
 @cache

@@ -140,7 +140,8 @@ class Store:
             spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
             stored = {"name": name, "settings": dict(settings), "environment": environment(), **spent, "result": result}
             write_json(path, stored)
-            print(f"{time.strftime('%H:%M:%S')}  {name}: {spent['seconds']:.0f} s", flush=True)
+            took = f"{spent['seconds']:.0f} s, {spent['cpu_seconds']:.0f} s of processor time"
+            print(f"{time.strftime('%H:%M:%S')}  {name}: {took}", flush=True)
         if stored["environment"] not in self._environments:
             self._environments.append(stored["environment"])
         return dict(stored["result"])

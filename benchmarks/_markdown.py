@@ -16,7 +16,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def inequalities(results: Results) -> str:
-    """Return every inequality of a claim, what was measured, whether it holds, and interval and number of samples."""
+    """Return, under a title, every inequality of a claim: what was measured, whether it holds, interval and samples."""
     rows = [
         [
             row["name"],
@@ -27,7 +27,7 @@ def inequalities(results: Results) -> str:
         for result in results
         for row in result["inequalities"]
     ]
-    return table(["", "measured", "", ""], rows)
+    return f"### The claim, inequality by inequality\n\n{table(['', 'measured', '', ''], rows)}"
 
 
 def environment(results: Results, *, note: str = "") -> str:

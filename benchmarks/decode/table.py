@@ -55,7 +55,7 @@ def page(results: Results) -> str:
         for name, found in result["linears"].items():
             parts += [f"### Linear layers alone, threads: {name.split('-')[-1]}", _bandwidth(found), _linears(found)]
         parts += ["### Integer activations, and transformers", _modes(result)]
-    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
+    return "\n\n".join([*parts, inequalities(results)])
 
 
 def _title(name: str) -> str:

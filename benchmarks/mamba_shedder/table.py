@@ -43,7 +43,7 @@ def page(results: Results) -> str:
     parts += ["### Blocks or scans", *map(_granularity, pure), "### Far context", *map(_context, pure)]
     parts += ["### Recovery", *map(_recovery, pure)]
     parts += ["### A hybrid", *(_hybrid(result) for result in results if result["model"] == HYBRID)]
-    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
+    return "\n\n".join([*parts, inequalities(results)])
 
 
 def _of(result: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ def page(results: Results) -> str:
             parts += ["### Recovery", _recovery(result)]
         if "ablation" in result:
             parts += ["### Other splits and orders", _ablation(result)]
-    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
+    return "\n\n".join([*parts, inequalities(results)])
 
 
 def _of(result: Mapping[str, Any]) -> str:

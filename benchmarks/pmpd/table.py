@@ -41,7 +41,7 @@ def page(results: Results) -> str:
                 _speed(case),
             ]
     listed = "\n".join(f"- {word}: {what}" for word, what in SCHEDULERS.items())
-    return "\n\n".join([*parts, listed, "### The claim, inequality by inequality", inequalities(results)])
+    return "\n\n".join([*parts, listed, inequalities(results)])
 
 
 def _setting(result: Mapping[str, Any], case: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def page(results: Results) -> str:
     parts = [environment(results, note=_ONE_THREAD)]
     parts += ["### Classes of texts", _accuracies(words), _rates(words), _sweep(words), _merging(words), _times(words)]
     parts += ["### Text", _before(text), *(_tuned(text, share) for share in text["tuned"]), _bytes(text), _times(text)]
-    return "\n\n".join(filter(None, [*parts, "### The claim, inequality by inequality", inequalities(results)]))
+    return "\n\n".join(filter(None, [*parts, inequalities(results)]))
 
 
 def _of(results: Results, model: str) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ def page(results: Results) -> str:
                 f"{_CACHES} Bandwidth of the same rounds: {found['bandwidth'] / 1e9:.1f} GB/s.",
                 _attention(found["rows"]),
             ]
-    return "\n\n".join([*parts, "### The claim, inequality by inequality", inequalities(results)])
+    return "\n\n".join([*parts, inequalities(results)])
 
 
 def _title(name: str) -> str:
