@@ -41,7 +41,7 @@ def write_preparing(preparing: Mapping[str, Any], folder: Path) -> None:
 
 def pixel_numbers(preparing: Mapping[str, Any], name: str) -> Any:
     """Return the list ``image_mean`` or ``image_std``, of pixels in [0, 1]; None where it is not said."""
-    for fields in reversed(preparing.values()):
+    for fields in reversed(list(preparing.values())):
         inner = fields.get(_OF_IMAGES)
         part = inner if isinstance(inner, dict) else fields
         if part.get("do_normalize") is False:

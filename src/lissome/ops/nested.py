@@ -151,7 +151,7 @@ def quantise(
         layout: How codes are cut.
         importance: Non-negative float32[N, K] by which squared errors count, e.g. the Fisher diagonal; groups of zeros
             count evenly. None: all errors count alike.
-        rounds: Turns. Default 6: later ones change less than a thousandth of the error.
+        rounds: Turns. Default 6: later ones hardly change anything.
         levels: For a layout with levels, those of the whole matrix when this is a piece of it. None: of this weight.
     """
     groups, inputs = _grouped(weight, layout.group), weight.shape[1]

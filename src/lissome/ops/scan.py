@@ -10,9 +10,8 @@ from the true starts. Mamba-2 (arXiv 2405.21060) has one decay per head, so that
 0, so that nothing overflows, however long the sequence.
 
 Why own ones: without compiled kernels transformers runs Mamba-1 as a Python loop that allocates five tensors per token
-(11 times slower than this for 2048 tokens of 192 channels; with gradients, whose time grows faster than the length,
-60 times slower at 1024 tokens), and Mamba-2 in chunks of 256 with B and C copied for every head (12 times slower).
-Against those, "without its scan the model is 15 times faster" would be an artefact.
+(with gradients its time grows faster than the length), and Mamba-2 in chunks of 256 with B and C copied for every head.
+Against those, a model without its scan would look faster than it is.
 """
 
 # B sequences, T tokens, C channels, N states, K chunks, L tokens of a chunk, R = B*K rows; H heads of P channels, G
@@ -31,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 _ENOUGH = 1 << 16  # numbers in one step over all chunks for which the call of an operation no longer counts
 _WORTH = 4  # chunks do the work twice: fewer than these save less in calls than they cost
-_LOG2_E = math.log2(math.e)  # powers of 2 instead of e: torch's exp2 is 4 times as fast as its exp on a CPU
+_LOG2_E = math.log2(math.e)  # powers of 2 instead of e: torch's exp2 is faster than its exp on a CPU
 SSD_CHUNK = 32
 """Default tokens per chunk of `ssd_scan`: the fastest of 16, 32, 64 and 128 for 8 to 24 heads and 32 to 128 states."""
 

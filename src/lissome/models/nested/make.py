@@ -47,8 +47,7 @@ def make(
         path: The file to write.
         layout: How codes of blocks are cut. Default: 3 + 1 bits, groups of 32.
         head: The same for the embedding and the head, in as many segments. Default: two bits more in the first, because
-            the head's errors reach the result unmixed: SmolLM2's perplexity rises by 5.5 % at 4 bits, 0.6 % at 5, and
-            less than 0.1 % at 6.
+            the head's errors reach the result unmixed.
         importance: By which squared errors of weights count, by parameter's name, e.g. from
             `lissome.engine.decode.fisher`; of others all errors count alike.
         events: Where progress goes: a stage ``nest`` counted in weights.
