@@ -171,6 +171,12 @@ def test_sixteen_bits_keep_their_shades() -> None:
     assert np.array_equal(decoded(png(shades), "x")[..., 0], shades >> 8)
 
 
+def test_pictures_that_are_too_large_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"x is no picture that can be read .*exceeds limit"):
+        decoded(png(PIXELS[0]), "x")
+
+
 def test_damaged_pictures_are_named(tmp_path: Path) -> None:
     root = folder(tmp_path / "images", splits=False)
     (root / "class0" / "00.png").write_bytes(b"no picture")

@@ -44,6 +44,8 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match=r"shape \[M, 40\]"):
         bits.linear(torch.ones(1, 41), 3)
     assert bits.linear(torch.ones(0, 40), 3).shape == (0, 8)
+    with pytest.raises(ConfigError, match="multiplies even codes"):
+        BitPlanes.of(quantise(np.ones((8, 40), np.float32), Layout(levels="kmeans")), "cpu")
     if importlib.util.find_spec("triton") is None:
         with pytest.raises(MissingExtraError, match=r"lissome\[gpu\]"):
             bits.linear(torch.ones(1, 40), 3)
