@@ -241,16 +241,16 @@ def join_federation(
     if not data.exists():
         raise ConfigError(f"{data} does not exist; give the folder or file with this client's rows.")
     check_address(address)
-    if (facts or {}).get("budget"):
-        Budget.parse((facts or {})["budget"])  # the server would refuse it where nobody looks
+    given = dict(facts or {})
+    if budget := given.get("budget"):
+        Budget.parse(budget)  # the server would refuse it where nobody looks
     if data.is_dir():
         read_part(data)  # before the server hears of it
     key = credentials / "key" if credentials is not None else None
     if key is not None and not key.exists():
         raise ConfigError(f"{credentials} holds no key; give the folder that the server's owner made for this client.")
-    config = {"data": str(data.resolve()), "state": str(state.resolve()), **(facts or {})}
-    name = (facts or {}).get("name") or data.stem
-    node = Node(name=name, config=config, key=key)
+    config = {"data": str(data.resolve()), "state": str(state.resolve()), **given}
+    node = Node(name=given.get("name") or data.stem, config=config, key=key)
     authority = credentials / "ca.crt" if credentials is not None else None
     known = (state / "token").is_file()
     join(node, address, authority, state / "flower", events, log=state / EVENTS, returning=known)

@@ -166,8 +166,9 @@ class Shears(Method):
         if "untrained" in card.tags and not self._trains:
             raise ConfigError("the classes are to be learnt, but adapter=none and steps=0 train nothing; change that.")
         if config.pattern is not None and config.by != "given":
+            pattern = Pattern.parse(config.pattern)
             for one in card.linears.values():
-                Pattern.parse(config.pattern).check(one.inputs)
+                pattern.check(one.inputs)
         adapted = chosen_shapes(card.linears, self._groups()) if config.adapter != "none" else {}
         if config.masks is not None:
             pruned = check_masks(Path(config.masks), {name: one.stored for name, one in card.linears.items()})

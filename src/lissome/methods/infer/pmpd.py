@@ -12,7 +12,8 @@ Differs from the paper, and why:
 - Quality is how far every token diverges from what `high` bits alone would say after the same text (teacher-forced
   KL), not a score of whole answers, which hardly moves on short ones.
 - Step 0 is the forward of the first new token: T = 0 computes none at `high` bits (the published loop still one).
-- Weights are uniform codes with scales per group, head and embedding nested too, instead of tables per row.
+- Weights are uniform codes with scales per group, head and embedding nested too, instead of tables per row; with
+  ``/kmeans`` they are fitted levels, a table for each matrix and precision.
 - The scheduler that is learnt from a prompt's keys and values has the paper's form; its labels come from the same
   divergence, its optimizer's settings are fixed, and it is asked once, before the first new token.
 """
