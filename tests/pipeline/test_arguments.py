@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import decoders
 
 import lissome
 from lissome import pipeline
 from lissome.core.errors import ConfigError, DataError
 from lissome.core.manifest import Base, Manifest
 from lissome.models.model import Model
+from lissome.pipeline.in_torch import behind
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_model
 
@@ -90,6 +92,17 @@ def test_a_baseline_that_a_model_does_not_come_from_is_said(toy: Model, tmp_path
         for report in (lissome.evaluate(small, against, text=text), lissome.measure(small, against)):
             assert any("was made from first, not from" in note for note in report.notes) == said
     assert not lissome.evaluate(folders["first"], folders["second"], text=text).notes
+
+
+def test_text_behind_a_prompt_begins_where_that_ends() -> None:
+    """A tokenizer of SentencePiece's kind drops the space of a beginning; others tidy up across the seam."""
+    tidy = toy_tokenizer()
+    tidy.clean_up_tokenization_spaces = True
+    for before, new in (("i do n", "'t"), ("say '", " hello '")):
+        assert behind(tidy, tidy.encode(before), tidy.encode(new)) == new
+    tidy.backend_tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    assert behind(tidy, tidy.encode("hello"), tidy.encode(" you")) == " you"
+    assert behind(tidy, [], tidy.encode(" you")) == "you"
 
 
 def test_what_was_not_timed_has_no_speed(toy: Model) -> None:

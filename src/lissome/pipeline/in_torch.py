@@ -74,19 +74,26 @@ def generate(
         output = model.module.generate(  # type: ignore[operator]
             **inputs, max_new_tokens=min(max_new_tokens, room), do_sample=False, num_beams=1, streamer=clock
         )
-    new = output[0, prompt_tokens:]
-    ahead = [] if tokenizer.chat_template else output[0, :prompt_tokens].tolist()  # a space may belong behind it
+    prompted, new = output[0].tensor_split([prompt_tokens])
     start, first, *_, last = *clock.times, clock.times[-1]
     return GenerateReport(
-        text=_decoded(tokenizer, [*ahead, *new.tolist()])[len(_decoded(tokenizer, ahead)) :],
+        text=behind(tokenizer, [] if tokenizer.chat_template else prompted.tolist(), new.tolist()),
         tokens=len(new),
         prefill=prompt_tokens / (first - start),
         decode=(len(new) - 1) / (last - first) if len(new) > 1 else None,
     )
 
 
-def _decoded(tokenizer: Any, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+def behind(tokenizer: Any, before: list[int], new: list[int]) -> str:
+    """Return the text of tokens that follow others; a space may belong between them, which some drop at a beginning.
+
+    Nothing is tidied up: that would move the seam, and the engine does not.
+    """
+
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return text([*before, *new])[len(text(before)) :]
 
 
 def _room(model: Model) -> int:
