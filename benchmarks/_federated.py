@@ -90,13 +90,17 @@ def final(cells: Sequence[Cell]) -> float:
     return mean(finals(cells))
 
 
-def at_bytes(cells: Sequence[Cell], limit: float) -> list[float]:
-    """Return the accuracy of the global model after the last whole round within so many bytes, by seed.
+def at_bytes(cells: Sequence[Cell], others: Sequence[Cell]) -> list[float]:
+    """Return the accuracy of the global model after the last whole round within the bytes of another arm, by seed.
 
     After rounds in which it was not judged, it lies on the line between those before and after: else arms whose rounds
     take more bytes would be judged by an earlier one than they can afford.
     """
-    return [_after(cell["accuracy"], sum(sent <= limit for sent in cell["spent"]) - 1) for cell in cells]
+    limits = [other["spent"][-1] for other in others]
+    return [
+        _after(cell["accuracy"], sum(sent <= limit for sent in cell["spent"]) - 1)
+        for cell, limit in zip(cells, limits, strict=True)
+    ]
 
 
 def _after(scores: Sequence[float | None], number: int) -> float:

@@ -25,7 +25,6 @@ def summary(results: Results) -> str:
 def page(results: Results) -> str:
     """Return all tables of the method's page."""
     facts, of = results[0]["facts"], by_arm(results[0]["cells"])
-    limit = mean(cell["spent"][-1] for cell in of["lora"])
     rows, slices, texts = [], [], []
     tuned = [arm for arm in of if arm.startswith("smollm2-")]
     for arm, found in of.items():
@@ -38,7 +37,7 @@ def page(results: Results) -> str:
             )
         elif "spent" in found[0] and "losses" not in found[0]:
             own = [] if arm != "local" else [[own_accuracy([cell]) for cell in found]]
-            scores = own * 2 or [finals(found), at_bytes(found, limit)]
+            scores = own * 2 or [finals(found), at_bytes(found, of["lora"])]
             apart = [100 * gap(cell) for cell in found if "own" in cell]
             known = any("told" in one for cell in found for one in cell.get("own", {}).values())
             clients = [one for cell in found for one in cell["clients"].values() if one is not None]

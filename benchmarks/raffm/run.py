@@ -96,7 +96,6 @@ def compared(of: Mapping[str, Sequence[Cell]], prefix: str, words: str, seeds: s
 def rows(of: Mapping[str, Sequence[Cell]], *, pictures: bool) -> list[list[str]]:
     """Return the arms of a table: global model, at the bytes of RaFFM, clients, worst tenth, MiB, what the big have."""
     prefix = PICTURES if pictures else ""
-    limit = min(cell["spent"][-1] for cell in of[prefix + "raffm"])
     found = []
     for arm, cells in of.items():
         if arm.startswith(PICTURES) != pictures:
@@ -104,7 +103,7 @@ def rows(of: Mapping[str, Sequence[Cell]], *, pictures: bool) -> list[list[str]]
         own = [sorted(one for one in cell["clients"].values() if one is not None) for cell in cells]
         worst = [mean(one[: max(1, len(one) // 10)]) for one in own if one]
         everybody = [mean(one) for one in own if one]
-        numbers = (finals(cells), at_bytes(cells, limit), everybody, worst)
+        numbers = (finals(cells), at_bytes(cells, of[prefix + "raffm"]), everybody, worst)
         mib = mean(cell["payload"] for cell in cells) / 2**20
         found.append([arm.removeprefix(PICTURES), *map(spread, numbers), f"{mib:.0f}"])
     return found

@@ -32,12 +32,13 @@ def page(results: Results) -> str:
         [order, f"{100 * mean(cell['halves'][order] for cell in of['full']):.1f}"] for order in of["full"][0]["halves"]
     ]
     big = mean(cell["big"] for cell in of["raffm"])
+    held = ", ".join(f"{one['share']:g} {one.get('budget') or 'without a budget'}" for one in facts["fleet"])
     intro = (
         f"MiniLM with frozen embeddings learns {facts['languages']} languages from runs of four words; "
         f"{facts['clients']} clients, Dirichlet {facts['alpha']}, {facts['rounds']} rounds of "
-        f"{facts['step']['epochs']:g} epochs. Accuracy in % of the whole model on other articles, and of clients on "
-        f"their own held-out texts; ±: half of the 95 % interval of the mean over seeds. Clients that hold the whole "
-        f"model have {big:.0%} of the texts."
+        f"{facts['step']['epochs']:g} epochs; their devices: {held}. Accuracy in % of the whole "
+        f"model on other articles, and of clients on their own held-out texts; ±: half of the 95 % interval of the "
+        f"mean over seeds. Clients that hold the whole model have {big:.0%} of the texts."
     )
     times = [
         [device, f"{one['params'] / 1e6:.1f}", f"{1e3 * one['seconds']:.0f}"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -20,7 +21,7 @@ from lissome.models.binding import extract
 from lissome.models.model import Model
 from lissome.pipeline.federation import FederationJob
 
-ROUNDS = 10
+ROUNDS, CLIENTS = 10, 12  # of twelve, three in each tier, a quarter is three; of ten it would be two
 TIERS = ("block_params<=80%", "block_params<=60%", "block_params<=45%", "block_params<=30%")
 FLEET = tuple({"name": f"tier-{number}", "budget": budget} for number, budget in enumerate(TIERS))
 STEP: dict[str, Any] = {"lr": 3e-4, "epochs": 1.0, "batch": 16}
@@ -51,11 +52,11 @@ def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[
     """Run one arm and return what its cell stores; `own` judges every client's model by the server's texts too."""
     fleet = ({"name": name, "budget": COMMON[name]},) if name in COMMON else FLEET
     made: dict[str, Any] = {"seed": seed, "rounds": rounds, "sample": sample}
-    kinds = {one: kind.name for one, kind in job_of(recipe(ARMS[name], devices=FLEET, **made)).kinds.items()}
+    kinds = {one: kind.name for one, kind in _job(ARMS[name], devices=FLEET, **made).kinds.items()}
     served = [one for one, kind in kinds.items() if kind in SERVED] if name == "middle" else list(kinds)
     dear = name in COMMON or ARMS[name].get("share") in {"both", "overlap"}
     looks: dict[str, Any] = {"evaluate_every": EVERY} if dear else {}
-    job = job_of(recipe({**STEP, **ARMS[name]}, devices=fleet, clients=len(served), **looks, **made))
+    job = _job({**STEP, **ARMS[name]}, devices=fleet, clients=len(served), **looks, **made)
     federation, cell = run(job, folder, served)
     cell["kinds"] = kinds
     cell["mean_client"] = mean(value for value in cell["clients"].values() if value is not None)
@@ -71,6 +72,11 @@ def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[
         cell["orders"] = sum(len(one.clients) for one in federation.rounds)
         cell["knowledge"] = sum(4 * value.numel() for value in knowledge(federation.program.tensors).values())
     return cell
+
+
+def _job(step: Mapping[str, Any], **given: Any) -> FederationJob:
+    made = recipe(step, **given)
+    return job_of(replace(made, partition=replace(made.partition, clients=CLIENTS)))
 
 
 def tiers(job: FederationJob, program: SubnetProgram, budgets: Sequence[str] = TIERS) -> dict[str, dict[str, float]]:

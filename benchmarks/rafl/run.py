@@ -1,7 +1,7 @@
 """Claim: clients with architectures of their own, within their budgets, do better than with the weakest common model.
 
-MiniLM, its embeddings frozen, learns twelve languages from runs of four words; ten clients in four tiers of 80 to 30 %
-of its blocks, Dirichlet 0.3; all clients in every round, or a quarter of them. Every client's model is judged by its
+MiniLM, its embeddings frozen, learns twelve languages from runs of four words; twelve clients in four tiers of 80 to 30
+% of its blocks, Dirichlet 0.3; all clients in every round, or a quarter of them. Every client's model is judged by its
 own held-out texts. Sharing nothing, knowledge, overlapping weights and both; searched, random and alike architectures.
 Sizes are counted again in the extracted models, which are also timed in turns.
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
 
-from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Cell, Job, by_arm, judged
+from benchmarks._federated import ALPHA, LANGUAGES, SEEDS, Cell, Job, by_arm, judged
 from benchmarks._frame import Inequality, Store
 from lissome.ops.stats import spearman
 
@@ -26,7 +26,7 @@ def run(quick: bool, store: Store) -> list[Inequality]:
 
     rounds = QUICK_ROUNDS if quick else arms.ROUNDS
     facts = {
-        "rounds": rounds, "clients": CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "step": arms.STEP,
+        "rounds": rounds, "clients": arms.CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "step": arms.STEP,
         "fleet": list(arms.FLEET), "model": "minilm",
     }  # fmt: skip
     jobs: dict[str, Job] = {}

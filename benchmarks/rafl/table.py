@@ -27,8 +27,9 @@ def page(results: Results) -> str:
         test = [mean(one["test"] for one in cell["own"].values()) for cell in found if "own" in cell] or finals(found)
         mib = mean(cell["spent"][-1] for cell in found) / 2**20
         name, _, who = arm.rpartition("-")
-        limit = min(cell["spent"][-1] for cell in of[f"knowledge-{who}"])
-        own = [spread([cell["mean_client"] for cell in found]), spread([within(cell, limit) for cell in found])]
+        pairs = zip(found, of[f"knowledge-{who}"], strict=True)
+        looks = [within(cell, other["spent"][-1]) for cell, other in pairs]
+        own = [spread([cell["mean_client"] for cell in found]), spread(looks)]
         rows.append([name, who, *own, spread(test), f"{mib:.1f}"])
     searched_of = of["knowledge-all"]
     sizes = [

@@ -44,7 +44,8 @@ def test_everything_holds_when_it_does() -> None:
 def test_what_was_not_judged_lies_between_what_was() -> None:
     cell = {"accuracy": [0.0, None, None, 0.6, None, 0.8], "spent": [0, 10, 20, 30, 40, 50]}
     expected = {0: 0.0, 19: 0.2, 20: 0.4, 30: 0.6, 45: 0.7, 900: 0.8}
-    assert {limit: at_bytes([cell], limit)[0] for limit in expected} == pytest.approx(expected)
+    assert {limit: at_bytes([cell], [{"spent": [0, limit]}])[0] for limit in expected} == pytest.approx(expected)
+    assert at_bytes([cell, cell], [{"spent": [20]}, cell]) == pytest.approx([0.4, 0.8]), "each seed by its own bytes"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: st
 def test_tables_say_what_was_measured() -> None:
     facts = {
         "rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12, "step": {"epochs": 2.0}, "seen": 8,
-        "pictures": {"most": 3000},
+        "pictures": {"most": 3000}, "fleet": list(arms.FLEET),
     }  # fmt: skip
     cells = {**GOOD, **{f"full-{seed}": {**GOOD["full-0"], "accuracy": [0.1, 0.3, 0.5, 0.81]} for seed in SEEDS}}
     result = result_of(run.judge, cells, facts)
@@ -74,6 +75,7 @@ def test_tables_say_what_was_measured() -> None:
     assert "| full | 81.0 ± 0.0 | 30.0 ± 0.0 | 65.0 ± 0.0 | 50.0 ± 0.0 | 0 |" in page, (
         "after 30 of the 50 bytes of RaFFM"
     )
+    assert "2 without a budget, 4 block_params<=65%, 4 block_params<=35%." in page
     assert "| big-only | 40.0 ± 0.0 |" in page
     assert "| raffm | 40%: 3, 100%: 1 |" in page
 

@@ -55,12 +55,20 @@ def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: st
 def test_tables_say_what_was_measured() -> None:
     dear = {"spent": [0, 2**19, 2**21], "reached": [None, 0.55, 0.6], "accuracy": [0.1, 0.5, 0.5]}
     cells = {name: {**cell, **(dear if name.startswith("weakest") else {})} for name, cell in good().items()}
+    for arm in ("knowledge-all-1", "random-all-1"):  # a seed in which fewer bytes were sent
+        cells[arm] = {**cells[arm], "spent": [0, 2**18], "orders": 2**7}
     result = result_of(run.judge, cells, {"rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12})
     page = table.page([result])
     assert "reach 80.0 %" in table.summary([result])
     assert "| knowledge | sporadic | 80.0 ± 0.0 | 80.0 ± 0.0 | 40.0 ± 0.0 | 1.0 |" in page
-    assert "| weakest | all | 60.0 ± 0.0 | 55.0 ± 0.0 | 40.0 ± 0.0 | 2.0 |" in page
+    assert "| random | all | 75.0 ± 0.0 | 75.0 ± 0.0 | 40.0 ± 0.0 | 0.8 |" in page, "each seed by its own bytes"
+    assert "| weakest | sporadic | 60.0 ± 0.0 | 55.0 ± 0.0 | 40.0 ± 0.0 | 2.0 |" in page
     assert "| block_params<=30% | 0.00 | 95.0% | 7.00 | 40.0 |" in page
+
+
+def test_a_quarter_of_the_clients_is_a_quarter() -> None:
+    assert round(arms.PARTICIPATION["sporadic"] * arms.CLIENTS) == arms.CLIENTS / 4
+    assert arms.CLIENTS % len(arms.TIERS) == 0, "as many in each tier"
 
 
 @pytest.mark.long
@@ -71,7 +79,7 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cell = arms.arm(arm, 1.0, 0, 1, tmp_path / "arm")
     served = [one for one, kind in cell["kinds"].items() if arm != "middle" or kind in arms.SERVED]
     assert sorted(cell["clients"]) == sorted(served)
-    assert len(cell["kinds"]) == 10
+    assert len(cell["kinds"]) == arms.CLIENTS
     assert 0 <= cell["mean_client"] <= 1
     if arm in arms.COMMON:
         assert set(cell["tiers"]) == {arms.COMMON[arm]}
@@ -80,5 +88,5 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert all(seconds > 0 for seconds in cell["latency"].values())
         assert set(cell["tiers"]) == set(arms.TIERS)
         assert all(tier["params"] <= tier["limit"] for tier in cell["tiers"].values())
-        assert len(cell["own"]) == 10
+        assert len(cell["own"]) == arms.CLIENTS
         assert cell["spent"][-1] == 2 * cell["orders"] * cell["knowledge"]
