@@ -12,6 +12,8 @@ from lissome.data.partition import PartitionConfig
 ROUNDS, SILOS = 6, 32
 NOISE = (0.0, 0.5, 1.0, 2.0)
 """z: noise over the longest update; 0 shortens updates, and adds none."""
+QUICK_NOISE = (NOISE[0], NOISE[1], NOISE[-1])
+"""None, the weakest and the strongest, which are judged."""
 STEP: dict[str, Any] = {
     "method": "fedavg", "trains": "head", "freeze": ["*embeddings*", "*pooler*"], "lr": 0.1, "epochs": 1.0, "batch": 8,
     "bound": 1.0,

@@ -48,7 +48,7 @@ def run(quick: bool, store: Store) -> list[Inequality]:
         for arm in rough.DEVICES:
             settings = {**known, "devices": rough.DEVICES[arm], "loop": rough.LOOPS[arm], "seed": seed}
             jobs[f"{arm}-{seed}"] = (settings, partial(rough.arm, arm, seed, rounds))
-        for noise in private.NOISE[::3] if quick else private.NOISE:
+        for noise in private.QUICK_NOISE if quick else private.NOISE:
             settings = {**noisy, "noise": noise, "seed": seed}
             jobs[f"private-{noise:g}-{seed}"] = (settings, partial(private.arm, noise, seed, noisy["rounds"]))
     return judged(store, {**facts, "rough": known, "private": noisy}, jobs, judge)

@@ -55,6 +55,12 @@ def test_a_broken_sentence_is_named(cell: str, changes: dict[str, Any], words: s
     names_it(run.judge, GOOD, cell, changes, words)
 
 
+def test_fewer_strengths_of_noise_are_judged_by_the_same_sentences() -> None:
+    names = {f"private-{noise:g}-0" for noise in private.QUICK_NOISE}
+    cells = {name: cell for name, cell in GOOD.items() if not name.startswith("private-") or name in names}
+    assert all_hold(run.judge, cells) == all_hold(run.judge, GOOD)
+
+
 def test_tables_say_what_was_measured() -> None:
     rough = {"clients": 10, "rounds": 12, "deadline": 4.0}
     facts = {"clients": 4, "rounds": 3, "training": {"steps": 8, "batch": 16}, "rough": rough}
