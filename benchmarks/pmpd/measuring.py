@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks._turns import Clock, in_turns
 from benchmarks.pmpd.names import TAUGHT, Case
 from lissome.engine.decode import Decoder, Session
 from lissome.engine.decode.judge import Judge
@@ -19,7 +19,6 @@ from lissome.engine.decode.schedulers import KINDS, Learnt, switches, switching
 from lissome.engine.decode.session import advance
 from lissome.engine.decode.teach import teach
 from lissome.models.nested.file import NestedFile, open_nested
-from lissome.ops.kernels import native
 
 Prompts = Sequence[Sequence[int]]
 
@@ -96,7 +95,6 @@ def speed(case: Case, path: Path, prompts: Prompts, *, tokens: int, rounds: int,
         ``seconds`` of the new tokens by arm and round, ``deciding`` seconds of the learnt scheduler by round, ``bytes``
         of weights that a token reads by bits, and the ``bandwidth`` of every round in bytes per second.
     """
-    now = time.process_time if threads == 1 else time.perf_counter
     decoder = Decoder.open(path, cells=max(map(len, prompts)) + tokens, threads=threads)
     heads, size = _heads(decoder.file), max(one.attention.size for one in decoder.spec.layers if one.attention)
     example = np.zeros((1, size), np.float32)
@@ -108,29 +106,26 @@ def speed(case: Case, path: Path, prompts: Prompts, *, tokens: int, rounds: int,
         "half": switching(case.high, case.high, case.low, tokens // 2, tokens),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    deciding, bandwidth, compiled = [], [], native.required()
-    block = compiled.block(256 << 20)
-    for turn in range(rounds + 1):
-        prompt = prompts[turn % len(prompts)]
+    deciding: list[float] = []
+
+    def turn(name: str, now: Clock) -> None:
+        session = Session(decoder, keep=0)
+        session.forget()
+        logits = session.feed(prompts[len(seconds[name]) % len(prompts)], lambda _: case.high)
         start = now()
-        compiled.checksum(block, threads)
-        bandwidth.append(block.nbytes / (now() - start))
-        for name in list(arms)[:: 1 if turn % 2 else -1]:
-            session = Session(decoder, keep=0)
-            session.forget()
-            logits = session.feed(prompt, lambda _: case.high)
-            start = now()
-            learnt.decide(session)
-            deciding.append(now() - start)
-            steps = arms[name].decide(session)
-            start = now()
-            for step in range(tokens - 1):
-                (logits,) = advance([session], [int(logits.argmax())], [steps.bits(step)])
-            seconds[name].append(now() - start)
+        learnt.decide(session)
+        deciding.append(now() - start)
+        steps = arms[name].decide(session)
+        start = now()
+        for step in range(tokens - 1):
+            (logits,) = advance([session], [int(logits.argmax())], [steps.bits(step)])
+        seconds[name].append(now() - start)
+
+    bandwidth = in_turns(list(arms), turn, rounds=rounds, threads=threads)
     return {
         "seconds": {name: times[1:] for name, times in seconds.items()},
         "deciding": deciding[len(arms) :],
         "bytes": {str(bits): decoder.weight_bytes(bits) for bits in (case.high, case.low)},
-        "bandwidth": bandwidth[1:],
+        "bandwidth": bandwidth,
         "steps": tokens - 1,
     }
