@@ -28,6 +28,8 @@ from lissome.ops.levels import MOST_LEVEL_BITS, TOP, Histogram, Levels
 PANEL, BLOCK, LINE = 16, 32, 64  # outputs and inputs of a block; bytes of one bit of its codes
 GROUPS = (32, 64)
 MOST_BITS = 8
+LARGEST = 65504.0
+"""The largest half: scales and leasts are halves."""
 _LAYOUT = re.compile(r"(?P<planes>\d(?:\+\d)*)(?:/(?P<group>\d+))?(?:/(?P<levels>kmeans))?")
 
 Spacing = Literal["even", "kmeans"]
@@ -237,7 +239,7 @@ def _halved(values: Floats) -> Floats:
 
 def _as_halves(values: Floats) -> Halves:
     with np.errstate(over="ignore"):
-        halves: Halves = np.clip(values, -65504, 65504).astype(np.float16)
+        halves: Halves = np.clip(values, -LARGEST, LARGEST).astype(np.float16)
     return halves[..., 0] if halves.ndim == 3 else halves
 
 

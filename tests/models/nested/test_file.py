@@ -188,6 +188,13 @@ def test_weights_that_are_no_numbers(layout: str, value: float, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_that_halves_cannot_hold(tmp_path: Path) -> None:
+    model = model_of("llama")
+    model.module.get_parameter("model.layers.1.mlp.down_proj.weight").data[3, 5] = -70_000
+    with pytest.raises(NumericsError, match=r"layers\.1\.mlp\.down_proj\.weight has weights .*beyond 65504"):
+        make(model, tmp_path / "file")
+
+
 def test_a_folder_has_all_that_generating_needs(tmp_path: Path) -> None:
     folder = make_folder(model_of("llama", tokenizer=True), tmp_path / "out")
     assert {"nested.safetensors", "tokenizer.json", "generation_config.json"} <= {one.name for one in folder.iterdir()}

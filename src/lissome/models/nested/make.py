@@ -23,7 +23,7 @@ from lissome.models.nested.blocks import BlockReader
 from lissome.models.nested.describe import describe
 from lissome.models.nested.file import NAME, layout_of, write_nested
 from lissome.ops.levels import MOST_LEVEL_BITS, Histogram, Levels
-from lissome.ops.nested import MOST_BITS, Layout, NestedCodes, counted, from_blocks, quantise
+from lissome.ops.nested import LARGEST, MOST_BITS, Layout, NestedCodes, counted, from_blocks, quantise
 
 _PIECE = 1 << 22  # weights that are quantised at a time
 
@@ -54,7 +54,7 @@ def make(
 
     Raises:
         UnsupportedModelError: When the engine does not run models of this kind.
-        NumericsError: When weights or their importance are NaN or infinite.
+        NumericsError: When weights are NaN, infinite or too large for halves, or their importance cannot be.
         OSError: When the disk is full or the place cannot be written.
     """
     layout, path, found = layout or Layout(), Path(path), describe(model)
@@ -142,8 +142,10 @@ def _pieces(
     for first in range(0, weight.shape[0], rows):
         counts = None if importance is None else importance[first : first + rows].float().numpy()
         values = weight[first : first + rows].float().numpy()
-        if not np.isfinite(values).all():
-            raise NumericsError(f"{name} has weights that are NaN or infinite; nested weights cannot hold them.")
+        if not (np.abs(values) <= LARGEST).all():
+            raise NumericsError(
+                f"{name} has weights that are NaN, infinite or beyond {LARGEST:.0f}; nested weights cannot hold them."
+            )
         if counts is not None and not (np.isfinite(counts) & (counts >= 0)).all():
             raise NumericsError(f"the importance of {name} must be numbers of 0 and more; some are others.")
         yield first, values, counts
