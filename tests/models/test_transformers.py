@@ -154,6 +154,14 @@ def test_uniform_cuts_are_stock_folders(family: str, cut: dict[str, int], auto: 
     assert torch.equal(conformance.outputs(stock, inputs), conformance.outputs(small.module, inputs))
 
 
+def test_a_width_that_gpt2_has_by_default_is_stated_too(tmp_path: Path) -> None:
+    model = toy_model("gpt2", n_inner=160)
+    small = extract(model, {f"layers.{index}.mlp.width": 96 for index in range(4)})
+    small.save(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert (fields["model_type"], fields["n_inner"]) == ("gpt2", 96)
+
+
 def test_uniform_whispers_are_stock_folders(tmp_path: Path) -> None:
     model = toy_model("whisper")
     subnet = {f"{name}.width": 16 for name, branch in model.anatomy.by_name.items() if branch.kind == "mlp"}

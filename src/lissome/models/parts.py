@@ -164,11 +164,11 @@ def common_size(branches: Iterable[Branch], kind: str, dim: str, blocks: int) ->
 
 
 def cache_modes(anatomy: Anatomy, removed: frozenset[str]) -> list[str | None] | None:
-    """Mark the blocks without attention for transformers' cache, which then holds a dummy there; None when all have it.
+    """Mark the blocks without attention and mixer for transformers' cache, which then holds a dummy; None for none.
 
     The field is ``kv_sharing_modes`` of the configuration: a block marked "reuse" stores nothing of its own.
     """
-    kept = {branch.block for branch in anatomy.branches if branch.kind == "attention" and branch.name not in removed}
+    kept = {branch.block for branch in anatomy.branches if branch.kind != "mlp" and branch.name not in removed}
     modes = [None if index in kept else "reuse" for index in range(len(anatomy.blocks))]
     return modes if any(modes) else None
 

@@ -103,7 +103,7 @@ class GPT2:
         config.n_layer = len(kept)
         write_fields(config, self.settle(module, frozenset(), read(module)))
         width = common_size(branches, "mlp", "width", len(kept))
-        if width is not None and width != 4 * config.n_embd:
+        if width is not None and width != (config.n_inner or 4 * config.n_embd):
             config.n_inner = width
 
     def head(self, module: Any, hidden: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from lissome.models.mixing import Attention
 from lissome.models.parts import (
     NoAttention,
     NoMLP,
+    cache_modes,
     common_size,
     drop_blocks,
     make_branch,
@@ -110,9 +111,7 @@ class Hybrid:
 
     def settle(self, module: nn.Module, removed: frozenset[str], anatomy: Anatomy) -> dict[str, Any]:
         """Mark blocks without mixer and attention for transformers' cache, which then holds a dummy there."""
-        kept = {branch.block for branch in anatomy.branches if branch.kind != "mlp" and branch.name not in removed}
-        modes = [None if index in kept else "reuse" for index in range(len(anatomy.blocks))]
-        return {"kv_sharing_modes": modes if any(modes) else None}
+        return {"kv_sharing_modes": cache_modes(anatomy, removed)}
 
     def finish(self, module: Any) -> None:
         """Drop empty blocks, renumber the rest, and write uniform sizes into the configuration."""

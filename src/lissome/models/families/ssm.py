@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, span
 from lissome.models.mixing import StateSpace
-from lissome.models.parts import drop_blocks, make_branch, makes, reads, require_architecture, width_step
+from lissome.models.parts import (
+    cache_modes,
+    drop_blocks,
+    make_branch,
+    makes,
+    reads,
+    require_architecture,
+    width_step,
+    write_fields,
+)
 
 ARCHITECTURES = ("mamba", "mamba2")
 
@@ -203,8 +212,7 @@ class StateSpaceModel:
 
     def settle(self, module: nn.Module, removed: frozenset[str], anatomy: Anatomy) -> dict[str, Any]:
         """Mark removed mixers for transformers' cache, which then holds a dummy in their place."""
-        modes = ["reuse" if branch.name in removed else None for branch in anatomy.branches]
-        return {"kv_sharing_modes": modes if any(modes) else None}
+        return {"kv_sharing_modes": cache_modes(anatomy, removed)}
 
     def finish(self, module: Any) -> None:
         """Drop the blocks of removed mixers, renumber the rest, and write uniform sizes into the configuration."""
@@ -214,9 +222,9 @@ class StateSpaceModel:
             layers, [index for index, layer in enumerate(layers) if not isinstance(layer.mixer, NoMixer)]
         )
         config.num_hidden_layers = len(module.backbone.layers)
-        if hasattr(config, "kv_sharing_modes"):
-            del config.kv_sharing_modes
-        sizes = uniform_sizes(read(module).branches)
+        anatomy = read(module)
+        write_fields(config, self.settle(module, frozenset(), anatomy))
+        sizes = uniform_sizes(anatomy.branches)
         if sizes is not None:
             _write_uniform(config, sizes, module.backbone.layers[0].mixer)
 
