@@ -79,6 +79,21 @@ void denormals() {
   for (const float value : c) CHECK(value == 1.0f);
 }
 
+// 2^128 - 3/4 · 2^128: a product is not rounded by itself.
+void large_products() {
+  std::vector<std::uint16_t> a(32), b(16 * 32);
+  a[0] = a[2] = to_bf16(0x1p64f);
+  for (int n = 0; n < 16; ++n) b[2 * n] = to_bf16(-0x1.8p63f), b[32 + 2 * n] = to_bf16(0x1p64f);
+  std::vector<float> c(16, 0.0f);
+  SoftTile::configure(config_for(1, 0));
+  SoftTile::load<kSum00>(reinterpret_cast<const std::byte*>(c.data()), 64);
+  SoftTile::load<kX0>(reinterpret_cast<const std::byte*>(a.data()), 64);
+  SoftTile::load<kW0>(reinterpret_cast<const std::byte*>(b.data()), 64);
+  SoftTile::dot<Format::bf16, kSum00, kX0, kW0>();
+  SoftTile::store<kSum00>(reinterpret_cast<std::byte*>(c.data()), 64);
+  for (const float value : c) CHECK(value == 0x1p126f);
+}
+
 }  // namespace
 }  // namespace lissome::testing
 
@@ -86,6 +101,7 @@ int main() {
   lissome::testing::shapes();
   lissome::testing::integers();
   lissome::testing::denormals();
+  lissome::testing::large_products();
   std::puts("tiles fault and multiply as the manual says");
   return 0;
 }

@@ -74,8 +74,8 @@ class SoftTile {
           float even = 0, odd = 0;
           for (int k = 0; k < groups; ++k) {
             const std::byte *a = &state.data[A][m][4 * k], *b = &state.data[B][k][4 * n];
-            even = flushed(even + half(a) * half(b));
-            odd = flushed(odd + half(a + 2) * half(b + 2));
+            even = flushed(std::fma(half(a), half(b), even));
+            odd = flushed(std::fma(half(a + 2), half(b + 2), odd));
           }
           const float total = flushed(flushed(load_as<float>(sum)) + flushed(even + odd));
           std::memcpy(sum, &total, 4);

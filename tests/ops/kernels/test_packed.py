@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.ops.kernels import native
@@ -42,6 +46,13 @@ def drawn(seed: int, rows: int, columns: int, share: float = 0.5) -> Tensor:
     zero |= torch.rand(rows, 1, generator=generator) < 0.1
     signs = torch.where(torch.rand(rows, columns, generator=generator) < 0.5, 0.0, -0.0)
     return torch.where(zero, signs, matrix)
+
+
+def float_sums(packed: PackedWeight, x: Tensor) -> Tensor:
+    """x Wᵀ in float32 of bfloat16 x, which the kernels offer and `PackedWeight.linear` does not."""
+    y = torch.empty(len(x), packed.shape[0])
+    packed.handle.linear(to_dlpack(x.contiguous()), to_dlpack(y))
+    return y
 
 
 def by_reference(monkeypatch: pytest.MonkeyPatch, weight: Tensor, form: Any, *, sparse: bool) -> PackedWeight:
@@ -129,6 +140,63 @@ def test_products_lie_within_the_bound(form: Any, dtype: torch.dtype, level: str
         if dtype == torch.bfloat16:
             bound += exact.abs() * 2.0**-8
         assert ((y.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("name", ["tile", "amx"])
+def test_tiles_round_a_sum_not_its_products(name: str) -> None:
+    """2¹²⁸ alone is no float32, and 2¹²⁸ − ¾ · 2¹²⁸ is one."""
+    if name not in LEVELS:
+        pytest.skip("this CPU has no tiles, or there are no compiled kernels")
+    packed = PackedWeight.pack(torch.tensor([[-1.5 * 2.0**63, 0, 2.0**64, 0]]))
+    x = torch.tensor([[2.0**64, 0, 2.0**64, 0]]).bfloat16()
+    with native.using(name):
+        assert (packed.linear(x.repeat(5, 1)) == 2.0**126).all()
+        assert packed.linear(x).item() == 2.0**126
+
+
+@pytest.mark.skipif("amx" not in LEVELS, reason="this CPU has no tiles")
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("numbers", ["normal", "tiny", "huge", "any bits"])
+def test_real_tiles_give_the_bits_of_those_in_software(numbers: str, sparse: bool) -> None:
+    """bf16 with sums in float32: also for few rows, which no tile computes, and where numbers leave float32."""
+    generator = torch.Generator().manual_seed(0)
+    for n, k in ((1, 1), (31, 33), (40, 100), (64, 700)):
+        if numbers == "any bits":
+            bits = (torch.randint(-(2**15), 2**15, (m, k), generator=generator) for m in (n, 33))
+            weight, x = (b.to(torch.int16).view(torch.bfloat16) for b in bits)
+        else:
+            scale = {"normal": 1.0, "tiny": 1e-19, "huge": 1e19}[numbers]
+            weight, x = ((torch.randn(m, k, generator=generator) * scale).bfloat16() for m in (n, 33))
+        weight = torch.where(torch.rand(n, k, generator=generator) < 0.5, 0, weight)
+        packed, whole = PackedWeight.pack(weight, sparse=sparse), {}
+        for name in ("tile", "amx"):
+            with native.using(name):
+                whole[name] = float_sums(packed, x)
+        assert torch.equal(whole["tile"].isnan(), whole["amx"].isnan())
+        assert torch.equal(whole["tile"].nan_to_num(), whole["amx"].nan_to_num())
+        for rows in (1, 2, 4, 5):
+            with native.using("amx"):
+                assert torch.equal(float_sums(packed, x[:rows]).nan_to_num(), whole["amx"][:rows].nan_to_num()), rows
+
+
+@pytest.mark.skipif("amx" not in LEVELS, reason="this CPU has no tiles")
+def test_real_tiles_work_in_threads_and_children() -> None:
+    """The system's permission is the process's: for threads that never asked, and after a fork."""
+    packed, x = PackedWeight.pack(drawn(13, 100, 200), "int8"), drawn(14, 40, 200, 0)
+    with native.using("amx"):
+        expected = packed.linear(x)
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(lambda count: torch.equal(packed.linear(x, threads=count), expected), range(1, 9)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of a fork beside threads
+            child = os.fork()
+        if child == 0:
+            same = False
+            try:
+                same = torch.equal(packed.linear(x, threads=3), expected)
+            finally:
+                os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("form", FORMS)
