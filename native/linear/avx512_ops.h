@@ -67,6 +67,12 @@ struct FloatSums {
   }
 };
 
+// Halves of pairs as fp32.
+LISSOME_OP __m512 even(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+LISSOME_OP __m512 odd(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+}
+
 // fp32 activations: both halves of a pair become fp32, and even and odd inputs have a sum each.
 struct Bf16Fma : Bits16, FloatSums {
   using X = float;
@@ -75,10 +81,8 @@ struct Bf16Fma : Bits16, FloatSums {
   };
   LISSOME_OP Step broadcast(const X* x) { return {_mm512_set1_ps(x[0]), _mm512_set1_ps(x[1])}; }
   LISSOME_OP void add(Acc (&acc)[2], Row row, Step x, int) {
-    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(row, 16));
-    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(row, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
-    acc[0] = _mm512_fmadd_ps(even, x.even, acc[0]);
-    acc[1] = _mm512_fmadd_ps(odd, x.odd, acc[1]);
+    acc[0] = _mm512_fmadd_ps(even(row), x.even, acc[0]);
+    acc[1] = _mm512_fmadd_ps(odd(row), x.odd, acc[1]);
   }
 };
 

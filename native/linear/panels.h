@@ -1,6 +1,7 @@
 // Panels of one job, on vectors: few rows straight from the stream, many through a buffer of expanded weights.
 //
-// Included once per instruction set, after LISSOME_TARGET; see linear/strip.h for what a policy is.
+// Included once per instruction set, after LISSOME_TARGET; see linear/strip.h for what a policy is. One may have a
+// `Guard`, which is there while few rows are added up.
 #pragma once
 
 #include <algorithm>
@@ -38,7 +39,12 @@ template <class P, class Rows64>
 LISSOME_TARGET void few_rows(const Job& job, std::int64_t panel, Rows64 rows) {
   alignas(64) typename P::Sum sums[P::kRows * kSums] = {};
   const auto* x = reinterpret_cast<const typename P::X*>(job.x);
-  strip_of<P>(job.rows, rows, x, job.x_stride, job.weight->steps(), sums);
+  if constexpr (requires { typename P::Guard; }) {
+    const typename P::Guard guard;
+    strip_of<P>(job.rows, rows, x, job.x_stride, job.weight->steps(), sums);
+  } else {
+    strip_of<P>(job.rows, rows, x, job.x_stride, job.weight->steps(), sums);
+  }
   finish_rows<P>(job, 0, job.rows, panel, sums);
 }
 
@@ -76,20 +82,23 @@ LISSOME_TARGET void many_rows(const Job& job, std::int64_t panel, std::byte* chu
   }
 }
 
+// Up to P::kRows rows.
+template <class P>
+LISSOME_TARGET void run_few(const Job& job, std::int64_t first, std::int64_t last) {
+  for (std::int64_t panel = first; panel < last; ++panel) {
+    if (job.weight->sparse) {
+      few_rows<P>(job, panel, sparse_rows<P>(*job.weight, panel));
+    } else if (job.rows == 1) {
+      few_rows<P>(job, panel, dense_rows<P>(*job.weight, panel));
+    } else {
+      few_rows<P>(job, panel, DenseRows<P, true>{dense_rows<P>(*job.weight, panel).at});
+    }
+  }
+}
+
 template <class P>
 LISSOME_TARGET void run_panels(const Job& job, std::int64_t first, std::int64_t last) {
-  if (job.rows <= P::kRows) {
-    for (std::int64_t panel = first; panel < last; ++panel) {
-      if (job.weight->sparse) {
-        few_rows<P>(job, panel, sparse_rows<P>(*job.weight, panel));
-      } else if (job.rows == 1) {
-        few_rows<P>(job, panel, dense_rows<P>(*job.weight, panel));
-      } else {
-        few_rows<P>(job, panel, DenseRows<P, true>{dense_rows<P>(*job.weight, panel).at});
-      }
-    }
-    return;
-  }
+  if (job.rows <= P::kRows) return run_few<P>(job, first, last);
   static thread_local Scratch chunks, carried;
   auto* chunk = chunks.at_least<std::byte>(kChunk * kStepBytes);
   auto* sums = carried.at_least<typename P::Sum>(std::min(kMostRows, job.rows) * kSums);

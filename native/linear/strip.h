@@ -9,6 +9,7 @@
 //   dense(p)            a row of weights as it lies in memory
 //   add(acc, row, step, odd)   acc is two Acc; which of them takes what is the policy's
 //   load, store         an Acc from and to memory
+//   close(acc)          if it is there: called after every whole tile; whoever has it calls `strip` with whole tiles
 //   join(sums, out)     two Acc in memory to 16 sums
 // Every output has the same two partial sums, each in the order of the inputs, whatever the number of rows, threads or
 // chunks: that is why results do not depend on them.
@@ -49,6 +50,11 @@ LISSOME_TARGET void strip(Rows64 rows, const typename P::X* x, std::int64_t stri
       }
     }
     x += kUnroll * kGroup;
+    if constexpr (requires { P::close(acc[0][0]); }) {
+      if ((step + kUnroll) % kTileSteps != 0) continue;
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) P::close(acc[m][0]), P::close(acc[m][1]);
+    }
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
