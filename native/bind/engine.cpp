@@ -75,7 +75,6 @@ void make_mlp(HeldMlp* to, nb::object gate_up, nb::object down, std::int64_t wid
   new (to) HeldMlp{std::move(part), {gate_up, down}};
 }
 
-
 class HeldEngine {
  public:
   HeldEngine(std::int64_t hidden, float eps, const std::vector<std::pair<In, float>>& ropes,
@@ -95,9 +94,8 @@ class HeldEngine {
     if (!embedding.is_none()) model.embedding = nested_of(embedding);
     if (!head.is_none()) model.head = Head{copied(head_norm, "head_norm"), head_cap, matrix_of(head)};
     kept_ = nb::make_tuple(nb::tuple(layers), embedding, head);  // what the views above look at
-    const int count = threads > 0 ? std::min(threads, kMostThreads) : lissome::threads();
-    engine_.emplace(std::move(model), Settings{cells, kv_of(kv), activations_of(activations), count, key_zeros,
-                                               value_zeros, dense});
+    engine_.emplace(std::move(model), Settings{cells, kv_of(kv), activations_of(activations), threads_or(threads),
+                                               key_zeros, value_zeros, dense});
   }
 
   Engine& engine() { return *engine_; }

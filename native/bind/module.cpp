@@ -42,7 +42,7 @@ std::uint64_t read_all(const In& array, int count) {
   const std::int64_t blocks = static_cast<std::int64_t>(array.nbytes()) / kReadBlock;
   const nb::gil_scoped_release released;
   std::atomic<std::uint64_t> total{0};
-  parallel_ranges(blocks, count > 0 ? count : threads(), [&](std::int64_t first, std::int64_t last) {
+  parallel_ranges(blocks, threads_or(count), [&](std::int64_t first, std::int64_t last) {
     total.fetch_add(kernels().read_blocks(data + first * kReadBlock, last - first), std::memory_order_relaxed);
   });
   return total.load();

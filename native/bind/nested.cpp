@@ -39,8 +39,6 @@ namespace {
 
 using Maybe = std::optional<In>;
 
-int wanted(int count) { return count > 0 ? (count < kMostThreads ? count : kMostThreads) : threads(); }
-
 template <class Array>
 void check_floats(const Array& x, std::int64_t width, const char* what) {
   const bool fits = x.ndim() == 2 && type_of(x.dtype()) == Type::f32 &&
@@ -60,10 +58,11 @@ void multiply(const HeldNested& held, const In& x, const Out& y, int precision, 
   const float* added = bias ? vector_of<float>(*bias, weight.outputs, "bias") : nullptr;
   const auto rows = static_cast<std::int64_t>(x.shape(0));
   const nb::gil_scoped_release released;
-  const Encoded encoded =
-      encode_rows({static_cast<const float*>(x.data()), rows, weight.inputs}, weight.inputs, weight.group, mode, wanted(threads));
+  const int count = threads_or(threads);
+  const Encoded encoded = encode_rows({static_cast<const float*>(x.data()), rows, weight.inputs}, weight.inputs,
+                                      weight.group, mode, count);
   run_nested_job({&weight, precision, encoded, added, static_cast<float*>(y.data()), weight.outputs, false}, mode,
-                 wanted(threads));
+                 count);
 }
 
 void write_rows(const HeldNested& held, const Out& out, int precision, std::int64_t first) {

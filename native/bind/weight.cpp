@@ -52,15 +52,13 @@ namespace {
 
 using Maybe = std::optional<In>;
 
-int wanted(int count) { return count > 0 ? (count < kMostThreads ? count : kMostThreads) : threads(); }
-
 void multiply(const HeldWeight& held, const In& x, const Out& y, const Maybe& bias, int threads) {
   const Weight& weight = held.view();
   const Rows rows = rows_of(x);
   const Output output = output_of(y, rows.count, weight.outputs);
   const float* added = bias ? vector_of<float>(*bias, weight.outputs, "bias") : nullptr;
   const nb::gil_scoped_release released;
-  linear(weight, rows, added, output, wanted(threads));
+  linear(weight, rows, added, output, threads_or(threads));
 }
 
 void write(const HeldWeight& held, const Out& out, int threads) {
@@ -72,7 +70,7 @@ void write(const HeldWeight& held, const Out& out, int threads) {
                     (weight.inputs < 2 || out.stride(1) == 1);
   if (!fits) throw std::invalid_argument("out must be contiguous, of the weight's shape and of its item's size");
   const nb::gil_scoped_release released;
-  unpack(weight, static_cast<std::byte*>(out.data()), wanted(threads));
+  unpack(weight, static_cast<std::byte*>(out.data()), threads_or(threads));
 }
 
 std::int64_t nonzeros(const HeldWeight& held) {
@@ -98,7 +96,7 @@ Arrays pack_arrays(const In& matrix, const std::string& format, bool sparse, int
     const Source source = source_of(matrix);
     const Format wanted_format = format_of(format);
     const nb::gil_scoped_release released;
-    packed = pack(source, wanted_format, sparse, wanted(threads));
+    packed = pack(source, wanted_format, sparse, threads_or(threads));
   }
   const std::int64_t panels = packed.view.panels();
   Arrays arrays;

@@ -1,5 +1,6 @@
 #include "pool/pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
 #include <mutex>
@@ -132,6 +133,8 @@ void set_threads(int count) {
   if (count < 1 || count > kMostThreads) throw std::invalid_argument("threads must be 1 to 1024");
   wanted.store(count, std::memory_order_relaxed);
 }
+
+int threads_or(int wanted) { return wanted < 1 ? threads() : std::min(wanted, kMostThreads); }
 
 void run_parts(int parts, Part part, void* work) {
   if (parts == 1) {

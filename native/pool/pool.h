@@ -22,6 +22,9 @@ void set_threads(int count);
 
 inline constexpr int kMostThreads = 1024;
 
+// What a caller wants, kMostThreads at most; `threads()` when that is less than 1.
+int threads_or(int wanted);
+
 using Part = void (*)(void* work, int part);
 
 // Runs part 0 on the calling thread and the others on workers, until all are done. When another thread is using the

@@ -81,6 +81,7 @@ int main() {
   child_starts_afresh();
   set_threads(3);
   CHECK(threads() == 3);
+  CHECK(threads_or(0) == 3 && threads_or(-1) == 3 && threads_or(2) == 2 && threads_or(5000) == kMostThreads);
   std::puts("the pool does every part once");
   return 0;
 }
