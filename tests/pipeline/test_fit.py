@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import lissome
+from lissome import pipeline
 from lissome.core.errors import (
     ArtifactError,
     BudgetError,
@@ -28,7 +29,7 @@ from lissome.core.errors import (
 )
 from lissome.core.manifest import read_curve, read_manifest, write_manifest
 from lissome.cost.counted import Counter
-from lissome.models.adapters import add_lora
+from lissome.models.adapters import adapters, add_lora, merged_copy
 from lissome.models.model import Model
 from lissome.pipeline.loading import weights_of
 from lissome.pipeline.reports import FitReport
@@ -74,8 +75,6 @@ def test_every_step_of_the_curve_can_be_extracted(toy_folder: Path, toy_text: Pa
     _fit(toy_folder, toy_text, tmp_path / "out")
     curve = read_curve(tmp_path / "out")
     assert [point.step for point in curve] == list(range(len(curve))) and len(curve) > 2
-    from lissome import pipeline
-
     for point in (curve[0], curve[1], curve[-1]):
         folder = pipeline.extract_step(tmp_path / "out", point.step, tmp_path / f"step-{point.step}")
         assert Counter(lissome.load(folder)).count().block_params == point.figures["block_params"]
@@ -103,6 +102,22 @@ def test_every_step_of_the_curve_can_be_extracted(toy_folder: Path, toy_text: Pa
     with pytest.raises(ArtifactError, match=r"orders\.safetensors is missing"):
         pipeline.extract_step(tmp_path / "out", 1, tmp_path / "damaged")
     assert not (tmp_path / "damaged").exists()
+
+
+def test_a_model_with_adapters_is_merged_first(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+    """Such as what a federation of adapters leaves; every step of the curve is one without them."""
+    model = lissome.load(toy_folder)
+    add_lora(model, rank=2, seed=0)
+    for adapter in adapters(model.module).values():
+        torch.nn.init.normal_(adapter.B, std=0.1, generator=torch.Generator().manual_seed(0))
+    merged = merged_copy(model)
+    report = _fit(model.save(tmp_path / "base"), toy_text, tmp_path / "out")
+    small = lissome.load(report.out)
+    assert report.ok and not adapters(small.module)
+    place = pipeline.extract_step(report.out, 0, tmp_path / "whole")
+    ids = torch.arange(4, 20).unsqueeze(0)
+    found, wanted = (one.module(input_ids=ids).logits for one in (lissome.load(place), merged))
+    assert torch.allclose(found, wanted, atol=1e-4)
 
 
 def test_the_same_command_again_returns_the_stored_result(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:

@@ -121,7 +121,9 @@ def _tensors(model: Model, dim: Dim, *, producing: bool) -> list[tuple[Tensor, i
 
 
 def _consumers(dim: Dim) -> list[str]:
-    return [cut.parameter.removesuffix(".weight") for cut in dim.cuts if cut.reads]
+    """Layers that read a dim; what adapters hold beside their weights is no layer."""
+    read = (cut.parameter for cut in dim.cuts if cut.reads)
+    return [name.removesuffix(".weight") for name in read if name.endswith(".weight")]
 
 
 def _input_norms(walk: Walk, dims: list[tuple[Branch, Dim]], events: EventStream) -> Mapping[str, Tensor]:

@@ -43,6 +43,7 @@ from lissome.engine.judge import Divergence
 from lissome.engine.recover import RecoverConfig, recover
 from lissome.engine.target import Target
 from lissome.engine.walk import Walk
+from lissome.models.adapters import merged_copy
 from lissome.models.binding import Masking, extract, reorder
 from lissome.models.model import Model
 from lissome.models.paging import park, spill
@@ -203,6 +204,9 @@ class Removal:
     cliff: float | None = None
     small: int = 0
     advice: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", merged_copy(self.model))  # recovery puts adapters of its own on
 
     def run(self) -> Outcome:
         """Order, remove step by step, cut, and recover; continues from the context's folder.

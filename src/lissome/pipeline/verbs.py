@@ -332,7 +332,7 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
             f"the curve of {folder} starts at what {before} made of its base, which is not kept; fit step by step, "
             "each into a folder of its own, to extract from the last."
         )
-    base = _base_of(folder, manifest.base, events)
+    base = merged_copy(_base_of(folder, manifest.base, events))  # as removal does
     if (folder / ORDERS).exists():
         reorder(base, {name: order.long() for name, order in load_file(folder / ORDERS).items()})
     space = Space.from_json(manifest.space)
