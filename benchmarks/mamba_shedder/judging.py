@@ -13,7 +13,17 @@ from torch import Tensor
 
 from benchmarks._frame import Inequality
 from benchmarks.mamba_shedder import hybrid, quality, speed
-from benchmarks.mamba_shedder.names import ARMS, CONTEXTS, COUNTS, RECOVERY_RATES, SCANLESS, TARGETS, Scale, seeds
+from benchmarks.mamba_shedder.names import (
+    ARMS,
+    CONTEXTS,
+    COUNTS,
+    OTHERWISE,
+    RECOVERY_RATES,
+    SCANLESS,
+    TARGETS,
+    Scale,
+    seeds,
+)
 from benchmarks.mamba_shedder.texts import texts
 from benchmarks.multipruner.measuring import median_row
 from lissome.models.zoo import zoo
@@ -32,15 +42,15 @@ def judge(name: str, cells: Mapping[str, Any], scale: Scale) -> tuple[dict[str, 
         "model": name, "seeds": list(scale.seeds), "zoo": zoo_facts(name), "text": facts(),
         "dense": {**{key: value for key, value in dense.items() if key != "nll"}, "bits": quality.bits(dense["nll"])},
     }  # fmt: skip
-    result["arms"], result["pairs"], result["fewer"], found = {}, {}, {}, list[Inequality]()
+    result["arms"], result["pairs"], result["otherwise"], found = {}, {}, {}, list[Inequality]()
     for target in TARGETS:
         for count in COUNTS:
             arms, more = _compare(name, target, count, cells, scale)
             result["arms"][f"{target} {count}"] = arms
             found += more
-        result["fewer"][target] = {
-            windows: {count: loss / math.log(2) for count, loss in losses.items()}
-            for windows, losses in cells[f"{name}-{target}-fewer"]["at"].items()
+        result["otherwise"][target] = {
+            how: {count: loss / math.log(2) for count, loss in cells[f"{name}-{target}-{how}"]["at"].items()}
+            for how in OTHERWISE
         }
         losses = sorted(cells[f"{name}-{target}-pairs"]["nll"].values())
         result["pairs"][target] = {"best": losses[0] / math.log(2), "n": len(losses)}

@@ -39,6 +39,15 @@ UNCALIBRATED = SEEDLESS | {"random"}
 RECOVERY_RATES = (2e-3, 5e-3, 1e-2)
 """Learning rates of the recovery that are tried; the one with the least loss on text for choosing is used."""
 
+OTHERWISE = {
+    "quarter": "a quarter of the calibration windows",
+    "half": "half of the calibration windows",
+    "read": "windows of the documents of the training alone",
+    "held-out": "windows of the 17 documents that were held out for choosing alone",
+    "divergence": "the divergence from the original in place of the loss (`damage=kl`)",
+}
+"""What else the method can go by, and how tables call it; with calibration seed 0."""
+
 CONTEXTS = (4, 8, 16, 32, 64, 128, 240)
 """Bytes of context of the long-range probe."""
 

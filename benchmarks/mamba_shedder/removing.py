@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -13,7 +14,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.mamba_shedder.texts import Texts
+from benchmarks.mamba_shedder.names import COUNTS
+from benchmarks.mamba_shedder.texts import DOCUMENTS, Texts, texts
 from benchmarks.multipruner.measuring import Counted, at_targets
 from lissome.core.budget import Budget
 from lissome.core.events import EventStream
@@ -54,12 +56,21 @@ def candidates(model: Model, target: str) -> list[str]:
     return [branch.name if target == "blocks" else branch.axis("ssm") for branch in mixers]
 
 
-def greedy(model: Model, data: Texts, target: str, seed: int, folder: Path) -> list[str]:
-    """Remove as the method does: all scans, or all blocks but one."""
+def greedy(model: Model, data: Texts, target: str, seed: int, folder: Path, **settings: Any) -> list[str]:
+    """Remove as the method does: all scans, or all blocks but one; `settings` change it."""
     most = len(candidates(model, target)) - (target == "blocks")
-    config = MambaShedder.Config.from_mapping({**_PLAIN, "targets": [target], "steps": most})
+    config = MambaShedder.Config.from_mapping({**_PLAIN, "targets": [target], "steps": most, **settings})
     _, _, changes = run(MambaShedder(config), model, context(model, data, folder, seed=seed))
     return [change.split()[0] for change in changes]
+
+
+def otherwise(model: Model, how: str, target: str, folder: Path) -> list[str]:
+    """Remove as the method does, as much as is compared, by what `OTHERWISE` names."""
+    data = texts(0, "all" if how not in DOCUMENTS else how)
+    every = {"quarter": 4, "half": 2}.get(how, 1)
+    damage = "kl" if how == "divergence" else "auto"
+    fewer = replace(data, calibration=data.calibration[::every])
+    return greedy(model, fewer, target, 0, folder, steps=max(COUNTS), damage=damage)
 
 
 def one_shot(model: Model, data: Texts, target: str, seed: int, folder: Path) -> list[str]:  # noqa: ARG001

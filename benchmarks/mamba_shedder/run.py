@@ -25,6 +25,7 @@ from benchmarks.mamba_shedder.names import (
     COUNTS,
     HYBRID,
     MODELS,
+    OTHERWISE,
     PURE,
     RECOVERY_RATES,
     TARGETS,
@@ -41,8 +42,6 @@ from lissome.models.model import Model
 from lissome.models.zoo import zoo
 from lissome.pipeline import load
 
-FEWER = (4, 2)
-"""Of so many calibration windows one is looked at, where it is asked what fewer of them would do."""
 _SHORTER = 8  # blocks of the model that is trained shorter
 _MOST = {"blocks": 6, "ssm": BLOCKS}  # removals of the curve
 
@@ -95,7 +94,8 @@ def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Any]]:
         for target in TARGETS:
             yield f"{one.name}-{target}-curve", lambda one=one, target=target: one.curve(target)
             yield f"{one.name}-{target}-pairs", lambda one=one, target=target: one.pairs(target)
-            yield f"{one.name}-{target}-fewer", lambda one=one, target=target: one.fewer(target)
+            for how in OTHERWISE:
+                yield f"{one.name}-{target}-{how}", lambda one=one, target=target, how=how: one.otherwise(target, how)
         yield f"{one.name}-narrower", one.narrower
         yield f"{one.name}-exactness", one.exactness
         yield f"{one.name}-context", one.context
@@ -167,21 +167,18 @@ class _Bench:
             calibrated=False, target=target,
         )  # fmt: skip
 
-    def fewer(self, target: str) -> dict[str, Any]:
-        """Test loss, nats per byte, of what the method removes when it looks at fewer windows."""
+    def otherwise(self, target: str, how: str) -> dict[str, Any]:
+        """Test loss, nats per byte, of what the method removes when it goes by something else."""
 
         def compute() -> dict[str, Any]:
-            model, whole, at = _model(self.name), texts(0), dict[str, dict[str, float]]()
-            for every in FEWER:
-                data = replace(whole, calibration=whole.calibration[::every])
-                axes = removing.greedy(model, data, target, 0, self._folder(target, "fewer", every))
-                subnets = [removing.without(model, axes[:count]) for count in COUNTS]
-                losses = removing.masked_losses(model, subnets, data, test=True)
-                means = {str(count): float(loss.mean()) for count, loss in zip(COUNTS, losses, strict=True)}
-                at[str(len(data.calibration))] = means
-            return {"at": at}
+            model = _model(self.name)
+            axes = removing.otherwise(model, how, target, self._folder(target, "otherwise", how))
+            subnets = [removing.without(model, axes[:count]) for count in COUNTS]
+            losses = removing.masked_losses(model, subnets, texts(0), test=True)
+            at = {str(count): float(loss.mean()) for count, loss in zip(COUNTS, losses, strict=True)}
+            return {"axes": axes, "at": at}
 
-        return self._cell(f"{target}-fewer", 0, compute, target=target, counts=COUNTS, every=FEWER)
+        return self._cell(f"{target}-{how}", 0, compute, target=target, counts=COUNTS, otherwise=how)
 
     def narrower(self) -> dict[str, Any]:
         """Loss with as many parameters as 2 and 4 blocks less leave, but all mixers narrower instead."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks._markdown import Results, environment, inequalities, table
-from benchmarks.mamba_shedder.names import ARMS, CONTEXTS, COUNTS, HYBRID, PURE, TARGETS, VARIANTS
+from benchmarks.mamba_shedder.names import ARMS, CONTEXTS, COUNTS, HYBRID, OTHERWISE, PURE, TARGETS, VARIANTS
 
 _LENGTH = "512"
 """Prompt tokens at which blocks and scans are compared at equal time."""
@@ -39,7 +39,7 @@ def page(results: Results) -> str:
         _models(results),
         environment(results, note=" (times: one)"),
     ]
-    parts += ["### What to remove", _arms(results), _fewer(pure), _beside(pure)]
+    parts += ["### What to remove", _arms(results), _otherwise(pure), _beside(pure)]
     parts += ["### Blocks or scans", *map(_granularity, pure), "### Far context", *map(_context, pure)]
     parts += ["### Recovery", *map(_recovery, pure)]
     parts += ["### A hybrid", *(_hybrid(result) for result in results if result["model"] == HYBRID)]
@@ -88,16 +88,15 @@ def _removals(pure: Results) -> tuple[list[tuple[Mapping[str, Any], str, int]], 
     return columns, ["", *(f"{result['model']}, {count} {TARGETS[target]} less" for result, target, count in columns)]
 
 
-def _fewer(results: Results) -> str:
-    """What becomes of the method's choice when it looks at less text."""
+def _otherwise(results: Results) -> str:
+    """What becomes of the method's choice when it goes by something else."""
     columns, head = _removals(results)
-    rows = []
-    for windows in results[0]["fewer"][next(iter(TARGETS))]:
-        found = [result["fewer"][target][windows][str(count)] for result, target, count in columns]
-        rows.append([f"{windows} calibration windows", *(f"{bits:.3f}" for bits in found)])
     cells = [result["arms"][f"{target} {count}"]["greedy"]["per_seed"][0] for result, target, count in columns]
-    rows.append([f"{results[0]['text']['calibration'][0][0]} calibration windows", *(f"{bits:.3f}" for bits in cells)])
-    return f"With fewer windows to choose by, calibration seed {results[0]['seeds'][0]}:\n\n{table(head, rows)}"
+    rows = [["as above", *(f"{bits:.3f}" for bits in cells)]]
+    for how, label in OTHERWISE.items():
+        found = [result["otherwise"][target][how][str(count)] for result, target, count in columns]
+        rows.append([label, *(f"{bits:.3f}" for bits in found)])
+    return f"With something else to choose by, calibration seed {results[0]['seeds'][0]}:\n\n{table(head, rows)}"
 
 
 def _beside(results: Results) -> str:

@@ -24,6 +24,8 @@ CALIBRATION = 128
 """Windows that choose what to remove: 32,768 bytes."""
 TEST = 128
 """Test windows: 32,768 bytes."""
+DOCUMENTS = ("read", "held-out", "all")
+"""Where calibration windows may come from: what was trained on, the 17 others, or half of each, which is used."""
 RECOVERY = 4096
 """Windows that a recovery learns from: a megabyte of the text that the models were trained on."""
 
@@ -61,14 +63,19 @@ class Texts:
 
 
 @cache
-def texts(seed: int) -> Texts:
+def texts(seed: int, documents: str = "all") -> Texts:
     """Return the text for a calibration seed.
+
+    Args:
+        seed: Draws the calibration windows.
+        documents: Where those come from, of `DOCUMENTS`.
 
     Raises:
         AssetError: When it is not on this machine.
     """
     found, rng = train_zoo.texts(), Random(seed)
-    parts = [part for pair in zip(found.sources.values(), found.choice.chunk(2), strict=True) for part in pair]
+    seen, unseen = list(found.sources.values()), list(found.choice.chunk(2))
+    parts = {"read": seen, "held-out": unseen, "all": [*seen, *unseen]}[documents]
     chosen = [part[sorted(rng.sample(range(len(part)), CALIBRATION // len(parts)))].long() for part in parts]
     test = torch.cat([spread(windows, TEST // 2) for windows in found.test.values()])
     return Texts(

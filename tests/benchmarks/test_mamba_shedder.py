@@ -157,8 +157,8 @@ def made_up(*, greedy: float = 2.0, scans_far: float = 0.3, step: float = 0.7) -
                 cells |= {f"{name}-{target}-{arm}-{seed}": {"axes": [], "at": at} for seed in range(10)}
             curve = {"bits": [1.8 + k / 10 for k in range(13)], "block_params": list(range(24, 11, -1))}
             cells[f"{name}-{target}-curve"] = {**curve, "cache_bytes": [1] * 13, "axes": []}
-            at = {str(windows): dict.fromkeys(map(str, names.COUNTS), 1.4) for windows in (4, 8)}
-            cells[f"{name}-{target}-fewer"] = {"at": at}
+            at = dict.fromkeys(map(str, names.COUNTS), 1.4)
+            cells |= {f"{name}-{target}-{how}": {"axes": [], "at": at} for how in names.OTHERWISE}
             cells[f"{name}-{target}-pairs"] = {"nll": {"a b": 1.4, "a c": 1.3, "b c": 1.5}}
         cells[f"{name}-exactness"] = {"masked = cut": 1e-7, "prefill = decode": 1e-6}
         cells[f"{name}-narrower"] = {"at": {str(count): nll(2.2) for count in names.COUNTS}}
