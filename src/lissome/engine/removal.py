@@ -43,7 +43,6 @@ from lissome.engine.judge import Divergence
 from lissome.engine.recover import RecoverConfig, recover
 from lissome.engine.target import Target
 from lissome.engine.walk import Walk
-from lissome.models.adapters import merged_copy
 from lissome.models.binding import Masking, extract, reorder
 from lissome.models.model import Model
 from lissome.models.paging import park, spill
@@ -184,7 +183,7 @@ class Removal:
     """A job of removal.
 
     Attributes:
-        model: The original; its units are put in order in place, which leaves its function unchanged.
+        model: The original, without adapters; its units are put in order in place: its function stays.
         config: Settings; with those of the method itself, because a checkpoint is tied to all of them.
         context: What the method was given.
         stages: In order.
@@ -204,9 +203,6 @@ class Removal:
     cliff: float | None = None
     small: int = 0
     advice: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "model", merged_copy(self.model))  # recovery puts adapters of its own on
 
     def run(self) -> Outcome:
         """Order, remove step by step, cut, and recover; continues from the context's folder.

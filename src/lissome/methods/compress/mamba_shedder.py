@@ -30,6 +30,7 @@ from lissome.core.config import option
 from lissome.core.errors import ConfigError
 from lissome.core.method import Context, Method, ModelCard, Outcome, Plan, expected_figures
 from lissome.engine.removal import TERMS, Removal, RemovalConfig, Stage, expected_plan, in_turn, shares
+from lissome.models.adapters import merged_copy
 from lissome.models.anatomy import Anatomy
 from lissome.models.model import Model
 
@@ -95,7 +96,7 @@ class MambaShedder(Method):
             BudgetUnmetError: When no move is left before the bounds hold; not when the cliff ends it.
         """
         return Removal(
-            model=model,
+            model=merged_copy(model),  # recovery puts adapters of its own on
             config=self.config,
             context=context,
             stages=self._stages(model.anatomy),

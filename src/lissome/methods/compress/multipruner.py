@@ -30,6 +30,7 @@ from lissome.core.budget import Budget
 from lissome.core.config import option
 from lissome.core.method import Context, Method, ModelCard, Outcome, Plan, expected_figures
 from lissome.engine.removal import TERMS, Removal, RemovalConfig, expected_plan, in_turn, shares
+from lissome.models.adapters import merged_copy
 from lissome.models.model import Model
 
 _BLOCKS, _WIDTHS = ("attention", "mlp"), ("width",)
@@ -77,7 +78,7 @@ class MultiPruner(Method):
             BudgetUnmetError: When no move is left before the bounds hold.
         """
         return Removal(
-            model=model,
+            model=merged_copy(model),  # recovery puts adapters of its own on
             config=self.config,
             context=context,
             stages=in_turn((_BLOCKS, _WIDTHS, self._heads(model)), self.config.split),
