@@ -155,6 +155,10 @@ def test_a_datasets_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", table([*LABELS[:11].tolist(), -1]))
     with pytest.raises(DataError, match=r"label -1 is none of its classes; give a split whose labels are known"):
         read_images("someone/pets@test")
+    rows = {"img": [{"bytes": b"no picture", "path": None}] * 12, "label": LABELS.tolist()}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict(rows, features=columns))
+    with pytest.raises(DataError, match=r"someone/pets: image 2 is no picture that can be read"):
+        read_images("someone/pets").pictures[2]()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ Pictures that are stored compressed stay so in memory, and are decoded when they
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -131,9 +132,16 @@ def decoded(content: bytes, where: str) -> NDArray[np.uint8]:
         MissingExtraError: When Pillow is not installed.
     """
     module = optional_import("PIL.Image", extra="images")
+    with _readable(where), module.open(BytesIO(content)) as picture:
+        return _pixels(picture)
+
+
+@contextlib.contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Turn what Pillow raises for damaged and oversized pictures into a `DataError` that says where."""
+    module = optional_import("PIL.Image", extra="images")
     try:
-        with module.open(BytesIO(content)) as picture:
-            return _pixels(picture)
+        yield
     except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
         raise DataError(f"{where} is no picture that can be read ({error}); remove or replace it.") from error
 
@@ -269,7 +277,11 @@ def _of_dataset(match: re.Match[str]) -> Images:
     known = _SAME.get(split, split) if _SAME.get(split, split) in _SPLITS else ""
 
     def picture(at: int) -> Picture:
-        return lambda: _pixels(table[at][image])
+        def read() -> NDArray[np.uint8]:
+            with _readable(f"{name}: image {at}"):
+                return _pixels(table[at][image])
+
+        return read
 
     rows = [(picture(at), names[value] if names else str(value), known) for at, value in enumerate(labels)]
     digest = hashlib.sha256(str(getattr(table, "_fingerprint", name)).encode()).hexdigest()

@@ -10,6 +10,7 @@ import torch
 
 from lissome.core.errors import AssetError
 from lissome.data.assets import fetch
+from lissome.data.sources import shipped_corpus
 from lissome.engine.decode import Decoder, Session
 from lissome.models.load import load_model
 from lissome.models.model import Model
@@ -44,7 +45,7 @@ def margin_after(model: Model, ids: list[int]) -> float:
 def test_greedy_tokens_are_those_of_transformers(made: tuple[Model, Path]) -> None:
     model, path = made
     assert model.tokenizer is not None
-    words = (Path(__file__).parents[3] / "docs" / "explanation" / "evaluation.md").read_text().split()
+    words = shipped_corpus().documents[0].text.split()
     prompts = [model.tokenizer(" ".join(words[8 * at : 8 * at + 12]))["input_ids"] for at in range(PROMPTS)]
     dequantised(model, open_nested(path), 4)
     session = Session(Decoder.open(path, activations="f32", kv="f32", cells=128))
@@ -64,8 +65,7 @@ def test_greedy_tokens_are_those_of_transformers(made: tuple[Model, Path]) -> No
 def test_integers_cost_little(made: tuple[Model, Path]) -> None:
     model, path = made
     assert model.tokenizer is not None
-    text = (Path(__file__).parents[3] / "docs" / "explanation" / "evaluation.md").read_text()
-    ids = model.tokenizer(text)["input_ids"][:1024]
+    ids = model.tokenizer(shipped_corpus().documents[0].text[:8000])["input_ids"][:1024]
 
     def perplexity(**settings: str) -> float:
         decoder, losses = Decoder.open(path, cells=512, **settings), []
