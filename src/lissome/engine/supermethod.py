@@ -28,7 +28,7 @@ from lissome.engine.recover import fingerprint
 from lissome.engine.spaces import combinations
 from lissome.engine.supernet import heuristic
 from lissome.engine.train import TrainConfig, train
-from lissome.models.adapters import merged_copy
+from lissome.models.adapters import bare_copy, merged_copy
 from lissome.models.binding import masked
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
@@ -87,7 +87,7 @@ class Making:
     """The making of one super-network: a copy of the model, and what every method does to it.
 
     Args:
-        model: The model; left as it is.
+        model: The model; left as it is. Adapters that it has are merged in the copy.
         context: As a method is given it.
         config: The method's settings.
 
@@ -96,7 +96,7 @@ class Making:
     """
 
     def __init__(self, model: Model, context: Context, config: SupernetConfig) -> None:
-        self.model = model.derived(copy.deepcopy(model.module))
+        self.model = bare_copy(model)
         self.context, self.config = context, config
         self.objective: Objective = objective_of(context.data)
         if not self.objective.selects:

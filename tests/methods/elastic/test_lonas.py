@@ -13,7 +13,7 @@ from lissome.core.manifest import read_manifest
 from lissome.cost.counted import Counter
 from lissome.engine.search import Found
 from lissome.methods.elastic.lonas import LoNAS
-from lissome.models.adapters import adapters
+from lissome.models.adapters import adapters, add_lora, merged_copy
 from lissome.models.binding import extract, masked
 from lissome.models.model import Model
 from lissome.models.space import Space
@@ -65,6 +65,21 @@ def test_the_base_stays_as_it_was(home: Path, made: Path) -> None:
     heads = sum(value.numel() for name, value in kept.items() if "pooler" in name or "classifier" in name)
     added = sum(value.numel() for name, value in kept.items() if ".adapter." in name)
     assert details["trained"] == heads + added < 0.5 * details["of"]
+
+
+def test_adapters_that_a_model_has_are_merged_first(home: Path, tmp_path: Path) -> None:
+    model = pipeline.load(home / "llama")
+    add_lora(model, rank=2, seed=0)
+    for adapter in adapters(model.module).values():
+        torch.nn.init.normal_(adapter.B, std=0.1, generator=torch.Generator().manual_seed(0))
+    wanted = dict(merged_copy(model).module.named_parameters())
+    model.save(tmp_path / "base")
+    out = tmp_path / "S"
+    pipeline.supernet(tmp_path / "base", method="lonas", data=home / "text.txt", settings=QUICK, out=out)
+    found = dict(pipeline.load(out).module.named_parameters())
+    assert all(torch.equal(value.sum(), found[name].sum()) for name, value in wanted.items() if "norm" in name)
+    place = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.allclose(found[place].norm(), wanted[place].norm())
 
 
 def test_adapters_are_where_the_paper_has_them(home: Path, made: Path, tmp_path: Path) -> None:

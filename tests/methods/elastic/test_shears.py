@@ -25,7 +25,7 @@ from lissome.cost.counted import Counter
 from lissome.cost.oracle import SubnetCost
 from lissome.data.text import WindowPlan, text_splits
 from lissome.methods.elastic.shears import Shears
-from lissome.models.adapters import adapters
+from lissome.models.adapters import adapters, add_lora, merged_copy
 from lissome.models.sparse import masks, sparsity
 from lissome.pipeline.compare import sparse_notes
 from lissome.pipeline.reports import FitReport
@@ -276,6 +276,23 @@ def test_masks_from_elsewhere(toy: Path, tmp_path: Path) -> None:
     found = masks(lissome.load(tmp_path / "out").module)
     assert list(found) == [f"{name}.weight"]
     assert torch.equal(found[f"{name}.weight"].unpacked(), kept)
+
+
+def test_a_model_with_adapters_is_merged_first(toy: Path, tmp_path: Path) -> None:
+    model = lissome.load(toy / "llama")
+    add_lora(model, rank=2, seed=0)
+    for adapter in adapters(model.module).values():
+        torch.nn.init.normal_(adapter.B, std=0.1, generator=torch.Generator().manual_seed(0))
+    base, weights = model.save(tmp_path / "base"), merged_copy(model).module.state_dict()
+    settings = (*QUICK, "adapter=none", "by=magnitude", "per=layer")
+    out = lissome.fit(base, method="shears", data=toy / "text.txt", settings=settings, out=tmp_path / "out").out
+    pruned = lissome.load(out).module.state_dict()
+    touched = [name for name, weight in pruned.items() if (weight == 0).any() and weight.ndim == 2]
+    assert touched
+    for name in touched:
+        kept = pruned[name] != 0
+        assert torch.equal(pruned[name][kept], weights[name][kept])
+        assert weights[name][~kept].abs().max() <= weights[name][kept].abs().min()
 
 
 def test_what_cannot_follow_is_refused(toy: Path, fitted: Fitted, tmp_path: Path) -> None:

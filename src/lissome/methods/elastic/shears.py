@@ -23,7 +23,6 @@ Differs from the papers, and why:
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +48,17 @@ from lissome.engine.recover import fingerprint
 from lissome.engine.sparsify import Pruning, check_masks, prunable, read_masks, sparsify
 from lissome.engine.supernet import Found, Paths, Remembered, best_of, candidates, climb, heuristic
 from lissome.engine.train import train
-from lissome.models.adapters import Design, LowRank, Masked, Quantised, adapters, add_adapters, merge_lora, rank_space
+from lissome.models.adapters import (
+    Design,
+    LowRank,
+    Masked,
+    Quantised,
+    adapters,
+    add_adapters,
+    bare_copy,
+    merge_lora,
+    rank_space,
+)
 from lissome.models.adapters.elastic import check_ranks, chosen_shapes, grouped, linear_shapes
 from lissome.models.adapters.folder import adapter_files
 from lissome.models.adapters.layers import quantise
@@ -216,7 +225,7 @@ class Shears(Method):
 
     def _sparse(self, model: Model, context: Context) -> Model:
         """Step 1: zeros in all linear layers of the blocks, block by block."""
-        config, work = self.config, model.derived(copy.deepcopy(model.module))
+        config, work = self.config, bare_copy(model)
         park(model)  # the original is needed again only to be compared with
         give_back()
         item = next(work.module.parameters()).dtype.itemsize

@@ -32,6 +32,7 @@ __all__ = [
     "adapters",
     "add_adapters",
     "add_lora",
+    "bare_copy",
     "load_adapters",
     "merge_lora",
     "merged_copy",
@@ -144,10 +145,14 @@ def merge_lora(model: Model) -> None:
 
 def merged_copy(model: Model) -> Model:
     """Return a model with its adapters merged, the given one left alone; the model itself when it has none."""
-    if not adapters(model.module):
-        return model
+    return bare_copy(model) if adapters(model.module) else model
+
+
+def bare_copy(model: Model) -> Model:
+    """Return a copy of a model for a method to work on; adapters are merged there, the given one is left alone."""
     result = model.derived(copy.deepcopy(model.module))
-    merge_lora(result)
+    if adapters(result.module):
+        merge_lora(result)
     return result
 
 
