@@ -38,7 +38,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 PROTECTED: dict[str, dict[str, Any]] = {
-    f"continual-{name}": {**CONTINUAL, "protect": name, "strength": 1.0} for name in ("none", "replay", "ewc", "distil")
+    f"continual-{name}": {**CONTINUAL, "protect": name} for name in ("none", "replay", "ewc", "distil")
 }
 """A client's rows stand by language, so every slice brings other languages."""
 

@@ -241,10 +241,10 @@ def _matrix(job: Federation, slices: int) -> list[list[float]]:
 def test_what_keeps_from_forgetting_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.lesson", shifted)
     lost = {}
-    for protect, strength in (("none", 0.0), ("replay", 0.0), ("ewc", 1.0), ("distil", 3.0)):
+    for protect in ("none", "replay", "ewc", "distil"):
         job, _ = run(
             tmp_path / protect, recipe="continual", trains="all", slices=2, period=2, protect=protect, rounds=4,
-            strength=strength, lr=0.01, epochs=4, evaluate_every=2, count=2,
+            lr=0.003, epochs=8, evaluate_every=2, count=2,
         )  # fmt: skip
         lost[protect] = summary(_matrix(job, 2))
         kept = sorted((tmp_path / protect / "c0").glob("0*/facts.json"))

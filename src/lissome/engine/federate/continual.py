@@ -30,6 +30,8 @@ from lissome.engine.federate.training import Bound, Lesson, TrainingClient
 from lissome.engine.hooks import Batch, Task
 
 Protection = Literal["none", "replay", "ewc", "distil"]
+STRENGTHS = {"ewc": 100.0, "distil": 1.0}
+"""Usual weights beside the task. Importance has a mean of 1, and with a weight of 1 it holds next to nothing."""
 Trigger = Literal["always", "samples", "drift"]
 TRIGGER, HOT = "trigger", "triggered"
 """The action that asks clients whether there is a reason to train, and the number by which they answer, 1 or 0."""
@@ -48,7 +50,7 @@ class ContinualClient(TrainingClient):
         period: Rounds that each lasts; the last one stays.
         protect: Against forgetting.
         memory: Of replay: most examples of earlier slices.
-        strength: Of ewc: λ; of distil: weight of the old opinion.
+        strength: Of ewc: λ; of distil: weight of the old opinion. None: that of `STRENGTHS`.
         trigger: When there is a reason to take part: always, new samples, or drift.
         trigger_samples: Of samples: how many.
         trigger_drift: Of drift: nats above the moving mean of the loss.
@@ -58,7 +60,7 @@ class ContinualClient(TrainingClient):
     period: int
     protect: Protection = "none"
     memory: int = 100
-    strength: float = 1.0
+    strength: float | None = None
     trigger: Trigger = "always"
     trigger_samples: int = 1
     trigger_drift: float = 0.1
@@ -101,10 +103,11 @@ class ContinualClient(TrainingClient):
         task = lesson.task(bound.module)
         if not kept:
             return task
+        strength = STRENGTHS[self.protect] if self.strength is None else self.strength
         if self.protect == "ewc":
-            return Task(module=task.module, loss=_Penalised(lesson, bound, kept, self.strength), data=task.data)
+            return Task(module=task.module, loss=_Penalised(lesson, bound, kept, strength), data=task.data)
         teacher = _teacher(bound, kept)
-        return Task(module=task.module, loss=_Taught(lesson, teacher, self.strength), data=task.data)
+        return Task(module=task.module, loss=_Taught(lesson, teacher, strength), data=task.data)
 
     def evaluate(self, bound: Bound) -> Answer:
         """Score on what is held out: all of it, and each slice by itself."""

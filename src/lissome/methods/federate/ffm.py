@@ -72,7 +72,7 @@ class FFM(FederatedMethod):
         period: int = option(1, "of continual: rounds that a slice lasts", low=1)
         protect: Literal["none", "replay", "ewc", "distil"] = option("replay", "of continual: against forgetting")
         memory: int = option(100, "of replay: most examples of earlier slices, private to each client", low=1)
-        strength: float = option(1.0, "of ewc and distil: weight beside the task", low=0.0)
+        strength: float | None = option(None, "of ewc and distil: weight beside the task (default: 100 and 1)", low=0.0)
         results: int = option(5, "of retrieve: documents of a list", low=1)
         trigger: Literal["always", "samples", "drift"] = option(
             "always", "of continual: which clients take part: all; those with new rows; those whose loss rises"
