@@ -54,11 +54,17 @@ CONTEXTS = (4, 8, 16, 32, 64, 128, 240)
 
 @dataclass(frozen=True)
 class Scale:
-    """What ``--quick`` makes smaller."""
+    """What ``--quick`` makes smaller.
+
+    Attributes:
+        seeds: Of calibration.
+        draws: Seeds of random choices.
+        shorter: Models of which one with fewer blocks is trained; Mamba-2 would take more than an hour.
+    """
 
     seeds: tuple[int, ...]
     draws: tuple[int, ...]
-    shorter: bool
+    shorter: tuple[str, ...]
 
 
 def seeds(arm: str, scale: Scale) -> tuple[int, ...]:

@@ -46,8 +46,8 @@ _SHORTER = 8  # blocks of the model that is trained shorter
 _MOST = {"blocks": 6, "ssm": BLOCKS}  # removals of the curve
 
 
-FULL = Scale(seeds=(0, 1, 2), draws=tuple(range(10)), shorter=True)
-QUICK = Scale(seeds=(0,), draws=tuple(range(5)), shorter=False)
+FULL = Scale(seeds=(0, 1, 2), draws=tuple(range(10)), shorter=PURE[:1])
+QUICK = Scale(seeds=(0,), draws=tuple(range(5)), shorter=())
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
@@ -107,8 +107,8 @@ def _cells(scale: Scale, store: Store) -> Iterator[tuple[str, Any]]:
     for arm in hybrid.ARMS:
         for seed in scale.seeds:
             yield f"{HYBRID}-{arm}-{seed}", lambda arm=arm, seed=seed: mixed.mixed(arm, seed)
-    for one in bench.values() if scale.shorter else ():
-        yield f"{one.name}-shorter", one.shorter
+    for name in scale.shorter:
+        yield f"{name}-shorter", bench[name].shorter
 
 
 class _Bench:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks._markdown import Results, environment, inequalities, table
-from benchmarks.mamba_shedder.names import ARMS, CONTEXTS, COUNTS, HYBRID, OTHERWISE, PURE, TARGETS, VARIANTS
+from benchmarks.mamba_shedder.names import ARMS, BLOCKS, CONTEXTS, COUNTS, HYBRID, OTHERWISE, PURE, TARGETS, VARIANTS
 
 _LENGTH = "512"
 """Prompt tokens at which blocks and scans are compared at equal time."""
@@ -109,10 +109,11 @@ def _beside(results: Results) -> str:
         ],
         ["all mixers narrower instead", *(f"{r['narrower'][str(count)]:.3f}" for r in results for count in COUNTS)],
     ]
-    if all("shorter" in result for result in results):
-        layers = results[0]["shorter"]["layers"]
-        cells = [f"{r['shorter']['bits']:.3f}" if 12 - count == layers else "" for r in results for count in COUNTS]
-        rows.append([f"trained with {layers} blocks, as long", *cells])
+    known = [result["shorter"] for result in results if "shorter" in result]
+    if known:
+        left = [(result.get("shorter"), BLOCKS - count) for result in results for count in COUNTS]
+        cells = [f"{one['bits']:.3f}" if one and one["layers"] == layers else "" for one, layers in left]
+        rows.append([f"trained with {known[0]['layers']} blocks, as long", *cells])
     return f"At equal parameters in the blocks, without recovery:\n\n{table(head, rows)}"
 
 
