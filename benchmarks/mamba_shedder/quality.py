@@ -27,7 +27,7 @@ from tools import train_zoo
 
 SCORED = 16
 """Bytes at the end of a window that the probe scores."""
-RECOVERY = RecoverConfig(steps=300, batch=8, small=1 << 20)
+RECOVERY = RecoverConfig(steps=220, batch=8, small=1 << 20)
 """Two to three minutes of one core; a number of steps, so that rates are compared alike on a busy machine."""
 
 

@@ -74,6 +74,7 @@ def crash(parcel: Parcel) -> Parcel:
 
 SPOILT: dict[str, tuple[Spoil, str, str]] = {
     "nan": (tensors(w=torch.full((3, 2), torch.nan)), "rejected", "'w' holds NaN"),
+    "beyond all weights": (tensors(w=torch.full((3, 2), 1e30)), "rejected", r"'w' holds numbers beyond ±1e\+06"),
     "infinity": (tensors(b=torch.tensor([0, 1, torch.inf, 0, 0])), "rejected", "'b' holds NaN or infinity"),
     "wrong shape": (tensors(w=torch.zeros(2, 3)), "rejected", r"float32\[2, 3\], but float32\[3, 2\]"),
     "wrong type": (tensors(w=torch.zeros(3, 2).double()), "rejected", "float64"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lissome.core.errors import FederationError
-from lissome.engine.federate.guard import check_finite, check_numbers, check_size, check_weight
+from lissome.engine.federate.guard import check_finite, check_numbers, check_scale, check_size, check_weight
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.merge import Piece
 from lissome.engine.federate.orders import AnswerHead, OrderHead
@@ -92,6 +92,7 @@ def read_answer(
         check_weight(weight, max(1, order.client.examples))
     tensors = phase.up.decode(parcel.tensors, templates, carried(program, phase, layout) if phase.up.delta else None)
     check_finite(tensors)
+    check_scale(tensors, lambda: layout.cut(program.tensors))
     report = Report(
         client=order.client.name, weight=min(weight, heaviest), metrics=metrics, subnet=order.subnet,
         staleness=staleness, notes=dict(head.notes),

@@ -7,7 +7,7 @@ breaks a rule is written down and left out; nothing that a client sends can end 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lissome.engine.federate.parcel import WEIGHT, Parcel
 _SLACK = 16 << 10  # bytes of an answer beyond its tensors: head, names, metrics
 _METRICS = 64
 _LARGEST = torch.finfo(torch.float32).max  # of a number: sums over clients stay finite
+_SENSIBLE, _GROWTH = 1e6, 1e3  # of a number in a tensor: in itself, and beside the largest that was sent
 _NAME = re.compile(r"[\w./ -]{1,80}", re.ASCII)  # names are shown, and written into tables
 
 
@@ -79,3 +80,20 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise FederationError(f"the tensor {name!r} holds NaN or infinity")
+
+
+def check_scale(tensors: Mapping[str, Tensor], sent: Callable[[], Mapping[str, Tensor]]) -> None:
+    """Refuse numbers that no training makes of what was sent; averaged, they would make every loss infinite.
+
+    Args:
+        tensors: Of the answer, all of them finite.
+        sent: Gives those that the client began with, by the same names; called where a number is large at all.
+
+    Raises:
+        FederationError: Names the first tensor that is too large, and what it may hold.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            largest = float(tensor.abs().max())
+            if largest > _SENSIBLE and largest > (most := max(_SENSIBLE, _GROWTH * float(sent()[name].abs().max()))):
+                raise FederationError(f"the tensor {name!r} holds numbers beyond ±{most:.2g}")
