@@ -210,7 +210,7 @@ class _Bench:
 
         def compute() -> dict[str, Any]:
             axes = self._axes("blocks")[: max(COUNTS)]
-            folder = self._folder("recovery", "greedy", f"{rate:g}")
+            folder = self._folder("recovery", f"{rate:g}", quality.RECOVERY.steps)
             return quality.recovered(load(self.name), axes, texts(0), rate, folder)
 
         settings = replace(quality.RECOVERY, lr=rate).to_mapping()
