@@ -103,6 +103,18 @@ def test_the_space_behind_a_prompt_is_kept(tmp_path: Path) -> None:
         assert "".join([*(stream.add(token) for token in ids[cut:]), stream.end()]) == wanted
 
 
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "pieces, first space"])
+def test_no_character_is_lost_behind_a_prompt(tmp_path: Path, kind: str) -> None:
+    KINDS[kind].save_pretrained(tmp_path)
+    codec = TextCodec.of_folder(tmp_path)
+    ids = codec.encode("hello 日本日本日本 the")
+    for cut in range(3, len(ids)):
+        stream = TextStream(codec, before=ids[:cut])
+        found = "".join([*(stream.add(token) for token in ids[cut:]), stream.end()])
+        whole = next(end for end in range(cut, 0, -1) if "\N{REPLACEMENT CHARACTER}" not in codec.decode(ids[:end]))
+        assert codec.decode(ids[:whole]) + found == codec.decode(ids), "a character begun by the prompt comes whole"
+
+
 def test_a_stop_text_across_tokens(tmp_path: Path) -> None:
     toy_tokenizer().save_pretrained(tmp_path)
     codec = TextCodec.of_folder(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ _TOKENIZER, _CONFIG, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "cha
 _GENERATION = "generation_config.json"
 _HALF = "\N{REPLACEMENT CHARACTER}"
 _PATIENCE = 8  # tokens that may be pieces of one character; more of them are no text at all
+_PIECES = 4  # bytes of a character at most, and so the tokens of one
 _LIMIT = 1 << 20  # bytes of a template
 
 
@@ -90,13 +92,13 @@ class TextStream:
         codec: The tokenizer.
         stop: Texts that end the whole: neither they nor anything after them appears.
         before: Tokens that the text follows. Tokenizers of SentencePiece's kind drop the space that a text begins with;
-            after other tokens it is kept.
+            after other tokens it is kept. A character that they begin appears with its last token.
     """
 
     def __init__(self, codec: TextCodec, stop: Collection[str] = (), before: Sequence[int] = ()) -> None:
         self._codec, self._stop = codec, tuple(stop)
-        self._ids = list(before)[-_PATIENCE:]  # the newest tokens, with those before them whose text they may lean on
-        self._seen = len(self._ids)  # how many of them are shown
+        # The newest tokens, with those before them whose text they may lean on; and how many of them are shown.
+        self._ids, self._seen = _leaned_on(codec, list(before)[-_PATIENCE:])
         self._held = ""
         self.stopped = False
 
@@ -136,6 +138,18 @@ class TextStream:
         held = next((size for size in sizes if any(stop.startswith(text[-size:]) for stop in self._stop)), 0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
+
+
+def _leaned_on(codec: TextCodec, ids: list[int]) -> tuple[list[int], int]:
+    """Drop tokens of a character whose beginning is not there, and count those before one whose end is not.
+
+    Decoders of bytes make nothing of a whole row of characters when the first or the last one is not whole.
+    """
+    ends = range(len(ids), max(0, len(ids) - _PIECES), -1)
+    for end, start in product(ends, range(min(_PIECES, len(ids)))):
+        if start < end and _HALF not in codec.decode(ids[start:end]):
+            return ids[start:], end - start
+    return ids, len(ids)
 
 
 def _mapping(path: Path) -> dict[str, Any]:
