@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lissome.core.errors import ArtifactError
 from lissome.core.files import write_json
 from lissome.core.manifest import read_manifest, write_manifest
 from lissome.engine.search import Found, Goal, Point
@@ -60,6 +61,36 @@ def made(folder: Path, *, bound: str = "macs<=2500000", statistics: bool = False
 
 def data_of(place: Path) -> dict[str, Any]:
     return dict(json.loads(Reader(render(read_page(place))).data))
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "words"),
+    [
+        (("front",), [99], r"front\[0\] is 99, but there are 4 points"),
+        (("front",), [1, -1], r"front\[1\] is -1"),
+        (("front",), [10**400], "a number far beyond them"),
+        (("front",), [1.0], "must be a whole number"),
+        (("chosen",), 4, "chosen is 4"),
+        (("chosen",), -3, "chosen is -3"),
+        (("points",), [], "there are 0 points"),
+        (("points", 0, "choices"), [32, 1], r"points\[0\] has 2 choices for 3 axes"),
+        (("points", 3, "choices"), [32, 1, 1, 1], r"points\[3\] has 4 choices for 3 axes"),
+        (("points", 1, "choices"), [7, 1, 1], "makes a choice that 'layers.0.mlp.width' does not have"),
+        (("space", "axes", 0, "choices"), [], "found.json: the choices of layers.0.mlp.width must be distinct"),
+        (("goal", "objectives"), [], "found.json: a search needs an objective"),
+    ],
+)
+def test_a_damaged_search_is_one_line(tmp_path: Path, at: tuple[Any, ...], value: Any, words: str) -> None:
+    place = made(tmp_path / "S")
+    fields = inner = json.loads((place / "found.json").read_text())
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    (place / "found.json").write_text(json.dumps(fields))
+    with pytest.raises(ArtifactError, match=words) as error:
+        render(read_page(place))
+    assert "found.json" in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_the_script_gets_every_point_and_its_command(tmp_path: Path) -> None:

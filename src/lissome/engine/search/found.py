@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lissome.core.budget import Budget
-from lissome.core.errors import BudgetUnmetError
+from lissome.core.errors import ArtifactError, BudgetUnmetError, ConfigError, SubnetError
 from lissome.core.files import read_json, write_json
 from lissome.core.metrics import Provenance
 from lissome.core.typed import as_json, from_json
@@ -24,6 +24,8 @@ Split = Literal["search", "selection", "test"]
 
 SPLITS: tuple[Split, ...] = ("search", "selection", "test")
 """What figures of quality can come from, in the order of their use."""
+
+_DAMAGED = "the file is damaged, restore it or give the search's command again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +177,35 @@ class Found:
         """Rebuild it from `to_json`.
 
         Raises:
-            ArtifactError: When a field is unknown, missing or of another type.
+            ArtifactError: When a field is unknown, missing or of another type, or its fields do not fit each other.
         """
-        return from_json(cls, fields, where)
+        try:
+            found = from_json(cls, fields, where)
+        except (ConfigError, SubnetError) as error:  # of its goal and its Space
+            raise ArtifactError(f"{where}: {str(error).removesuffix('.')}; {_DAMAGED}") from error
+        found._check(where)
+        return found
+
+    def _check(self, where: str) -> None:
+        """Refuse places and choices that there are not."""
+        named = [(f"front[{index}]", place) for index, place in enumerate(self.front)]
+        for name, place in [*named, *([] if self.chosen is None else [("chosen", self.chosen)])]:
+            if not 0 <= place < len(self.points):
+                shown = place if abs(place) < 10**9 else "a number far beyond them"
+                raise ArtifactError(
+                    f"{where}.{name} is {shown}, but there are {len(self.points)} points, counted from 0; {_DAMAGED}"
+                )
+        axes = self.space.axes
+        for index, point in enumerate(self.points):
+            if len(point.choices) != len(axes):
+                raise ArtifactError(
+                    f"{where}.points[{index}] has {len(point.choices)} choices for {len(axes)} axes; {_DAMAGED}"
+                )
+            wrong = next((axis for axis, one in zip(axes, point.choices, strict=True) if one not in axis.choices), None)
+            if wrong is not None:
+                raise ArtifactError(
+                    f"{where}.points[{index}] makes a choice that {ascii(wrong.name)[:60]} does not have; {_DAMAGED}"
+                )
 
     def save(self, path: Path) -> None:
         """Write it as JSON, atomically."""
