@@ -19,7 +19,7 @@ from lissome.engine.forward import last_states
 from lissome.engine.scoring import perplexity, score_text
 from lissome.models.model import Model
 from lissome.testing.tokenizers import toy_tokenizer
-from lissome.testing.toys import TRANSFORMERS, toy_model
+from lissome.testing.toys import DECODERS, TRANSFORMERS, toy_model
 
 WINDOWS = torch.randint(61, (5, 17), generator=torch.Generator().manual_seed(0))
 
@@ -166,6 +166,14 @@ def test_logits_are_never_whole() -> None:
     score_text(model, windows)
     handle.remove()
     assert largest <= 128
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_head_caps_logits_where_the_forward_does(family: str) -> None:
+    model = toy_model(family)
+    model.module.config.final_logit_softcapping = 0.5  # a field that most families keep unread
+    logits = model.anatomy.head(last_states(model, WINDOWS))
+    torch.testing.assert_close(logits, model.module(input_ids=WINDOWS).logits)
 
 
 def test_last_states_leave_no_hook_behind() -> None:

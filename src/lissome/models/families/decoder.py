@@ -54,6 +54,8 @@ COMPANIONS: dict[str, Parts] = {
     "gemma3_text": _GEMMA,
     "phi3": _PHI,
 }
+GEMMA = ("gemma2", "gemma3_text")
+"""Those with norms after a branch too, and a soft cap of the logits; others keep a field of that name unread."""
 _MODULES = {"attention": "self_attn", "mlp": "mlp"}
 
 
@@ -234,9 +236,9 @@ class Decoder:
             write_accepted(config, _uniform(shapes[0]))
 
     def head(self, module: Any, hidden: Tensor) -> Tensor:
-        """Final norm, vocabulary projection and, for Gemma-2, the soft cap: [..., D] → [..., V]."""
+        """Final norm, vocabulary projection and, for Gemma, the soft cap: [..., D] → [..., V]."""
         logits: Tensor = module.lm_head(module.model.norm(hidden))
-        cap = getattr(module.config, "final_logit_softcapping", None)
+        cap = module.config.final_logit_softcapping if module.config.model_type in GEMMA else None
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

@@ -12,13 +12,12 @@ from torch import Tensor
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.adapters import adapters
 from lissome.models.adapters.prompts import prompt_of
-from lissome.models.families.decoder import COMPANIONS, attention_shape
+from lissome.models.families.decoder import COMPANIONS, GEMMA, attention_shape
 from lissome.models.model import Model
 from lissome.models.nested.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, RopeSpec
 from lissome.models.parts import NoMLP
 
 _GATES: dict[str, Literal["silu", "gelu"]] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
-_GEMMA = ("gemma2", "gemma3_text")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +58,7 @@ class _Reader:
             raise UnsupportedModelError(
                 f"the engine does not run models of type {self.kind!r}; it runs {', '.join(COMPANIONS)}."
             )
-        self.gemma = self.kind in _GEMMA
+        self.gemma = self.kind in GEMMA
         if getattr(self.config, "use_bidirectional_attention", None):
             raise UnsupportedModelError("the engine does not run attentions that look ahead; this model's do.")
         self.matrices: dict[str, tuple[str, ...]] = {}
