@@ -34,6 +34,7 @@ from lissome.models.adapters.elastic import linear_shapes
 from lissome.models.anatomy import TASKS
 from lissome.models.labels import answers_by_spans, labels_of, with_answers, with_image_labels, with_labels
 from lissome.models.model import Model
+from lissome.pipeline.compare import sparse_notes
 from lissome.pipeline.loading import load, weights_of
 from lissome.pipeline.recipe import Recipe
 from lissome.pipeline.reports import PlanReport
@@ -141,8 +142,13 @@ class Job:
             memory_parts=worst.memory_parts,
             seconds=sum(seconds) + self._measuring(predicted) if len(seconds) == len(plans) else None,
             tags=tuple(sorted(tags)),
-            notes=tuple(note for plan in plans for note in plan.notes),
+            notes=(*self._zeros(), *(note for plan in plans for note in plan.notes)),
         )
+
+    def _zeros(self) -> tuple[str, ...]:
+        """What zeros and integers of the original do and do not do; methods that leave zeros say it themselves."""
+        spoken = any("sparse" in step.method.leaves for step in self.recipe.steps)
+        return () if spoken else sparse_notes(self.model)
 
     def _measuring(self, predicted: Mapping[str, float]) -> float:
         kept = kept_weights(self.card, predicted)
