@@ -29,12 +29,12 @@ from lissome.core.errors import (
 )
 from lissome.core.manifest import read_curve, read_manifest, write_manifest
 from lissome.cost.counted import Counter
-from lissome.models.adapters import adapters, add_lora, merged_copy
+from lissome.models.adapters import adapters, add_lora, merged_copy, remove_lora, save_adapters
 from lissome.models.model import Model
 from lissome.pipeline.loading import weights_of
 from lissome.pipeline.reports import FitReport
 from lissome.testing.tokenizers import toy_tokenizer
-from lissome.testing.toys import toy_module
+from lissome.testing.toys import toy_model, toy_module
 
 pytestmark = pytest.mark.long
 
@@ -71,7 +71,9 @@ def test_a_bound_on_memory_is_held_against_the_prediction(toy_folder: Path, toy_
     assert memory.ratio == pytest.approx(1.0)
 
 
-def test_every_step_of_the_curve_can_be_extracted(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:
+def test_every_step_of_the_curve_can_be_extracted(
+    toy_folder: Path, toy_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _fit(toy_folder, toy_text, tmp_path / "out")
     curve = read_curve(tmp_path / "out")
     assert [point.step for point in curve] == list(range(len(curve))) and len(curve) > 2
@@ -89,6 +91,17 @@ def test_every_step_of_the_curve_can_be_extracted(toy_folder: Path, toy_text: Pa
     shutil.copytree(toy_folder, tmp_path / "base")
     write_manifest(tmp_path / "out", replace(manifest, base=replace(manifest.base, name="base")))
     pipeline.extract_step(tmp_path / "out", 1, tmp_path / "beside")
+    # Whatever is called so where the command is given: another model, no model, an unfinished job.
+    toy_model("llama", seed=1).save(tmp_path / "other" / "base")
+    (tmp_path / "none" / "base").mkdir(parents=True)
+    (tmp_path / "job" / "base" / ".run").mkdir(parents=True)
+    for name in ("other", "none", "job"):
+        monkeypatch.chdir(tmp_path / name)
+        pipeline.extract_step(tmp_path / "out", 1, tmp_path / f"beside-{name}")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(ArtifactError, match=r"base is not the model that .* was made from \(its sha256 differs\)"):
+        pipeline.extract_step(tmp_path / "out", 1, tmp_path / "damaged")
     write_manifest(tmp_path / "out", replace(manifest, base=replace(manifest.base, name="gone")))
     with pytest.raises(ArtifactError, match="was made from 'gone', which is not found from here"):
         pipeline.extract_step(tmp_path / "out", 1, tmp_path / "damaged")
@@ -118,6 +131,15 @@ def test_a_model_with_adapters_is_merged_first(toy_folder: Path, toy_text: Path,
     ids = torch.arange(4, 20).unsqueeze(0)
     found, wanted = (one.module(input_ids=ids).logits for one in (lissome.load(place), merged))
     assert torch.allclose(found, wanted, atol=1e-4)
+    # The adapters are a part of what it was made from: with other ones, or none, a step would be another model.
+    remove_lora(model)
+    add_lora(model, rank=2, seed=1)
+    save_adapters(model, tmp_path / "base" / "adapter")
+    with pytest.raises(ArtifactError, match=r"is not the model that .* was made from \(its adapters differ\)"):
+        pipeline.extract_step(report.out, 0, tmp_path / "other")
+    shutil.rmtree(tmp_path / "base" / "adapter")
+    with pytest.raises(ArtifactError, match="its adapters differ"):
+        pipeline.extract_step(report.out, 0, tmp_path / "other")
 
 
 def test_the_same_command_again_returns_the_stored_result(toy_folder: Path, toy_text: Path, tmp_path: Path) -> None:

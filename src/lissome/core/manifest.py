@@ -33,6 +33,7 @@ class Base:
         name: How the user called it.
         architecture: Its `model_type`, e.g. ``"llama"``.
         sha256: Hash of its weights' file, or of several together (`lissome.core.files.sha256_files`), when it had any.
+        adapters: Hashes of the adapters and virtual tokens that lay beside its weights, when there were any.
         license: SPDX name of its licence, when known.
         gguf_type: Number type that an export to GGUF takes by default, when it was read from such a file.
     """
@@ -40,6 +41,7 @@ class Base:
     name: str
     architecture: str
     sha256: str | None = None
+    adapters: str | None = None
     license: str | None = None
     gguf_type: str | None = None
 

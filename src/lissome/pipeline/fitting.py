@@ -15,7 +15,7 @@ from lissome.core.budget import Bounds, Term, Verdict
 from lissome.core.config import check_seed
 from lissome.core.events import EventStream
 from lissome.core.files import json_text, read_json, write_json
-from lissome.core.manifest import CURVE, Base, Manifest, Step, read_manifest
+from lissome.core.manifest import CURVE, Manifest, Step, read_manifest
 from lissome.core.method import Context, Outcome, OutcomeKind
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.memory import require_memory
@@ -25,10 +25,10 @@ from lissome.data.text import TextSplits
 from lissome.engine.evaluate import Report, evaluate, evaluate_examples, evaluate_labels, versions
 from lissome.engine.objective import LabelSplits
 from lissome.engine.spans import Spans, SpanSplits
-from lissome.export.gguf import source_type
 from lissome.models.artifact import WEIGHTS, save_model
 from lissome.models.model import Model
 from lissome.models.paging import park, spill
+from lissome.pipeline.base import made_from
 from lissome.pipeline.compare import (
     against,
     class_notes,
@@ -45,7 +45,6 @@ from lissome.pipeline.compare import (
 )
 from lissome.pipeline.elsewhere import beside_the_file
 from lissome.pipeline.job import MEASURED, Job, prepare
-from lissome.pipeline.loading import licence_of
 from lissome.pipeline.recipe import RecipeStep
 from lissome.pipeline.reports import Figure, FitReport, Row, TableReport
 from lissome.pipeline.run import RESULT, RunFolder, check_place
@@ -277,13 +276,7 @@ def _stage(job: Job, result: _Result, table: TableReport, folder: RunFolder) -> 
     before = tuple(figure.metric for figure in table.rows[0].figures.values())
     manifest = Manifest(
         name=f"{job.model.name} {f'at {job.budget}' if job.budget else 'after ' + result.steps[-1].method}",
-        base=Base(
-            name=job.model.name,
-            architecture=job.model.anatomy.architecture,
-            sha256=job.model.source.sha256,
-            license=licence_of(job.model),
-            gguf_type=source_type(job.model),
-        ),
+        base=made_from(job.model),
         tags=tuple(sorted(job.recipe.check(job.tags, job.budget) - job.model.anatomy.tags)),
         space=outcome.space,
         subnet=outcome.details.get("subnet"),

@@ -90,9 +90,15 @@ def _models_beside(path: Path) -> list[str]:
 
 def weights_of(model: Model) -> str:
     """What tells the weights of a model from others: their hash, with those of adapters that lie beside them."""
-    known, folder = model.source.sha256 or model.name, model.source.path
+    known, beside = model.source.sha256 or model.name, adapters_of(model)
+    return known if beside is None else f"{known}+{beside}"
+
+
+def adapters_of(model: Model) -> str | None:
+    """Hashes of the adapters and virtual tokens that lie beside the weights of a model; None without any."""
+    folder = model.source.path
     beside = sorted(file for name in (ADAPTER, PROMPT) for file in folder.glob(f"{name}/*.*")) if folder else []
-    return "+".join([known, *(sha256_file(file) for file in beside)]) if beside else known
+    return "+".join(sha256_file(file) for file in beside) or None
 
 
 def licence_of(model: Model) -> str | None:

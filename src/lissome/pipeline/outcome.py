@@ -11,17 +11,16 @@ from typing import Any
 from safetensors.torch import save as safetensors_bytes
 
 from lissome.core.files import json_text
-from lissome.core.manifest import Base, Manifest, Step
+from lissome.core.manifest import Manifest, Step
 from lissome.core.metrics import Metric
 from lissome.engine.evaluate import versions
 from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import Federation, Round
 from lissome.engine.federate.training import TASK, Bound
-from lissome.export.gguf import source_type
 from lissome.models.artifact import save_model
 from lissome.models.space import Subnet
+from lissome.pipeline.base import made_from
 from lissome.pipeline.federation import FederationJob
-from lissome.pipeline.loading import licence_of
 from lissome.pipeline.run import RESULT, RunFolder
 
 CLASSIFIER, CLASSES = "task.safetensors", "classes.json"
@@ -45,10 +44,7 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
     )  # fmt: skip
     manifest = Manifest(
         name=f"{job.model.name} after {job.recipe.step.name}",
-        base=Base(
-            name=job.model.name, architecture=job.model.anatomy.architecture, sha256=job.model.source.sha256,
-            license=licence_of(job.model), gguf_type=source_type(job.model),
-        ),
+        base=made_from(job.model),
         tags=tuple(sorted(job.method.leaves | {"dense"})),
         space=planner.space.to_json() if planner is not None and "elastic" in job.method.leaves else None,
         layers=tuple(model.anatomy.layers()), lineage=(step,),

@@ -20,7 +20,7 @@ from lissome.core.budget import TERMS, Bounds, Budget
 from lissome.core.errors import ArtifactError, SubnetError
 from lissome.core.events import EventStream
 from lissome.core.files import atomic_file, json_text, read_json, sha256_file
-from lissome.core.manifest import CURVE, Base, FileRecord, Manifest, Step, read_curve, read_manifest, write_manifest
+from lissome.core.manifest import CURVE, FileRecord, Manifest, Step, read_curve, read_manifest, write_manifest
 from lissome.core.method import Outcome
 from lissome.core.metrics import Metric
 from lissome.core.typed import as_json, from_json
@@ -29,7 +29,6 @@ from lissome.cost.peak import peak_memory
 from lissome.engine.evaluate import versions
 from lissome.engine.norms import adapted, batch_norms, statistics, take_statistics
 from lissome.engine.search import Found, Point
-from lissome.export.gguf import source_type
 from lissome.models.adapters import adapters, merge_lora
 from lissome.models.artifact import WEIGHTS, save_model
 from lissome.models.binding import extract as cut
@@ -37,11 +36,12 @@ from lissome.models.binding import masked
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.models.zoo import place_of
+from lissome.pipeline.base import made_from
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.extracting import extract_within
 from lissome.pipeline.fitting import context_of, lineage
 from lissome.pipeline.job import Job, prepare
-from lissome.pipeline.loading import licence_of, load
+from lissome.pipeline.loading import load
 from lissome.pipeline.places import check_extract_place
 from lissome.pipeline.reports import ExtractReport, SupernetReport
 from lissome.pipeline.run import RESULT, RunFolder, check_place
@@ -119,13 +119,7 @@ def _stage(job: Job, outcome: Outcome, step: Step, folder: RunFolder, data: str 
     whole: Model = outcome.value
     manifest = Manifest(
         name=f"{job.model.name} as a super-network by {step.method}",
-        base=Base(
-            name=job.model.name,
-            architecture=whole.anatomy.architecture,
-            sha256=job.model.source.sha256,
-            license=licence_of(job.model),
-            gguf_type=source_type(job.model),
-        ),
+        base=made_from(job.model),
         tags=tuple(sorted(job.recipe.check(job.tags, job.budget) - whole.anatomy.tags)),
         space=outcome.space,
         layers=tuple(whole.anatomy.layers()),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lissome.core.config import check_seed
 from lissome.core.errors import ArtifactError, ExportError, SubnetError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
-from lissome.core.manifest import CURVE, Base, read_curve, read_manifest, verify_files
+from lissome.core.manifest import CURVE, read_curve, read_manifest, verify_files
 from lissome.core.registry import MethodInfo, methods, public_files
 from lissome.cost.counted import Counter
 from lissome.cost.device import Device
@@ -41,6 +41,7 @@ from lissome.models.space import Space
 from lissome.models.sparse import sparsity
 from lissome.ops.kernels.native import choice as kernel_choice
 from lissome.pipeline import decoding
+from lissome.pipeline.base import base_of
 from lissome.pipeline.compare import (
     class_notes,
     counted_figures,
@@ -332,7 +333,7 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
             f"the curve of {folder} starts at what {before} made of its base, which is not kept; fit step by step, "
             "each into a folder of its own, to extract from the last."
         )
-    base = merged_copy(_base_of(folder, manifest.base, events))  # as removal does
+    base = merged_copy(base_of(folder, manifest.base, events))  # as removal does
     if (folder / ORDERS).exists():
         reorder(base, {name: order.long() for name, order in load_file(folder / ORDERS).items()})
     space = Space.from_json(manifest.space)
@@ -340,22 +341,6 @@ def extract_step(artifact: Path | str, step: int, out: Path | str, *, events: Ev
         raise ArtifactError(f"the adapters of {folder} were merged into its weights; fit again with another choice.")
     small: Model = extract(base, points[step].subnet, space=space)
     return save_model(small, Path(out), manifest=replace(cut, layers=tuple(small.anatomy.layers())))
-
-
-def _base_of(folder: Path, known: Base, events: EventStream | None) -> Model:
-    """Read what an artifact was made from: as it was called then, from here or from where the artifact lies."""
-    try:
-        base = load(known.name, events=events)
-    except UnknownNameError as error:
-        beside = folder.absolute().parent / known.name
-        if not beside.exists():
-            raise ArtifactError(
-                f"{folder} was made from {known.name!r}, which is not found from here; go to where that path holds."
-            ) from error
-        base = load(beside, events=events)
-    if known.sha256 is not None and base.source.sha256 != known.sha256:
-        raise ArtifactError(f"{known.name} is not the model that {folder} was made from (its sha256 differs).")
-    return base
 
 
 def _with_ranks(model: Model, folder: Path, subnet: Mapping[str, int]) -> Model:
