@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from lissome.core.budget import Budget
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.registry import method
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.local import LocalLink
 from lissome.engine.federate.method import ClientSite, ServerSite
 from lissome.engine.federate.profile import Profile
-from lissome.engine.federate.rounds import Federation, RoundsConfig
+from lissome.engine.federate.releases import Releases
+from lissome.engine.federate.rounds import Federation, Round, RoundsConfig
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import TASK
 from lissome.methods.federate.fedavg import FedAvg
@@ -67,27 +68,57 @@ def test_it_is_no_step_of_fit() -> None:
         info.load()(FedAvg.Config()).plan(None, Budget())  # type: ignore[arg-type]
 
 
-def test_noise_says_what_it_promises(tmp_path: Path) -> None:
+def noisy(folder: Path) -> Federation:
     config = FedAvg.Config(lr=0.01, bound=0.5, noise=0.8, noise_clients=2, delta=1e-4)
     model = encoder()
     made = FedAvg(config)
     made.prepare(model, 0)
-    server = made.server(ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=tmp_path))
+    server = made.server(ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=folder / "s"))
     who = {
         name: partial(
             Worker,
             made.client(ClientSite(facts=Profile(name=name, examples=0), model=model, lesson=lesson(1), seed=0)),
-            ClientStore(tmp_path / name),
+            ClientStore(folder / name),
         )
         for name in ("a", "b")
     }
     loop = RoundsConfig(rounds=3, evaluate_every=0)
-    rounds = Federation(server, LocalLink(who), loop, folder=tmp_path / "s", identity={}).run()
-    promised = [one.metrics["train/epsilon"] for one in rounds[1:]]
-    assert promised == [epsilon(0.8, number, 1e-4) for number in (1, 2, 3)]
+    return Federation(server, LocalLink(who), loop, folder=folder / "s", identity={})
+
+
+def promised(job: Federation) -> list[float]:
+    return [one.metrics["train/epsilon"] for one in job.run()[1:]]
+
+
+def test_noise_says_what_it_promises(tmp_path: Path) -> None:
+    assert promised(noisy(tmp_path)) == [epsilon(0.8, number, 1e-4) for number in (1, 2, 3)]
     with pytest.raises(ConfigError, match="promises nothing"):
         FedAvg.Config(noise=1e-3, bound=1.0, noise_clients=2)
     given = {"noise": 1.0, "bound": 1.0}
     for changes in ({"noise": 1.0}, given, {**given, "noise_clients": 2, "merge": "mean"}):
         with pytest.raises(ConfigError, match="noise needs"):
             FedAvg.Config(**changes)  # type: ignore[arg-type]
+
+
+def test_noise_of_a_repeated_round_counts_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Federation._record
+
+    def killed(self: Federation, one: Round) -> None:
+        if one.number == 2:
+            raise KeyboardInterrupt
+        record(self, one)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Federation, "_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            noisy(tmp_path).run()
+    assert promised(noisy(tmp_path)) == [epsilon(0.8, number, 1e-4) for number in (1, 3, 4)]
+
+
+def test_the_count_of_noise_is_never_taken_for_less(tmp_path: Path) -> None:
+    releases = Releases(tmp_path / "releases.json", 0.8, 1e-4)
+    assert releases.one_more(5) == epsilon(0.8, 5, 1e-4), "of four rounds before it nothing is known"
+    for damaged in ('{"releases": "none"}', "[]", '{"releases": -3}'):
+        (tmp_path / "releases.json").write_text(damaged)
+        with pytest.raises(ArtifactError, match="how often noise was released"):
+            releases.one_more(6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from random import Random
 from typing import Any, Self
 
@@ -18,10 +17,10 @@ from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.public import ServerPhase
+from lissome.engine.federate.releases import Releases
 from lissome.engine.federate.training import Bound, Lesson, global_tensors
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space, Subnet
-from lissome.ops.privacy import epsilon
 
 _LAYOUTS = 64  # of Subnets, kept because every phase of a round asks for them again
 
@@ -77,7 +76,7 @@ class SubnetProgram(Program):
     ) -> None:
         super().__init__(tensors, outer=outer, phases=phases)
         self.model, self.planner = model, planner
-        self.promise: Callable[[int], float] | None = None
+        self.releases: Releases | None = None
         self.own: ServerPhase | None = None
         self._lesson, self._rate = lesson, rate
         self._layouts: dict[Subnet, Layout] = {}
@@ -102,7 +101,7 @@ class SubnetProgram(Program):
             return float(codec.payload(program.layout_of(subnet).templates(program.tensors)))
 
         if config.private_updates:
-            program.promise = partial(epsilon, config.noise, delta=config.delta)
+            program.releases = Releases(site.folder / "releases.json", config.noise, config.delta)
         program.planner = Planner(space or site.model.space(), site.cost, uplink)
         return program
 
@@ -161,14 +160,14 @@ class SubnetProgram(Program):
     ) -> Mapping[str, float]:
         """Take the merged tensors, and learn from public examples where there are some.
 
-        Where updates are merged with noise, say what privacy all rounds so far promise.
+        Where updates are merged with noise, say what privacy all that was released so far promises.
         """
         found = dict(super().conclude(phase, round, merged, reports))
         if self.own is not None and merged:
             bound, names = self.loaded(), list(self.tensors)
             found["public"] = self.own.train(bound, names, round)
             self.tensors |= bound.values(names)
-        return {**found, "epsilon": self.promise(round)} if self.promise and merged else found
+        return {**found, "epsilon": self.releases.one_more(round)} if self.releases and merged else found
 
     def loaded(self) -> Bound:
         """Return the whole model with the global tensors in it.
