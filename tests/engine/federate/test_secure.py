@@ -18,6 +18,7 @@ from torch import Tensor
 from lissome.core.errors import ConfigError, FederationError
 from lissome.engine.federate.client import Answer, Work, Worker
 from lissome.engine.federate.codec import Codec
+from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.local import LocalLink
 from lissome.engine.federate.merge import Mean
 from lissome.engine.federate.profile import Profile
@@ -307,8 +308,11 @@ def test_nobody_may_claim_to_outweigh_all_others(tmp_path: Path) -> None:
     assert float(job.program.tensors["b"].mean()) == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_device_that_needs_less_may_not_join(tmp_path: Path) -> None:
+def test_a_device_that_sends_less_may_not_join(tmp_path: Path) -> None:
     program = SecureProgram(replaced := Program(START, phases=(Phase(merger=Mean),)), largest=1.0)
     replaced.assign = lambda *_: {"a": Subnet({"x": 1})}  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match="a would get a sub-network"):
-        program.check(Profile(name="a", examples=1))
+    program.check(Profile(name="a", examples=1))  # all that is exchanged is whole, whatever it works on
+    for less in (Layout({"w": {0: torch.arange(2)}, "b": {}}), Layout.whole("w")):
+        replaced.layout = lambda *_, found=less: found  # type: ignore[method-assign]
+        with pytest.raises(ConfigError, match="a would get a sub-network"):
+            program.check(Profile(name="a", examples=1))

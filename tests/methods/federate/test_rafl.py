@@ -28,6 +28,9 @@ from lissome.engine.federate.mutual import KNOWLEDGE, OWN, _apart, bound_of, mom
 from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.rounds import Federation
+from lissome.engine.federate.secure.client import SecureClient
+from lissome.engine.federate.secure.masks import STEPS
+from lissome.engine.federate.secure.program import SecureProgram
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.subnets import share_space
 from lissome.engine.images import examples
@@ -42,7 +45,7 @@ from tests.engine.federate.fleet import encoder, federation, lesson
 BUDGETS = {"a": "", "b": "block_params<=60%", "c": "block_params<=35%"}
 
 
-def run(folder: Path, rounds: int = 2, **changes: Any) -> tuple[Federation, Any, Model]:
+def run(folder: Path, rounds: int = 2, secure: bool = False, **changes: Any) -> tuple[Federation, Any, Model]:
     model = encoder()
     method = RaFL(RaFL.Config(**{"lr": 0.01, "batch": 8, "trials": 8, "epochs": 2, **changes}))
     method.prepare(model, 0)
@@ -53,8 +56,10 @@ def run(folder: Path, rounds: int = 2, **changes: Any) -> tuple[Federation, Any,
     for index, (name, budget) in enumerate(BUDGETS.items()):
         facts = Profile(name=name, examples=0, budget=budget)
         client = method.client(ClientSite(facts=facts, model=model, lesson=lesson(index), seed=0))
-        who[name] = partial(Worker, client, ClientStore(folder / name))
-    job = federation(server, who, folder / "server", rounds=rounds, evaluate_every=1)
+        masked = SecureClient(inner=client, largest=1.0) if secure else client
+        who[name] = partial(Worker, masked, ClientStore(folder / name))
+    program = SecureProgram(server, largest=1.0) if secure else server
+    job = federation(program, who, folder / "server", rounds=rounds, evaluate_every=1)
     job.run()
     return job, server, model
 
@@ -125,6 +130,24 @@ def test_what_is_shared_travels_and_nothing_else(share: str, tmp_path: Path) -> 
         assert last.metrics["server/loss"] < job.rounds[0].metrics["server/loss"]
     if small:
         assert server.outcome().anatomy.layers() == bound_of(model, server.small, lesson(0)).model.anatomy.layers()
+
+
+def test_knowledge_goes_into_secure_sums_whatever_the_architectures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography", reason="needs cryptography: pip install 'lissome[federate]'")
+    # Training is another phase of the round there, so that its order would have another seed.
+    monkeypatch.setattr("lissome.engine.federate.exchange.derive", lambda *_: 7)
+    _, plain, _ = run(tmp_path / "plain", rounds=1, merge="mean")
+    job, masked, _ = run(tmp_path / "masked", rounds=1, secure=True, merge="mean")
+    assert not job.audit.lines
+    assert len({str(one) for one in job.rounds[-1].subnets.values()}) == 2, "c and b have their own, a has all"
+    for name, value in plain.tensors.items():
+        assert float((masked.tensors[name] - value).abs().max()) <= 3 / STEPS, name
+    job, _, _ = run(tmp_path / "slices", rounds=1, secure=True, merge="mean", share="both")
+    refused = {line["client"]: str(line["reason"]) for line in job.audit.lines if line["event"] == "refused"}
+    assert set(refused) == {"b", "c"}
+    assert all("would get a sub-network" in reason for reason in refused.values())
 
 
 def test_an_opinion_is_apart_from_another_by_kl() -> None:

@@ -45,7 +45,7 @@ class SecureClient:
 
     def templates(self, head: OrderHead) -> Mapping[str, Tensor] | None:
         """What the inner client accepts."""
-        return None if head.action in {KEYS, SHARES, UNMASK} else self.inner.templates(head)
+        return None if head.action in {KEYS, SHARES, UNMASK} else self.inner.templates(_inner(head))
 
     def act(self, work: Work) -> Answer:
         """Do one step of the protocol, or what else the order says.
@@ -93,7 +93,7 @@ class SecureClient:
 
     def _masked(self, work: Work) -> Answer:
         nonce, settings = self._nonce(work), work.head.settings
-        answer = self.inner.act(replace(work, head=replace(work.head, settings=settings.get("inner", {}))))
+        answer = self.inner.act(replace(work, head=_inner(work.head)))
         change = {name: value.double() - work.tensors[name].double() for name, value in answer.tensors.items()}
         weight = min(1.0, answer.weight / float(settings["heaviest"]))
         words = masks.in_steps(change, weight, self.largest)
@@ -136,6 +136,11 @@ def pair_mask(secret: bytes, peer: Mapping[str, Any], own: str, other: str, coun
     """Mask between two clients: what one adds the other takes away, modulo 2³²."""
     words = masks.stream(masks.agreed(secret, bytes.fromhex(peer["mask"]), "mask"), count)
     return words if own < other else np.uint32(0) - words
+
+
+def _inner(head: OrderHead) -> OrderHead:
+    """The order as the method's own client knows it."""
+    return replace(head, settings=head.settings.get("inner", {})) if head.action == "train" else head
 
 
 def _secret(nonce: bytes, what: str) -> bytes:

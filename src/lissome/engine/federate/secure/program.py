@@ -86,9 +86,9 @@ class SecureProgram(Program):
         self._begin(0)
 
     def check(self, client: Profile) -> None:
-        """Refuse whom the method refuses, and a device that would get less than the whole model."""
+        """Refuse whom the method refuses, and a device that would send less than all that is exchanged."""
         self.inner.check(client)
-        self._refuse_slices(self.inner.assign(1, [client], Random(0)))
+        self._refuse_slices([client], self.inner.assign(1, [client], Random(0)))
 
     def takes_part(self, phase: Phase, client: Profile) -> bool:
         """Whether a client has examples: without, it has no part in the sum, and no masks to be taken away."""
@@ -127,23 +127,26 @@ class SecureProgram(Program):
         return self.inner.evaluation()
 
     def assign(self, round: int, clients: Sequence[Profile], rng: Random) -> Mapping[str, Subnet | None]:
-        """Give everybody the whole model.
+        """Give everybody what the method says: a model of their own, if what is exchanged is whole.
 
         Raises:
-            ConfigError: When the method would give somebody less.
+            ConfigError: When the method would exchange slices with somebody.
         """
         found = self.inner.assign(round, clients, rng)
-        self._refuse_slices(found)
+        self._refuse_slices(clients, found)
         if len(clients) > masks.MOST:
             raise ConfigError(f"a sum modulo 2³² holds {masks.MOST} clients, {len(clients)} were sampled.")
         self._members |= {one.name: one for one in clients}
         return found
 
-    @staticmethod
-    def _refuse_slices(assigned: Mapping[str, Subnet | None]) -> None:
-        for name, subnet in assigned.items():
-            if subnet is not None:
-                raise ConfigError(f"{name} would get a sub-network; secure aggregation needs the same from everybody.")
+    def _refuse_slices(self, clients: Sequence[Profile], assigned: Mapping[str, Subnet | None]) -> None:
+        for one in clients:
+            back = self.inner.returns(self._train, 1, one, assigned.get(one.name))
+            if any(back.keys.values()) or not back.places.keys() >= set(self._names):
+                raise ConfigError(
+                    f"{one.name} would get a sub-network and send slices; secure aggregation needs the same from "
+                    "everybody. Leave its budget out, or let it keep its model: method rafl, share = knowledge."
+                )
 
     def judged(
         self, round: int, clients: Sequence[Profile], trained: Mapping[str, Subnet | None], rng: Random
