@@ -235,24 +235,34 @@ class Meddler(SecureClient):
 
 
 @pytest.mark.parametrize(
-    ("step", "notes", "lost"),
+    ("step", "notes", "lost", "strikes"),
     [
-        ("mask-keys", {"keys": "none"}, 0), ("mask-keys", {"keys": {"channel": 5, "mask": "ab"}}, 0),
-        ("mask-keys", {"keys": {"channel": "00" * 32, "mask": "00" * 32}}, 0),
-        ("mask-shares", {"shares": [1]}, 0), ("mask-shares", {"shares": {"a0": 7}}, 0),
-        ("mask-shares", {"shares": {"a0": "00", "a1": "00", "a2": "ff"}}, 0), ("unmask", {"self": 3, "mask": [1]}, 0),
-        ("unmask", {"self": {"a0": "x", "nobody": 1}, "mask": {"a1": 2**600}}, 0), ("unmask", {"seed": "zz"}, 0),
-        ("unmask", {"seed": "00" * 32}, 1),
+        ("mask-keys", {"keys": "none"}, 0, 1), ("mask-keys", {"keys": {"channel": 5, "mask": "ab"}}, 0, 1),
+        ("mask-keys", {"keys": {"channel": "00" * 32, "mask": "00" * 32}}, 0, 1),
+        ("mask-shares", {"shares": [1]}, 0, 1), ("mask-shares", {"shares": {"a0": 7}}, 0, 1),
+        ("mask-shares", {"shares": {"a0": "00", "a1": "00", "a2": "ff"}}, 0, 0),
+        ("unmask", {"self": 3, "mask": [1]}, 0, 1), ("unmask", {"seed": "zz"}, 0, 1),
+        ("unmask", {"self": {"a0": "x", "nobody": 1}, "mask": {"a1": 2**600}}, 0, 0),
+        ("unmask", {"seed": "00" * 32}, 1, 0),
     ],
 )  # fmt: skip
-def test_who_breaks_the_protocol_ends_nothing(step: str, notes: dict[str, Any], lost: int, tmp_path: Path) -> None:
-    """Left out where that is possible; a lie about a mask loses the round, and changes nothing."""
+def test_who_breaks_the_protocol_ends_nothing(
+    step: str, notes: dict[str, Any], lost: int, strikes: int, tmp_path: Path
+) -> None:
+    """Left out where that is possible, and struck where it can be told whose fault it is.
+
+    A lie about a mask loses the round, and changes nothing.
+    """
     made = dict(clients(tmp_path, 4, True))
     meddler = Meddler(inner=Adder("a3", 0.4, 40, shapes=START), largest=LARGEST)
     meddler.step, meddler.notes = step, notes
     made["a3"] = partial(Worker, meddler, ClientStore(tmp_path / "a3"))
     job, _ = run(tmp_path, 4, link=Seen(made), rounds=1)
     assert job.rounds[-1].metrics["unmask/lost"] == lost
+    assert job.audit.strikes["a3"] == strikes
+    assert [(line["event"], line["action"]) for line in job.audit.lines if line["event"] == "rejected"] == [
+        ("rejected", step)
+    ] * strikes
     assert not lost or all(torch.equal(job.program.tensors[name], value) for name, value in START.items())
     if not lost:  # without a3, unless it takes its part and spoils notes that nobody needs
         expected = 0.3 if step == "unmask" or notes == {"shares": {"a0": "00", "a1": "00", "a2": "ff"}} else 1.4 / 6

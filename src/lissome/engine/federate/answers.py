@@ -97,6 +97,7 @@ def read_answer(
         client=order.client.name, weight=min(weight, heaviest), metrics=metrics, subnet=order.subnet,
         staleness=staleness, notes=dict(head.notes),
     )  # fmt: skip
+    program.accept(phase, report)
     counted = program.weigh(phase, report) / (1 + staleness) ** 0.5
     return Piece(client=order.client.name, weight=counted, layout=layout, tensors=tensors), report
 

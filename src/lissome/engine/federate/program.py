@@ -150,6 +150,13 @@ class Program:
         """Return what a client is told besides; JSON-able."""
         return {}
 
+    def accept(self, phase: Phase, report: Report) -> None:
+        """Refuse an answer by what its notes say, before it counts; default: notes are free.
+
+        Raises:
+            FederationError: Says what a client of this method never sends; it is a strike against this one.
+        """
+
     def weigh(self, phase: Phase, report: Report) -> float:
         """Return how much an answer counts in the merge, above 0; default: its examples."""
         return report.weight

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,16 +184,31 @@ class SecureProgram(Program):
         found["peers"] = {one: keys for one, keys in peers.items() if one in self._boxes}
         return {**found, "inner": inner, "heaviest": self._heaviest}
 
+    def accept(self, phase: Phase, report: Report) -> None:
+        """Refuse keys, shares and openings that are none: no client of this protocol sends such.
+
+        Raises:
+            FederationError: Says which.
+        """
+        notes, peers = report.notes, self._peers.get(report.client, ())
+        if phase.action == KEYS and not _are_keys(notes.get("keys")):
+            raise FederationError("what came are no keys for a sum: two usable public halves, 'channel' and 'mask'")
+        if phase.action == SHARES and not _are_boxes(notes.get("shares"), peers):
+            raise FederationError("what came are no shares for a sum: one sealed box for each neighbour")
+        if phase.action == UNMASK and not _are_openings(notes):
+            raise FederationError("what came takes no masks away: shares by neighbour in 'self' and 'mask', a 'seed'")
+        if phase.action not in {KEYS, SHARES, UNMASK}:
+            self.inner.accept(phase, report)
+
     def conclude(
         self, phase: Phase, round: int, merged: Mapping[str, Tensor], reports: Sequence[Report]
     ) -> Mapping[str, float]:
         """Take in a step; after the last one, the mean."""
         if phase.action == KEYS:
-            self._keys = {one.client: one.notes["keys"] for one in reports if _are_keys(one.notes.get("keys"))}
+            self._keys = {one.client: one.notes["keys"] for one in reports}
             self._peers = self._graph(sorted(self._keys), round)
         elif phase.action == SHARES:
-            sealed = {one.client: one.notes.get("shares") for one in reports if one.client in self._keys}
-            self._boxes = {name: found for name, found in sealed.items() if _are_boxes(found, self._peers[name])}
+            self._boxes = {one.client: one.notes["shares"] for one in reports if one.client in self._keys}
         elif phase.action == UNMASK:
             try:
                 return {**self._unmasked(round, reports), "lost": 0.0}
@@ -210,9 +225,9 @@ class SecureProgram(Program):
         shares: dict[str, dict[str, dict[int, int]]] = {"self": {}, "mask": {}}
         for one in [one for one in reports if one.client in self._keys]:
             for what, known in shares.items():
-                for name, share in _shares(one.notes.get(what)).items():
+                for name, share in _shares(one.notes[what]).items():
                     known.setdefault(name, {})[self._place(one.client)] = share
-        told = {one.client: bytes.fromhex(one.notes["seed"]) for one in reports if _is_hex(one.notes.get("seed"))}
+        told = {one.client: bytes.fromhex(one.notes["seed"]) for one in reports if "seed" in one.notes}
         for name in self._answered:
             seed = told[name] if name in told else self._restored(name, shares["self"])
             words = words - masks.stream(seed, len(words))
@@ -287,11 +302,16 @@ def _are_keys(value: Any) -> bool:
     return known and all(masks.usable(bytes.fromhex(one)) for one in value.values())
 
 
-def _are_boxes(value: Any, peers: Sequence[str]) -> TypeGuard[dict[str, str]]:
+def _are_boxes(value: Any, peers: Sequence[str]) -> bool:
     return isinstance(value, dict) and value.keys() == set(peers) and all(_is_hex(one, 0) for one in value.values())
 
 
-def _shares(value: Any) -> dict[str, int]:
+def _are_openings(notes: Mapping[str, Any]) -> bool:
+    """Whether an answer can take masks away; what is in a share its neighbour sealed, which is no fault of this one."""
+    told = "seed" not in notes or _is_hex(notes["seed"])
+    return told and all(isinstance(notes.get(what), dict) for what in ("self", "mask"))
+
+
+def _shares(found: Mapping[str, Any]) -> dict[str, int]:
     """Opened shares by whose they are; what is none is left out."""
-    found = value if isinstance(value, dict) else {}
     return {name: one for name, one in found.items() if type(one) is int and 0 <= one < masks.PRIME}
