@@ -254,6 +254,19 @@ def test_nobody_may_claim_to_have_almost_all_examples() -> None:
     assert members.heaviest() == 1000
 
 
+def test_a_profile_is_short() -> None:
+    members = Members(Audit(), strikes=3)
+    members.see(["a", "b", "c"], 1)
+    honest = AnswerHead(ticket="x", tick=0, notes=Profile(name="a", examples=1).to_json()).to_json()
+    long = AnswerHead(ticket="x", tick=0, notes=Profile(name="b", examples=1, kind="k" * 20_000).to_json()).to_json()
+    members.join("a", Parcel(kind="query", head=honest), 1)
+    members.join("b", Parcel(kind="query", head=long), 1)
+    members.join("c", Parcel(kind="query", head=honest, tensors={"w": torch.zeros(10_000)}), 1)
+    assert [one.name for one in members.present()] == ["a"]
+    assert [(line["event"], line["client"]) for line in members._audit.lines] == [("refused", "b"), ("refused", "c")]
+    assert all("at most 16384 were agreed" in str(line["reason"]) for line in members._audit.lines)
+
+
 @pytest.mark.parametrize("count", [100, 100_000])
 def test_who_honestly_has_most_examples_counts_as_ten_others(count: int, tmp_path: Path) -> None:
     clients: dict[str, Any] = adders(zeros(), 3, tmp_path)  # of 10, 20 and 30 examples, who add 1, 2 and 3
