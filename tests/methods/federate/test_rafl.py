@@ -261,6 +261,8 @@ def test_a_cut_network_gets_statistics_of_its_own() -> None:
     [
         ({"trains": "adapters"}, "whole"), ({"proximal": 0.1}, "proximal"), ({"fuse": "distil"}, "public=FILE"),
         ({"fuse": "distil", "public": "x", "bound": 1.0}, "no norm"), ({"knowledge": "size<=3"}, "size"),
+        ({"share": "none", "secure": True, "merge": "mean"}, "shares nothing"),
+        ({"share": "none", "noise": 1.0, "bound": 1.0, "noise_clients": 3}, "shares nothing"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(changes: dict[str, Any], words: str) -> None:

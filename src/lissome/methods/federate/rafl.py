@@ -92,8 +92,8 @@ class RaFL(FederatedMethod):
                 )
             if self.fuse == "distil" and not self.public:
                 raise ConfigError("fuse=distil needs public texts; give public=FILE, or fuse=average.")
-            if self.private_updates and self.share == "none":
-                raise ConfigError("noise is for what is shared; share=none shares nothing.")
+            if (self.private_updates or self.secure) and self.share == "none":
+                raise ConfigError("noise and secure are for what is shared; share=none shares nothing: leave them out.")
             if self.fuse == "distil" and self.bound is not None:
                 raise ConfigError("fuse=distil merges opinions, whose updates have no norm; leave bound out.")
 
