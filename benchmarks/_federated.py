@@ -24,7 +24,8 @@ from lissome.engine.federate.mutual import OWN, bound_of
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.subnets import SubnetProgram
-from lissome.engine.federate.training import Bound, Lesson
+from lissome.engine.federate.training import Bound, Lesson, cut_model
+from lissome.models.space import Subnet
 from lissome.pipeline.federating import serve
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.membership import area, each_loss
@@ -254,6 +255,15 @@ def global_scores(job: FederationJob, federation: Federation) -> dict[str, dict[
         name: {"test": test, "train": one.turned().score(bound.module)[1]["accuracy"], **told(one, bound)}
         for name, one in lessons.items()
     }
+
+
+def cut_score(job: FederationJob, program: SubnetProgram, subnet: Subnet) -> float:
+    """Return the accuracy of a Subnet of the global model on the server's texts."""
+    small, lesson = cut_model(job.model, subnet), job.silos.server(job.model)
+    bound = Bound.of(job.model, small, lesson.around(small), subnet)
+    bound.load(program.layout_of(subnet).cut(program.tensors))
+    bound.module.eval()
+    return float(lesson.score(bound.module)[1]["accuracy"])
 
 
 def told(lesson: Lesson, bound: Bound) -> dict[str, float]:

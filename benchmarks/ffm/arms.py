@@ -32,10 +32,11 @@ FINETUNED: dict[str, dict[str, Any]] = {
 """Trained federated, at equal rounds and epochs; of `prompt-alone` clients keep the head: tokens travel alone."""
 
 OTHERS: dict[str, dict[str, Any]] = {
-    "centralised": {**LORA, "arm": "centralised"},
-    "local": {**LORA, "arm": "local"},
+    "centralised": {**LORA, "moments": True, "arm": "centralised"},
+    "local": {**LORA, "moments": True, "arm": "local"},
     "zero-shot": {**LORA, "arm": "zero-shot"},
 }
+"""Who trains alone has no reason to begin its optimizer anew in every round."""
 
 PROTECTED: dict[str, dict[str, Any]] = {
     f"continual-{name}": {**CONTINUAL, "protect": name} for name in ("none", "replay", "ewc", "distil")
@@ -68,10 +69,12 @@ def continual(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]
 
 
 def retrieval(seed: int, folder: Path) -> dict[str, float]:
-    """Search across clients, and in one index that has all documents."""
+    """Search across clients, across all but the one with most documents, and in one index that has all documents."""
     step = {"method": "ffm", "recipe": "retrieve", "results": RESULTS}
     job = job_of(recipe(step, seed=seed, rounds=1))
     federation, cell = run(job, folder)
+    left = sorted(job.silos.names, key=lambda name: len(job.silos.partition.parts[name]))[:-1]
+    fewer, _ = run(job_of(recipe(step, seed=seed, rounds=1, clients=len(left))), folder / "fewer", left)
     asked: Any = job.silos.server(job.model)
     texts = [job.silos.client(name, job.model) for name in job.silos.names]
     index = torch.cat([embed(job.model, one.data) for one in texts])  # type: ignore[attr-defined]
@@ -80,6 +83,7 @@ def retrieval(seed: int, folder: Path) -> dict[str, float]:
     found = federation.program.tensors
     return {
         "recall": judged(found[CLASSES], asked.held_out.labels)["recall"],
+        "fewer": judged(fewer.program.tensors[CLASSES], asked.held_out.labels)["recall"],
         "central": judged(central[CLASSES], asked.held_out.labels)["recall"],
         "apart": float((found[SCORES] - central[SCORES]).abs().max()), "payload": cell["payload"],
     }  # fmt: skip

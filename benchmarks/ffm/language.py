@@ -27,8 +27,9 @@ PRETRAIN: dict[str, Any] = {
 }  # fmt: skip
 TUNE: dict[str, Any] = {"method": "ffm", "lr": 3e-4, "epochs": 1.0, "batch": 4, "rank": 8}
 PLAIN: dict[str, Any] = {**PRETRAIN, "outer": "replace", "moments": True}
-ARMS = ("federated", "centralised", "plain", "local")
-"""`centralised` has the server's step of the federated arm with all tokens; `plain` is one run of AdamW over them."""
+ARMS: dict[str, dict[str, Any]] = {"federated": PRETRAIN, "centralised": PRETRAIN, "plain": PLAIN, "local": PLAIN}
+"""`centralised` has the server's step of the federated arm with all tokens; `plain` is one run of AdamW over them, and
+`local` one over each silo's own."""
 
 
 def declarations(folder: Path) -> Path:
@@ -73,8 +74,7 @@ def job_of(model: str, source: Path, step: dict[str, Any], arm: str, seed: int, 
 
 def pretrained(arm: str, seed: int, rounds: int, folder: Path, model: str = "zoo-llama") -> dict[str, Any]:
     """Pre-train from new weights: all arms see every token equally often."""
-    step, kind = (PLAIN, "centralised") if arm == "plain" else (PRETRAIN, arm)
-    job = job_of(model, declarations(folder), step, kind, seed, rounds)
+    job = job_of(model, declarations(folder), ARMS[arm], "centralised" if arm == "plain" else arm, seed, rounds)
     federation, cell = run(job, folder)
     cell["loss"] = federation.rounds[-1].metrics["server/loss"]
     if arm == "local":

@@ -46,7 +46,7 @@ def jobs_of(seed: int, rounds: int, quick: bool) -> dict[str, Job]:
         jobs[name] = ({**step, "seed": seed}, partial(arms.continual, name, seed, rounds))
     many = QUICK_ROUNDS if quick else language.PRETRAIN_ROUNDS
     for arm in language.ARMS:
-        step = {**(language.PLAIN if arm == "plain" else language.PRETRAIN), "arm": arm, "rounds": many, "seed": seed}
+        step = {**language.ARMS[arm], "arm": arm, "rounds": many, "seed": seed}
         jobs[f"pretrain-{arm}"] = (step, partial(language.pretrained, arm, seed, many))
     for arm in () if quick else ("federated", "zero-shot"):
         step = {**language.TUNE, "arm": arm, "rounds": language.TUNE_ROUNDS, "seed": seed, **language.TEXTS}

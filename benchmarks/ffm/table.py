@@ -64,7 +64,7 @@ def page(results: Results) -> str:
     pages = [[arm.removeprefix("smollm2-"), *(perplexity(of[arm], one) for one in tongues)] for arm in tuned]
     seen = [arm for arm in of if "matrix" in of[arm][0]]
     ends = [[arm, f"{at + 1}", *row] for arm in seen for at, row in enumerate(by_slice(of[arm]))]
-    searched = [[spread([cell[key] for cell in of["retrieval"]]) for key in ("recall", "central")]]
+    searched = [[spread([cell[key] for cell in of["retrieval"]]) for key in ("recall", "fewer", "central")]]
     parts = [
         table(["arm", "accuracy", "at the bytes of adapters", "clients, mean", "gap", "told", "MiB"], rows),
         "Slices of time, each with other languages: accuracy over all of them at the end, and what was lost of it.",
@@ -72,7 +72,7 @@ def page(results: Results) -> str:
         "Accuracy on each slice after each of them:",
         table(["arm", "after slice", *(f"on {at + 1}" for at in range(len(ends[0]) - 2))], ends) if ends else "",
         "Searches whose answer is among the five best texts, in %: lists of all clients merged, and one index of all.",
-        table(["across clients", "one index"], searched),
+        table(["across clients", "without the largest", "one index"], searched),
         language,
         table(["arm", "perplexity"], texts),
         "SmolLM2 tuned across man pages, one silo a language: perplexity per token of each client's held-out pages.",

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from benchmarks._federated import in_turns, job_of, recipe, run
+from benchmarks._federated import cut_score, in_turns, job_of, recipe, run
 from lissome.core.budget import Budget
 from lissome.core.seeds import derive
 from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.subnets import SubnetProgram, share_space
-from lissome.engine.federate.training import Bound, Lesson, cut_model
+from lissome.engine.federate.training import Lesson, cut_model
 from lissome.methods.federate.raffm import RaFFM, unit_orders
 from lissome.models.binding import reorder
 from lissome.models.model import Model
@@ -41,9 +41,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "static": {"method": "raffm", "assign": "largest"},
     "full": {"method": "fedavg"},
     "big-only": {"method": "fedavg"},
-    "smallest": {"method": "raffm", "order": "none", "assign": "largest"},
+    "smallest": {"method": "raffm", "assign": "largest"},
+    "adapters": {"method": "raffm", "trains": "adapters", "lr": 1e-3},
 }
-"""`static` has RaFFM's order without the sandwich; `full` ignores budgets; `smallest` gives all the weakest's size."""
+"""`static` has RaFFM's order without the sandwich; `full` ignores budgets; `smallest` gives all the weakest's size, cut
+by the same order; `adapters` trains low-rank ones on slices of the frozen model."""
 
 
 CUT = {"raffm": SIZES, "smallest": 1}
@@ -97,15 +99,10 @@ def drawn_sizes(planner: Planner, seed: int, count: int) -> list[Subnet]:
 
 
 def _judged(job: FederationJob, program: SubnetProgram, subnet: Subnet) -> dict[str, float]:
-    small = cut_model(job.model, subnet)
-    lesson = job.silos.server(job.model)
-    bound = Bound.of(job.model, small, lesson.around(small), subnet)
-    bound.load(program.layout_of(subnet).cut(program.tensors))
-    bound.module.eval()
     assert program.planner is not None
     return {
         "share": program.planner.figures(subnet)["block_params"] / program.planner.full["block_params"],
-        "accuracy": lesson.score(bound.module)[1]["accuracy"],
+        "accuracy": cut_score(job, program, subnet),
     }
 
 

@@ -3,7 +3,7 @@
 MiniLM, its embeddings frozen, learns twelve languages from runs of four words; ten clients, Dirichlet 0.3, two of them
 hold the whole model, four 65 % of its blocks, four 35 %. All arms have the same data, rounds and steps. `full` ignores
 budgets, `big-only` leaves out whoever cannot hold the model, `smallest` gives all what the weakest can hold; HeteroFL,
-FjORD and FedRolex are printed beside. The same with a convolutional network and CIFAR-10.
+FjORD, FedRolex and adapters on slices are printed beside. The same with a convolutional network and CIFAR-10.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def rows(of: Mapping[str, Sequence[Cell]], *, pictures: bool) -> list[list[str]]
         own = [sorted(one for one in cell["clients"].values() if one is not None) for cell in cells]
         worst = [mean(one[: max(1, len(one) // 10)]) for one in own if one]
         everybody = [mean(one) for one in own if one]
-        numbers = (finals(cells), at_bytes(cells, of[prefix + "raffm"]), everybody, worst)
+        models = [spread(finals(cells)), spread(at_bytes(cells, of[prefix + "raffm"]))]
+        if arm == "smallest":  # nobody trained the rest of the whole model
+            models = [spread([cell["sizes"][0]["accuracy"] for cell in cells]), "–"]
         mib = mean(cell["payload"] for cell in cells) / 2**20
-        found.append([arm.removeprefix(PICTURES), *map(spread, numbers), f"{mib:.0f}"])
+        found.append([arm.removeprefix(PICTURES), *models, spread(everybody), spread(worst), f"{mib:.0f}"])
     return found

@@ -37,7 +37,8 @@ def page(results: Results) -> str:
         f"MiniLM with frozen embeddings learns {facts['languages']} languages from runs of four words; "
         f"{facts['clients']} clients, Dirichlet {facts['alpha']}, {facts['rounds']} rounds of "
         f"{facts['step']['epochs']:g} epochs; their devices: {held}. Accuracy in % of the whole "
-        f"model on other articles, and of clients on their own held-out texts; ±: half of the 95 % interval of the "
+        f"model on other articles (of `smallest`, of the size that was trained), and of clients on their own held-out "
+        f"texts; ±: half of the 95 % interval of the "
         f"mean over seeds. Clients that hold the whole model have {big:.0%} of the texts."
     )
     times = [

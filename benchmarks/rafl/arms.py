@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._federated import LENGTH, in_turns, job_of, own_scores, recipe, run
+from benchmarks._federated import LENGTH, cut_score, in_turns, job_of, own_scores, recipe, run
 from lissome.core.budget import Budget
 from lissome.engine.federate.mutual import knowledge
 from lissome.engine.federate.profile import Profile
@@ -32,11 +32,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "local": {"method": "rafl", "share": "none"},
     "random": {"method": "rafl", "allocate": "random"},
     "alike": {"method": "rafl", "allocate": "largest"},
+    "heterofl": {"method": "raffm", "order": "none", "assign": "largest"},
     "weakest": {"method": "fedavg"},
     "middle": {"method": "fedavg"},
 }
-"""`weakest` trains on all clients what the weakest can hold, and averages it; `middle` what the second tier can hold,
-on the two upper tiers alone; `local` shares nothing."""
+"""`heterofl` averages slices of one model, each of its tier's size; `weakest` trains on all clients what the weakest
+can hold, and averages it; `middle` what the second tier can hold, on the two upper tiers alone; `local` shares
+nothing."""
 
 COMMON = {"weakest": TIERS[-1], "middle": TIERS[1]}
 SERVED = ("tier-0", "tier-1")
@@ -54,15 +56,17 @@ def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[
     made: dict[str, Any] = {"seed": seed, "rounds": rounds, "sample": sample}
     kinds = {one: kind.name for one, kind in _job(ARMS[name], devices=FLEET, **made).kinds.items()}
     served = [one for one, kind in kinds.items() if kind in SERVED] if name == "middle" else list(kinds)
-    dear = name in COMMON or ARMS[name].get("share") in {"both", "overlap"}
+    keeps = ARMS[name]["method"] == "rafl"
+    dear = not keeps or ARMS[name].get("share") in {"both", "overlap"}
     looks: dict[str, Any] = {"evaluate_every": EVERY} if dear else {}
     job = _job({**STEP, **ARMS[name]}, devices=fleet, clients=len(served), **looks, **made)
     federation, cell = run(job, folder, served)
     cell["kinds"] = kinds
     cell["mean_client"] = mean(value for value in cell["clients"].values() if value is not None)
     assert isinstance(federation.program, SubnetProgram)
-    if name in COMMON:
-        cell["tiers"] = tiers(job, federation.program, (COMMON[name],))
+    if not keeps:
+        cell["own"] = {one: {"test": score} for one, score in slices(job, federation.program, served).items()}
+        cell["tiers"] = tiers(job, federation.program, (COMMON[name],) if name in COMMON else TIERS)
     else:
         chosen = {one: federation.program.choose(job.profile(one), Random(0)) for one in job.silos.names}
         cell["own"] = own_scores(job, folder, subnets=chosen, learned=False)
@@ -77,6 +81,13 @@ def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[
 def _job(step: Mapping[str, Any], **given: Any) -> FederationJob:
     made = recipe(step, **given)
     return job_of(replace(made, partition=replace(made.partition, clients=CLIENTS)))
+
+
+def slices(job: FederationJob, program: SubnetProgram, names: Sequence[str]) -> dict[str, float]:
+    """Judge what each client holds of the global model by the server's texts."""
+    held = {name: program.largest(job.profile(name)) for name in names}
+    scores = {subnet: cut_score(job, program, subnet) for subnet in set(held.values()) if subnet is not None}
+    return {name: scores[subnet] for name, subnet in held.items() if subnet is not None}
 
 
 def tiers(job: FederationJob, program: SubnetProgram, budgets: Sequence[str] = TIERS) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean, median
 
-from benchmarks._federated import Cell, by_arm, finals, page_of, spread
+from benchmarks._federated import Cell, by_arm, page_of, spread
 from benchmarks._markdown import Results, table
 from benchmarks.rafl.run import by_tier
 
@@ -24,7 +24,7 @@ def page(results: Results) -> str:
     facts, of = results[0]["facts"], by_arm(results[0]["cells"])
     rows = []
     for arm, found in of.items():
-        test = [mean(one["test"] for one in cell["own"].values()) for cell in found if "own" in cell] or finals(found)
+        test = [mean(one["test"] for one in cell["own"].values()) for cell in found]
         mib = mean(cell["spent"][-1] for cell in found) / 2**20
         name, _, who = arm.rpartition("-")
         pairs = zip(found, of[f"knowledge-{who}"], strict=True)
@@ -45,8 +45,9 @@ def page(results: Results) -> str:
         "% of every client's model, mean over clients: on its own held-out texts (at the end, and at the last look "
         "within the bytes that the knowledge network takes; 0 without one), and on the server's; MiB of tensors "
         "that training sends (architectures are cut from a model that every client has, so that no first download of "
-        "them is in it). ±: half of the 95 % interval of the mean over seeds. `weakest` is what the weakest tier can "
-        "hold, trained by all; `middle` what the second tier can hold, trained and judged by the two upper tiers alone."
+        "them is in it). ±: half of the 95 % interval of the mean over seeds. `heterofl` averages slices of one model; "
+        "`weakest` is what the weakest tier can hold, trained by all; `middle` what the second tier can hold, trained "
+        "and judged by the two upper tiers alone."
     )
     searched = (
         "Architectures that were searched (seed 0), milliseconds of one text of 32 tokens (processor time, in turns, "

@@ -32,7 +32,7 @@ def good() -> dict[str, dict[str, Any]]:
             f"head-{seed}": cell_of(0.6), f"prompt-{seed}": cell_of(0.7),
             f"continual-none-{seed}": {"forgetting": 0.5, "average": 0.3},
             f"continual-replay-{seed}": {"forgetting": 0.1, "average": 0.6, "matrix": [[0.5, 0.2], [0.4, 0.8]]},
-            f"retrieval-{seed}": {"recall": 0.9, "central": 0.9},
+            f"retrieval-{seed}": {"recall": 0.9, "fewer": 0.7, "central": 0.9},
             f"pretrain-federated-{seed}": {"loss": 1.5, "accuracy": [None]},
             f"pretrain-centralised-{seed}": {"loss": 1.45, "accuracy": [None]},
             f"pretrain-plain-{seed}": {"loss": 1.6, "accuracy": [None]},
@@ -78,7 +78,7 @@ def test_tables_say_what_was_measured() -> None:
     assert "| federated | 4.48 |" in page
     assert "| local | 7.39 |" in page
     assert "| continual-replay | 2 | 40.0 | 80.0 |" in page
-    assert "| 90.0 ± 0.0 | 90.0 ± 0.0 |" in page, "search"
+    assert "| 90.0 ± 0.0 | 70.0 ± 0.0 | 90.0 ± 0.0 |" in page, "search"
     assert "| zero-shot | 12.18 |" in page, "SmolLM2 before"
 
 
@@ -103,6 +103,7 @@ def test_slices_and_search_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(cell["matrix"]) == arms.SLICES
     found = arms.retrieval(0, tmp_path / "search")
     assert found["recall"] == found["central"]
+    assert 0 <= found["fewer"] <= 1
     assert found["apart"] < 1e-5
 
 

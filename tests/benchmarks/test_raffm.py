@@ -77,6 +77,7 @@ def test_tables_say_what_was_measured() -> None:
     )
     assert "2 without a budget, 4 block_params<=65%, 4 block_params<=35%." in page
     assert "| big-only | 40.0 ± 0.0 |" in page
+    assert "| smallest | 70.0 ± 0.0 | – | 65.0 ± 0.0 |" in page, "of the size that was trained"
     assert "| raffm | 40%: 3, 100%: 1 |" in page
 
 
@@ -132,9 +133,10 @@ def test_pictures_on_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arm", ["raffm", "big-only"])
+@pytest.mark.parametrize("arm", ["raffm", "big-only", "adapters"])
 def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy(tmp_path, monkeypatch)
+    monkeypatch.setitem(arms.ARMS, "adapters", {**arms.ARMS["adapters"], "rank": 1})  # as small as the toy is
     cell = arms.arm(arm, 0, 1, tmp_path / "arm")
     assert len(cell["accuracy"]) == 2
     assert len(cell["kinds"]) == 10

@@ -72,7 +72,7 @@ def test_a_quarter_of_the_clients_is_a_quarter() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arm", ["knowledge", "weakest", "middle"])
+@pytest.mark.parametrize("arm", ["knowledge", "weakest", "middle", "heterofl"])
 def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy(tmp_path, monkeypatch)
     monkeypatch.setitem(arms.ARMS, "knowledge", {"method": "rafl", "trials": 6})
@@ -81,12 +81,15 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(cell["clients"]) == sorted(served)
     assert len(cell["kinds"]) == arms.CLIENTS
     assert 0 <= cell["mean_client"] <= 1
+    assert sorted(cell["own"]) == sorted(served)
     if arm in arms.COMMON:
         assert set(cell["tiers"]) == {arms.COMMON[arm]}
+        assert len({one["test"] for one in cell["own"].values()}) == 1, "all hold the same"
+    if arm == "heterofl":
+        assert all(tier["params"] <= tier["limit"] for tier in cell["tiers"].values())
     if arm == "knowledge":
         assert set(cell["latency"]) == set(arms.TIERS)
         assert all(seconds > 0 for seconds in cell["latency"].values())
         assert set(cell["tiers"]) == set(arms.TIERS)
         assert all(tier["params"] <= tier["limit"] for tier in cell["tiers"].values())
-        assert len(cell["own"]) == arms.CLIENTS
         assert cell["spent"][-1] == 2 * cell["orders"] * cell["knowledge"]
