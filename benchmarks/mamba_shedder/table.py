@@ -122,12 +122,11 @@ def _granularity(result: Mapping[str, Any]) -> str:
     lengths, rows = list(times["scan_share"]), []
     for name, (target, count) in {"original": ("blocks", 0), **VARIANTS}.items():
         row, curve = times["rows"][name], result["curve"][target]
-        label = f"{count} {TARGETS[target]} less" if count else "original"
         speeds = [f"{row['prefill'][length]['value']:.2f}×" for length in lengths]
         share = curve["block_params"][count] / curve["block_params"][0]
         same = [_as_fast(result, name, phase) for phase in ("decode", _LENGTH)] if target == "ssm" else ["", ""]
         rows.append(
-            [label, f"{curve['bits'][count]:.3f}", f"{share:.0%}", f"{row['held'] / 1024:.0f} KiB",
+            [_label(name), f"{curve['bits'][count]:.3f}", f"{share:.0%}", f"{row['held'] / 1024:.0f} KiB",
              f"{row['decode']['value']:.2f}×", *speeds, *same]
         )  # fmt: skip
     prompts = [f"prompt of {length}" for length in lengths]
@@ -160,8 +159,13 @@ def _as_fast(result: Mapping[str, Any], name: str, phase: str) -> str:
 
 def _context(result: Mapping[str, Any]) -> str:
     head = [f"{result['model']}, bits per byte", *(f"{size} bytes of context" for size in CONTEXTS)]
-    rows = [[name, *(f"{row[str(size)]:.3f}" for size in CONTEXTS)] for name, row in result["context"].items()]
+    rows = [[_label(name), *(f"{row[str(size)]:.3f}" for size in CONTEXTS)] for name, row in result["context"].items()]
     return table(head, rows)
+
+
+def _label(variant: str) -> str:
+    target, count = VARIANTS.get(variant, ("", 0))
+    return f"{count} {TARGETS[target]} less" if count else variant
 
 
 def _recovery(result: Mapping[str, Any]) -> str:
