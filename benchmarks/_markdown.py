@@ -15,6 +15,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
+def of_bandwidth(row: Mapping[str, Any]) -> str:
+    """Return what `benchmarks._turns.reached` found, in words."""
+    return f"{row['share']:.0%} of {row['width'] / 1e9:.1f} GB/s"
+
+
 def inequalities(results: Results) -> str:
     """Return, under a title, every inequality of a claim: what was measured, whether it holds, interval and samples."""
     rows = [

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks._frame import Inequality
+from benchmarks._markdown import of_bandwidth
 from benchmarks._numbers import file_name, perplexity
+from benchmarks._turns import reached
 from benchmarks.decode.names import BITS, LLAMA, MODELS, OPENVINO, SOURCE, TORCH, llama, nested
 from lissome.ops.stats import Interval, ratio_of_medians
 
@@ -62,18 +64,17 @@ def perplexities(cells: Cells, model: str) -> dict[str, Interval]:
 
 def timed(cell: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Tokens per second, megabytes a token and share of the bandwidth, by arm."""
-    width, rows = np.asarray(cell["bandwidth"]), {}
+    rows = {}
     for arm, one in cell["arms"].items():
-        step = np.asarray(one["step"])
-        speed = ratio_of_medians(np.ones(len(step)), step)
+        speed = ratio_of_medians(np.ones(len(one["step"])), one["step"])
         rows[arm] = {
             "decode": vars(speed),
             "prefill": cell["prompt"] / float(np.median(one["prefill"])),
             "mb": one["weights"] / 1e6,
-            "share": float(np.median(one["bytes"] / step / width)),
+            **reached(one["bytes"], one["step"], cell["bandwidth"][arm]),
             "note": one["note"],
         }
-    return {"rows": rows, "bandwidth": float(np.median(width)), "kernels": cell["kernels"]}
+    return {"rows": rows, "kernels": cell["kernels"]}
 
 
 def _quality(
@@ -146,23 +147,20 @@ def _honest(tables: Mapping[str, Any]) -> Inequality:
 
 def _faster(cell: Mapping[str, Any], kind: str, mine: str, other: str, limit: float, name: str) -> Inequality:
     ratio = ratio_of_medians(cell["arms"][other][kind], cell["arms"][mine][kind])
-    width, one = np.asarray(cell["bandwidth"]), cell["arms"][mine]
-    detail = _spread(ratio)
+    detail, one = _spread(ratio), cell["arms"][mine]
     if kind == "step":
-        share = float(np.median(one["bytes"] / np.asarray(one["step"]) / width))
-        detail += f" at {share:.0%} of {float(np.median(width)) / 1e9:.1f} GB/s"
+        detail += f" at {of_bandwidth(reached(one['bytes'], one['step'], cell['bandwidth'][mine]))}"
     return Inequality.of(name, ratio.value, ">=", limit, detail)
 
 
 def _bits(cell: Mapping[str, Any]) -> dict[str, Any]:
-    width = np.asarray(cell["bandwidth"])
     rows = {}
     for bits, times in cell["seconds"].items():
-        taken, size = np.asarray(times), cell["bytes"][bits]
+        size = cell["bytes"][bits]
         ratio = ratio_of_medians(cell["seconds"][str(BITS[0])], times)
-        rows[bits] = {"ms": 1e3 * float(np.median(taken)), "mb": size / 1e6, "faster": vars(ratio)}
-        rows[bits]["share"] = float(np.median(size / taken / width))
-    return {"rows": rows, "bandwidth": float(np.median(width))}
+        rows[bits] = {"ms": 1e3 * float(np.median(times)), "mb": size / 1e6, "faster": vars(ratio)}
+        rows[bits] |= reached(size, times, cell["bandwidth"][bits])
+    return {"rows": rows}
 
 
 def _closeness(cell: Mapping[str, Any]) -> dict[str, float]:

@@ -11,14 +11,14 @@ from lissome.ops.kernels import native
 from lissome.ops.nested import Layout, quantise, to_planes, to_scales
 
 SIZE, LAYERS = 4096, 12
-"""4-bit layers of 126 MB together: no cache of this kind of machine holds them."""
+"""4-bit layers of 126 MB together, read after so much else that no cache holds them."""
 
 
 def race(*, rounds: int, threads: int, size: int = SIZE, layers: int = LAYERS) -> dict[str, Any]:
     """Time a row of inputs through all layers at every precision.
 
     Returns:
-        ``seconds`` by bits and round, ``bytes`` by bits, ``bandwidth`` by round in bytes per second.
+        ``seconds`` and ``bandwidth`` (bytes per second) by bits and round, ``bytes`` by bits.
     """
     compiled, layout = native.required(), Layout()
     codes = quantise(np.random.default_rng(0).standard_normal((size, size), np.float32), layout)
@@ -38,13 +38,14 @@ def race(*, rounds: int, threads: int, size: int = SIZE, layers: int = LAYERS) -
             weight.linear(x, y, int(name), "int8", threads=threads)
         seconds[name].append(now() - start)
 
-    bandwidth = in_turns(list(seconds), turn, rounds=rounds, threads=threads)
+    sizes = {
+        str(bits): layers * (sum(one.nbytes for one in planes[: at + 1]) + scales[bits].nbytes)
+        for at, bits in enumerate(layout.precisions)
+    }
+    bandwidth = in_turns(sizes, turn, rounds=rounds, threads=threads, cold=True)
     return {
         "seconds": {name: times[1:] for name, times in seconds.items()},
-        "bytes": {
-            str(bits): layers * (sum(one.nbytes for one in planes[: at + 1]) + scales[bits].nbytes)
-            for at, bits in enumerate(layout.precisions)
-        },
+        "bytes": sizes,
         "bandwidth": bandwidth,
     }
 

@@ -1,4 +1,4 @@
-"""Times arms in turns, with the memory's bandwidth measured in the same rounds, and scores them on the same windows.
+"""Times arms in turns, with the memory's bandwidth measured before each turn, and scores them on the same windows.
 
 On one thread, times are those that this process computes: what other programs take of the machine's time falls out,
 what they take of its memory bandwidth does not. On more threads they are those of the wall clock.
@@ -34,8 +34,8 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
 
     Returns:
         By arm and round: seconds of the prompt (``prefill``) and of the median new token (``step``); ``bytes`` that a
-        new token reads, with the cache in the middle of the text; tokens of the ``prompt``; ``bandwidth`` by round, in
-        bytes per second.
+        new token reads, with the cache in the middle of the text; tokens of the ``prompt``; ``bandwidth`` by arm and
+        round, in bytes per second.
     """
     ids = [(1 + 7 * step) % min(arm.tokens for arm in arms.values()) for step in range(prompt + new)]
     found: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "step": []} for name in arms}
@@ -45,12 +45,12 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
         found[name]["prefill"].append(first)
         found[name]["step"].append(step)
 
-    bandwidth = in_turns(list(arms), turn, rounds=rounds, threads=threads)
-    middle = prompt + new // 2
+    sizes = {name: arm.nbytes + arm.cell * (prompt + new // 2) for name, arm in arms.items()}
+    bandwidth = in_turns(sizes, turn, rounds=rounds, threads=threads)
     return {
         "arms": {
             name: {kind: times[1:] for kind, times in found[name].items()}
-            | {"bytes": arm.nbytes + arm.cell * middle, "weights": arm.nbytes, "note": arm.note}
+            | {"bytes": sizes[name], "weights": arm.nbytes, "note": arm.note}
             for name, arm in arms.items()
         },
         "prompt": prompt,

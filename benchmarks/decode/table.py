@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks._markdown import Results, environment, inequalities, table
+from benchmarks._markdown import Results, environment, inequalities, of_bandwidth, table
 from benchmarks.decode.names import SPARSE, TORCH, llama
 
 _SHOWN = ("nested 4 bits", "nested 3 bits", llama("Q4_1"), llama("Q4_0"), llama("Q4_K_M"), llama("Q8_0"), *TORCH)
@@ -20,9 +20,9 @@ def summary(results: Results) -> str:
         short, long = (result["tables"][f"{model}-{kind}-1"] for kind in ("short", "long"))
         intro = (
             f"{model} on one thread, in turns in one process: tokens/s of decoding and of a prompt of {_PROMPT}, bytes "
-            "of weights that a token reads, what share that is of the bandwidth of the same rounds "
-            f"({short['bandwidth'] / 1e9:.1f} GB/s), held-out perplexity. Two threads, other models, pruned weights "
-            "and what failed: [decoding](docs/explanation/decode.md)."
+            "of weights that a token reads, what share that is of the bandwidth measured before each turn by reading "
+            "as much, held-out perplexity. Two threads, other models, pruned weights and what failed: "
+            "[decoding](docs/explanation/decode.md)."
         )
         rows = [
             [
@@ -30,7 +30,7 @@ def summary(results: Results) -> str:
                 _speed(row["decode"]),
                 f"{long['rows'][arm]['prefill']:.0f}",
                 f"{row['mb']:.0f} MB",
-                f"{row['share']:.0%}",
+                of_bandwidth(row),
                 _ppl(result["ppl"][model].get(arm)),
             ]
             for arm, row in short["rows"].items()
@@ -51,9 +51,9 @@ def page(results: Results) -> str:
             "the file's; OpenVINO's rows are there where it is installed."
         )
         for name, found in result["tables"].items():
-            parts += [f"### {_title(name)}", _bandwidth(found), _rows(result, name, found)]
+            parts += [f"### {_title(name)}", _rows(result, name, found)]
         for name, found in result["linears"].items():
-            parts += [f"### Linear layers alone, threads: {name.split('-')[-1]}", _bandwidth(found), _linears(found)]
+            parts += [f"### Linear layers alone, threads: {name.split('-')[-1]}", _linears(found)]
         parts += ["### Integer activations, and transformers", _modes(result)]
     return "\n\n".join([*parts, inequalities(results)])
 
@@ -68,10 +68,6 @@ def _title(name: str) -> str:
     return f"{model}: {what}, threads: {threads}"
 
 
-def _bandwidth(found: Mapping[str, Any]) -> str:
-    return f"Bandwidth of the same rounds: {found['bandwidth'] / 1e9:.1f} GB/s."
-
-
 def _rows(result: Mapping[str, Any], name: str, found: Mapping[str, Any]) -> str:
     model = name.rsplit("-", 2)[0]
     rows = [
@@ -80,7 +76,7 @@ def _rows(result: Mapping[str, Any], name: str, found: Mapping[str, Any]) -> str
             _speed(row["decode"]),
             f"{row['prefill']:.0f}",
             f"{row['mb']:.0f}",
-            f"{row['share']:.0%}",
+            of_bandwidth(row),
             _ppl(result["ppl"][model].get(arm)),
             row["note"] or SPARSE.get(arm, ""),
         ]
@@ -95,7 +91,7 @@ def _linears(found: Mapping[str, Any]) -> str:
     for bits, row in found["rows"].items():
         faster = row["faster"]
         shown = f"{faster['value']:.2f} [{faster['low']:.2f}, {faster['high']:.2f}]"
-        rows.append([f"{bits} bits", f"{row['mb']:.0f}", f"{row['ms']:.2f}", f"{row['share']:.0%}", shown])
+        rows.append([f"{bits} bits", f"{row['mb']:.0f}", f"{row['ms']:.2f}", of_bandwidth(row), shown])
     return table(["", "MB", "ms", "of the bandwidth", "× 4 bits"], rows)
 
 

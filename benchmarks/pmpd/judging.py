@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._frame import Inequality
+from benchmarks._turns import reached
 from benchmarks.pmpd.names import Case
 from lissome.ops.stats import Interval, paired_bootstrap, ratio_of_medians
 
@@ -85,19 +86,16 @@ def _chord(case: Case, curve: Mapping[str, Any], made: Mapping[str, Any]) -> Ite
 
 def timed(case: Case, cell: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens per second by arm, its speed beside high bits, share of the bandwidth, and the cost of deciding."""
-    width, rows = np.asarray(cell["bandwidth"]), {}
-    high = cell["seconds"][f"{case.high} bits"]
+    rows, high = {}, cell["seconds"][f"{case.high} bits"]
     for name, times in cell["seconds"].items():
-        taken = np.asarray(times)
-        share = {f"{case.high} bits": 1.0, f"{case.low} bits": 0.0}.get(name, 0.5)
-        size = share * cell["bytes"][str(case.high)] + (1 - share) * cell["bytes"][str(case.low)]
+        size = cell["bytes"][name]
         rows[name] = {
-            "tokens": cell["steps"] / float(np.median(taken)),
+            "tokens": cell["steps"] / float(np.median(times)),
             "mb": size / 1e6,
-            "share": float(np.median(size * cell["steps"] / taken / width)),
+            **reached(size * cell["steps"], times, cell["bandwidth"][name]),
             "faster": vars(ratio_of_medians(high, times)),
         }
-    return {"rows": rows, "deciding": _cost(cell), "bandwidth": float(np.median(width))}
+    return {"rows": rows, "deciding": _cost(cell)}
 
 
 def _cost(cell: Mapping[str, Any]) -> float:

@@ -93,7 +93,7 @@ def speed(case: Case, path: Path, prompts: Prompts, *, tokens: int, rounds: int,
 
     Returns:
         ``seconds`` of the new tokens by arm and round, ``deciding`` seconds of the learnt scheduler by round, ``bytes``
-        of weights that a token reads by bits, and the ``bandwidth`` of every round in bytes per second.
+        of weights that a token reads by arm, and the ``bandwidth`` by arm and round in bytes per second.
     """
     decoder = Decoder.open(path, cells=max(map(len, prompts)) + tokens, threads=threads)
     heads, size = _heads(decoder.file), max(one.attention.size for one in decoder.spec.layers if one.attention)
@@ -121,11 +121,13 @@ def speed(case: Case, path: Path, prompts: Prompts, *, tokens: int, rounds: int,
             (logits,) = advance([session], [int(logits.argmax())], [steps.bits(step)])
         seconds[name].append(now() - start)
 
-    bandwidth = in_turns(list(arms), turn, rounds=rounds, threads=threads)
+    size = {bits: decoder.weight_bytes(bits) for bits in (case.high, case.low)}
+    read = dict(zip(arms, (size[case.high], size[case.low], (size[case.high] + size[case.low]) // 2), strict=True))
+    bandwidth = in_turns(read, turn, rounds=rounds, threads=threads)
     return {
         "seconds": {name: times[1:] for name, times in seconds.items()},
         "deciding": deciding[len(arms) :],
-        "bytes": {str(bits): decoder.weight_bytes(bits) for bits in (case.high, case.low)},
+        "bytes": read,
         "bandwidth": bandwidth,
         "steps": tokens - 1,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks._markdown import Results, environment, inequalities, table
+from benchmarks._markdown import Results, environment, inequalities, of_bandwidth, table
 from benchmarks.pmpd.names import SCHEDULERS
 
 
@@ -77,7 +77,7 @@ def _speed(case: Mapping[str, Any]) -> str:
                     f"{name}, threads: {threads}",
                     f"{row['tokens']:.0f}",
                     f"{row['mb']:.0f}",
-                    f"{row['share']:.0%} of {found['bandwidth'] / 1e9:.1f} GB/s",
+                    of_bandwidth(row),
                     f"{faster['value']:.2f} [{faster['low']:.2f}, {faster['high']:.2f}]",
                     f"{found['deciding']:.2%}" if name == "half" else "",
                 ]

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks._frame import Inequality
+from benchmarks._markdown import of_bandwidth
 from benchmarks._numbers import perplexity
-from benchmarks._turns import Clock, in_turns
+from benchmarks._turns import Clock, in_turns, reached
 from benchmarks.decode.arms import Own
 from benchmarks.decode.measuring import losses
 from benchmarks.sparamx.names import DENSE_CACHE, SPARSE_CACHES
@@ -46,7 +47,7 @@ def race(path: Path, ids: Sequence[int], *, rounds: int, threads: int) -> dict[s
 
     Returns:
         By arm and round, seconds of the median step: ``long`` and ``short``; ``bytes`` of the long text's keys and
-        values; ``bandwidth`` by round, in bytes per second.
+        values; ``bandwidth`` by arm and round, in bytes per second.
     """
     arms = {name: _filled(path, name, ids, threads) for name in (DENSE_CACHE, *SPARSE_CACHES)}
     found: dict[str, dict[str, list[float]]] = {name: {"long": [], "short": []} for name in arms}
@@ -55,11 +56,11 @@ def race(path: Path, ids: Sequence[int], *, rounds: int, threads: int) -> dict[s
         for sequence, (kind, length) in enumerate((("long", len(ids)), ("short", _SHORT))):
             found[name][kind].append(_step(arms[name], ids, sequence, length, now))
 
-    bandwidth = in_turns(list(arms), turn, rounds=rounds, threads=threads)
+    sizes = {name: len(ids) * arm.cell_bytes for name, arm in arms.items()}
+    bandwidth = in_turns(sizes, turn, rounds=rounds, threads=threads)
     return {
         "arms": {
-            name: {kind: times[1:] for kind, times in found[name].items()} | {"bytes": len(ids) * arm.cell_bytes}
-            for name, arm in arms.items()
+            name: {kind: times[1:] for kind, times in found[name].items()} | {"bytes": sizes[name]} for name in arms
         },
         "tokens": len(ids),
         "bandwidth": bandwidth,
@@ -110,16 +111,16 @@ def _judged(timed: Mapping[str, Any], tables: Mapping[str, Any], nll: Mapping[st
     ratios = {name: _ppl_ratio(nll, name) for name in SPARSE_CACHES}
     good = [name for name in SPARSE_CACHES if ratios[name].value <= PPL]
     for name, cell in timed.items():
-        table, width = tables[name]["rows"], tables[name]["bandwidth"] / 1e9
+        table = tables[name]["rows"]
         known = good or [min(ratios, key=lambda cache: ratios[cache].value)]
         best = max(known, key=lambda cache: table[cache]["faster"]["value"])
-        row, share, threads = table[best]["faster"], table[best]["share"], name.split("-")[-1]
+        row, threads = table[best]["faster"], name.split("-")[-1]
         yield Inequality.of(
             f"{best} after {cell['tokens']} tokens, threads {threads}: attention, times as fast as {DENSE_CACHE}",
             row["value"],
             ">=",
             FASTER,
-            f"(95 % {row['low']:.2f}–{row['high']:.2f}, n={row['n']}; at {share:.0%} of {width:.1f} GB/s)",
+            f"(95 % {row['low']:.2f}–{row['high']:.2f}, n={row['n']}; at {of_bandwidth(table[best])})",
         )
         ratio = ratios[best]
         yield Inequality.of(
@@ -131,18 +132,18 @@ def _judged(timed: Mapping[str, Any], tables: Mapping[str, Any], nll: Mapping[st
 def rows(cell: Mapping[str, Any], nll: Mapping[str, Any]) -> dict[str, Any]:
     """What a table shows by arm: milliseconds of a step and of its attention, megabytes, speed and perplexity."""
     parts = {name: np.asarray(arm["long"]) - np.asarray(arm["short"]) for name, arm in cell["arms"].items()}
-    width, found = np.asarray(cell["bandwidth"]), {}
+    found = {}
     for name, arm in cell["arms"].items():
         found[name] = {
             "ms": 1e3 * float(np.median(arm["long"])),
             "attention": 1e3 * float(np.median(parts[name])),
             "mb": arm["bytes"] / 1e6,
-            "share": float(np.median(arm["bytes"] / parts[name] / width)),
+            **reached(arm["bytes"], parts[name].tolist(), cell["bandwidth"][name]),
             "faster": vars(ratio_of_medians(parts[DENSE_CACHE], parts[name])),
             "step": vars(ratio_of_medians(cell["arms"][DENSE_CACHE]["long"], arm["long"])),
             "ppl": float(np.exp(np.mean(nll[name]))),
         }
-    return {"rows": found, "bandwidth": float(np.median(width)), "tokens": cell["tokens"], "model": MODEL}
+    return {"rows": found, "tokens": cell["tokens"], "model": MODEL}
 
 
 def _ppl_ratio(nll: Mapping[str, Any], name: str) -> Interval:

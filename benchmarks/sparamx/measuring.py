@@ -1,8 +1,8 @@
 """Times layers whose weights lie out of cache, one arm after the other, round after round.
 
 With one thread, times are those that the process computes: what other programs take of the machine's time falls
-out, what they take of its memory bandwidth does not. The bandwidth is therefore measured in every round, and shares
-of it are taken round by round.
+out, what they take of its memory bandwidth does not. The bandwidth is therefore measured before every turn, and shares
+of it are taken turn by turn.
 """
 
 # N outputs and K inputs of a layer, L layers
@@ -107,10 +107,10 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, repeat: int = 1)
         arms: By name.
         rounds: How often each is timed, after one round that is thrown away.
         threads: Threads; with one, times are processor time.
-        repeat: Passes over the layers in one time.
+        repeat: Passes over the layers in one time; after more than one, weights may lie in a cache.
 
     Returns:
-        ``seconds`` of a pass by arm and round, ``bytes`` by arm, and ``bandwidth`` by round in bytes per second.
+        ``seconds`` of a pass, and ``bandwidth`` in bytes per second, by arm and round; ``bytes`` by arm.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
 
@@ -121,8 +121,8 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, repeat: int = 1)
         seconds[name].append((now() - start) / repeat)
 
     with torch.inference_mode():
-        most = max(arm.nbytes for arm in arms.values())
-        bandwidth = in_turns(list(arms), turn, rounds=rounds, threads=threads, nbytes=most)
+        sizes = {name: arm.nbytes for name, arm in arms.items()}
+        bandwidth = in_turns(sizes, turn, rounds=rounds, threads=threads, cold=repeat == 1)
     return {
         "seconds": {name: times[1:] for name, times in seconds.items()},
         "bytes": {name: arm.nbytes for name, arm in arms.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks._markdown import Results, environment, inequalities, table
+from benchmarks._markdown import Results, environment, inequalities, of_bandwidth, table
 from benchmarks.sparamx.names import DENSE, TORCH, sparse
 
 _SHOWN = (0.5, 0.8)
@@ -22,7 +22,7 @@ def summary(results: Results) -> str:
         intro = (
             f"{result['layers']} linear layers of {result['size']} × {result['size']} with zeros, out of cache, one "
             f"row of inputs, one thread, on {result['kernels']} kernels: times as fast as our own dense kernel, "
-            f"and what share of this machine's {_gbs(result)}, measured in the same rounds, is reached."
+            "and what share of this machine's bandwidth, measured before each turn, is reached."
         )
         names = [*DENSE.values()][:2] + [sparse(kind, share) for kind in ("bf16", "int8") for share in _SHOWN]
         parts += [intro, _rows(result["tables"]["linears-1"], [*names, *TORCH])]
@@ -34,16 +34,11 @@ def page(results: Results) -> str:
     parts = [environment(results)]
     for result in results:
         for name, rows in result["tables"].items():
-            width = result["bandwidth"][name] / 1e9
-            parts += [
-                f"### {_title(name)}",
-                f"Bandwidth of the same rounds: {width:.1f} GB/s.",
-                _rows(rows, list(rows)),
-            ]
+            parts += [f"### {_title(name)}", _rows(rows, list(rows))]
         for name, found in result.get("attention", {}).items():
             parts += [
                 f"### Attention after {found['tokens']} tokens of {found['model']}, threads: {name.split('-')[-1]}",
-                f"{_CACHES} Bandwidth of the same rounds: {found['bandwidth'] / 1e9:.1f} GB/s.",
+                _CACHES,
                 _attention(found["rows"]),
             ]
     return "\n\n".join([*parts, inequalities(results)])
@@ -54,17 +49,13 @@ def _title(name: str) -> str:
     return f"Out of cache, threads: {number}" if kind == "linears" else f"In the cache: {number} × {number}"
 
 
-def _gbs(result: Mapping[str, Any]) -> str:
-    return f"{result['bandwidth']['linears-1'] / 1e9:.1f} GB/s"
-
-
 def _attention(rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         [
             name,
             f"{row['mb']:.0f}",
             f"{row['attention']:.2f}",
-            f"{row['share']:.0%}",
+            of_bandwidth(row),
             _interval(row["faster"]),
             f"{row['ms']:.2f}",
             _interval(row["step"]),
@@ -86,5 +77,5 @@ def _rows(rows: Mapping[str, Mapping[str, Any]], names: list[str]) -> str:
         row = rows[name]
         faster = row.get("faster")
         shown = _interval(faster) if faster else "–"
-        lines.append([name, f"{row['mb']:.0f}", f"{row['ms']:.2f}", f"{row['share']:.0%}", shown])
+        lines.append([name, f"{row['mb']:.0f}", f"{row['ms']:.2f}", of_bandwidth(row), shown])
     return table(["", "MB", "ms", "of the bandwidth", "× own dense"], lines)

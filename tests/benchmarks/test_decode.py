@@ -78,7 +78,7 @@ def made_up(*, own: float = 1.0, greedy: int = 50) -> dict[str, Any]:
     def cell(names: Any) -> dict[str, Any]:
         return {
             "arms": {name: arm(name) for name in names},
-            "bandwidth": [4e10, 4e10, 4e10],
+            "bandwidth": {name: [4e10, 4e10, 4e10] for name in names},
             "kernels": "avx512",
             "prompt": 16,
         }
@@ -97,7 +97,7 @@ def made_up(*, own: float = 1.0, greedy: int = 50) -> dict[str, Any]:
     for threads in (1, 2):
         cells[f"linears-{threads}"] = {
             "seconds": {"3": [0.8, 0.81, 0.79], "4": [1.0, 1.01, 0.99]}, "bytes": {"3": 8e9, "4": 1e10},
-            "bandwidth": [1e10] * 3,
+            "bandwidth": {"3": [1e10] * 3, "4": [1e10] * 3},
         }  # fmt: skip
         cells[f"{MODEL}-wanda-{threads}"] = cell([*SPARSE, nested(4)])
     cells[f"{MODEL}-wanda-ppl"] = {"nll": {name: [4.0, 4.1] for name in SPARSE}}

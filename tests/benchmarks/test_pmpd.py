@@ -58,8 +58,9 @@ def made_up(*, early: float = 0.5, deciding: float = 1e-4) -> dict[str, Any]:
     made = {"limit": 0.1, "prior": [0.25] * 4, "static": 32, "by": by}
     speed = {
         "seconds": {"4 bits": [1.0, 1.01], "3 bits": [0.8, 0.81], "half": [0.9, 0.91]},
-        "deciding": [deciding] * 6, "bytes": {"4": 9e7, "3": 7e7}, "bandwidth": [4e10, 4e10], "steps": 95,
+        "deciding": [deciding] * 6, "bytes": {"4 bits": 9e7, "3 bits": 7e7, "half": 8e7}, "steps": 95,
     }  # fmt: skip
+    speed["bandwidth"] = {name: [4e10, 4e10] for name in speed["bytes"]}
     return {"toy-4to3-curve": curve, "toy-4to3-schedulers": made, "toy-4to3-speed-1": speed}
 
 

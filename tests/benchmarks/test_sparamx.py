@@ -42,7 +42,7 @@ def test_all_arms_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_race_times_every_arm_in_every_round() -> None:
     arms = {name: arm for name, arm in measuring.all_arms(64, 2).items() if name != CSR}
     cell = measuring.race(arms, rounds=3, threads=1, repeat=2)
-    assert {len(times) for times in cell["seconds"].values()} == {3} == {len(cell["bandwidth"])}
+    assert {len(times) for kind in ("seconds", "bandwidth") for times in cell[kind].values()} == {3}
     assert all(min(times) > 0 for times in cell["seconds"].values())
     assert set(run.rows(cell)) == set(arms)
 
@@ -60,7 +60,7 @@ def made_up(faster: float = 1.0) -> dict[str, Any]:
     return {
         "seconds": {name: [time, 1.01 * time, 0.99 * time] for name, time in seconds.items()},
         "bytes": {name: 1e9 * width / 16 for name, width in size.items()},
-        "bandwidth": [1e10, 1.01e10, 0.99e10],
+        "bandwidth": {name: [1e10, 1.01e10, 0.99e10] for name in size},
         "kernels": "avx2",
     }
 
@@ -77,9 +77,9 @@ def test_the_judgement(tmp_path: Path) -> None:
     assert [one.ok for one in run.judge({"linears-1": made_up(0.8)})[1]][:4] == [False, True, False, True]
     assert not run.judge({"linears-1": made_up(1.5)})[1][-1].ok
     stored = [{**result, "inequalities": [vars(one) for one in found], "environments": []}]
-    assert "| bf16 sparse 80% | 262 | 26.25 | 100% | 3.81" in table.page(stored)
+    assert "| bf16 sparse 80% | 262 | 26.25 | 100% of 10.0 GB/s | 3.81" in table.page(stored)
     assert "threads: 2" in table.page(stored)
-    assert "10.0 GB/s" in table.summary(stored)
+    assert "of 10.0 GB/s" in table.summary(stored)
 
 
 @compiled
@@ -103,7 +103,7 @@ def test_the_judgement_of_attention() -> None:
                 name: {"long": [3 + share, 3.03 + share], "short": [3, 3.03], "bytes": 1e9 * share}
                 for name, share in arms.items()
             },
-            "bandwidth": [1e9, 1e9], "tokens": 4096, "kernels": "avx2",
+            "bandwidth": {name: [1e9, 1e9] for name in arms}, "tokens": 4096, "kernels": "avx2",
         }  # fmt: skip
 
     def judged(faster: float, more: float) -> tuple[dict[str, Any], list[bool]]:
@@ -127,7 +127,7 @@ def test_the_judgement_of_attention() -> None:
     kernels = run.judge({name: made_up() for name in ("linears-1", "cached-512")})[0]
     text = table.page([{**kernels, **result, "inequalities": [], "environments": []}])
     assert "Attention after 4096 tokens of smollm2-135m, threads: 2" in text
-    assert "| int8:0.3,0.4 | 833 | 833.33 | 100% | 1.20 [1.20, 1.20] |" in text
+    assert "| int8:0.3,0.4 | 833 | 833.33 | 100% of 1.0 GB/s | 1.20 [1.20, 1.20] |" in text
 
 
 def test_without_kernels_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -20,7 +20,7 @@ from lissome.ops.kernels import native
 
 _TRIES, _MOST, _SECONDS = 5, 100, 0.5  # at least 5 tries of each piece of work, then more for half a second
 _SIDE = {"cpu": 512, "cuda": 8192}
-_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}  # more than the last cache, little enough for many tries
+_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}  # as much as a small model; large caches of servers may hold it
 
 
 @dataclass(frozen=True, kw_only=True)
