@@ -13,12 +13,20 @@ namespace {
 // The intrinsics want the number of a register as a literal.
 #define LISSOME_EACH_TILE(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
 
+// GCC 12 does not know that tiles are filled from memory and emptied into it, and of the shapes it knows 8 bytes; stores
+// that nobody else reads are then left out, or come too late.
+LISSOME_OP void settle(const void* what) { __asm__ volatile("" : : "r"(what) : "memory"); }
+
 struct AmxTile {
-  LISSOME_OP void configure(const TileConfig& config) { _tile_loadconfig(&config); }
+  LISSOME_OP void configure(const TileConfig& config) {
+    settle(&config);
+    _tile_loadconfig(&config);
+  }
   LISSOME_OP void release() { _tile_release(); }
 
   template <int T>
   LISSOME_OP void load(const std::byte* from, std::int64_t stride) {
+    settle(from);
 #define LISSOME_DO(N) \
   if constexpr (T == N) _tile_loadd(N, from, stride);
     LISSOME_EACH_TILE(LISSOME_DO)
@@ -31,6 +39,7 @@ struct AmxTile {
   if constexpr (T == N) _tile_stored(N, to, stride);
     LISSOME_EACH_TILE(LISSOME_DO)
 #undef LISSOME_DO
+    settle(to);
   }
 
   // The four products of the loop.
