@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from benchmarks._frame import Inequality, Store
 from benchmarks._markdown import Results, environment, inequalities
 from benchmarks.shears.texts import declarations
 from lissome.core.events import EventStream
+from lissome.core.files import write_text
 from lissome.core.seeds import derive
 from lissome.data.labelled import Labelled
 from lissome.data.partition import deal
@@ -160,6 +162,15 @@ def texts() -> dict[str, Labelled]:
         labels = tuple(LANGUAGES.index(name) for name in names)
         found[part] = Labelled(some.name, some.texts, labels, LANGUAGES)
     return found
+
+
+def public_texts(file: Path) -> Path:
+    """Write runs of words without their languages, that nobody learns from or is judged by; return the file."""
+    parts = texts()
+    judged_by = {text.lower() for text in parts["test"].texts}  # the tokenizer knows no capitals
+    rows = [{"text": text} for text in parts["validation"].texts if text.lower() not in judged_by]
+    write_text(file, "\n".join(map(json.dumps, rows)))
+    return file
 
 
 def recipe(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._federated import LENGTH, cut_score, in_turns, job_of, own_scores, recipe, run
+from benchmarks._federated import LENGTH, cut_score, in_turns, job_of, own_scores, public_texts, recipe, run
 from lissome.core.budget import Budget
 from lissome.engine.federate.mutual import knowledge
 from lissome.engine.federate.profile import Profile
@@ -32,13 +32,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "local": {"method": "rafl", "share": "none"},
     "random": {"method": "rafl", "allocate": "random"},
     "alike": {"method": "rafl", "allocate": "largest"},
+    "distil": {"method": "rafl", "fuse": "distil"},
     "heterofl": {"method": "raffm", "order": "none", "assign": "largest"},
     "weakest": {"method": "fedavg"},
     "middle": {"method": "fedavg"},
 }
-"""`heterofl` averages slices of one model, each of its tier's size; `weakest` trains on all clients what the weakest
-can hold, and averages it; `middle` what the second tier can hold, on the two upper tiers alone; `local` shares
-nothing."""
+"""`distil` lets all knowledge networks teach one on texts of other articles; `heterofl` averages slices of one model,
+each of its tier's size; `weakest` trains on all clients what the weakest can hold, and averages it; `middle` what the
+second tier can hold, on the two upper tiers alone; `local` shares nothing."""
 
 COMMON = {"weakest": TIERS[-1], "middle": TIERS[1]}
 SERVED = ("tier-0", "tier-1")
@@ -52,14 +53,16 @@ PARTICIPATION = {"all": 1.0, "sporadic": 0.25}
 
 def arm(name: str, sample: float, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Run one arm and return what its cell stores; `own` judges every client's model by the server's texts too."""
+    step, keeps = {**STEP, **ARMS[name]}, ARMS[name]["method"] == "rafl"
+    if step.get("fuse") == "distil":
+        step["public"] = str(public_texts(folder / "public.jsonl"))
     fleet = ({"name": name, "budget": COMMON[name]},) if name in COMMON else FLEET
     made: dict[str, Any] = {"seed": seed, "rounds": rounds, "sample": sample}
-    kinds = {one: kind.name for one, kind in _job(ARMS[name], devices=FLEET, **made).kinds.items()}
+    kinds = {one: kind.name for one, kind in _job(step, devices=FLEET, **made).kinds.items()}
     served = [one for one, kind in kinds.items() if kind in SERVED] if name == "middle" else list(kinds)
-    keeps = ARMS[name]["method"] == "rafl"
     dear = not keeps or ARMS[name].get("share") in {"both", "overlap"}
     looks: dict[str, Any] = {"evaluate_every": EVERY} if dear else {}
-    job = _job({**STEP, **ARMS[name]}, devices=fleet, clients=len(served), **looks, **made)
+    job = _job(step, devices=fleet, clients=len(served), **looks, **made)
     federation, cell = run(job, folder, served)
     cell["kinds"] = kinds
     cell["mean_client"] = mean(value for value in cell["clients"].values() if value is not None)

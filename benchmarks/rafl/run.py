@@ -2,8 +2,9 @@
 
 MiniLM, its embeddings frozen, learns twelve languages from runs of four words; twelve clients in four tiers of 80 to 30
 % of its blocks, Dirichlet 0.3; all clients in every round, or a quarter of them. Every client's model is judged by its
-own held-out texts. Sharing nothing, knowledge, overlapping weights and both; searched, random and alike architectures;
-HeteroFL's slices of one model. Sizes are counted again in the extracted models, which are also timed in turns.
+own held-out texts. Sharing nothing, knowledge (averaged or distilled), overlapping weights and both; searched, random
+and alike architectures; HeteroFL's slices of one model. Sizes are counted again in the extracted models, which are also
+timed in turns.
 """
 
 from __future__ import annotations

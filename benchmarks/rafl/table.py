@@ -45,9 +45,10 @@ def page(results: Results) -> str:
         "% of every client's model, mean over clients: on its own held-out texts (at the end, and at the last look "
         "within the bytes that the knowledge network takes; 0 without one), and on the server's; MiB of tensors "
         "that training sends (architectures are cut from a model that every client has, so that no first download of "
-        "them is in it). ±: half of the 95 % interval of the mean over seeds. `heterofl` averages slices of one model; "
-        "`weakest` is what the weakest tier can hold, trained by all; `middle` what the second tier can hold, trained "
-        "and judged by the two upper tiers alone."
+        "them is in it). ±: half of the 95 % interval of the mean over seeds. `distil`: knowledge networks teach one "
+        "on public texts, instead of being averaged; `heterofl` averages slices of one model; `weakest` is what "
+        "the weakest tier can hold, trained by all; `middle` what the second tier can hold, trained and judged by the "
+        "two upper tiers alone."
     )
     searched = (
         "Architectures that were searched (seed 0), milliseconds of one text of 32 tokens (processor time, in turns, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,4 +54,6 @@ def toy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(federation, "load", lambda name, **options: load(str(place / "model"), **options))
     rows = [(f"{name} {index}", label) for label, name in enumerate(_federated.LANGUAGES) for index in range(12)]
     part = Labelled("toy", tuple(text for text, _ in rows), tuple(label for _, label in rows), _federated.LANGUAGES)
-    monkeypatch.setattr(_federated, "texts", lambda: {"train": part, "test": part})
+    other = replace(part, texts=tuple(f"{text} again" for text in part.texts))
+    parts = {"train": part, "validation": other, "test": part}
+    monkeypatch.setattr(_federated, "texts", lambda: parts)

@@ -72,10 +72,11 @@ def test_a_quarter_of_the_clients_is_a_quarter() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arm", ["knowledge", "weakest", "middle", "heterofl"])
+@pytest.mark.parametrize("arm", ["knowledge", "weakest", "middle", "heterofl", "distil"])
 def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy(tmp_path, monkeypatch)
-    monkeypatch.setitem(arms.ARMS, "knowledge", {"method": "rafl", "trials": 6})
+    for name in ("knowledge", "distil"):
+        monkeypatch.setitem(arms.ARMS, name, {**arms.ARMS[name], "trials": 6})
     cell = arms.arm(arm, 1.0, 0, 1, tmp_path / "arm")
     served = [one for one, kind in cell["kinds"].items() if arm != "middle" or kind in arms.SERVED]
     assert sorted(cell["clients"]) == sorted(served)
