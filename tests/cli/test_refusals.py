@@ -27,11 +27,13 @@ def place(tmp_path_factory):
         "turned": {UP: torch.ones(24, 40, dtype=torch.bool)},
         "flat": {f"{UP}.weight": torch.ones(960, dtype=torch.bool)},
         "typo": {TYPO: torch.ones(40, 24, dtype=torch.bool)},
+        "empty": {},
         "one": {UP: torch.eye(40, 24, dtype=torch.bool)},
         "conv": {"transformer.h.0.mlp.c_fc": torch.ones(40, 24, dtype=torch.bool)},  # Conv1D is [inputs, outputs]
     }
     for name, tensors in masks.items():
         save_file(tensors, folder / f"{name}.safetensors")
+    (folder / "folder.safetensors").mkdir()
     (folder / "cut.safetensors").write_bytes((folder / "one.safetensors").read_bytes()[:20])
     return folder
 
@@ -49,12 +51,17 @@ def given(name):
         ("llama", "shears", given("typo"), f"unknown layer to prune '{TYPO}'; did you mean '{UP}'?"),
         ("llama", "shears", given("nothing"), "nothing.safetensors cannot be read"),
         ("llama", "shears", given("cut"), "cut.safetensors cannot be read"),
+        ("llama", "shears", given("folder"), "cannot be read (it is a folder); give a safetensors file of a Bool"),
+        ("llama", "shears", given("empty"), "empty.safetensors holds no mask; it needs one by the name of each layer"),
         ("llama", "shears", (*given("one"), "adapter=masked"), "adapter=masked needs a mask of model.layers.0."),
         ("llama", "shears", ("adapter=masked", "sparsity=0"), "keeps zeros, but sparsity=0 makes none"),
         ("llama", "shears", ("ranks=8,16",), "ranks must be distinct, positive and descending, got 8,16; write 16,8"),
         ("llama", "shears", ("ranks=8,8",), "got 8,8; write 8"),
         ("llama", "shears", ("ranks=0",), "write for example 32,24,16"),
         ("llama", "shears", ("groups=upp_proj",), "unknown kind of linear layer 'upp_proj'; did you mean 'up_proj'?"),
+        ("llama", "shears", ("groups=mlp.upproj",), "kind of linear layer 'mlp.upproj'; did you mean 'mlp.up_proj'?"),
+        ("llama", "shears", (f"groups={TYPO}",), f"unknown kind of linear layer '{TYPO}'; did you mean '{UP}'?"),
+        ("llama", "shears", ("ranks=",), "got none; write for example 32,24,16"),
         ("mamba", "shears", ("groups=up_proj",), "unknown kind of linear layer 'up_proj'; did you mean 'x_proj'?"),
         ("llama", "shears", ("groups=up_proj+down_proj,up_proj",), "is in the groups up_proj+down_proj and up_proj"),
         ("mamba", "multipruner", (), "multipruner needs a model that is decoder (a language model with attention)"),

@@ -125,7 +125,14 @@ def read_masks(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"the masks in {path} cannot be read ({str(error).splitlines()[0]}).") from error
+        raise _unread(path, error) from error
+
+
+def _unread(path: Path, error: Exception) -> DataError:
+    reason = "it is a folder" if path.is_dir() else str(error).splitlines()[0]
+    return DataError(
+        f"the masks in {path} cannot be read ({reason}); give a safetensors file of a Bool for each weight."
+    )
 
 
 def check_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -139,14 +146,18 @@ def check_masks(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str,
         The layers that have a mask.
 
     Raises:
-        ConfigError: When a mask is of an unknown layer or has another shape.
+        ConfigError: When there is no mask, one is of an unknown layer, or has another shape.
         DataError: When the file cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  no mapping
     except (OSError, SafetensorError) as error:
-        raise DataError(f"the masks in {path} cannot be read ({str(error).splitlines()[0]}).") from error
+        raise _unread(path, error) from error
+    if not found:
+        raise ConfigError(
+            f"{path} holds no mask; it needs one by the name of each layer to prune, such as {next(iter(shapes))}."
+        )
     return tuple(_layer_of(key, shape, shapes) for key, shape in found.items())
 
 

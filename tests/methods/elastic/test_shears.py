@@ -276,6 +276,8 @@ def test_masks_from_elsewhere(toy: Path, tmp_path: Path) -> None:
     found = masks(lissome.load(tmp_path / "out").module)
     assert list(found) == [f"{name}.weight"]
     assert torch.equal(found[f"{name}.weight"].unpacked(), kept)
+    with pytest.raises(ConfigError, match="has no zeros, and by=given makes none; give masks"):
+        fit(toy, tmp_path / "none", "by=given")
 
 
 def test_a_model_with_adapters_is_merged_first(toy: Path, tmp_path: Path) -> None:

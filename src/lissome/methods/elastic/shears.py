@@ -239,6 +239,8 @@ class Shears(Method):
         checkpoint = Checkpoint(context.folder / "sparsify", {**key, "data": context.data.fingerprint})
         batches = objective_of(context.data).batches(config.windows)
         sparsify(work, batches, pruning, checkpoint=checkpoint, events=context.events)
+        if config.by == "given" and not sparsity(work.module):
+            raise ConfigError("this model has no zeros, and by=given makes none; give masks, or set another by.")
         spilled = spill(work, context.folder / "sparse.safetensors")
         give_back()  # the checkpoint's copies, and the weights that now lie in the file
         return spilled

@@ -44,7 +44,8 @@ def adaptable(model: Model, kinds: Sequence[str] | None = None) -> tuple[str, ..
 def _of_kinds(names: Sequence[str], kinds: Sequence[str]) -> tuple[str, ...]:
     for kind in kinds:
         if not any(_ends(name, kind) for name in names):
-            known = {name.rpartition(".")[2] for name in names}
+            parts = 1 + kind.count(".")
+            known = {".".join(name.split(".")[-parts:]) for name in names}
             raise ConfigError(unknown_name("kind of linear layer", kind, known))
     return tuple(name for name in names if any(_ends(name, kind) for kind in kinds))
 
@@ -121,7 +122,7 @@ def check_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
         usable = [rank for rank in wanted if rank > 0]
         advice = f"write {','.join(map(str, usable))}" if usable else "write for example 32,24,16"
         raise ConfigError(
-            f"ranks must be distinct, positive and descending, got {','.join(map(str, ranks))}; {advice}."
+            f"ranks must be distinct, positive and descending, got {','.join(map(str, ranks)) or 'none'}; {advice}."
         )
     return wanted
 
