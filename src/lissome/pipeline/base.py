@@ -36,9 +36,9 @@ def base_of(folder: Path, known: Base, events: EventStream | None) -> Model:
         ArtifactError: When there is nothing of that name, or another model.
     """
     beside = folder.absolute().parent / known.name
-    places = (
-        [known.name, beside] if beside.exists() and beside.resolve() != Path(known.name).resolve() else [known.name]
-    )
+    places: list[str | Path] = [known.name]
+    if beside.exists() and beside.resolve() != Path(known.name).resolve():
+        places.append(beside)
     problem: ArtifactError | None = None
     for place in places:
         try:
