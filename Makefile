@@ -7,7 +7,6 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constr
 NEEDS := pyproject.toml constraints.txt CMakeLists.txt $(shell find native -type f -not -path 'native/tests/*')
 # Warnings of the kernels' compiler are errors here, and not where people install it with a compiler of their own.
 EDITABLE := $(INSTALL) --no-build-isolation --config-settings=cmake.define.LISSOME_WERROR=ON --editable
-LLAMA := $(VENV)/llama
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: run test test-all check docs bench clean
@@ -66,17 +65,11 @@ $(VENV)/installed-test: $(VENV)/installed-run
 	$(EDITABLE) '.[bench,dev,eval,federate,gguf,images,report,serve,tensorboard]'
 	touch $@
 
-# llama.cpp is compiled here (some minutes, without its picture part), with a line more: what shapes AMX's tiles is else
-# thrown away by GCC 12, and the first prompt ends the process (ggml-org/llama.cpp#20824). Chromium looks at the report
-# page; PostgreSQL and optuna-dashboard open the trials of a search; Ray runs Flower's simulation.
+# llama.cpp is compiled here (some minutes, without its picture part; GCC 12 needs help with AMX); Chromium looks at the
+# report page; PostgreSQL and optuna-dashboard open the trials of a search; Ray runs Flower's simulation.
 $(VENV)/installed-peers: $(VENV)/installed-test
 	which chromium cmake g++ > /dev/null || { apt-get update -qq && apt-get install -qq -y chromium cmake g++; }
 	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y postgresql; }
-	rm -rf $(LLAMA) && $(BIN)/python -m pip download -qq --disable-pip-version-check --constraint constraints.txt --no-deps \
-		--no-binary llama-cpp-python --dest $(LLAMA) llama-cpp-python
-	tar -xf $(LLAMA)/llama_cpp_python-*.tar.gz -C $(LLAMA) --strip-components 1
-	sed -i 's|_tile_loadconfig(&tc);|__asm__ volatile("" : : "r"(\&tc) : "memory"); &|' \
-		$(LLAMA)/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(INSTALL) $(LLAMA)
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_CXX_FLAGS=-include$(CURDIR)/tools/amx_fences.h" $(INSTALL) llama-cpp-python
 	$(INSTALL) openai optuna-dashboard 'psycopg[binary]' 'flwr[simulation]' ray
 	touch $@
