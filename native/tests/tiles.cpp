@@ -18,7 +18,7 @@ bool faults(Work&& work) {
 std::byte memory[64 * 64];
 
 void shapes() {
-  SoftTile::release();
+  SoftTile::configure(no_shapes());
   CHECK(faults([] { SoftTile::load<kX0>(memory, 64); }));
   CHECK(faults([] { SoftTile::zero<kSum00>(); }));
   CHECK(faults([] { SoftTile::dot<Format::bf16, kSum00, kX0, kW0>(); }));
@@ -41,7 +41,8 @@ void shapes() {
   CHECK(faults([] { SoftTile::dot<Format::int8, kSum10, kX1, kW0>(); }));
   CHECK(faults([] { SoftTile::dot<Format::int8, kSum00, kW0, kX0>(); }));  // 5 rows cannot hold 64 inputs
   CHECK(faults([] { SoftTile::dot<Format::int8, kSum00, kX0, kX0>(); }));
-  SoftTile::release();
+  CHECK(SoftTile::configured().rows[kX0] == 5);
+  SoftTile::configure(no_shapes());
   CHECK(faults([] { SoftTile::store<kSum00>(memory, 64); }));
 }
 

@@ -22,7 +22,12 @@ struct AmxTile {
     settle(&config);
     _tile_loadconfig(&config);
   }
-  LISSOME_OP void release() { _tile_release(); }
+  LISSOME_OP TileConfig configured() {
+    TileConfig found;
+    _tile_storeconfig(&found);
+    settle(&found);
+    return found;
+  }
 
   template <int T>
   LISSOME_OP void load(const std::byte* from, std::int64_t stride) {

@@ -17,6 +17,13 @@ static_assert(sizeof(TileConfig) == 64);
 // Registers of the loop: sums of two blocks of activation rows by two tiles of outputs, activations, weights.
 inline constexpr int kSum00 = 0, kSum01 = 1, kSum10 = 2, kSum11 = 3, kX0 = 4, kX1 = 5, kW0 = 6, kW1 = 7;
 
+// Of a thread that has not used tiles.
+inline TileConfig no_shapes() {
+  TileConfig config;
+  config.palette = 0;
+  return config;
+}
+
 // `first` and `second` rows of activations, up to 16 each; `second` may be 0.
 inline TileConfig config_for(int first, int second) {
   TileConfig config;

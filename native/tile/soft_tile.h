@@ -26,7 +26,7 @@ struct TileFault : std::logic_error {
 class SoftTile {
  public:
   static void configure(const TileConfig& config) {
-    if (config.palette != 1) fault("palette " + std::to_string(config.palette) + " is not known");
+    if (config.palette > 1) fault("palette " + std::to_string(config.palette) + " is not known");
     for (int tile = 0; tile < 16; ++tile) {
       const int rows = config.rows[tile], bytes = config.bytes[tile];
       if (rows > 16) fault("a tile has 16 rows at most, not " + std::to_string(rows));
@@ -35,11 +35,10 @@ class SoftTile {
       if (tile >= 8 && rows != 0) fault("there are 8 tiles");
     }
     self().config = config;
-    self().ready = true;
     self().data = {};
   }
 
-  static void release() { self().ready = false; }
+  static TileConfig configured() { return self().config; }
 
   template <int T>
   static void load(const std::byte* from, std::int64_t stride) {
@@ -95,8 +94,7 @@ class SoftTile {
  private:
   using Register = std::array<std::array<std::byte, 64>, 16>;
   struct State {
-    TileConfig config;
-    bool ready = false;
+    TileConfig config = no_shapes();
     std::array<Register, 8> data{};
   };
 
@@ -109,7 +107,7 @@ class SoftTile {
 
   static State& used(int tile) {
     State& state = self();
-    if (!state.ready) fault("used before it was configured");
+    if (state.config.palette == 0) fault("used before it was configured");
     if (state.config.rows[tile] == 0) fault("tile " + std::to_string(tile) + " has no shape");
     return state;
   }

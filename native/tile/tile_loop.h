@@ -1,7 +1,7 @@
 // The one loop for AMX: two blocks of 16 rows of activations against a panel, that is two tiles of outputs.
 //
 // Included after LISSOME_TARGET. `Tile` is the machine, real or in software:
-//   configure(config), release()
+//   configure(config), configured()   a palette of 0 takes all shapes away
 //   load<T>(p, stride), store<T>(p, stride), zero<T>()
 //   dot<Format, C, A, B>()    C += A · B, by TDPBF16PS or TDPBSSD
 // `E` makes rows of weights (weight/stream.h); a tile cannot be filled from registers, so that sparse weights pass
@@ -91,13 +91,15 @@ LISSOME_TARGET void tile_panel(const Job& job, std::int64_t panel, std::byte* ch
   }
 }
 
+// Shapes are left as they were found: llama.cpp gives a thread's tiles theirs once, and faults without them.
 template <class Tile, class E, class Sum>
 LISSOME_TARGET void tile_panels(const Job& job, std::int64_t first, std::int64_t last) {
+  const TileConfig before = Tile::configured();
   static thread_local Scratch chunks, carried;
   auto* chunk = chunks.at_least<std::byte>(kTileChunk * kStepBytes);
   auto* sums = carried.at_least<Sum>(std::min(kTileMostRows, job.rows) * kPanel);
   for (std::int64_t panel = first; panel < last; ++panel) tile_panel<Tile, E>(job, panel, chunk, sums);
-  Tile::release();
+  Tile::configure(before);
 }
 
 }  // namespace lissome

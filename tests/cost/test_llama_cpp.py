@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from lissome.core.errors import ArtifactError, ConfigError, MissingExtraError
 from lissome.cost import llama_cpp
 from lissome.cost.llama_cpp import LlamaCpp, features, quantise, time_files
+from lissome.ops.kernels.packed import PackedWeight
 from tests.models.gguf_toys import write_gguf
 
 
@@ -94,3 +96,14 @@ def test_other_types_are_written_by_llama_cpp(files, tmp_path):
         quantise(tmp_path / "torn.gguf", tmp_path / "no.gguf", "Q8_0")
     assert not (tmp_path / "no.gguf").exists()
     assert "=" in features()
+
+
+@pytest.mark.peer
+def test_our_kernels_leave_its_tiles_as_they_are(files, tmp_path):
+    """It shapes a thread's tiles once, where there are tiles: without those shapes the next prompt ends the process."""
+    path, ids = quantise(files["first"], tmp_path / "coarse.gguf", "Q8_0", threads=1), list(range(30))
+    packed = PackedWeight.pack(torch.ones(64, 128))
+    with LlamaCpp(path, threads=1) as model:
+        first = model.logits(ids)
+        packed.linear(torch.ones(40, 128, dtype=torch.bfloat16), threads=1)
+        np.testing.assert_array_equal(model.logits(ids), first)
