@@ -99,11 +99,13 @@ def test_other_types_are_written_by_llama_cpp(files, tmp_path):
 
 
 @pytest.mark.peer
-def test_our_kernels_leave_its_tiles_as_they_are(files, tmp_path):
+def test_neither_our_kernels_nor_torch_take_its_tiles_away(files, tmp_path):
     """It shapes a thread's tiles once, where there are tiles: without those shapes the next prompt ends the process."""
     path, ids = quantise(files["first"], tmp_path / "coarse.gguf", "Q8_0", threads=1), list(range(30))
     packed = PackedWeight.pack(torch.ones(64, 128))
     with LlamaCpp(path, threads=1) as model:
         first = model.logits(ids)
         packed.linear(torch.ones(40, 128, dtype=torch.bfloat16), threads=1)
+        np.testing.assert_array_equal(model.logits(ids), first)
+        torch.nn.Linear(256, 256).bfloat16()(torch.ones(256, 256, dtype=torch.bfloat16))
         np.testing.assert_array_equal(model.logits(ids), first)

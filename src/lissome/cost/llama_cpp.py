@@ -6,11 +6,13 @@ and context, so that the figures are those a user of llama.cpp gets on this mach
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +25,11 @@ from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.files import atomic_file
 from lissome.core.metrics import Metric
 from lissome.core.optional import optional_import
+from lissome.ops.kernels import native
 from lissome.ops.stats import ratio_of_medians
 
 _LINES: deque[str] = deque(maxlen=50)  # what llama.cpp said last, for error messages
+_TILES = threading.local()  # `left`: shapes of the thread's AMX tiles after llama.cpp
 _WARNING = 3  # llama.cpp's levels: debug 1, info 2, warning 3, error 4, continued line 5
 
 
@@ -35,6 +39,21 @@ def _library() -> Any:
     library = optional_import("llama_cpp.llama_cpp", extra="llama")
     library.llama_log_set(_listener(library), ctypes.c_void_p(0))
     return library
+
+
+@contextlib.contextmanager
+def _own_tiles() -> Iterator[None]:
+    """Give this thread's AMX tiles the shapes that llama.cpp left them with.
+
+    It shapes them once in a thread's life; after torch or another library has used them, its next prompt would end the
+    process.
+    """
+    kernels = native.module()
+    if kernels and hasattr(_TILES, "left"):
+        _TILES.left.put_back()
+    yield
+    if kernels:
+        _TILES.left = kernels.TileShapes.now()
 
 
 @cache
@@ -156,7 +175,8 @@ class LlamaCpp:
                 batch.token[index], batch.pos[index] = token, start + index
                 batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
                 batch.logits[index] = every or index == len(ids) - 1
-            code = self._lib.llama_decode(self._context, batch)
+            with _own_tiles():
+                code = self._lib.llama_decode(self._context, batch)
             if code:
                 raise ArtifactError(f"llama.cpp failed on {len(ids)} tokens at position {start} (code {code}).")
         finally:
