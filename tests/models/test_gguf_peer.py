@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lissome.core.errors import AssetError
+from lissome.cost.llama_cpp import own_tiles
 from lissome.data.assets import fetch
 from lissome.models.gguf import convert
 from lissome.testing.toys import DECODERS
@@ -55,7 +56,8 @@ def llama():
 @torch.no_grad()
 def both(peer, folder, ids):
     """Log-probabilities (tokens, vocabulary) of llama.cpp and of the converted folder."""
-    peer.eval(ids)
+    with own_tiles():
+        peer.eval(ids)
     theirs = torch.tensor(np.array(peer.scores[: len(ids)]))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return theirs.double().log_softmax(-1), model(torch.tensor([ids])).logits[0].double().log_softmax(-1)

@@ -42,7 +42,7 @@ def _library() -> Any:
 
 
 @contextlib.contextmanager
-def _own_tiles() -> Iterator[None]:
+def own_tiles() -> Iterator[None]:
     """Give this thread's AMX tiles the shapes that llama.cpp left them with.
 
     It shapes them once in a thread's life; after torch or another library has used them, its next prompt would end the
@@ -175,7 +175,7 @@ class LlamaCpp:
                 batch.token[index], batch.pos[index] = token, start + index
                 batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
                 batch.logits[index] = every or index == len(ids) - 1
-            with _own_tiles():
+            with own_tiles():
                 code = self._lib.llama_decode(self._context, batch)
             if code:
                 raise ArtifactError(f"llama.cpp failed on {len(ids)} tokens at position {start} (code {code}).")
