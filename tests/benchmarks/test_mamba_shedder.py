@@ -277,7 +277,8 @@ def test_the_whole_claim_runs_on_tiny_models(tmp_path: Path, monkeypatch: pytest
         assert len(found) == 2 * (12 + 2 + 2 + 1 + 2 + 1 + 1) + 2 and all(map(str, found))
         results = [read_json(path) for path in sorted((tmp_path / "results").glob("*.json"))]
         page = table.page(results)
-        assert page.count("zoo-mamba2, 2 scans less") == 1 and "trained with 8 blocks" in page
+        assert page.count("zoo-mamba2, 2 scans less") == 2 and "trained with 8 blocks" in page
+        assert "`damage=kl`" in page
         assert len(run.run(False, store)) == len(found), "and everything is stored"
     finally:
         for cached in (train_zoo.texts, texts.texts, run._model):
