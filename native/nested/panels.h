@@ -24,8 +24,9 @@
 namespace lissome {
 namespace {
 
-// Streams of planes and scales are asked for so many blocks ahead: hardware follows each no further than its page.
-inline constexpr std::int64_t kBlocksAhead = 24;
+// Streams of planes and scales are asked for so many blocks ahead: hardware follows each no further than its page. They
+// go to the second cache, which can wait for more lines at a time than the first.
+inline constexpr std::int64_t kBlocksAhead = 64;
 inline constexpr std::int64_t kBufferBlocks = 32;  // 16 KiB of codes: half of the first cache
 
 struct NoTable {};
@@ -52,7 +53,7 @@ struct FromPlanes {
     }
 #pragma GCC unroll 8
     for (int p = 0; p < B; ++p) {
-      __builtin_prefetch(line[p] + kBlocksAhead * stride[p], 0, 3);
+      __builtin_prefetch(line[p] + kBlocksAhead * stride[p], 0, 2);
       line[p] += stride[p];
     }
   }
@@ -87,7 +88,7 @@ LISSOME_TARGET void strip(From from, const Strip& s, float* y) {
   const auto* x = reinterpret_cast<const typename P::X*>(s.x);
   const std::uint16_t* scales = s.w_scales;
   for (std::int64_t g = 0; g < s.groups; ++g, x += kGroup, scales += 2 * kNestedPanel) {
-    __builtin_prefetch(scales + kBlocksAhead / Blocks * 2 * kNestedPanel, 0, 3);
+    __builtin_prefetch(scales + kBlocksAhead / Blocks * 2 * kNestedPanel, 0, 2);
     typename P::Sum sum[M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) sum[m] = P::zero();
