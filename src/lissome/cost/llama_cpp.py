@@ -51,9 +51,11 @@ def own_tiles() -> Iterator[None]:
     kernels = native.module()
     if kernels and hasattr(_TILES, "left"):
         _TILES.left.put_back()
-    yield
-    if kernels:
-        _TILES.left = kernels.TileShapes.now()
+    try:
+        yield
+    finally:
+        if kernels:
+            _TILES.left = kernels.TileShapes.now()
 
 
 @cache

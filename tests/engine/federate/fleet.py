@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Program
-from lissome.engine.federate.rounds import Federation, RoundsConfig
+from lissome.engine.federate.rounds import Federation, Round, RoundsConfig
 from lissome.engine.federate.store import ClientStore, Kept
 from lissome.engine.federate.subnets import SubnetProgram
 from lissome.engine.federate.training import TrainingClient, global_tensors
@@ -93,6 +95,23 @@ def federation(
     config = RoundsConfig(**{"rounds": 2, "evaluate_every": 0, **settings})
     link = LocalLink(who, devices, seed=seed)
     return Federation(program, link, config, folder=folder, identity={"federation": "test"}, seed=seed)
+
+
+@contextmanager
+def killed_at(number: int, *, recorded: bool = False) -> Iterator[None]:
+    """Interrupt every federation inside when this round is written down: before it, or once it is `recorded`."""
+    record = Federation._record
+
+    def killed(self: Federation, one: Round) -> None:
+        if one.number != number or recorded:
+            record(self, one)
+        if one.number == number:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Federation, "_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def training_clients(

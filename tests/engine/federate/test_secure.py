@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,10 @@ from lissome.engine.federate.local import LocalLink
 from lissome.engine.federate.merge import Mean
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
-from lissome.engine.federate.rounds import Federation, Round, RoundsConfig
+from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.store import ClientStore
 from lissome.models.space import Subnet
-from tests.engine.federate.fleet import Adder
+from tests.engine.federate.fleet import Adder, killed_at
 
 pytest.importorskip("cryptography", reason="needs cryptography: pip install 'lissome[federate]'")
 
@@ -170,23 +171,12 @@ def test_too_few_left_change_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(job.program.tensors[name], value) for name, value in START.items())
 
 
-def test_a_round_that_is_repeated_uses_other_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record, vectors = Federation._record, []
-
-    def killed(self: Federation, one: Round) -> None:
-        if one.number == 1:
-            raise KeyboardInterrupt
-        record(self, one)
-
-    for attempt in range(2):
+def test_a_round_that_is_repeated_uses_other_masks(tmp_path: Path) -> None:
+    vectors = []
+    for attempt in (killed_at(1), nullcontext()):
         link = Seen(clients(tmp_path, 3, True))
-        with monkeypatch.context() as patch:
-            if not attempt:
-                patch.setattr(Federation, "_record", killed)
-                with pytest.raises(KeyboardInterrupt):
-                    run(tmp_path, 3, link=link, rounds=1)
-            else:
-                run(tmp_path, 3, link=link, rounds=1)
+        with attempt:
+            run(tmp_path, 3, link=link, rounds=1)
         vectors.append(dict(link.vectors))
     assert all(not torch.equal(vectors[0][name], vectors[1][name]) for name in vectors[0])
 
@@ -289,19 +279,10 @@ def test_what_a_neighbour_sealed_fails_nobody(tmp_path: Path) -> None:
     assert job.rounds[-1].metrics["unmask/lost"] == 0, "it told its own mask itself"
 
 
-def test_a_server_killed_between_steps_finds_what_clients_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_killed_between_steps_finds_what_clients_kept(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole", 3)
-    record = Federation._record
-
-    def killed(self: Federation, one: Round) -> None:
-        if one.number == 2:
-            raise KeyboardInterrupt
-        record(self, one)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Federation, "_record", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "cut", 3)
+    with killed_at(2):
+        run(tmp_path / "cut", 3)
     again, _ = run(tmp_path / "cut", 3)
     assert {name: value.tolist() for name, value in again.program.tensors.items() if name in START} == {
         name: value.tolist() for name, value in whole.program.tensors.items() if name in START

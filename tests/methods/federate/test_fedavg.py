@@ -17,12 +17,12 @@ from lissome.engine.federate.local import LocalLink
 from lissome.engine.federate.method import ClientSite, ServerSite
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.releases import Releases
-from lissome.engine.federate.rounds import Federation, Round, RoundsConfig
+from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import TASK
 from lissome.methods.federate.fedavg import FedAvg
 from lissome.ops.privacy import epsilon
-from tests.engine.federate.fleet import encoder, lesson
+from tests.engine.federate.fleet import encoder, killed_at, lesson
 
 
 def test_one_round_is_the_mean_of_what_clients_trained(tmp_path: Path) -> None:
@@ -100,18 +100,9 @@ def test_noise_says_what_it_promises(tmp_path: Path) -> None:
             FedAvg.Config(**changes)  # type: ignore[arg-type]
 
 
-def test_noise_of_a_repeated_round_counts_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = Federation._record
-
-    def killed(self: Federation, one: Round) -> None:
-        if one.number == 2:
-            raise KeyboardInterrupt
-        record(self, one)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Federation, "_record", killed)
-        with pytest.raises(KeyboardInterrupt):
-            noisy(tmp_path).run()
+def test_noise_of_a_repeated_round_counts_twice(tmp_path: Path) -> None:
+    with killed_at(2):
+        noisy(tmp_path).run()
     assert promised(noisy(tmp_path)) == [epsilon(0.8, number, 1e-4) for number in (1, 3, 4)]
 
 

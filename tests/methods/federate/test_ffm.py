@@ -26,13 +26,13 @@ from lissome.engine.federate.merge import Overlap, Piece
 from lissome.engine.federate.method import ClientSite, ServerSite
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Report
-from lissome.engine.federate.rounds import Federation, Round
+from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.store import ClientStore
 from lissome.methods.federate.ffm import FFM
 from lissome.models.adapters.prompts import add_prompt
 from lissome.models.model import Model
 from lissome.testing.toys import toy_model
-from tests.engine.federate.fleet import encoder, federation, lesson, rows
+from tests.engine.federate.fleet import encoder, federation, killed_at, lesson, rows
 
 A, B = "x.adapter.A", "x.adapter.B"
 
@@ -209,17 +209,8 @@ def test_a_search_for_tokens_continues_where_it_stopped(tmp_path: Path, monkeypa
     monkeypatch.setattr(f"{__name__}.lesson", spoken)
     settings = {"recipe": "prompt-search", "tokens": 3, "candidates": 6, "dimensions": 4, "rounds": 4}
     _, whole = run(tmp_path / "one", model=speaker(), **settings)
-    record = Federation._record
-
-    def killed(self: Federation, one: Round) -> None:
-        record(self, one)
-        if one.number == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Federation, "_record", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "two", model=speaker(), **settings)
+    with killed_at(2, recorded=True):
+        run(tmp_path / "two", model=speaker(), **settings)
     job, again = run(tmp_path / "two", model=speaker(), **settings)
     assert [one.number for one in job.rounds] == [0, 1, 2, 3, 4]
     assert all(torch.equal(again.tensors[name], whole.tensors[name]) for name in whole.tensors)
