@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <exception>
 #include <mutex>
 #include <stdexcept>
@@ -20,7 +22,7 @@
 namespace lissome {
 namespace {
 
-constexpr int kSpins = 4000;  // pauses, about 50 microseconds: more than the time between two layers
+constexpr int kSpins = 4000;  // pauses, 50 to 200 microseconds: more than the time between two layers
 
 void pause() {
 #if LISSOME_X86
@@ -30,16 +32,37 @@ void pause() {
 #endif
 }
 
-// Waits until `value` is no longer `old`; returns what it is.
-int changed(std::atomic<int>& value, int old) {
-  for (int spin = 0; spin < kSpins; ++spin) {
-    const int now = value.load(std::memory_order_acquire);
-    if (now != old) return now;
-    pause();
+// A number that threads wait for: they spin first, and sleep after that. `std::atomic::wait` once slept for good though
+// the number had changed (GCC 12, a busy machine): here whoever changes it holds the lock of those who fall asleep, and
+// they look again after a second whatever happens.
+class Awaited {
+ public:
+  int now() const { return value_.load(std::memory_order_acquire); }
+
+  void set(int value) {
+    {
+      const std::lock_guard guard(sleeping_);
+      value_.store(value, std::memory_order_release);
+    }
+    awake_.notify_all();
   }
-  value.wait(old, std::memory_order_acquire);
-  return value.load(std::memory_order_acquire);
-}
+
+  // Returns what it is once it is no longer `old`.
+  int changed(int old) {
+    for (int spin = 0; spin < kSpins; ++spin) {
+      if (const int found = now(); found != old) return found;
+      pause();
+    }
+    std::unique_lock lock(sleeping_);
+    while (now() == old) awake_.wait_for(lock, std::chrono::seconds(1));
+    return now();
+  }
+
+ private:
+  std::atomic<int> value_{0};
+  std::mutex sleeping_;
+  std::condition_variable awake_;
+};
 
 class Pool {
  public:
@@ -52,11 +75,10 @@ class Pool {
     grow(parts - 1);
     part_ = part, work_ = work, error_ = nullptr;
     pending_.store(parts - 1, std::memory_order_relaxed);
-    const int turn = (round_.load(std::memory_order_relaxed) / kTurn + 1) % kTurns;
-    round_.store(turn * kTurn + parts, std::memory_order_release);
-    round_.notify_all();
+    const int turn = (round_.now() / kTurn + 1) % kTurns;
+    round_.set(turn * kTurn + parts);
     attempt(0);
-    for (int left = pending_.load(std::memory_order_acquire); left != 0;) left = changed(pending_, left);
+    for (int over = done_.now(); over != turn;) over = done_.changed(over);
     if (error_) std::rethrow_exception(error_);
   }
 
@@ -64,16 +86,16 @@ class Pool {
   void grow(int workers) {
     while (static_cast<int>(threads_.size()) < workers) {
       const int index = static_cast<int>(threads_.size()) + 1;
-      threads_.emplace_back([this, index, seen = round_.load()] { serve(index, seen); });
+      threads_.emplace_back([this, index, seen = round_.now()] { serve(index, seen); });
     }
   }
 
   void serve(int index, int seen) {
     for (;;) {
-      seen = changed(round_, seen);
+      seen = round_.changed(seen);
       if (index >= seen % kTurn) continue;  // not asked for; the round may be over by now
       attempt(index);
-      if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+      if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) done_.set(seen / kTurn);
     }
   }
 
@@ -90,7 +112,8 @@ class Pool {
   std::vector<std::thread> threads_;
   // A round's number and how many parts it has, in one word, so that whoever wakes late reads both of the same round.
   static constexpr int kTurn = 2 * kMostThreads, kTurns = 1 << 18;
-  std::atomic<int> round_{0}, pending_{0};
+  Awaited round_, done_;  // done_: the number of the last round that is over
+  std::atomic<int> pending_{0};
   Part part_ = nullptr;
   void* work_ = nullptr;
   std::exception_ptr error_;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <thread>
 
@@ -42,6 +43,15 @@ void callers_at_once() {
   for (auto& caller : callers) caller.join();
 }
 
+// Work arrives while a thread is falling asleep, or asleep.
+void sleepers_wake() {
+  for (int turn = 0; turn < 400; ++turn) {
+    every_part_once(2 + turn % 3);
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(turn);
+    while (std::chrono::steady_clock::now() < until) continue;
+  }
+}
+
 void exceptions_arrive() {
   for (int bad : {0, 2}) {
     bool thrown = false;
@@ -76,6 +86,7 @@ int main() {
   shares_cover();
   for (int parts : {1, 2, 8, 3}) every_part_once(parts);
   parallel(3, [](int) { every_part_once(4); });
+  sleepers_wake();
   callers_at_once();
   exceptions_arrive();
   child_starts_afresh();
