@@ -37,7 +37,7 @@ def in_turns(
     """
     now = time.process_time if threads == 1 else time.perf_counter
     compiled = native.required()
-    most = max(256 << 20, 2 * last_cache()) if cold else max(arms.values())
+    most = beyond_caches() if cold else max(arms.values())
     block, widths = compiled.block(most), {name: list[float]() for name in arms}
     gc.collect()
     gc.disable()  # a collection would fall into somebody's turn
@@ -55,6 +55,11 @@ def in_turns(
     finally:
         gc.enable()
     return {name: found[1:] for name, found in widths.items()}
+
+
+def beyond_caches() -> int:
+    """Return of how many bytes a reading leaves nothing else in a cache."""
+    return max(256 << 20, 2 * last_cache())
 
 
 def reached(nbytes: float, seconds: Sequence[float], widths: Sequence[float]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ CSR = "torch CSR"
 DENSE_CACHE = "int8"
 """The engine's own cache of integers, every number kept."""
 
-SPARSE_CACHES = ("int8:0.3,0.3", "int8:0.3,0.4", "int8:0.5,0.5")
-"""Shares of zeros in keys and values of earlier blocks; keys bear more of them than values."""
+SPARSE_CACHES = ("int8:0.3,0.4", "int8:0.4,0.5", "int8:0.3,0.6", "int8:0.5,0.5")
+"""Shares of zeros in keys and values of earlier blocks; values bear more of them than keys."""
 
 
 def sparse(kind: str, share: float) -> str:
