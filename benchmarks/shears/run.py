@@ -76,7 +76,7 @@ def run(quick: bool, store: Store) -> list[Inequality]:
         if store.wants(name):
             cells[name] = compute()
         if name == f"{DECODER}-speed" and store.pattern is None:
-            print(f"training takes about {training_seconds(scale, cells) / 60:.0f} minutes in all, on one core")
+            print(f"training takes {training_seconds(scale, cells) / 60:.0f} minutes of one core, less what is stored")
     if store.pattern is not None:
         return []
     found = []

@@ -11,7 +11,7 @@ from benchmarks.sparamx.names import DENSE, TORCH, sparse
 _SHOWN = (0.5, 0.8)
 _CACHES = (
     "Keys and values as integers with a scale per head and position; behind the colon, shares of zeros in keys and "
-    "values of earlier blocks. Perplexity is that of held-out texts of as many tokens."
+    "values of earlier blocks. No step finds anything in a cache. Perplexity is that of held-out texts of that length."
 )
 
 
