@@ -15,6 +15,8 @@ from lissome.ops.kernels import native
 
 Clock = Callable[[], float]
 
+_PASSES, _READ = 48, 4 << 30  # as many as tokens are written in a turn; bytes of all passes where one takes long
+
 
 def in_turns(
     arms: Mapping[str, int], turn: Callable[[str, Clock], None], *, rounds: int, threads: int, cold: bool = False
@@ -22,8 +24,9 @@ def in_turns(
     """Give every arm its turn in every round, in the other order every other round.
 
     Before each turn memory is read, and timed. A last cache may be of hundreds of megabytes, and what fits it comes
-    at several times the speed; so what is read is either as much as the arm reads, again and again as decoding does,
-    or, for arms that are to find nothing in a cache, twice what the last one holds.
+    at several times the speed, though only after it was read many times; so what is read is either as much as the arm
+    reads, again and again as decoding does, or, for arms that are to find nothing in a cache, twice what the last one
+    holds.
 
     Args:
         arms: What a pass of each reads, in bytes.
@@ -46,11 +49,12 @@ def in_turns(
             for number in range(rounds + 1):
                 for name in list(arms)[:: 1 if number % 2 else -1]:
                     part = block if cold else block[: arms[name]]
-                    if not cold:
+                    times = []
+                    for _ in range(1 if cold else max(3, min(_PASSES, _READ // part.nbytes))):
+                        start = now()
                         compiled.checksum(part, threads)
-                    start = now()
-                    compiled.checksum(part, threads)
-                    widths[name].append(part.nbytes / (now() - start))
+                        times.append(now() - start)
+                    widths[name].append(part.nbytes / float(np.median(times)))
                     turn(name, now)
     finally:
         gc.enable()

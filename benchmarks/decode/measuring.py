@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._turns import Clock, in_turns
-from benchmarks.decode.arms import Arm
+from benchmarks.decode.arms import Arm, in_its_thread
 from lissome.engine.decode.decoder import Floats
 from lissome.ops.kernels import native
 
@@ -41,7 +41,8 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
     found: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "step": []} for name in arms}
 
     def turn(name: str, now: Clock) -> None:
-        first, step = _request(arms[name], ids, prompt, now)
+        arm = arms[name]
+        first, step = in_its_thread(arm, lambda: _request(arm, ids, prompt, now))
         found[name]["prefill"].append(first)
         found[name]["step"].append(step)
 

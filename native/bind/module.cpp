@@ -56,12 +56,6 @@ nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> block(std::int64_t bytes) {
   return owning<std::uint8_t>(std::move(memory), bytes);
 }
 
-void add_tiles(nb::module_& module) {
-  nb::class_<TileConfig>(module, "TileShapes", "Shapes of a thread's AMX tiles, of whatever code gave them.")
-      .def_static("now", &thread_shapes, "Those of this thread.")
-      .def("put_back", &shape_thread, "Gives them to this thread again; what its tiles hold is lost.");
-}
-
 }  // namespace
 }  // namespace lissome::bind
 
@@ -78,7 +72,6 @@ NB_MODULE(_native, module) {
   module.def("checksum", &bind::read_all, "array"_a, "threads"_a = 0,
              "Sum of the 64-bit words of a contiguous array (whole 512 bytes): reads it once, and does nothing else.");
   module.def("block", &bind::block, "bytes"_a, "Ones in the kind of memory that packed weights lie in.");
-  bind::add_tiles(module);
   bind::add_weight(module);
   bind::add_nested(module);
   bind::add_engine(module);

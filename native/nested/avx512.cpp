@@ -41,6 +41,19 @@ struct Codes {
     return bit < B ? line(lines[B - 1 - bit]) : _mm512_setzero_si512();
   }
 
+  // Sixteen times the codes in even rows: two bytes hold a code each before they are taken apart.
+  template <int B>
+  LISSOME_OP void unpack_scaled(const std::byte* const (&lines)[B], Code (&codes)[kBlockRows]) {
+    static_assert(B <= 4);
+    const Quads low = interleave(plane<B>(lines, 3), plane<B>(lines, 2), plane<B>(lines, 1), plane<B>(lines, 0));
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const __m512i both = transpose(low.at[c]);
+      codes[2 * c] = _mm512_and_si512(both, _mm512_set1_epi8(static_cast<char>(0xf0)));
+      codes[2 * c + 1] = _mm512_and_si512(both, _mm512_set1_epi8(15));
+    }
+  }
+
   template <int B>
   LISSOME_OP void unpack(const std::byte* const (&lines)[B], Code (&codes)[kBlockRows]) {
     const Quads low = interleave(plane<B>(lines, 3), plane<B>(lines, 2), plane<B>(lines, 1), plane<B>(lines, 0));
@@ -92,6 +105,9 @@ struct Integers : Codes {
   LISSOME_OP Sum zero() { return _mm512_setzero_si512(); }
   LISSOME_OP void add(Sum& sum, Code code, const X* x) {
     sum = _mm512_dpbusd_epi32(sum, code, _mm512_set1_epi32(load_as<int>(x)));
+  }
+  LISSOME_OP Sum join(Sum even, Sum odd, bool scaled) {
+    return _mm512_add_epi32(scaled ? _mm512_srai_epi32(even, 4) : even, odd);
   }
   LISSOME_OP Floats finish(Sum sum, const std::uint16_t* scales, const float* x_scale, float x_sum) {
     const __m512 scale = _mm512_mul_ps(halves(scales), _mm512_set1_ps(*x_scale));

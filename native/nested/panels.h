@@ -45,8 +45,13 @@ struct FromPlanes {
       line[p] = weight.planes[static_cast<std::size_t>(p)].data + panel * weight.blocks() * stride[p];
     }
   }
+  template <bool kScaled = false>
   LISSOME_TARGET LISSOME_INLINE void next(typename P::Code (&codes)[kBlockRows]) {
-    P::template unpack<B>(line, codes);
+    if constexpr (kScaled) {
+      P::template unpack_scaled<B>(line, codes);
+    } else {
+      P::template unpack<B>(line, codes);
+    }
     if constexpr (kLevels) {
 #pragma GCC unroll 8
       for (int row = 0; row < kBlockRows; ++row) codes[row] = P::level(table, codes[row]);
@@ -146,11 +151,29 @@ LISSOME_TARGET inline Strip strip_at(const NestedJob& job, std::int64_t panel, s
           weight.scales[static_cast<std::size_t>(job.precision)] + (panel * all + group) * 2 * kNestedPanel};
 }
 
+// One row of activations. Even and odd rows of codes have sums of their own: neither waits for the other.
 template <class P, int B, bool kLevels, int Blocks>
 LISSOME_TARGET void panel_one(const NestedJob& job, std::int64_t panel) {
-  alignas(64) float sums[kNestedPanel] = {};
+  constexpr bool kScaled = B <= 4 && !kLevels;
   const Strip s = strip_at(job, panel, 0, 0, job.weight->groups(), sizeof(typename P::X));
-  strip<P, 1, Blocks>(FromPlanes<P, B, kLevels>(*job.weight, job.precision, panel), s, sums);
+  FromPlanes<P, B, kLevels> from(*job.weight, job.precision, panel);
+  const auto* x = reinterpret_cast<const typename P::X*>(s.x);
+  const std::uint16_t* scales = s.w_scales;
+  alignas(64) float sums[kNestedPanel] = {};
+  typename P::Floats total = P::floats(sums);
+  for (std::int64_t g = 0; g < s.groups; ++g, x += Blocks * kBlockInputs, scales += 2 * kNestedPanel) {
+    __builtin_prefetch(scales + kBlocksAhead / Blocks * 2 * kNestedPanel, 0, 2);
+    typename P::Sum sum[2] = {P::zero(), P::zero()};
+#pragma GCC unroll 2
+    for (int block = 0; block < Blocks; ++block) {
+      typename P::Code codes[kBlockRows];
+      from.template next<kScaled>(codes);
+#pragma GCC unroll 8
+      for (int row = 0; row < kBlockRows; ++row) P::add(sum[row % 2], codes[row], x + block * kBlockInputs + 4 * row);
+    }
+    total = P::plus(total, P::finish(P::join(sum[0], sum[1], kScaled), scales, s.scales + g, s.sums[g]));
+  }
+  P::put(sums, total);
   write_panel(job, panel, 0, 1, sums);
 }
 

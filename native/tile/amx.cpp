@@ -3,9 +3,6 @@
 #include "linear/kernels.h"
 
 #if LISSOME_X86
-#include <algorithm>
-
-#include "cpu/features.h"
 #include "linear/avx512_ops.h"
 #include "linear/panels.h"
 #include "tile/tile_loop.h"
@@ -128,21 +125,7 @@ struct Bf16Few : Bits16 {
   }
 };
 
-bool usable() {
-  static const bool found =
-      std::ranges::any_of(levels(), [](const Level& level) { return level.isa == Isa::amx && level.usable; });
-  return found;
-}
-
-LISSOME_TARGET TileConfig real_shapes() { return AmxTile().configured(); }
-LISSOME_TARGET void shape_real(const TileConfig& config) { AmxTile().configure(config); }
-
 }  // namespace
-
-TileConfig thread_shapes() { return usable() ? real_shapes() : no_shapes(); }
-void shape_thread(const TileConfig& config) {
-  if (usable()) shape_real(config);
-}
 
 const Kernels* amx_kernels() {
   static const Kernels table = [] {
@@ -157,8 +140,5 @@ const Kernels* amx_kernels() {
 
 }  // namespace lissome
 #else
-#include "tile/config.h"
 const lissome::Kernels* lissome::amx_kernels() { return nullptr; }
-lissome::TileConfig lissome::thread_shapes() { return no_shapes(); }
-void lissome::shape_thread(const TileConfig&) {}
 #endif

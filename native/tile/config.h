@@ -24,10 +24,6 @@ inline TileConfig no_shapes() {
   return config;
 }
 
-// Those of this thread's real tiles, and putting them back; nothing happens where no tiles can be used. tile/amx.cpp.
-TileConfig thread_shapes();
-void shape_thread(const TileConfig& config);
-
 // `first` and `second` rows of activations, up to 16 each; `second` may be 0.
 inline TileConfig config_for(int first, int second) {
   TileConfig config;

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lissome.core.errors import AssetError
-from lissome.cost.llama_cpp import own_tiles
+from lissome.cost.llama_cpp import alone
 from lissome.data.assets import fetch
 from lissome.models.gguf import convert
 from lissome.testing.toys import DECODERS
@@ -56,8 +56,7 @@ def llama():
 @torch.no_grad()
 def both(peer, folder, ids):
     """Log-probabilities (tokens, vocabulary) of llama.cpp and of the converted folder."""
-    with own_tiles():
-        peer.eval(ids)
+    alone(lambda: peer.eval(ids))
     theirs = torch.tensor(np.array(peer.scores[: len(ids)]))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return theirs.double().log_softmax(-1), model(torch.tensor([ids])).logits[0].double().log_softmax(-1)

@@ -6,17 +6,17 @@ and context, so that the figures are those a user of llama.cpp gets on this mach
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,12 @@ from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.files import atomic_file
 from lissome.core.metrics import Metric
 from lissome.core.optional import optional_import
-from lissome.ops.kernels import native
 from lissome.ops.stats import ratio_of_medians
 
+T = TypeVar("T")
+
 _LINES: deque[str] = deque(maxlen=50)  # what llama.cpp said last, for error messages
-_TILES = threading.local()  # `left`: shapes of the thread's AMX tiles after llama.cpp
+_THREAD = "llama.cpp"
 _WARNING = 3  # llama.cpp's levels: debug 1, info 2, warning 3, error 4, continued line 5
 
 
@@ -41,21 +42,23 @@ def _library() -> Any:
     return library
 
 
-@contextlib.contextmanager
-def own_tiles() -> Iterator[None]:
-    """Give this thread's AMX tiles the shapes that llama.cpp left them with.
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=_THREAD)
 
-    It shapes them once in a thread's life; after torch or another library has used them, its next prompt would end the
-    process.
+
+os.register_at_fork(after_in_child=_thread.cache_clear)
+
+
+def alone(work: Callable[[], T]) -> T:
+    """Do this in the one thread where only llama.cpp computes.
+
+    It shapes AMX tiles once in a thread's life: where torch or another library uses them too, its next prompt would end
+    the process. Helpers of OpenMP belong to the thread that calls them, so they are llama.cpp's own as well.
     """
-    kernels = native.module()
-    if kernels and hasattr(_TILES, "left"):
-        _TILES.left.put_back()
-    try:
-        yield
-    finally:
-        if kernels:
-            _TILES.left = kernels.TileShapes.now()
+    if threading.current_thread().name.startswith(_THREAD):
+        return work()
+    return _thread().submit(work).result()
 
 
 @cache
@@ -177,8 +180,7 @@ class LlamaCpp:
                 batch.token[index], batch.pos[index] = token, start + index
                 batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
                 batch.logits[index] = every or index == len(ids) - 1
-            with own_tiles():
-                code = self._lib.llama_decode(self._context, batch)
+            code = alone(partial(self._lib.llama_decode, self._context, batch))
             if code:
                 raise ArtifactError(f"llama.cpp failed on {len(ids)} tokens at position {start} (code {code}).")
         finally:
@@ -197,6 +199,9 @@ class LlamaCpp:
 
         The new tokens are given, not chosen, so that every model and every repeat does the same work.
         """
+        return alone(partial(self._time_request, prompt, new))
+
+    def _time_request(self, prompt: Sequence[int], new: Sequence[int]) -> tuple[float, float]:
         self.reset()
         begin = time.perf_counter()
         self.feed(prompt, 0)
