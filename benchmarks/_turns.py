@@ -38,7 +38,7 @@ def in_turns(
     Returns:
         By arm, the bytes per second that memory gave before its turn in each round after the first.
     """
-    now = time.process_time if threads == 1 else time.perf_counter
+    now = clock(threads)
     compiled = native.required()
     most = beyond_caches() if cold else max(arms.values())
     block, widths = compiled.block(most), {name: list[float]() for name in arms}
@@ -59,6 +59,11 @@ def in_turns(
     finally:
         gc.enable()
     return {name: found[1:] for name, found in widths.items()}
+
+
+def clock(threads: int) -> Clock:
+    """Return the clock of so many threads: with one, the processor time of this process."""
+    return time.process_time if threads == 1 else time.perf_counter
 
 
 def beyond_caches() -> int:

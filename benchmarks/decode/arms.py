@@ -4,19 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from lissome.cost.llama_cpp import LlamaCpp, alone
+from lissome.cost.llama_cpp import LlamaCpp
 from lissome.engine.decode import Decoder
 from lissome.engine.decode.decoder import Floats
-
-T = TypeVar("T")
 
 
 class Arm(Protocol):
@@ -92,11 +90,6 @@ class Cpp:
     def close(self) -> None:
         """Give the memory back."""
         self._model.close()
-
-
-def in_its_thread(arm: Arm, work: Callable[[], T]) -> T:
-    """Do this where the arm computes: handing every token to another thread would cost llama.cpp time."""
-    return alone(work) if isinstance(arm, Cpp) else work()
 
 
 def read_bytes(path: Path) -> tuple[int, str]:

@@ -9,20 +9,32 @@ what they take of its memory bandwidth does not. On more threads they are those 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._turns import Clock, in_turns
-from benchmarks.decode.arms import Arm, in_its_thread
+from benchmarks.decode.arms import Arm
 from lissome.engine.decode.decoder import Floats
 from lissome.ops.kernels import native
 
 _PIECE = 128  # tokens whose logits are held at a time
 
 
-def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new: int) -> dict[str, Any]:
+class Apart(Protocol):
+    """An arm elsewhere that times its own requests; see `benchmarks.decode.apart`."""
+
+    nbytes: int
+    cell: int
+    tokens: int
+    note: str
+
+    def request(self, ids: Sequence[int], prompt: int) -> tuple[float, float]:
+        """Return the seconds of a prompt and of the median token after it."""
+
+
+def race(arms: Mapping[str, Arm | Apart], *, rounds: int, threads: int, prompt: int, new: int) -> dict[str, Any]:
     """Let every arm read a prompt and write after it, in every round, one arm after the other.
 
     Args:
@@ -42,7 +54,7 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
 
     def turn(name: str, now: Clock) -> None:
         arm = arms[name]
-        first, step = in_its_thread(arm, lambda: _request(arm, ids, prompt, now))
+        first, step = request(arm, ids, prompt, now) if hasattr(arm, "feed") else arm.request(ids, prompt)
         found[name]["prefill"].append(first)
         found[name]["step"].append(step)
 
@@ -60,7 +72,8 @@ def race(arms: Mapping[str, Arm], *, rounds: int, threads: int, prompt: int, new
     }
 
 
-def _request(arm: Arm, ids: Sequence[int], prompt: int, now: Clock) -> tuple[float, float]:
+def request(arm: Arm, ids: Sequence[int], prompt: int, now: Clock) -> tuple[float, float]:
+    """Return the seconds of a prompt and of the median token after it."""
     arm.reset()
     start = now()
     arm.feed(ids[:prompt], 0)

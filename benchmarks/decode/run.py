@@ -1,9 +1,10 @@
 """Claim: a decoder engine on nested weights writes sooner than what a user would pick instead, at equal perplexity.
 
 Baselines in the same rounds: llama.cpp on the file that the model comes as and on the types that its users choose,
-PyTorch in fp32 and bf16, OpenVINO with int8 and int4 weights where it is installed. Beside every time stands the memory
-bandwidth of the same rounds and what share of it the bytes read make up, beside every arm its perplexity on held-out
-text. Also: fewer bits in the same file, greedy tokens against transformers, and half of the weights pruned.
+PyTorch in fp32 and bf16, OpenVINO with int8 and int4 weights where it is installed; each in a process of its own.
+Beside every time stands the memory bandwidth of the same rounds and what share of it the bytes read make up, beside
+every arm its perplexity on held-out text. Also: fewer bits in the same file, greedy tokens against transformers, and
+half of the weights pruned.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks._frame import Inequality, Store
 from benchmarks._numbers import file_name
 from benchmarks.decode import greedy, linears, openvino, sparse
-from benchmarks.decode.arms import Arm, Cpp, Own, Torch
+from benchmarks.decode.apart import Apart
+from benchmarks.decode.arms import Own
 from benchmarks.decode.files import Files
 from benchmarks.decode.judging import judge
 from benchmarks.decode.measuring import closeness, losses, race
 from benchmarks.decode.names import BITS, LLAMA, MODELS, OPENVINO, SOURCE, TORCH, llama, nested
+from benchmarks.decode.opening import open_arm
 from benchmarks.multipruner.texts import Texts, texts
 from lissome.core.optional import optional_import
 from lissome.cost.llama_cpp import features
 from lissome.engine.decode import Decoder
-from lissome.models.precision import in_dtype
 from lissome.ops.kernels import native
 
 SHORT, LONG = {"prompt": 16, "new": 48}, {"prompt": 512, "new": 16}
@@ -120,25 +121,16 @@ class _Bench:
         types = [SOURCE[self.name], *(kind for kind in LLAMA if kind != SOURCE[self.name])]
         return [*map(nested, BITS), *map(llama, types), *TORCH, *(OPENVINO if openvino.installed() else ())]
 
-    def open(self, arm: str, room: int, threads: int) -> Arm:
-        """Open an arm for texts of so many tokens."""
-        if arm in TORCH:
-            return Torch(in_dtype(self.files.model, getattr(torch, TORCH[arm])).module, self.files.cell)
-        if arm in OPENVINO:
-            return openvino.OpenVino(self.files, OPENVINO[arm], threads=threads)
-        for bits in BITS:
-            if arm == nested(bits):
-                return Own(Decoder.open(self.files.nested, cells=room, threads=threads), bits)
-        kind = next(kind for kind in LLAMA if arm == llama(kind))
-        return Cpp(self.files.gguf(kind), self.files.cell, context=room, threads=threads)
-
     def times(self, kind: str, work: Mapping[str, int], threads: int) -> dict[str, Any]:
         """Seconds of all arms, in turns."""
 
         def compute() -> dict[str, Any]:
             with ExitStack() as stack:
                 room = work["prompt"] + work["new"]
-                opened = {arm: stack.enter_context(closing(self.open(arm, room, threads))) for arm in self.arms}
+                opened = {
+                    arm: stack.enter_context(closing(Apart(self.files, arm, room=room, threads=threads)))
+                    for arm in self.arms
+                }
                 return race(opened, rounds=self._scale.rounds, threads=threads, **work)
 
         more = {"threads": threads, "rounds": self._scale.rounds, "arms": sorted(self.arms), **work}
@@ -148,7 +140,9 @@ class _Bench:
         """Loss of every test window."""
 
         def compute() -> dict[str, Any]:
-            with closing(self.open(arm, self.test.shape[1], max(self._scale.threads))) as opened:
+            with closing(
+                open_arm(self.files, arm, room=self.test.shape[1], threads=max(self._scale.threads))
+            ) as opened:
                 return {"nll": losses(opened, self.test.numpy())}
 
         return self._cell(f"ppl-{file_name(arm)}", compute, {"arm": arm, "text": self._text()})
@@ -177,7 +171,7 @@ class _Bench:
         def compute() -> dict[str, Any]:
             room = SHORT["prompt"] + SHORT["new"]
             opened = sparse.arms(self.files, self.texts.calibration, room=room, threads=threads)
-            opened[nested(BITS[0])] = self.open(nested(BITS[0]), room, threads)
+            opened[nested(BITS[0])] = open_arm(self.files, nested(BITS[0]), room=room, threads=threads)
             return race(opened, rounds=self._scale.rounds, threads=threads, **SHORT)
 
         more = {"threads": threads, "rounds": self._scale.rounds, "share": sparse.SHARE, **SHORT}

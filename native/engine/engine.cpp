@@ -410,7 +410,8 @@ void Engine::heads(Work& work, const Attention& part, Cache& cache, float* qkv, 
     steps().rotate(at, cosines, sines, half);
   }
   const std::int64_t cell = work.cells[static_cast<std::size_t>(row)];
-  float padded[4096] = {};
+  float padded[4096];
+  std::fill(padded + part.size, padded + cache.size, 0.0f);
   for (std::int64_t index = 0; index < 2 * part.kv_heads; ++index) {
     Side& side = index < part.kv_heads ? cache.keys : cache.values;
     const std::int64_t kv_head = index % part.kv_heads;

@@ -56,7 +56,7 @@ struct StepKernels {
   void (*soft_cap)(float* x, float cap, std::int64_t count) = nullptr;
   // Turns pairs (x[i], x[i + half]) by angles given as cosines and sines.
   void (*rotate)(float* x, const float* cosines, const float* sines, std::int64_t half) = nullptr;
-  // Writes a head's numbers as the cache holds them; returns the scale of int8, else 1.
+  // Writes a head's numbers, a multiple of 16, as the cache holds them; returns the scale of int8, else 1.
   float (*keep)(const float* x, std::int64_t count, KvType type, std::byte* to) = nullptr;
   void (*attend)(const Attend& job) = nullptr;
 };

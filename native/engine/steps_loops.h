@@ -85,10 +85,7 @@ LISSOME_TARGET float keep(const float* x, std::int64_t count, KvType type, std::
   if (type == KvType::f32) {
     std::memcpy(to, x, static_cast<std::size_t>(count) * sizeof(float));
   } else {
-    for (std::int64_t k = 0; k < count; ++k) {
-      const std::uint16_t half = to_f16(x[k]);
-      std::memcpy(to + 2 * k, &half, 2);
-    }
+    for (std::int64_t k = 0; k < count; k += kWide) store_v(to + 2 * k, halves_of(load_v<V16>(x + k)));
   }
   return 1.0f;
 }

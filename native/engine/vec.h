@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/numbers.h"
 #include "base/target.h"
 
 namespace lissome {
@@ -77,6 +78,17 @@ LISSOME_FN V16 floats_of(H16 halves) {
   const I16 bits = integers_of(halves);
   const I16 sign = (bits & 0x8000) << 16, rest = (bits & 0x7fff) << 13;
   return (V16)((I16)((V16)rest * 0x1p112f) | sign);
+#endif
+}
+
+// Floats to halves, to nearest even.
+LISSOME_FN H16 halves_of(V16 floats) {
+#if defined(LISSOME_512)
+  return (H16)_mm512_cvtps_ph((__m512)floats, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  H16 found;
+  for (int i = 0; i < kWide; ++i) found[i] = to_f16(floats[i]);
+  return found;
 #endif
 }
 

@@ -10,6 +10,7 @@ import torch
 
 from lissome.core.errors import ArtifactError, ConfigError, MissingExtraError
 from lissome.cost import llama_cpp
+from lissome.cost.clock import fixed_threads
 from lissome.cost.llama_cpp import LlamaCpp, features, quantise, time_files
 from lissome.ops.kernels.packed import PackedWeight
 from tests.models.gguf_toys import write_gguf
@@ -99,13 +100,14 @@ def test_other_types_are_written_by_llama_cpp(files, tmp_path):
 
 
 @pytest.mark.peer
-def test_neither_our_kernels_nor_torch_take_its_tiles_away(files, tmp_path):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_neither_our_kernels_nor_torch_take_its_tiles_away(files, tmp_path, threads):
     """It shapes a thread's tiles once, where there are tiles: without those shapes the next prompt ends the process."""
     path, ids = quantise(files["first"], tmp_path / "coarse.gguf", "Q8_0", threads=1), list(range(30))
     packed = PackedWeight.pack(torch.ones(64, 128))
-    with LlamaCpp(path, threads=1) as model:
+    with LlamaCpp(path, threads=threads) as model, fixed_threads(threads):
         first = model.logits(ids)
-        packed.linear(torch.ones(40, 128, dtype=torch.bfloat16), threads=1)
+        packed.linear(torch.ones(40, 128, dtype=torch.bfloat16), threads=threads)
         np.testing.assert_array_equal(model.logits(ids), first)
         torch.nn.Linear(256, 256).bfloat16()(torch.ones(256, 256, dtype=torch.bfloat16))
         np.testing.assert_array_equal(model.logits(ids), first)

@@ -7,7 +7,10 @@ and context, so that the figures are those a user of llama.cpp gets on this mach
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -21,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lissome.core.errors import ArtifactError, ConfigError
+from lissome.core.errors import ArtifactError, ConfigError, LissomeError
 from lissome.core.files import atomic_file
 from lissome.core.metrics import Metric
 from lissome.core.optional import optional_import
@@ -54,7 +57,8 @@ def alone(work: Callable[[], T]) -> T:
     """Do this in the one thread where only llama.cpp computes.
 
     It shapes AMX tiles once in a thread's life: where torch or another library uses them too, its next prompt would end
-    the process. Helpers of OpenMP belong to the thread that calls them, so they are llama.cpp's own as well.
+    the process. Helpers of OpenMP belong to the thread that calls them, so they are llama.cpp's own as well, though
+    slow beside others of the same process: see `time_files`.
     """
     if threading.current_thread().name.startswith(_THREAD):
         return work()
@@ -246,7 +250,10 @@ def features() -> str:
 def time_files(
     files: Mapping[str, Path], *, prompt: int = 128, new: int = 64, repeats: int = 5, threads: int | None = None
 ) -> dict[str, tuple[Metric, ...]]:
-    """Time GGUF files side by side, in turns, in this process.
+    """Time GGUF files side by side, in turns, in a process of its own.
+
+    Libraries that share a process share the helpers of OpenMP, which then sleep where they would wait: beside torch,
+    two threads of llama.cpp took five times as long.
 
     Args:
         files: Files by the name they shall have in the result.
@@ -261,16 +268,42 @@ def time_files(
 
     Raises:
         MissingExtraError: When ``llama-cpp-python`` is not installed.
-        ArtifactError: When llama.cpp refuses a file.
+        ArtifactError: When llama.cpp refuses a file, or does not live to the end.
         ConfigError: When a count is not positive.
     """
     if min(prompt, new, repeats) < 1:
         raise ConfigError(f"prompt, new and repeats must be at least 1, got {prompt}, {new} and {repeats}.")
+    _library()
+    work = {"prompt": prompt, "new": new, "repeats": repeats, "threads": threads}
+    asked = json.dumps({"files": {name: str(path.absolute()) for name, path in files.items()}, **work})
+    done = subprocess.run([sys.executable, "-m", __name__], input=asked, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise ArtifactError(f"llama.cpp ended with code {done.returncode} while it timed {', '.join(files)}: {said}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "error" in answer:
+        raise ArtifactError(answer["error"])
+    return {name: _metrics(answer["rounds"][name], prompt, new, path.stat().st_size) for name, path in files.items()}
+
+
+def _serve() -> None:
+    """Time what standard input asks for; the other end is `time_files`."""
+    asked = json.load(sys.stdin)
+    try:
+        answer: dict[str, Any] = {"rounds": _rounds(**asked)}
+    except LissomeError as error:
+        answer = {"error": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def _rounds(
+    files: Mapping[str, str], prompt: int, new: int, repeats: int, threads: int | None
+) -> dict[str, list[tuple[float, float]]]:
     opened: dict[str, LlamaCpp] = {}
     rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
     try:
         for name, path in files.items():
-            opened[name] = LlamaCpp(path, context=prompt + new, threads=threads)
+            opened[name] = LlamaCpp(Path(path), context=prompt + new, threads=threads)
         for turn in range(repeats + 1):
             for name, model in opened.items():
                 ids = [(1 + 7 * step) % model.tokens for step in range(prompt + new)]
@@ -280,7 +313,7 @@ def time_files(
     finally:
         for model in opened.values():
             model.close()
-    return {name: _metrics(rounds[name], prompt, new, path.stat().st_size) for name, path in files.items()}
+    return rounds
 
 
 def _metrics(rounds: Sequence[tuple[float, float]], prompt: int, new: int, disk: int) -> tuple[Metric, ...]:
@@ -305,3 +338,7 @@ def _median(name: str, values: NDArray[np.float64]) -> Metric:
         high=spread.high,
         n=len(values),
     )
+
+
+if __name__ == "__main__":
+    _serve()
