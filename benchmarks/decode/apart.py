@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from benchmarks.decode.files import Files
 from benchmarks.decode.measuring import request
 from benchmarks.decode.opening import open_arm
 from lissome.cost.clock import fixed_threads
+from lissome.cost.llama_cpp import alone
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -63,12 +65,16 @@ class Apart:
         self._process.join()
 
 
-def _serve(pipe: Connection, name: str, folder: Path, arm: str, room: int, threads: int) -> None:
-    opened = open_arm(Files(name, folder), arm, room=room, threads=threads)
-    pipe.send((opened.nbytes, opened.cell, opened.tokens, opened.note))
-    gc.collect()
-    gc.disable()  # a collection would fall into a token
+def _serve(*work: Any) -> None:
+    alone(partial(_in_one_thread, *work))  # OpenMP's helpers of a second one would make all of them sleep, not wait
+
+
+def _in_one_thread(pipe: Connection, name: str, folder: Path, arm: str, room: int, threads: int) -> None:
     with fixed_threads(threads):
+        opened = open_arm(Files(name, folder), arm, room=room, threads=threads)
+        pipe.send((opened.nbytes, opened.cell, opened.tokens, opened.note))
+        gc.collect()
+        gc.disable()  # a collection would fall into a token
         while True:
             try:
                 ids, prompt = pipe.recv()

@@ -173,8 +173,13 @@ LISSOME_TARGET void panel_one(const NestedJob& job, std::int64_t panel) {
     }
     total = P::plus(total, P::finish(P::join(sum[0], sum[1], kScaled), scales, s.scales + g, s.sums[g]));
   }
-  P::put(sums, total);
-  write_panel(job, panel, 0, 1, sums);
+  const std::int64_t first = panel * kNestedPanel;
+  if (first + kNestedPanel > job.weight->outputs) {
+    P::put(sums, total);
+    return write_panel(job, panel, 0, 1, sums);
+  }
+  if (job.bias) total = P::plus(total, P::floats(job.bias + first));
+  P::put(job.y + first, job.add ? P::plus(P::floats(job.y + first), total) : total);
 }
 
 template <class P, int B, bool kLevels>

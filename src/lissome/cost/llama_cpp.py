@@ -57,8 +57,8 @@ def alone(work: Callable[[], T]) -> T:
     """Do this in the one thread where only llama.cpp computes.
 
     It shapes AMX tiles once in a thread's life: where torch or another library uses them too, its next prompt would end
-    the process. Helpers of OpenMP belong to the thread that calls them, so they are llama.cpp's own as well, though
-    slow beside others of the same process: see `time_files`.
+    the process. Helpers of OpenMP belong to the thread that calls them, so they are llama.cpp's own as well. Reading a
+    file belongs here too: helpers of two threads are more than there are cores, and would no longer wait but sleep.
     """
     if threading.current_thread().name.startswith(_THREAD):
         return work()
@@ -105,7 +105,7 @@ class LlamaCpp:
         settings = lib.llama_model_default_params()
         settings.vocab_only = vocabulary_only
         settings.n_gpu_layers = 0
-        self._model = lib.llama_model_load_from_file(os.fsencode(path), settings)
+        self._model = alone(partial(lib.llama_model_load_from_file, os.fsencode(path), settings))
         if not self._model:
             raise _refusal(path)
         self._vocabulary = lib.llama_model_get_vocab(self._model)
@@ -118,7 +118,7 @@ class LlamaCpp:
         settings = self._lib.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = context
         settings.n_threads = settings.n_threads_batch = threads
-        self._context = self._lib.llama_init_from_model(self._model, settings)
+        self._context = alone(partial(self._lib.llama_init_from_model, self._model, settings))
         if not self._context:
             self.close()
             raise _refusal(path)
@@ -276,7 +276,9 @@ def time_files(
     _library()
     work = {"prompt": prompt, "new": new, "repeats": repeats, "threads": threads}
     asked = json.dumps({"files": {name: str(path.absolute()) for name, path in files.items()}, **work})
-    done = subprocess.run([sys.executable, "-m", __name__], input=asked, capture_output=True, text=True, check=False)
+    fast = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}  # no thread may sleep
+    command = [sys.executable, "-m", __name__]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False, env=fast)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise ArtifactError(f"llama.cpp ended with code {done.returncode} while it timed {', '.join(files)}: {said}")
