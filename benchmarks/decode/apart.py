@@ -1,7 +1,7 @@
 """An arm in a process of its own.
 
-Libraries that share a process share the helpers of OpenMP, and the AMX tiles of those helpers: beside torch, llama.cpp
-on two threads took five times as long, or ended the process.
+Libraries that share a process share the helpers of OpenMP and their AMX tiles: with more helpers than cores all of them
+sleep where they would wait, and llama.cpp without its tiles ends the process.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._turns import clock
+from benchmarks.decode.arms import request
 from benchmarks.decode.files import Files
-from benchmarks.decode.measuring import request
 from benchmarks.decode.opening import open_arm
 from lissome.cost.clock import fixed_threads
 from lissome.cost.llama_cpp import alone

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks._turns import Clock
 from lissome.cost.llama_cpp import LlamaCpp
 from lissome.engine.decode import Decoder
 from lissome.engine.decode.decoder import Floats
@@ -40,6 +41,19 @@ class Arm(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+
+
+def request(arm: Arm, ids: Sequence[int], prompt: int, now: Clock) -> tuple[float, float]:
+    """Return the seconds of a prompt and of the median token after it."""
+    arm.reset()
+    start = now()
+    arm.feed(ids[:prompt], 0)
+    first, times = now() - start, []
+    for at in range(prompt, len(ids)):
+        start = now()
+        arm.feed([ids[at]], at)
+        times.append(now() - start)
+    return first, float(np.median(times))
 
 
 class Own:

@@ -8,30 +8,19 @@ what they take of its memory bandwidth does not. On more threads they are those 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._turns import Clock, in_turns
-from benchmarks.decode.arms import Arm
+from benchmarks.decode.apart import Apart
+from benchmarks.decode.arms import Arm, request
 from lissome.engine.decode.decoder import Floats
 from lissome.ops.kernels import native
 
 _PIECE = 128  # tokens whose logits are held at a time
-
-
-class Apart(Protocol):
-    """An arm elsewhere that times its own requests; see `benchmarks.decode.apart`."""
-
-    nbytes: int
-    cell: int
-    tokens: int
-    note: str
-
-    def request(self, ids: Sequence[int], prompt: int) -> tuple[float, float]:
-        """Return the seconds of a prompt and of the median token after it."""
 
 
 def race(arms: Mapping[str, Arm | Apart], *, rounds: int, threads: int, prompt: int, new: int) -> dict[str, Any]:
@@ -54,7 +43,7 @@ def race(arms: Mapping[str, Arm | Apart], *, rounds: int, threads: int, prompt: 
 
     def turn(name: str, now: Clock) -> None:
         arm = arms[name]
-        first, step = request(arm, ids, prompt, now) if hasattr(arm, "feed") else arm.request(ids, prompt)
+        first, step = arm.request(ids, prompt) if isinstance(arm, Apart) else request(arm, ids, prompt, now)
         found[name]["prefill"].append(first)
         found[name]["step"].append(step)
 
@@ -70,19 +59,6 @@ def race(arms: Mapping[str, Arm | Apart], *, rounds: int, threads: int, prompt: 
         "bandwidth": bandwidth,
         "kernels": native.choice().name,
     }
-
-
-def request(arm: Arm, ids: Sequence[int], prompt: int, now: Clock) -> tuple[float, float]:
-    """Return the seconds of a prompt and of the median token after it."""
-    arm.reset()
-    start = now()
-    arm.feed(ids[:prompt], 0)
-    first, times = now() - start, []
-    for at in range(prompt, len(ids)):
-        start = now()
-        arm.feed([ids[at]], at)
-        times.append(now() - start)
-    return first, float(np.median(times))
 
 
 def losses(arm: Arm, windows: NDArray[np.int64]) -> list[float]:

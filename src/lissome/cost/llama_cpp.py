@@ -252,8 +252,8 @@ def time_files(
 ) -> dict[str, tuple[Metric, ...]]:
     """Time GGUF files side by side, in turns, in a process of its own.
 
-    Libraries that share a process share the helpers of OpenMP, which then sleep where they would wait: beside torch,
-    two threads of llama.cpp took five times as long.
+    Libraries that share a process share the helpers of OpenMP: where those are more than the cores, all of them sleep
+    where they would wait, which takes several times as long.
 
     Args:
         files: Files by the name they shall have in the result.
