@@ -20,6 +20,18 @@ constexpr std::int64_t kWorthSplitting = 1 << 15;  // numbers: below, waking thr
 
 const StepKernels& steps() { return *kernels().steps; }
 
+// Whether who sees `more` sees all cells of `few` first.
+bool begins(const std::vector<Run>& few, const std::vector<Run>& more) {
+  if (few.empty() || few.size() != more.size()) return false;
+  const auto same = [](const Run& a, const Run& b) { return a.first == b.first && a.last == b.last; };
+  return std::equal(few.begin(), few.end() - 1, more.begin(), same) && few.back().first == more.back().first &&
+         few.back().last <= more.back().last;
+}
+
+struct Tokens {
+  std::int64_t row, count;
+};
+
 }  // namespace
 
 struct Engine::Work {
@@ -27,6 +39,7 @@ struct Engine::Work {
   std::vector<std::int32_t> cells;
   std::vector<std::vector<Run>> runs;          // of [window][token]
   std::vector<std::int64_t> run_cells;         // likewise
+  std::vector<std::vector<Tokens>> together;   // by window: that attend at once
   std::vector<Vector> cosines, sines;          // by rope: [token][pair]
   float* hidden = nullptr;
   std::int64_t rows = 0;
@@ -284,6 +297,7 @@ Outcome Engine::forward(const Batch& batch, const std::vector<std::int64_t>& wan
       for (const Run& run : runs) work.run_cells[work.at(window, row)] += run.last - run.first;
     }
   }
+  for (std::size_t window = 0; window < windows_.size(); ++window) gather(work, window);
   for (const Rope& rope : model_.ropes) {
     Vector& cosines = work.cosines.emplace_back();
     Vector& sines = work.sines.emplace_back();
@@ -307,6 +321,18 @@ Outcome Engine::forward(const Batch& batch, const std::vector<std::int64_t>& wan
   }
   result(work, wanted, to);
   return Outcome::done;
+}
+
+// Keys and values are read once for kTogether tokens of a prompt, which see the same cells but for their own.
+void Engine::gather(Work& work, std::size_t window) const {
+  auto& found = work.together.emplace_back();
+  for (std::int64_t row = 0; row < work.rows; row += found.back().count) {
+    bool all = row + kTogether <= work.rows && settings_.kv != KvType::int8;
+    for (std::int64_t i = 1; all && i < kTogether; ++i) {
+      all = begins(work.runs[work.at(window, row + i - 1)], work.runs[work.at(window, row + i)]);
+    }
+    found.push_back({row, all ? kTogether : 1});
+  }
 }
 
 void Engine::embed(Work& work) const {
@@ -381,10 +407,11 @@ void Engine::attention(Work& work, const Attention& part, Cache& cache) {
   const auto window = static_cast<std::size_t>(std::find(windows_.begin(), windows_.end(), part.window) - windows_.begin());
   for (std::int64_t row = 0; row < work.rows; ++row) seen += work.run_cells[work.at(window, row)];
   const bool light = seen * padded < 4 * kWorthSplitting;
-  parallel_ranges(work.rows * part.kv_heads, light ? 1 : work.threads, [&](std::int64_t first, std::int64_t last) {
+  const std::vector<Tokens>& together = work.together[window];
+  parallel_ranges(std::ssize(together) * part.kv_heads, light ? 1 : work.threads, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t unit = first; unit < last; ++unit) {
-      const std::int64_t row = unit / part.kv_heads, head = unit % part.kv_heads;
-      attend(work, part, cache, queries + row * padded, row, head, mixed + row * padded);
+      const auto& [row, count] = together[static_cast<std::size_t>(unit / part.kv_heads)];
+      attend(work, part, cache, queries + row * padded, window, row, count, unit % part.kv_heads, mixed + row * padded);
     }
   });
   if (cache.size != part.size) {  // heads side by side again
@@ -427,11 +454,10 @@ void Engine::heads(Work& work, const Attention& part, Cache& cache, float* qkv, 
   }
 }
 
-void Engine::attend(Work& work, const Attention& part, const Cache& cache, const float* q, std::int64_t row,
-                    std::int64_t head, float* out) const {
+void Engine::attend(Work& work, const Attention& part, const Cache& cache, const float* q, std::size_t window,
+                    std::int64_t row, std::int64_t count, std::int64_t head, float* out) const {
   static thread_local Scratch room;
-  const auto window = static_cast<std::size_t>(std::find(windows_.begin(), windows_.end(), part.window) - windows_.begin());
-  const std::size_t at = work.at(window, row);
+  const std::size_t at = work.at(window, row + count - 1);
   const std::int64_t queries = part.heads / part.kv_heads;
   Attend job;
   job.q = q + head * queries * cache.size, job.out = out + head * queries * cache.size;
@@ -440,7 +466,9 @@ void Engine::attend(Work& work, const Attention& part, const Cache& cache, const
   job.keys = held(cache.keys, head), job.values = held(cache.values, head);
   job.runs = work.runs[at].data(), job.run_count = static_cast<std::int64_t>(work.runs[at].size());
   job.cells = work.run_cells[at];
-  job.room = room.at_least<float>(attend_room(queries, job.cells, cache.size));
+  job.tokens = count, job.stride = part.heads * cache.size;
+  for (std::int64_t t = 0; t < count; ++t) job.seen[t] = work.run_cells[work.at(window, row + t)];
+  job.room = room.at_least<float>(attend_room(count, queries, job.cells, cache.size));
   steps().attend(job);
 }
 

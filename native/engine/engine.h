@@ -93,11 +93,12 @@ class Engine {
   std::byte* row_of(const Side& side, std::int64_t head, std::int64_t cell) const;  // or the group it is in
   HeldRows held(const Side& side, std::int64_t head) const;
   void read(const Side& side, std::int64_t head, std::int64_t cell, float* to) const;
+  void gather(Work& work, std::size_t window) const;
   void embed(Work& work) const;
   void attention(Work& work, const Attention& part, Cache& cache);
   void heads(Work& work, const Attention& part, Cache& cache, float* qkv, std::int64_t row) const;
-  void attend(Work& work, const Attention& part, const Cache& cache, const float* qkv, std::int64_t row,
-              std::int64_t head, float* out) const;
+  void attend(Work& work, const Attention& part, const Cache& cache, const float* q, std::size_t window,
+              std::int64_t row, std::int64_t count, std::int64_t head, float* out) const;
   void mlp(Work& work, const Mlp& part);
   void multiply(Work& work, const Matrix& weight, const float* x, std::int64_t rows, const Vector& bias, float* y,
                 bool add);

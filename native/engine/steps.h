@@ -25,10 +25,15 @@ struct HeldRows {
   std::int64_t frozen_bytes = 0, words = 0;  // of a frozen row: all of it, and words of its bitmap, 0 when it has none
 };
 
-// One query position against the cells of one KV head. `size` is the head's, padded to 16 with zeros.
+inline constexpr std::int64_t kTogether = 4;  // tokens
+
+// One query position, or kTogether of them, against the cells of one KV head. `size` is the head's, padded to 16 with
+// zeros. Several see the same cells in the same order, those before the last only the first `seen` of them.
 struct Attend {
-  const float* q = nullptr;  // [queries][size]
-  float* out = nullptr;      // [queries][size]
+  const float* q = nullptr;  // [token][queries][size], a token's `stride` after the last one's
+  float* out = nullptr;      // likewise
+  std::int64_t tokens = 1, stride = 0;  // several: not of int8
+  std::int64_t seen[kTogether] = {};    // in ascending order; of several only
   std::int64_t queries = 0, size = 0;
   float scale = 1, cap = 0;  // cap: scores become cap · tanh(score / cap); 0 for none
   KvType type = KvType::f16;
@@ -40,8 +45,8 @@ struct Attend {
 };
 
 // Numbers that attention of so many queries over so many cells needs beside them.
-constexpr std::int64_t attend_room(std::int64_t queries, std::int64_t cells, std::int64_t size) {
-  const std::int64_t at_once = queries < 4 ? queries : 4, width = (cells + 63) / 64 * 64;
+constexpr std::int64_t attend_room(std::int64_t tokens, std::int64_t queries, std::int64_t cells, std::int64_t size) {
+  const std::int64_t at_once = tokens * (queries < 4 ? queries : 4), width = (cells + 63) / 64 * 64;
   return at_once * width + width + at_once * (width / 64) + at_once * width / 2 + at_once * size / 2;
 }
 

@@ -43,6 +43,7 @@ LISSOME_FN V16 some(const float* p, std::int64_t count) {
 }
 
 LISSOME_FN void put_some(float* p, V16 value, std::int64_t count) {
+  if (count == kWide) return store_v(p, value);
   std::memcpy(p, &value, static_cast<std::size_t>(count) * sizeof(float));
 }
 
@@ -151,77 +152,103 @@ LISSOME_FN void ask(const Attend& job, const HeldRows& rows, std::int64_t cell, 
   __builtin_prefetch(p + 64, 0, 3);
 }
 
-// Calls f(cell, index among all cells) in order.
+// Calls f(cell, index among all cells) in order, for indices [begin, end).
 template <class F>
-LISSOME_FN void each_cell(const Attend& job, F f) {
-  std::int64_t at = 0;
-  for (std::int64_t run = 0; run < job.run_count; ++run) {
-    for (std::int64_t cell = job.runs[run].first; cell < job.runs[run].last; ++cell) f(cell, at++);
+LISSOME_FN void each_cell(const Attend& job, std::int64_t begin, std::int64_t end, F f) {
+  std::int64_t before = 0;
+  for (std::int64_t run = 0; run < job.run_count && before < end; ++run) {
+    const std::int64_t first = job.runs[run].first, count = job.runs[run].last - first;
+    for (std::int64_t at = std::max(begin, before); at < std::min(end, before + count); ++at) f(first + at - before, at);
+    before += count;
   }
 }
 
-// Adds products of C vectors of a row with those of Q queries.
-template <class Kv, int Q, int C>
-LISSOME_FN void dot(const Attend& job, const float* q, const std::byte* row, V16 (&sums)[Q]) {
+// Where a row of a job's queries or results lies, Q of each token.
+template <int Q>
+LISSOME_FN std::int64_t row_at(const Attend& job, int row) {
+  return row / Q * job.stride + row % Q * job.size;
+}
+
+// Adds products of C vectors of a row with those of Q queries of T tokens.
+template <class Kv, int Q, int T, int C>
+LISSOME_FN void dot(const Attend& job, const float* q, const std::byte* row, V16 (&sums)[T * Q]) {
 #pragma GCC unroll 4
   for (int c = 0; c < C; ++c) {
     const V16 v = Kv::load(row + c * kWide * item<Kv>());
-#pragma GCC unroll 4
-    for (int h = 0; h < Q; ++h) sums[h] += load_v<V16>(q + h * job.size + c * kWide) * v;
+#pragma GCC unroll 16
+    for (int r = 0; r < T * Q; ++r) sums[r] = fused(load_v<V16>(q + row_at<Q>(job, r) + c * kWide), v, sums[r]);
   }
 }
 
-template <class Kv, int Q>
+template <class Kv, int Q, int T>
 LISSOME_TARGET void score(const Attend& job, const float* q, float* scores, std::int64_t width) {
   alignas(64) std::byte room[kPiece * item<Kv>()];
-  V16 rows[Q][kWide] = {};  // products of as many cells, added up together
-  each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
+  V16 rows[T * Q][kWide] = {};  // products of as many cells, added up together
+  each_cell(job, 0, job.cells, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
     ask<Kv>(job, job.keys, cell, 0);
-    V16 sums[Q] = {};
+    V16 sums[T * Q] = {};
     std::int64_t k = 0;
     for (; k + kPiece <= job.size; k += kPiece) {
-      dot<Kv, Q, kPiece / kWide>(job, q + k, piece<Kv>(job, job.keys, cell, k, room), sums);
+      dot<Kv, Q, T, kPiece / kWide>(job, q + k, piece<Kv>(job, job.keys, cell, k, room), sums);
     }
     if (k < job.size) {
       const std::byte* key = piece<Kv>(job, job.keys, cell, k, room);
-      for (; k < job.size; k += kWide, key += kWide * item<Kv>()) dot<Kv, Q, 1>(job, q + k, key, sums);
+      for (; k < job.size; k += kWide, key += kWide * item<Kv>()) dot<Kv, Q, T, 1>(job, q + k, key, sums);
     }
     const std::int64_t slot = at % kWide;
-    for (int h = 0; h < Q; ++h) rows[h][slot] = sums[h];
+#pragma GCC unroll 16
+    for (int r = 0; r < T * Q; ++r) rows[r][slot] = sums[r];
     if (slot + 1 < kWide && at + 1 < job.cells) return;
-    for (int h = 0; h < Q; ++h) store_v(scores + h * width + at - slot, sums_v(rows[h]) * job.scale);
+    for (int r = 0; r < T * Q; ++r) store_v(scores + r * width + at - slot, sums_v(rows[r]) * job.scale);
   });
 }
 
-template <class Kv, int Q, int C>
-LISSOME_TARGET void mix_columns(const Attend& job, const float* scores, std::int64_t width, std::int64_t k,
-                                float* out) {
+// Adds the values of cells [begin, end), in order, to what `out` has of the cells before.
+template <class Kv, int Q, int T, int C>
+LISSOME_TARGET void mix_columns(const Attend& job, const float* scores, std::int64_t width, std::int64_t begin,
+                                std::int64_t end, std::int64_t k, float* out) {
   alignas(64) std::byte room[kPiece * item<Kv>()];
-  V16 sums[Q][C] = {};
-  each_cell(job, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
+  V16 sums[T * Q][C] = {};
+  for (int r = 0; begin > 0 && r < T * Q; ++r) {
+    for (int c = 0; c < C; ++c) sums[r][c] = load_v<V16>(out + row_at<Q>(job, r) + k + c * kWide);
+  }
+  each_cell(job, begin, end, [&](std::int64_t cell, std::int64_t at) LISSOME_TARGET {
     ask<Kv>(job, job.values, cell, k);
     const std::byte* value = piece<Kv>(job, job.values, cell, k, room);
+#pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
       const V16 v = Kv::load(value + c * kWide * item<Kv>());
-      for (int h = 0; h < Q; ++h) sums[h][c] += v * scores[h * width + at];
+#pragma GCC unroll 16
+      for (int r = 0; r < T * Q; ++r) sums[r][c] = fused(v, all(scores[r * width + at]), sums[r][c]);
     }
   });
-  for (int h = 0; h < Q; ++h) {
-    for (int c = 0; c < C; ++c) store_v(out + h * job.size + k + c * kWide, sums[h][c]);
+  for (int r = 0; r < T * Q; ++r) {
+    for (int c = 0; c < C; ++c) store_v(out + row_at<Q>(job, r) + k + c * kWide, sums[r][c]);
   }
 }
 
-template <class Kv, int Q>
-LISSOME_TARGET void mix(const Attend& job, const float* scores, std::int64_t width, float* out) {
-  std::int64_t k = 0;
-  for (; k + 4 * kWide <= job.size; k += 4 * kWide) mix_columns<Kv, Q, 4>(job, scores, width, k, out);
-  for (; k < job.size; k += kWide) mix_columns<Kv, Q, 1>(job, scores, width, k, out);
+// The cells that all tokens see, then of each token those that it sees besides.
+template <class Kv, int Q, int T, int C>
+LISSOME_TARGET void mix_all(const Attend& job, const float* scores, std::int64_t width, std::int64_t k, float* out) {
+  const std::int64_t common = T > 1 ? job.seen[0] : job.cells;
+  mix_columns<Kv, Q, T, C>(job, scores, width, 0, common, k, out);
+  for (int t = 1; t < T; ++t) {
+    mix_columns<Kv, Q, 1, C>(job, scores + t * Q * width, width, common, job.seen[t], k, out + t * job.stride);
+  }
 }
 
-// Scores to shares that sum up to 1.
-LISSOME_TARGET inline void shares(const Attend& job, float* scores, std::int64_t width) {
-  if (job.cap != 0) soft_cap(scores, job.cap, job.cells);
-  std::fill(scores + job.cells, scores + width, -3e38f);
+template <class Kv, int Q, int T>
+LISSOME_TARGET void mix(const Attend& job, const float* scores, std::int64_t width, float* out) {
+  constexpr int kColumns = T == 1 ? 4 : T * Q <= 12 ? 2 : 1;  // sums stay in registers
+  std::int64_t k = 0;
+  for (; k + kColumns * kWide <= job.size; k += kColumns * kWide) mix_all<Kv, Q, T, kColumns>(job, scores, width, k, out);
+  for (; k < job.size; k += kWide) mix_all<Kv, Q, T, 1>(job, scores, width, k, out);
+}
+
+// Scores of `cells` cells to shares that sum up to 1, zeros after them.
+LISSOME_TARGET inline void shares(const Attend& job, std::int64_t cells, float* scores, std::int64_t width) {
+  if (job.cap != 0) soft_cap(scores, job.cap, cells);
+  std::fill(scores + cells, scores + width, -3e38f);
   V16 most = all(-3e38f);
   for (std::int64_t k = 0; k < width; k += kWide) {
     const V16 v = load_v<V16>(scores + k);
@@ -236,15 +263,20 @@ LISSOME_TARGET inline void shares(const Attend& job, float* scores, std::int64_t
     sums += e;
   }
   const float inverse = 1.0f / sum_v(sums);
-  for (std::int64_t k = 0; k < job.cells; ++k) scores[k] *= inverse;
+  for (std::int64_t k = 0; k < cells; ++k) scores[k] *= inverse;
+}
+
+template <class Kv, int Q, int T>
+LISSOME_TARGET void attend_tokens(const Attend& job, std::int64_t first) {
+  const std::int64_t width = (job.cells + kWide - 1) / kWide * kWide;
+  score<Kv, Q, T>(job, job.q + first * job.size, job.room, width);
+  for (int r = 0; r < T * Q; ++r) shares(job, T > 1 ? job.seen[r / Q] : job.cells, job.room + r * width, width);
+  mix<Kv, Q, T>(job, job.room, width, job.out + first * job.size);
 }
 
 template <class Kv, int Q>
 LISSOME_TARGET void attend_some(const Attend& job, std::int64_t first) {
-  const std::int64_t width = (job.cells + kWide - 1) / kWide * kWide;
-  score<Kv, Q>(job, job.q + first * job.size, job.room, width);
-  for (int h = 0; h < Q; ++h) shares(job, job.room + h * width, width);
-  mix<Kv, Q>(job, job.room, width, job.out + first * job.size);
+  job.tokens > 1 ? attend_tokens<Kv, Q, kTogether>(job, first) : attend_tokens<Kv, Q, 1>(job, first);
 }
 
 template <class Kv>

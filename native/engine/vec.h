@@ -31,13 +31,31 @@ LISSOME_FN void store_v(void* p, V value) {
   std::memcpy(p, &value, sizeof value);
 }
 
-LISSOME_FN V16 all(float value) { return V16{} + value; }
+LISSOME_FN V16 all(float value) {
+  return V16{value, value, value, value, value, value, value, value, value, value, value, value, value, value, value, value};
+}
 
 LISSOME_FN V16 larger(V16 a, V16 b) {
 #if defined(LISSOME_512)
   return (V16)_mm512_max_ps((__m512)a, (__m512)b);
 #else
   return a > b ? a : b;
+#endif
+}
+
+// a · b + c, rounded once.
+LISSOME_FN V16 fused(V16 a, V16 b, V16 c) {
+#if defined(LISSOME_512)
+  return (V16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(LISSOME_256)
+  __m256 parts[3][2];
+  std::memcpy(parts[0], &a, sizeof a), std::memcpy(parts[1], &b, sizeof b), std::memcpy(parts[2], &c, sizeof c);
+  for (int i = 0; i < 2; ++i) parts[0][i] = _mm256_fmadd_ps(parts[0][i], parts[1][i], parts[2][i]);
+  std::memcpy(&a, parts[0], sizeof a);
+  return a;
+#else
+  for (int i = 0; i < kWide; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
 #endif
 }
 

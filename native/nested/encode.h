@@ -27,7 +27,8 @@ LISSOME_TARGET void encode_nested_floats(const float* x, std::int64_t inputs, st
 }
 
 // Integers round(x · 127 / max|x|), scale max|x| / 127; what is not finite makes the scale NaN, and so the results.
-LISSOME_TARGET void encode_group(const float* x, std::int64_t count, std::int8_t* to, float& scale, float& sum) {
+LISSOME_TARGET LISSOME_INLINE void encode_group(const float* x, std::int64_t count, std::int8_t* to, float& scale,
+                                                 float& sum) {
   std::uint32_t most = 0;  // bits of positive floats are ordered like the floats, infinity and NaN above all
   for (std::int64_t k = 0; k < count; ++k) most = std::max(most, std::bit_cast<std::uint32_t>(x[k]) & 0x7fffffffu);
   const float largest = std::bit_cast<float>(most), inverse = 127.0f / largest;
@@ -53,7 +54,11 @@ LISSOME_TARGET void encode_nested_integers(const float* x, std::int64_t inputs, 
   for (std::int64_t g = 0; g < width / group; ++g) {
     const std::int64_t first = g * group, count = std::clamp<std::int64_t>(inputs - first, 0, group);
     std::fill(out + first + count, out + first + group, std::int8_t{0});
-    encode_group(x + first, count, out + first, scales[g], sums[g]);
+    switch (count) {  // whole groups are loops of known length
+      case 32: encode_group(x + first, 32, out + first, scales[g], sums[g]); break;
+      case 64: encode_group(x + first, 64, out + first, scales[g], sums[g]); break;
+      default: encode_group(x + first, count, out + first, scales[g], sums[g]);
+    }
   }
 }
 

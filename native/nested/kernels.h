@@ -39,7 +39,9 @@ struct NestedKernels {
 };
 
 const NestedKernels* nested_portable();
-const NestedKernels* nested_avx512();  // null when not compiled
+const NestedKernels* nested_avx512();  // null when not compiled, like AMX
+const NestedKernels* nested_amx();
+const NestedKernels* nested_tile();
 
 // Writes one output's weights, [inputs] floats.
 void nested_row(const Nested& weight, int precision, std::int64_t output, float* to);

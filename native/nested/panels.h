@@ -9,17 +9,23 @@
 //   Table, table<B>(levels), level(table, code)   2^B levels, and those of 64 codes
 //   load(p), store(p, code)        codes in a buffer
 //   zero, add(sum, code, x)        adds 4 inputs
-//   finish(sums, scales, x_scale, x_sum)   16 results of a group: sum · (scale · x_scale) + least · x_sum
+//   Pairs, pairs(scales)           scales and leasts of 16 outputs
+//   finish(sums, pairs, x_scale, x_sum)    16 results of a group: sum · (scale · x_scale) + least · x_sum
 //   floats, put, plus              results from and to memory, and their sum
+// and, where whole blocks of 16 rows go through tiles,
+//   Tile                           tile/tile_loop.h
+//   sums(p)                        that a tile left in memory
 // A result is the sum over groups in their order, each a product of its own: it depends neither on rows nor on threads.
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <type_traits>
 
 #include "base/memory.h"
 #include "base/target.h"
 #include "nested/kernels.h"
+#include "tile/config.h"
 
 namespace lissome {
 namespace {
@@ -28,6 +34,8 @@ namespace {
 // go to the second cache, which can wait for more lines at a time than the first.
 inline constexpr std::int64_t kBlocksAhead = 64;
 inline constexpr std::int64_t kBufferBlocks = 32;  // 16 KiB of codes: half of the first cache
+
+inline constexpr std::int64_t kWrittenPanels = 8;
 
 struct NoTable {};
 
@@ -84,8 +92,8 @@ struct Strip {
   const std::uint16_t* w_scales;
 };
 
-template <class P, int M, int Blocks, class From>
-LISSOME_TARGET void strip(From from, const Strip& s, float* y) {
+template <class P, int M, int Blocks>
+LISSOME_TARGET void strip(FromBuffer<P> from, const Strip& s, float* y) {
   constexpr std::int64_t kGroup = Blocks * kBlockInputs;
   typename P::Floats total[M];
 #pragma GCC unroll 8
@@ -107,10 +115,11 @@ LISSOME_TARGET void strip(From from, const Strip& s, float* y) {
         for (int m = 0; m < M; ++m) P::add(sum[m], codes[row], x + m * s.stride + block * kBlockInputs + 4 * row);
       }
     }
+    const typename P::Pairs pairs = P::pairs(scales);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const std::int64_t at = m * s.row_groups + g;
-      total[m] = P::plus(total[m], P::finish(sum[m], scales, s.scales ? s.scales + at : nullptr, s.sums[at]));
+      total[m] = P::plus(total[m], P::finish(sum[m], pairs, s.scales ? s.scales + at : nullptr, s.sums[at]));
     }
   }
 #pragma GCC unroll 8
@@ -125,16 +134,96 @@ LISSOME_TARGET void strip_of(std::int64_t rows, FromBuffer<P> from, const Strip&
   strip<P, M, Blocks>(from, s, y);
 }
 
-LISSOME_TARGET inline void write_panel(const NestedJob& job, std::int64_t panel, std::int64_t row, std::int64_t count,
-                                       const float* sums) {
-  const std::int64_t first = panel * kNestedPanel, wide = std::min(kNestedPanel, job.weight->outputs - first);
-  for (std::int64_t m = 0; m < count; ++m) {
-    float* y = job.y + (row + m) * job.y_stride + first;
-    const float* from = sums + m * kNestedPanel;
-    for (std::int64_t n = 0; n < wide; ++n) {
-      const float value = job.bias ? from[n] + job.bias[first + n] : from[n];
-      y[n] = job.add ? y[n] + value : value;
-    }
+// Whole blocks of rows, and whether a policy has tiles for them.
+inline constexpr std::int64_t kTiledRows = 16;
+template <class P>
+concept Tiled = requires { typename P::Tile; };
+
+// Activations are 16 rows of a group's bytes, codes rows of 4 inputs for 16 outputs as they lie in the buffer.
+inline TileConfig nested_shapes(std::int64_t group) {
+  TileConfig config;
+  const auto shape = [&](int tile, std::int64_t rows, std::int64_t bytes) {
+    config.rows[tile] = static_cast<std::uint8_t>(rows);
+    config.bytes[tile] = static_cast<std::uint16_t>(bytes);
+  };
+  for (int tile : {kSum00, kSum01}) shape(tile, kTiledRows, 4 * kNestedPanel);
+  shape(kX0, kTiledRows, group);
+  shape(kW0, group / 4, kLine);
+  return config;
+}
+
+// Shapes are left as they were found: llama.cpp gives a thread's tiles theirs once, and faults without them.
+template <class P>
+class Shapes {
+ public:
+  LISSOME_TARGET explicit Shapes(std::int64_t group) : before_(P::Tile::configured()) {
+    P::Tile::configure(nested_shapes(group));
+  }
+  LISSOME_TARGET ~Shapes() { P::Tile::configure(before_); }
+  Shapes(const Shapes&) = delete;
+
+ private:
+  TileConfig before_;
+};
+
+using TileSums = std::int32_t[kTiledRows * kNestedPanel];
+
+template <class P, int Blocks, int Sum>
+LISSOME_TARGET LISSOME_INLINE void tile_group(const std::byte* codes, const Strip& s, std::int64_t g) {
+  constexpr std::int64_t kGroup = Blocks * kBlockInputs, kCodes = Blocks * kBlockRows * kLine;
+  P::Tile::template zero<Sum>();
+  P::Tile::template load<kX0>(s.x + g * kGroup, s.stride);
+  P::Tile::template load<kW0>(codes + g * kCodes, kLine);
+  P::Tile::template dot_codes<Sum, kX0, kW0>();
+}
+
+template <class P>
+LISSOME_TARGET LISSOME_INLINE void add_group(const Strip& s, std::int64_t g, const TileSums& sums, float* y) {
+  const typename P::Pairs pairs = P::pairs(s.w_scales + g * 2 * kNestedPanel);
+  const float *scales = s.scales + g, *x_sums = s.sums + g;
+  const std::int64_t down = s.row_groups;
+#pragma GCC unroll 16
+  for (std::int64_t m = 0; m < kTiledRows; ++m, y += kNestedPanel) {
+    const auto found = P::finish(P::sums(sums + m * kNestedPanel), pairs, scales + m * down, x_sums[m * down]);
+    P::put(y, P::plus(P::floats(y), found));
+  }
+}
+
+// The next group is multiplied, this one's sums leave their tile, and the sums of the one before are taken up: nothing
+// is waited for.
+template <class P, int Blocks, int Now>
+LISSOME_TARGET LISSOME_INLINE void tile_step(const std::byte* codes, const Strip& s, std::int64_t g,
+                                             TileSums (&sums)[2], float* y) {
+  if (g + 1 < s.groups) tile_group<P, Blocks, 1 - Now>(codes, s, g + 1);
+  P::Tile::template store<Now>(reinterpret_cast<std::byte*>(sums[Now]), 4 * kNestedPanel);
+  if (g > 0) add_group<P>(s, g - 1, sums[1 - Now], y);
+}
+
+// What `strip` does, for kTiledRows rows.
+template <class P, int Blocks>
+LISSOME_TARGET void tile_strip(const std::byte* codes, const Strip& s, float* y) {
+  static_assert(kSum00 == 0 && kSum01 == 1);
+  alignas(64) TileSums sums[2];
+  tile_group<P, Blocks, 0>(codes, s, 0);
+  for (std::int64_t g = 0; g < s.groups; g += 2) {
+    tile_step<P, Blocks, 0>(codes, s, g, sums, y);
+    if (g + 1 < s.groups) tile_step<P, Blocks, 1>(codes, s, g + 1, sums, y);
+  }
+  add_group<P>(s, s.groups - 1, sums[(s.groups - 1) % 2], y);
+}
+
+// Writes 16 results of a row of y, those of outputs from `first` on.
+template <class P>
+LISSOME_TARGET LISSOME_INLINE void write(const NestedJob& job, std::int64_t first, typename P::Floats total, float* y) {
+  if (first + kNestedPanel <= job.weight->outputs) {
+    if (job.bias) total = P::plus(total, P::floats(job.bias + first));
+    return P::put(y + first, job.add ? P::plus(P::floats(y + first), total) : total);
+  }
+  float last[kNestedPanel];
+  P::put(last, total);
+  for (std::int64_t n = first; n < job.weight->outputs; ++n) {
+    const float value = job.bias ? last[n - first] + job.bias[n] : last[n - first];
+    y[n] = job.add ? y[n] + value : value;
   }
 }
 
@@ -171,15 +260,9 @@ LISSOME_TARGET void panel_one(const NestedJob& job, std::int64_t panel) {
 #pragma GCC unroll 8
       for (int row = 0; row < kBlockRows; ++row) P::add(sum[row % 2], codes[row], x + block * kBlockInputs + 4 * row);
     }
-    total = P::plus(total, P::finish(P::join(sum[0], sum[1], kScaled), scales, s.scales + g, s.sums[g]));
+    total = P::plus(total, P::finish(P::join(sum[0], sum[1], kScaled), P::pairs(scales), s.scales + g, s.sums[g]));
   }
-  const std::int64_t first = panel * kNestedPanel;
-  if (first + kNestedPanel > job.weight->outputs) {
-    P::put(sums, total);
-    return write_panel(job, panel, 0, 1, sums);
-  }
-  if (job.bias) total = P::plus(total, P::floats(job.bias + first));
-  P::put(job.y + first, job.add ? P::plus(P::floats(job.y + first), total) : total);
+  write<P>(job, panel * kNestedPanel, total, job.y);
 }
 
 template <class P, int B, bool kLevels>
@@ -199,14 +282,40 @@ LISSOME_TARGET void panel_many(const NestedJob& job, std::int64_t panel, std::by
   for (std::int64_t group = 0; group < job.weight->groups(); group += most) {
     const std::int64_t groups = std::min(most, job.weight->groups() - group);
     expand(planes, groups * each, buffer);
-    for (std::int64_t row = 0; row < job.x.rows; row += P::kRows) {
+    std::int64_t row = 0;
+    if constexpr (Tiled<P>) {
+      for (; row + kTiledRows <= job.x.rows; row += kTiledRows) {
+        const Strip s = strip_at(job, panel, row, group, groups, sizeof(typename P::X));
+        float* y = sums + row * kNestedPanel;
+        each == 1 ? tile_strip<P, 1>(buffer, s, y) : tile_strip<P, 2>(buffer, s, y);
+      }
+    }
+    for (; row < job.x.rows; row += P::kRows) {
       const std::int64_t count = std::min<std::int64_t>(P::kRows, job.x.rows - row);
       const Strip s = strip_at(job, panel, row, group, groups, sizeof(typename P::X));
       float* y = sums + row * kNestedPanel;
       each == 1 ? strip_of<P, 1>(count, {buffer}, s, y) : strip_of<P, 2>(count, {buffer}, s, y);
     }
   }
-  write_panel(job, panel, 0, job.x.rows, sums);
+}
+
+// Results of several panels are written together: rows of y are pages apart, and finding a page takes longer than a line.
+template <class P, int B, bool kLevels>
+LISSOME_TARGET void panels_many(const NestedJob& job, std::int64_t first, std::int64_t last) {
+  static thread_local Scratch buffers, carried;
+  auto* buffer = buffers.at_least<std::byte>(kBufferBlocks * kBlockRows * kLine);
+  const std::int64_t each = job.x.rows * kNestedPanel;
+  auto* sums = carried.at_least<float>(kWrittenPanels * each);
+  for (std::int64_t panel = first; panel < last; panel += kWrittenPanels) {
+    const std::int64_t count = std::min(kWrittenPanels, last - panel);
+    for (std::int64_t p = 0; p < count; ++p) panel_many<P, B, kLevels>(job, panel + p, buffer, sums + p * each);
+    for (std::int64_t row = 0; row < job.x.rows; ++row) {
+      for (std::int64_t p = 0; p < count; ++p) {
+        write<P>(job, (panel + p) * kNestedPanel, P::floats(sums + p * each + row * kNestedPanel),
+                 job.y + row * job.y_stride);
+      }
+    }
+  }
 }
 
 template <class P, int B, bool kLevels>
@@ -219,10 +328,13 @@ LISSOME_TARGET void panels_at(const NestedJob& job, std::int64_t first, std::int
       return;
     }
   }
-  static thread_local Scratch buffers, carried;
-  auto* buffer = buffers.at_least<std::byte>(kBufferBlocks * kBlockRows * kLine);
-  auto* sums = carried.at_least<float>(job.x.rows * kNestedPanel);
-  for (std::int64_t panel = first; panel < last; ++panel) panel_many<P, B, kLevels>(job, panel, buffer, sums);
+  if constexpr (Tiled<P>) {
+    if (job.x.rows >= kTiledRows) {
+      const Shapes<P> shapes(job.weight->group);
+      return panels_many<P, B, kLevels>(job, first, last);
+    }
+  }
+  panels_many<P, B, kLevels>(job, first, last);
 }
 
 template <class P, int B = kMostBits>

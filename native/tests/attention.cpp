@@ -165,6 +165,32 @@ void near(const Rows& keys, const Rows& values, const std::vector<Run>& runs, co
   }
 }
 
+// Several tokens at once get what each gets alone.
+void together(Attend job, std::vector<Run> runs, Random& random) {
+  const std::int64_t all = job.cells, own = runs.back().last - runs.back().first;
+  const std::int64_t stride = job.queries * job.size + 16 * draw(random, 0, 2);
+  std::vector<float> q(static_cast<std::size_t>(kTogether * stride)), out(q.size()), alone(q.size());
+  for (float& one : q) one = static_cast<float>(draw(random, -100, 100)) / 100;
+  std::int64_t fewer = draw(random, 0, own - 1);
+  for (std::int64_t& seen : job.seen) {
+    seen = all - fewer;
+    fewer -= std::min<std::int64_t>(fewer, draw(random, 0, 3));
+  }
+  job.seen[kTogether - 1] = all;
+  std::vector<float> room(static_cast<std::size_t>(attend_room(kTogether, job.queries, all, job.size)));
+  job.q = q.data(), job.out = out.data(), job.stride = stride, job.tokens = kTogether, job.room = room.data();
+  kernels().steps->attend(job);
+  for (std::int64_t t = 0; t < kTogether; ++t) {
+    Attend one = job;
+    one.q = q.data() + t * stride, one.out = alone.data() + t * stride, one.tokens = 1, one.cells = job.seen[t];
+    std::vector<Run> own_runs = runs;
+    own_runs.back().last -= static_cast<std::int32_t>(all - job.seen[t]);
+    one.runs = own_runs.data();
+    kernels().steps->attend(one);
+  }
+  CHECK(std::memcmp(out.data(), alone.data(), out.size() * sizeof(float)) == 0);
+}
+
 void same_bits(Random& random) {
   const KvType types[] = {KvType::f32, KvType::f16, KvType::int8};
   const KvType type = types[random() % 3];
@@ -174,7 +200,7 @@ void same_bits(Random& random) {
   const Rows keys(random, type, Order::keys, size, count, more, share());
   const Rows values(random, type, Order::values, size, count, more, share());
   const std::int64_t padded = keys.form.size, cells = count + more;
-  std::vector<float> q(static_cast<std::size_t>(queries * padded)), room(static_cast<std::size_t>(attend_room(queries, cells, padded)));
+  std::vector<float> q(static_cast<std::size_t>(queries * padded)), room(static_cast<std::size_t>(attend_room(1, queries, cells, padded)));
   for (float& one : q) one = static_cast<float>(draw(random, -100, 100)) / 100;
   // Runs without some cells at the start, in the middle and at the end.
   std::vector<Run> runs;
@@ -195,6 +221,7 @@ void same_bits(Random& random) {
       job.frozen = frozen ? count : 0;
       if (!frozen) job.keys.dense = keys.thawed.data(), job.values.dense = values.thawed.data();
       kernels().steps->attend(job);
+      if (type != KvType::int8 && random() % 4 == 0) together(job, runs, random);
       if (first.empty()) first = out;
       CHECK(std::memcmp(out.data(), first.data(), out.size() * sizeof(float)) == 0);
     }

@@ -84,7 +84,7 @@ std::vector<float> numbers(Random& random, std::int64_t count) {
 }
 
 void multiply(const Nested& weight, Random& random) {
-  const std::int64_t rows = draw(random, 1, 11);
+  const std::int64_t rows = draw(random, 1, 40);
   const std::vector<float> x = numbers(random, rows * weight.inputs);
   std::vector<float> y(static_cast<std::size_t>(rows * weight.outputs)), row(static_cast<std::size_t>(weight.inputs));
   for (int precision = 1; precision <= kMostBits; ++precision) {

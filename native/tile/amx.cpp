@@ -5,65 +5,11 @@
 #if LISSOME_X86
 #include "linear/avx512_ops.h"
 #include "linear/panels.h"
+#include "tile/amx_tile.h"
 #include "tile/tile_loop.h"
 
 namespace lissome {
 namespace {
-
-// The intrinsics want the number of a register as a literal.
-#define LISSOME_EACH_TILE(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
-
-// GCC 12 does not know that tiles are filled from memory and emptied into it, and of the shapes it knows 8 bytes; stores
-// that nobody else reads are then left out, or come too late.
-LISSOME_OP void settle(const void* what) { __asm__ volatile("" : : "r"(what) : "memory"); }
-
-struct AmxTile {
-  LISSOME_OP void configure(const TileConfig& config) {
-    settle(&config);
-    _tile_loadconfig(&config);
-  }
-  LISSOME_OP TileConfig configured() {
-    TileConfig found;
-    _tile_storeconfig(&found);
-    settle(&found);
-    return found;
-  }
-
-  template <int T>
-  LISSOME_OP void load(const std::byte* from, std::int64_t stride) {
-    settle(from);
-#define LISSOME_DO(N) \
-  if constexpr (T == N) _tile_loadd(N, from, stride);
-    LISSOME_EACH_TILE(LISSOME_DO)
-#undef LISSOME_DO
-  }
-
-  template <int T>
-  LISSOME_OP void store(std::byte* to, std::int64_t stride) {
-#define LISSOME_DO(N) \
-  if constexpr (T == N) _tile_stored(N, to, stride);
-    LISSOME_EACH_TILE(LISSOME_DO)
-#undef LISSOME_DO
-    settle(to);
-  }
-
-  // The four products of the loop.
-  template <Format F, int C, int A, int B>
-  LISSOME_OP void dot() {
-    if constexpr (F == Format::bf16) {
-      if constexpr (C == kSum00) _tile_dpbf16ps(0, 4, 6);
-      if constexpr (C == kSum01) _tile_dpbf16ps(1, 4, 7);
-      if constexpr (C == kSum10) _tile_dpbf16ps(2, 5, 6);
-      if constexpr (C == kSum11) _tile_dpbf16ps(3, 5, 7);
-    } else {
-      if constexpr (C == kSum00) _tile_dpbssd(0, 4, 6);
-      if constexpr (C == kSum01) _tile_dpbssd(1, 4, 7);
-      if constexpr (C == kSum10) _tile_dpbssd(2, 5, 6);
-      if constexpr (C == kSum11) _tile_dpbssd(3, 5, 7);
-    }
-    static_assert(C == 2 * (A - kX0) + (B - kW0), "no other product is written above");
-  }
-};
 
 // Bringing weights into tiles takes as long for one row of activations as for many, and sparse ones go there through
 // memory. So few rows are multiplied in registers, straight from the stream, with a tile's encoding and to its very
@@ -133,6 +79,7 @@ const Kernels* amx_kernels() {
     made.isa = Isa::amx;
     made.bf16_bf16 = {encode_halves, few_or_tiles<Bf16Few>, sizeof(std::uint16_t)};
     made.int8 = {encode_integers<std::int8_t, 0>, few_or_tiles<Int8Few>, sizeof(std::int8_t)};
+    made.nested = nested_amx();
     return made;
   }();
   return &table;

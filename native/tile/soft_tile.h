@@ -62,6 +62,24 @@ class SoftTile {
     used(T).data[T] = {};
   }
 
+  // TDPBSUD: signed by unsigned bytes.
+  template <int C, int A, int B>
+  static void dot_codes() {
+    State& state = product(C, A, B);
+    for (int m = 0; m < state.config.rows[A]; ++m) {
+      for (int n = 0; n < state.config.bytes[B] / 4; ++n) {
+        std::byte* sum = &state.data[C][m][4 * n];
+        auto total = load_as<std::uint32_t>(sum);
+        for (int k = 0; k < state.config.bytes[A]; ++k) {
+          const auto a = load_as<std::int8_t>(&state.data[A][m][k]);
+          const auto b = load_as<std::uint8_t>(&state.data[B][k / 4][4 * n + k % 4]);
+          total += static_cast<std::uint32_t>(a * b);
+        }
+        std::memcpy(sum, &total, 4);
+      }
+    }
+  }
+
   template <Format F, int C, int A, int B>
   static void dot() {
     State& state = product(C, A, B);
