@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._turns import Clock, in_turns
-from benchmarks.decode.apart import Apart
+from benchmarks.decode.apart import Remote
 from benchmarks.decode.arms import Arm, request
 from lissome.engine.decode.decoder import Floats
 from lissome.ops.kernels import native
@@ -23,7 +23,7 @@ from lissome.ops.kernels import native
 _PIECE = 128  # tokens whose logits are held at a time
 
 
-def race(arms: Mapping[str, Arm | Apart], *, rounds: int, threads: int, prompt: int, new: int) -> dict[str, Any]:
+def race(arms: Mapping[str, Arm | Remote], *, rounds: int, threads: int, prompt: int, new: int) -> dict[str, Any]:
     """Let every arm read a prompt and write after it, in every round, one arm after the other.
 
     Args:
@@ -43,7 +43,7 @@ def race(arms: Mapping[str, Arm | Apart], *, rounds: int, threads: int, prompt: 
 
     def turn(name: str, now: Clock) -> None:
         arm = arms[name]
-        first, step = arm.request(ids, prompt) if isinstance(arm, Apart) else request(arm, ids, prompt, now)
+        first, step = arm.request(ids, prompt) if isinstance(arm, Remote) else request(arm, ids, prompt, now)
         found[name]["prefill"].append(first)
         found[name]["step"].append(step)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from benchmarks.decode import openvino
@@ -14,12 +16,23 @@ from lissome.models.precision import in_dtype
 
 def open_arm(files: Files, arm: str, *, room: int, threads: int) -> Arm:
     """Open an arm by its name, for texts of so many tokens."""
+    return open_arms(files, [arm], room=room, threads=threads)[arm]
+
+
+def open_arms(files: Files, arms: Sequence[str], *, room: int, threads: int) -> dict[str, Arm]:
+    """Open arms by their names; those of the engine share its file."""
+    own = {nested(bits): bits for bits in BITS}
+    decoder = Decoder.open(files.nested, cells=room, threads=threads) if own.keys() & set(arms) else None
+    return {
+        arm: Own(decoder, own[arm]) if decoder and arm in own else _other(files, arm, room=room, threads=threads)
+        for arm in arms
+    }
+
+
+def _other(files: Files, arm: str, *, room: int, threads: int) -> Arm:
     if arm in TORCH:
         return Torch(in_dtype(files.model, getattr(torch, TORCH[arm])).module, files.cell)
     if arm in OPENVINO:
         return openvino.OpenVino(files, OPENVINO[arm], threads=threads)
-    for bits in BITS:
-        if arm == nested(bits):
-            return Own(Decoder.open(files.nested, cells=room, threads=threads), bits)
     kind = next(kind for kind in LLAMA if arm == llama(kind))
     return Cpp(files.gguf(kind), files.cell, context=room, threads=threads)

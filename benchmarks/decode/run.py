@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks._frame import Inequality, Store
 from benchmarks._numbers import file_name
 from benchmarks.decode import greedy, linears, openvino, sparse
-from benchmarks.decode.apart import Apart
+from benchmarks.decode.apart import Apart, Remote
 from benchmarks.decode.arms import Own
 from benchmarks.decode.files import Files
 from benchmarks.decode.judging import judge
@@ -127,10 +127,10 @@ class _Bench:
         def compute() -> dict[str, Any]:
             with ExitStack() as stack:
                 room = work["prompt"] + work["new"]
-                opened = {
-                    arm: stack.enter_context(closing(Apart(self.files, arm, room=room, threads=threads)))
-                    for arm in self.arms
-                }
+                opened: dict[str, Remote] = {}
+                for arms in ([*map(nested, BITS)], *([arm] for arm in self.arms[len(BITS) :])):
+                    process = Apart(self.files, arms, room=room, threads=threads)
+                    opened |= stack.enter_context(closing(process)).arms
                 return race(opened, rounds=self._scale.rounds, threads=threads, **work)
 
         more = {"threads": threads, "rounds": self._scale.rounds, "arms": sorted(self.arms), **work}

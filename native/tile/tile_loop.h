@@ -4,7 +4,7 @@
 //   configure(config), configured()   a palette of 0 takes all shapes away
 //   load<T>(p, stride), store<T>(p, stride), zero<T>()
 //   dot<Format, C, A, B>()    C += A · B, by TDPBF16PS or TDPBSSD
-// `E` makes rows of weights (weight/stream.h); a tile cannot be filled from registers, so that sparse weights pass
+// (nested/tile_strip.h has a loop of its own.) `E` makes rows of weights (weight/stream.h); a tile cannot be filled from registers, so that sparse weights pass
 // through a buffer in the first cache.
 #pragma once
 
