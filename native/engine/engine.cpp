@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -17,6 +18,7 @@ namespace {
 constexpr std::int64_t kHeadPad = 16;
 constexpr std::int64_t kReadAhead = 64;  // bytes that kernels read after the last frozen row
 constexpr std::int64_t kWorthSplitting = 1 << 15;  // numbers: below, waking threads takes longer
+constexpr std::int64_t kAtOnce = 256;  // tokens that go through all layers together: theirs fits the second cache better
 
 const StepKernels& steps() { return *kernels().steps; }
 
@@ -41,12 +43,13 @@ struct Engine::Work {
   std::vector<std::int64_t> run_cells;         // likewise
   std::vector<std::vector<Tokens>> together;   // by window: that attend at once
   std::vector<Vector> cosines, sines;          // by rope: [token][pair]
-  float* hidden = nullptr;
-  std::int64_t rows = 0;
+  std::int64_t first = 0, rows = 0;  // that go through the layers now
+  float* hidden = nullptr;           // of the first of them
   int threads = 1;
 
+  std::size_t token(std::int64_t row) const { return static_cast<std::size_t>(first + row); }
   std::size_t at(std::size_t window, std::int64_t row) const {
-    return window * static_cast<std::size_t>(rows) + static_cast<std::size_t>(row);
+    return window * static_cast<std::size_t>(batch->count) + token(row);
   }
 };
 
@@ -297,7 +300,6 @@ Outcome Engine::forward(const Batch& batch, const std::vector<std::int64_t>& wan
       for (const Run& run : runs) work.run_cells[work.at(window, row)] += run.last - run.first;
     }
   }
-  for (std::size_t window = 0; window < windows_.size(); ++window) gather(work, window);
   for (const Rope& rope : model_.ropes) {
     Vector& cosines = work.cosines.emplace_back();
     Vector& sines = work.sines.emplace_back();
@@ -309,18 +311,34 @@ Outcome Engine::forward(const Batch& batch, const std::vector<std::int64_t>& wan
       }
     }
   }
-  work.hidden = hidden_.at_least<float>(work.rows * model_.hidden);
+  float* hidden = work.hidden = hidden_.at_least<float>(batch.count * model_.hidden);
   embed(work);
+  // Tokens in any other order may see later ones of their batch.
+  const auto* positions = batch.positions;
+  const auto* end = positions + batch.count;
+  const bool in_order = std::adjacent_find(positions, end, std::greater_equal<>()) == end;
+  const std::int64_t at_once = in_order ? kAtOnce : batch.count;
+  for (; work.first < batch.count; work.first += at_once) {
+    work.rows = std::min(at_once, batch.count - work.first);
+    work.hidden = hidden + work.first * model_.hidden;
+    if (layers(work)) continue;
+    for (const std::int32_t cell : work.cells) cells_.free(cell);
+    return Outcome::cancelled;
+  }
+  result(work, hidden, wanted, to);
+  return Outcome::done;
+}
+
+// Whether nobody cancelled it.
+bool Engine::layers(Work& work) {
+  work.together.clear();
+  for (std::size_t window = 0; window < windows_.size(); ++window) gather(work, window);
   for (std::size_t index = 0; index < model_.layers.size(); ++index) {
-    if (cancelled_.exchange(false, std::memory_order_relaxed)) {
-      for (const std::int32_t cell : work.cells) cells_.free(cell);
-      return Outcome::cancelled;
-    }
+    if (cancelled_.exchange(false, std::memory_order_relaxed)) return false;
     if (model_.layers[index].attention) attention(work, *model_.layers[index].attention, caches_[index]);
     if (model_.layers[index].mlp) mlp(work, *model_.layers[index].mlp);
   }
-  result(work, wanted, to);
-  return Outcome::done;
+  return true;
 }
 
 // Keys and values are read once for kTogether tokens of a prompt, which see the same cells but for their own.
@@ -428,7 +446,8 @@ void Engine::attention(Work& work, const Attention& part, Cache& cache) {
 void Engine::heads(Work& work, const Attention& part, Cache& cache, float* qkv, std::int64_t row) const {
   const auto rope = static_cast<std::size_t>(part.rope);
   const auto half = static_cast<std::int64_t>(model_.ropes[rope].frequencies.size());
-  const float *cosines = work.cosines[rope].data() + row * half, *sines = work.sines[rope].data() + row * half;
+  const std::int64_t angles = (work.first + row) * half;
+  const float *cosines = work.cosines[rope].data() + angles, *sines = work.sines[rope].data() + angles;
   float* head = qkv + row * (part.heads + 2 * part.kv_heads) * part.size;
   for (std::int64_t index = 0; index < part.heads + part.kv_heads; ++index) {
     const Vector& norm = index < part.heads ? part.query_norm : part.key_norm;
@@ -436,7 +455,7 @@ void Engine::heads(Work& work, const Attention& part, Cache& cache, float* qkv, 
     if (!norm.empty()) steps().norm(at, norm.data(), model_.eps, part.size, at);
     steps().rotate(at, cosines, sines, half);
   }
-  const std::int64_t cell = work.cells[static_cast<std::size_t>(row)];
+  const std::int64_t cell = work.cells[work.token(row)];
   float padded[4096];
   std::fill(padded + part.size, padded + cache.size, 0.0f);
   for (std::int64_t index = 0; index < 2 * part.kv_heads; ++index) {
@@ -489,12 +508,12 @@ void Engine::mlp(Work& work, const Mlp& part) {
   if (!add) add_result(work, part.post_norm, normal);
 }
 
-void Engine::result(Work& work, const std::vector<std::int64_t>& wanted, float* to) {
+void Engine::result(Work& work, const float* hidden, const std::vector<std::int64_t>& wanted, float* to) {
   const std::int64_t count = model_.hidden, rows = static_cast<std::int64_t>(wanted.size());
   if (rows == 0) return;
   float* kept = wide_.at_least<float>(rows * count);
   for (std::int64_t row = 0; row < rows; ++row) {
-    std::memcpy(kept + row * count, work.hidden + wanted[static_cast<std::size_t>(row)] * count,
+    std::memcpy(kept + row * count, hidden + wanted[static_cast<std::size_t>(row)] * count,
                 static_cast<std::size_t>(count) * sizeof(float));
   }
   if (!model_.head) {

@@ -93,6 +93,7 @@ class Engine {
   std::byte* row_of(const Side& side, std::int64_t head, std::int64_t cell) const;  // or the group it is in
   HeldRows held(const Side& side, std::int64_t head) const;
   void read(const Side& side, std::int64_t head, std::int64_t cell, float* to) const;
+  bool layers(Work& work);
   void gather(Work& work, std::size_t window) const;
   void embed(Work& work) const;
   void attention(Work& work, const Attention& part, Cache& cache);
@@ -104,7 +105,7 @@ class Engine {
                 bool add);
   void normed(Work& work, const Vector& norm, const float* x, std::int64_t rows, float* to);
   void add_result(Work& work, const Vector& post_norm, float* result);
-  void result(Work& work, const std::vector<std::int64_t>& wanted, float* to);
+  void result(Work& work, const float* hidden, const std::vector<std::int64_t>& wanted, float* to);
 
   Decoder model_;
   Settings settings_;

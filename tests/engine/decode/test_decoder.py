@@ -45,6 +45,18 @@ def test_no_split_and_no_thread_changes_a_bit(path: Path, activations: Any, kv: 
         assert np.array_equal(np.concatenate(rows), whole)
 
 
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_long_prompts_in_pieces_and_in_any_order(path: Path, kv: Any) -> None:
+    """More tokens than go through the layers together; out of order, they may see later ones of their batch."""
+    rng = np.random.default_rng(1)
+    ids, order = rng.integers(0, 320, 300), rng.permutation(300)
+    whole = alone(path, ids.tolist(), kv=kv)
+    decoder = Decoder.open(path, kv=kv)
+    pieces = [decoder.forward(ids[at:end], range(at, end), wanted=range(end - at)) for at, end in [(0, 130), (130, 300)]]
+    assert np.array_equal(np.concatenate(pieces), whole)
+    assert np.array_equal(Decoder.open(path, kv=kv).forward(ids[order], order, wanted=range(300)), whole[order])
+
+
 @pytest.mark.parametrize("activations", ["f32", "int8"])
 def test_every_instruction_set_gives_the_same_bits(path: Path, activations: Any) -> None:
     found = []
