@@ -52,7 +52,9 @@ def test_long_prompts_in_pieces_and_in_any_order(path: Path, kv: Any) -> None:
     ids, order = rng.integers(0, 320, 300), rng.permutation(300)
     whole = alone(path, ids.tolist(), kv=kv)
     decoder = Decoder.open(path, kv=kv)
-    pieces = [decoder.forward(ids[at:end], range(at, end), wanted=range(end - at)) for at, end in [(0, 130), (130, 300)]]
+    pieces = [
+        decoder.forward(ids[at:end], range(at, end), wanted=range(end - at)) for at, end in [(0, 130), (130, 300)]
+    ]
     assert np.array_equal(np.concatenate(pieces), whole)
     assert np.array_equal(Decoder.open(path, kv=kv).forward(ids[order], order, wanted=range(300)), whole[order])
 

@@ -24,7 +24,10 @@ LAYOUTS = [Layout(planes) for planes in PLANES] + [
 F32 = np.float32
 
 
-@pytest.fixture(params=[name for name in LEVELS if name not in ("avx2", "avx512bf16")])  # which have no kernels here of their own
+INHERITED = ("avx2", "avx512bf16")  # levels without kernels of their own
+
+
+@pytest.fixture(params=[name for name in LEVELS if name not in INHERITED])
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     with native.using(request.param):
         yield request.param
