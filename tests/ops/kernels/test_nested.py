@@ -17,14 +17,12 @@ from lissome.ops.nested import Layout, NestedCodes, Spacing, quantise, to_planes
 pytestmark = pytest.mark.skipif(native.module() is None, reason="there are no compiled kernels")
 
 LEVELS = [level.name for level in native.choice().levels if level.usable]
+INHERITED = ("avx2", "avx512bf16")  # levels without kernels of their own
 PLANES = [(3, 1), (2, 1, 1), (4, 2, 2), (8,), (5, 1), (2,)]
 LAYOUTS = [Layout(planes) for planes in PLANES] + [
     Layout(planes, levels="kmeans") for planes in [(3, 1), (2, 1, 1), (4, 2), (5,), (2,)]
 ]
 F32 = np.float32
-
-
-INHERITED = ("avx2", "avx512bf16")  # levels without kernels of their own
 
 
 @pytest.fixture(params=[name for name in LEVELS if name not in INHERITED])
