@@ -21,8 +21,8 @@ def summary(results: Results) -> str:
         intro = (
             f"{model} on one thread, in turns, every library in a process of its own: tokens/s of decoding and of a "
             f"prompt of {_PROMPT}, bytes of weights that a token reads, what share that is of the bandwidth measured "
-            "before each turn by reading as much, held-out perplexity. Two threads, other models, pruned weights and what "
-            "failed: [decoding](docs/explanation/decode.md)."
+            "before each turn by reading as much, held-out perplexity. Two threads, other models, pruned weights and "
+            "what failed: [decoding](docs/explanation/decode.md)."
         )
         rows = [
             [
