@@ -8,6 +8,7 @@ Neither is needed by lissome: ``pip install openvino nncf`` brings this arm into
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import warnings
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from lissome.models.nested.spec import AttentionSpec
 GROUP = 32
 """Weights that share a scale at 4 bits: as in GGUF and in nested weights."""
 _NEVER = -1e9  # added to the score of what is not seen
+_LONGEST = 2048  # positions
 
 
 def installed() -> bool:
@@ -80,6 +82,23 @@ class OpenVino:
         """Nothing is held outside Python."""
 
 
+class _Angles(nn.Module):
+    """A model's cosines and sines as tables: OpenVINO would compute them in bf16, which has no positions beyond 256."""
+
+    def __init__(self, rotary: Any, example: Tensor, length: int) -> None:
+        super().__init__()
+        kinds = dict.fromkeys(getattr(rotary.config, "layer_types", None) or ["full_attention"])
+        every = torch.arange(length)[None]
+        by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
+        found = {kind: rotary(example, every, *([kind] if by_kind else [])) for kind in kinds}
+        self._tables = {kind: tuple(one[0] for one in pair) for kind, pair in found.items()}
+
+    def forward(self, _: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, ...]:
+        """Return both, [1, T, E]."""
+        kind = layer_type if layer_type in self._tables else next(iter(self._tables))
+        return tuple(table[position_ids] for table in self._tables[kind])
+
+
 class _Traced(nn.Module):
     """A model as a function of tensors alone: cache in, cache out."""
 
@@ -115,6 +134,7 @@ def _converted(files: Files, parts: Sequence[AttentionSpec], windows: Sequence[i
 
     module: Any = deepcopy(files.model.module)
     module.set_attn_implementation("sdpa")
+    module.model.rotary_emb = _Angles(module.model.rotary_emb, torch.zeros(1, 1, module.config.hidden_size), _LONGEST)
     tokens, past = 2, 3
     example = [torch.ones(1, tokens, dtype=torch.long), torch.arange(past, past + tokens)[None], torch.arange(tokens)]
     example += [torch.zeros(1, 1, tokens, past + tokens) for _ in windows]
