@@ -52,7 +52,7 @@ class OpenVino:
         self._windows = sorted({part.window for part in self._parts})
         model = _converted(files, self._parts, self._windows)
         model = _compressed(model, bits)
-        constants = [one for one in model.get_ops() if one.get_type_name() == "Constant"]
+        constants = [one for one in model.get_ops() if one.get_type_name() == "Constant" and _read_whole(one)]
         self.nbytes = sum(one.get_byte_size() for one in constants)
         self.cell, self.tokens = files.cell, spec.vocabulary
         self.note = f"{openvino.__version__.split('-')[0]}, traced from transformers"
@@ -82,8 +82,13 @@ class OpenVino:
         """Nothing is held outside Python."""
 
 
+def _read_whole(constant: Any) -> bool:
+    """Whether a token reads all of it, not a row of a table of angles."""
+    return not any("rotary_emb" in one.get_node().get_friendly_name() for one in constant.output(0).get_target_inputs())
+
+
 class _Angles(nn.Module):
-    """A model's cosines and sines as tables: OpenVINO would compute them in bf16, which has no positions beyond 256."""
+    """A model's cosines and sines as tables: OpenVINO would compute them in bf16, without odd numbers from 256 on."""
 
     def __init__(self, rotary: Any, example: Tensor, length: int) -> None:
         super().__init__()
@@ -160,6 +165,8 @@ def _compressed(model: Any, bits: int) -> Any:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
+    kept = nncf.IgnoredScope(patterns=[".*rotary_emb.*"])  # tables of angles look like embeddings
     if bits == 8:
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=GROUP, ratio=1.0)
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=kept)
+    mode = nncf.CompressWeightsMode.INT4_ASYM
+    return nncf.compress_weights(model, mode=mode, group_size=GROUP, ratio=1.0, ignored_scope=kept)

@@ -39,8 +39,8 @@ struct NestedKernels {
 };
 
 const NestedKernels* nested_portable();
-const NestedKernels* nested_avx512();  // null when not compiled, like AMX
-const NestedKernels* nested_amx();
+const NestedKernels* nested_avx512();  // null when not compiled
+const NestedKernels* nested_amx();     // likewise
 const NestedKernels* nested_tile();
 
 // Writes one output's weights, [inputs] floats.

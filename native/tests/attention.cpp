@@ -178,6 +178,7 @@ void together(Attend job, std::vector<Run> runs, Random& random) {
   }
   job.seen[kTogether - 1] = all;
   std::vector<float> room(static_cast<std::size_t>(attend_room(kTogether, job.queries, all, job.size)));
+  if (random() % 2) job.cap = 2;
   job.q = q.data(), job.out = out.data(), job.stride = stride, job.tokens = kTogether, job.room = room.data();
   kernels().steps->attend(job);
   for (std::int64_t t = 0; t < kTogether; ++t) {

@@ -1,7 +1,7 @@
 // AMX tiles in software: eight registers of 16 x 64 bytes, and the faults that the real ones raise.
 //
 // Sums go in the order of the manual: TDPBF16PS keeps even and odd inputs apart and adds the two at the end of each
-// instruction, with denormals taken as zero and made zero; TDPBSSD wraps.
+// instruction, with denormals taken as zero and made zero; TDPBSSD and TDPBSUD wrap.
 #pragma once
 
 #include <array>

@@ -1,10 +1,11 @@
-// The one loop for AMX: two blocks of 16 rows of activations against a panel, that is two tiles of outputs.
+// The loop for AMX of sparse and dense weights; nested ones have nested/tile_strip.h. Two blocks of 16 rows of
+// activations against a panel, that is two tiles of outputs.
 //
 // Included after LISSOME_TARGET. `Tile` is the machine, real or in software:
 //   configure(config), configured()   a palette of 0 takes all shapes away
 //   load<T>(p, stride), store<T>(p, stride), zero<T>()
 //   dot<Format, C, A, B>()    C += A · B, by TDPBF16PS or TDPBSSD
-// (nested/tile_strip.h has a loop of its own.) `E` makes rows of weights (weight/stream.h); a tile cannot be filled from registers, so that sparse weights pass
+// `E` makes rows of weights (weight/stream.h); a tile cannot be filled from registers, so that sparse weights pass
 // through a buffer in the first cache.
 #pragma once
 
