@@ -18,7 +18,8 @@ namespace {
 constexpr std::int64_t kHeadPad = 16;
 constexpr std::int64_t kReadAhead = 64;  // bytes that kernels read after the last frozen row
 constexpr std::int64_t kWorthSplitting = 1 << 15;  // numbers: below, waking threads takes longer
-constexpr std::int64_t kAtOnce = 256;  // tokens that go through all layers together: what layers make of them fits the second cache
+// Tokens that go through all layers together: what is computed of them fits the second cache better.
+constexpr std::int64_t kAtOnce = 256;
 
 const StepKernels& steps() { return *kernels().steps; }
 

@@ -45,8 +45,9 @@ class Engine {
 
   // Runs all tokens; `wanted` lists tokens whose results are written to `to`, in order: logits where the range has a
   // head, else hidden states. Unless it is done, the cache has no token more, though older ones may have been frozen.
-  // Throws std::invalid_argument for tokens, positions, sequences or a precision that cannot be; where cells are frozen, also for tokens of one sequence in
-  // several blocks of positions, and for one that sees frozen cells in its own block: what came after it is in them.
+  // Throws std::invalid_argument for tokens, positions, sequences or a precision that cannot be; where cells are frozen,
+  // also for tokens of one sequence in several blocks of positions, and for one that sees frozen cells in its own block:
+  // what came after it is in them.
   Outcome forward(const Batch& batch, const std::vector<std::int64_t>& wanted, float* to);
 
   // Makes a forward that is running in another thread, or the next one, stop before its next layer.

@@ -210,7 +210,8 @@ LISSOME_TARGET void panel_many(const NestedJob& job, std::int64_t panel, std::by
   }
 }
 
-// Results of several panels are written together: rows of y are pages apart, and finding a page takes longer than a line.
+// Results of several panels are written together: rows of y are pages apart, and finding a page takes longer than
+// fetching a line.
 template <class P, int B, bool kLevels>
 LISSOME_TARGET void panels_many(const NestedJob& job, std::int64_t first, std::int64_t last) {
   static thread_local Scratch buffers, carried;
