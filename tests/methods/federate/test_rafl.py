@@ -181,9 +181,7 @@ def test_an_ensemble_of_one_opinion_has_that_opinion() -> None:
     base, (piece,) = _pieces(model, (1,))
     merge = Distilled(base, _fusion(model))
     merge.add(piece)
-    bound = bound_of(model, None, lesson(0))
-    opinion = merge.opinion(bound)
-    assert torch.allclose(opinion.sum(-1), torch.ones(len(opinion)))
+    assert torch.allclose(merge.opinion.sum(-1), torch.ones(len(merge.opinion)))
     merge = Distilled(base, _fusion(model, config=TrainConfig(steps=1, lr=0.0, schedule="constant")))
     merge.add(piece)
     found = merge.result()
@@ -195,8 +193,7 @@ def test_a_student_comes_nearer_to_the_mean_opinion() -> None:
     base, pieces = _pieces(model, (1, 2, 3))
 
     def apart(tensors: dict[str, Tensor], merge: Distilled) -> float:
-        bound = bound_of(model, None, lesson(0))
-        wanted = merge.opinion(bound)
+        bound, wanted = bound_of(model, None, lesson(0)), merge.opinion
         bound.load(tensors)
         bound.module.eval()
         rows = lesson(77).data
@@ -214,6 +211,22 @@ def test_a_student_comes_nearer_to_the_mean_opinion() -> None:
         Distilled(base, _fusion(model)).add(Piece(client="x", weight=1.0, layout=half, tensors=half.cut(base)))
     with pytest.raises(ConfigError, match="public"):
         _fusion(model, public=lesson(0).some([], []))
+
+
+def test_a_teacher_without_an_opinion_is_left_out() -> None:
+    """Finite weights, none beyond what one number may be; its scores are not finite, and its weights spoil the mean."""
+    model = encoder()
+    base, pieces = _pieces(model, (1, 2, 3))
+    poison = {name: 9e5 * value.sign() for name, value in pieces[1].tensors.items()}
+    merge, without = Distilled(base, _fusion(model)), Distilled(base, _fusion(model))
+    with pytest.raises(FederationError, match="no opinion"):
+        merge.add(Piece(client="x", weight=1.0, layout=Layout.whole(base), tensors=poison))
+    for piece in pieces:
+        merge.add(piece)
+        without.add(piece)
+    assert torch.equal(merge.opinion, without.opinion)
+    found, expected = merge.result(), without.result()
+    assert all(torch.equal(found[name], expected[name]) for name in base)
 
 
 def test_means_of_moments_are_those_of_all_examples() -> None:

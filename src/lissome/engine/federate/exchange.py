@@ -18,6 +18,7 @@ from lissome.engine.federate.answers import FailedError, OpenOrder, read_answer,
 from lissome.engine.federate.audit import Audit, Event
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.ledger import Ledger
+from lissome.engine.federate.lengths import Lengths
 from lissome.engine.federate.link import Incoming, Link, Outgoing
 from lissome.engine.federate.members import Members
 from lissome.engine.federate.merge import Overlap
@@ -48,6 +49,9 @@ class Exchange:
         seed: Of all that is drawn.
         config: Settings of the loop.
         name: Of the federation; clients of another one refuse.
+
+    Attributes:
+        lengths: How long updates are.
     """
 
     def __init__(  # noqa: PLR0913  the parts of one federation, all by name
@@ -66,6 +70,7 @@ class Exchange:
         self._program, self._link, self._members = program, link, members
         self._ledger, self._audit, self._folder = ledger, audit, folder
         self._seed, self._config, self._name = seed, config, name
+        self.lengths = Lengths()
         self._open: dict[str, OpenOrder] = {}
         self._profiles: dict[str, str] = {}
         self._static: dict[str, str] = {}
@@ -118,9 +123,14 @@ class Exchange:
 
         Returns:
             What was merged (empty without a merger), and a report for each answer that was used, by client name.
+
+        Raises:
+            NumericsError: When answers were merged that cannot be used.
         """
-        merger = phase.merger or Overlap
-        intake = Intake(merger(self._program.tensors), [one.name for one in clients], self._folder)
+        merge = (phase.merger or Overlap)(self._program.tensors)
+        intake = Intake(merge, [one.name for one in clients], self._folder)
+        if phase.merger is not None:
+            self.lengths.begin(phase.action, None if merge.limits else self._program.tensors)
         self._now = _Phase(phase, round, round * PHASES + index, intake)
         try:
             limit = self._link.now() + self._config.deadline if self._config.deadline is not None else float("inf")
@@ -135,6 +145,8 @@ class Exchange:
                 else:
                     self._look_again(round)
             self._silent(round)
+            if phase.merger is not None:
+                self.lengths.settle()
             merged = intake.result() if phase.merger is not None else {}
             for client, reason in intake.refused.items():
                 self._audit.note("rejected", round=round, client=client, action=phase.action, reason=reason)
@@ -145,6 +157,24 @@ class Exchange:
         finally:
             self._now = None
             intake.close()
+
+    def blame(self, round: int, reason: str) -> bool:
+        """Write down who took part in a round that cannot be used; a strike for those whose updates stand out.
+
+        Args:
+            round: Number of the round.
+            reason: Why it cannot be used.
+
+        Returns:
+            Whether there are such.
+        """
+        action, suspects = self.lengths.action, self.lengths.suspects()
+        for client in sorted(self.lengths.found):
+            self._audit.note("void", round=round, client=client, action=action, reason=reason)
+        for client, times in suspects.items():
+            why = f"its update is {times:.3g} times as long as the median of a round that could not be used"
+            self._audit.note("rejected", round=round, client=client, action=action, reason=why)
+        return bool(suspects)
 
     def _waiting(self) -> bool:
         return any(self._is_now(order) for order in self._open.values())
@@ -254,6 +284,8 @@ class Exchange:
             return
         heaviest = self._members.heaviest()
         piece, report = read_answer(order, parcel, head, self._program, heaviest=heaviest, staleness=staleness)
+        if order.phase.merger is not None:
+            self.lengths.check(piece)
         self._count_up(incoming, order.head.round, name, order.phase.action, used=True)
         assert now is not None
         if staleness:

@@ -2,16 +2,17 @@
 
 Ensemble distillation (Lin et al. 2020, arXiv 2006.07242; FedKEMF, arXiv 2208.07978): the teachers' opinion is
 q̄(x) = Σ_i a_i·softmax(g(θ_i; x)/T), and the student minimises T²·KL(q̄ ‖ softmax(g(θ; x)/T)) over public examples.
-Teachers are asked one at a time, so memory is one model and their mean opinion. The student starts from the mean of the
-teachers' weights, or from the old ones.
+Teachers are asked one at a time, as they come, so memory is one model and their mean opinion. The student starts from
+the mean of the teachers' weights, or from the old ones.
 """
 
 # N public examples, K classes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, softmax
 
 from lissome.core.errors import ConfigError, FederationError
-from lissome.engine.federate.merge import Gathered, Overlap, Piece, Tensors
+from lissome.engine.federate.merge import Overlap, Piece, Tensors
 from lissome.engine.federate.training import Bound, Lesson
 from lissome.engine.hooks import Batch, Task
 from lissome.engine.train import TrainConfig, train
@@ -56,58 +57,70 @@ class Fusion:
             raise ConfigError("distilling needs public examples; give some, or merge by averaging.")
 
 
-class Distilled(Gathered):
+class Distilled:
     """Merges whole models by distilling their mean opinion.
+
+    A model is asked when it comes; one whose opinion is NaN or infinite is no teacher, and not part of the mean either.
 
     Args:
         base: The old values.
         fusion: With what.
     """
 
+    keeps: bool = False
+    limits: bool = False
+
     def __init__(self, base: Tensors, fusion: Fusion) -> None:
-        super().__init__(base)
-        self._fusion = fusion
+        self.base, self._fusion = base, fusion
+        self._mean = Overlap(base)
+        self._opinions: Tensor | float = 0.0
+        self._total = 0.0
 
     def add(self, piece: Piece) -> None:
-        """Remember a piece.
+        """Ask a teacher.
 
         Raises:
-            FederationError: When it holds slices of a teacher.
+            FederationError: When it holds slices of a teacher, or its opinion is NaN or infinite.
         """
-        cut = [name for name in piece.layout.places if self._mine(name) and piece.layout.keys[name]]
-        if cut:
+        names = [name for name in piece.layout.places if self._mine(name)]
+        if any(piece.layout.keys[name] for name in names):
             raise FederationError("an ensemble is made of whole models, not of slices; use the overlap merger")
-        super().add(piece)
+        if names:
+            self._ask(piece, names)
+        self._mean.add(piece)
 
     def result(self) -> dict[str, Tensor]:
         """Distil, and average what is not distilled."""
-        mean = Overlap(self.base)
-        for piece in self.pieces:
-            mean.add(piece)
-        found = mean.result()
+        found = self._mean.result()
         names = [name for name in found if self._mine(name)]
         if not names:
             return found
-        student = self._fusion.build()
-        wanted = self.opinion(student)
         start = found if self._fusion.start == "mean" else self.base
-        student.load({self._inner(name): start[name] for name in names})
-        return {**found, **self._taught(student, wanted, names)}
+        self._module.load({self._inner(name): start[name] for name in names})
+        return {**found, **self._taught(self._module, self.opinion, names)}
+
+    @property
+    def opinion(self) -> Tensor:
+        """The mean opinion of all teachers on the public examples: probabilities at T, [N, …, K]."""
+        assert isinstance(self._opinions, Tensor)
+        return self._opinions / self._total
+
+    @cached_property
+    def _module(self) -> Bound:
+        """What the teachers' tensors are put into, one after the other, and then the student's."""
+        return self._fusion.build()
 
     @torch.no_grad()
-    def opinion(self, module: Bound) -> Tensor:
-        """Return the mean opinion of all teachers on the public examples: probabilities at T, [N, …, K]."""
-        fusion, total = self._fusion, 0.0
-        opinion: Tensor | float = 0.0
-        module.module.eval()
-        for piece in self.pieces:
-            weight = 1.0 if fusion.equal else piece.weight
-            names = [name for name in piece.layout.places if self._mine(name)]
-            module.load({self._inner(name): piece.tensors[name] for name in names})
-            opinion = opinion + weight * softmax(_logits(fusion.public, module) / fusion.temperature, -1)
-            total += weight
-        assert isinstance(opinion, Tensor)
-        return opinion / total
+    def _ask(self, piece: Piece, names: Sequence[str]) -> None:
+        fusion = self._fusion
+        self._module.module.eval()
+        self._module.load({self._inner(name): piece.tensors[name] for name in names})
+        logits = _logits(fusion.public, self._module)
+        if not bool(torch.isfinite(logits).all()):
+            raise FederationError("its model has no opinion: a score of a public example is NaN or infinite")
+        weight = 1.0 if fusion.equal else piece.weight
+        self._opinions = self._opinions + weight * softmax(logits / fusion.temperature, -1)
+        self._total += weight
 
     def _taught(self, student: Bound, wanted: Tensor, names: list[str]) -> dict[str, Tensor]:
         fusion = self._fusion

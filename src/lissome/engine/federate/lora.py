@@ -68,6 +68,7 @@ class Products:
     """
 
     keeps: bool = False
+    limits: bool = False
 
     def __init__(self, base: Tensors, into: Mapping[str, Fold] | None = None) -> None:
         self.base, self._into = base, into

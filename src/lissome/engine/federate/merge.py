@@ -47,6 +47,10 @@ class Merge(Protocol):
     def keeps(self) -> bool:
         """Whether pieces are read again in `result`; they are kept on disk until then."""
 
+    @property
+    def limits(self) -> bool:
+        """Whether it limits by itself how far one client moves the result; nobody looks at its update's length then."""
+
     def add(self, piece: Piece) -> None:
         """Take a piece in.
 
@@ -73,6 +77,7 @@ class Overlap:
     """
 
     keeps: bool = False
+    limits: bool = False
 
     def __init__(self, base: Tensors) -> None:
         self.base = base
@@ -133,6 +138,7 @@ class Gathered:
     """Base of merges that look at all pieces at once, one tensor at a time; the pieces lie on disk until then."""
 
     keeps: bool = True
+    limits: bool = False
 
     def __init__(self, base: Tensors) -> None:
         self.base = base
@@ -193,6 +199,8 @@ class Bounded:
         inner: The merge that follows.
     """
 
+    limits: bool = True
+
     def __init__(self, base: Tensors, norm: float, inner: Merger = Overlap) -> None:
         if not norm > 0:
             raise ConfigError(f"the largest norm of an update must be above 0, got {norm}.")
@@ -238,6 +246,7 @@ class Private:
     """
 
     keeps: bool = False
+    limits: bool = True
 
     def __init__(
         self, base: Tensors, clip: float, noise: float, clients: int, generator: torch.Generator | None = None

@@ -77,6 +77,7 @@ class Best:
     """
 
     keeps: bool = False
+    limits: bool = True  # a list is no update, and a score is a cosine
 
     def __init__(self, base: Tensors, names: list[str]) -> None:
         self._names = names

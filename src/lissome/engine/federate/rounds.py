@@ -1,7 +1,8 @@
 """The server's loop: rounds of phases over a link, with quorum, deadline, over-sampling, and a checkpoint after each.
 
 Everything drawn follows from (seed, round) alone, and answers are merged in the order of the clients' names, so that a
-server that is killed and continued gives the same tensors as one that never was, when all clients take part.
+server that is killed and continued gives the same tensors as one that never was, when all clients take part. A round
+whose result cannot be used is void: what the last checkpoint holds is taken back, and the loop goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from lissome.engine.federate.ledger import Bytes, Ledger
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.members import Members, sampled
 from lissome.engine.federate.profile import Profile
-from lissome.engine.federate.program import Program
+from lissome.engine.federate.program import Phase, Program
+from lissome.models.space import Subnet
 
 _TOLD = frozenset({"refused", "rejected", "failed", "banned"})  # what whoever runs the server must know at once
 
@@ -70,7 +72,7 @@ class Round:
         number: From 1; 0 is the start.
         clients: Names of those that took part.
         answered: How many of them were merged, in the last phase that trains.
-        ok: Whether every phase had its quorum.
+        ok: Whether every phase had its quorum, and the result can be used.
         seconds: On the clock of the link.
         metrics: Numbers by name: of each phase ``action/name``, of the server ``server/name``.
         subnets: What each worked on, for those that do not work on the whole model.
@@ -124,6 +126,7 @@ class Federation:
         self._link, self._folder, self._events = link, folder, events or EventStream()
         self._checkpoint = Checkpoint(folder / "checkpoint", {**identity, "seed": seed, "loop": config.to_mapping()})
         self._failures, self._told = 0, set[tuple[str, ...]]()
+        self._void, self._blamed = "", False  # of the last round: why it cannot be used, whether somebody was found
         self.audit.heard = self._say_what_went_wrong
         self._exchange = Exchange(
             program, link, self.members, self.ledger, self.audit, folder=folder / "waiting", seed=seed, config=config,
@@ -134,7 +137,8 @@ class Federation:
         """Run all rounds that are left.
 
         Raises:
-            FederationError: When too few clients join, or too few answer in several rounds in a row.
+            FederationError: When too few clients join, or several rounds in a row change nothing.
+            NumericsError: When the model cannot be judged as it was given.
             ArtifactError: When a checkpoint belongs to another federation, or cannot be written.
         """
         if not self.continued():
@@ -175,37 +179,69 @@ class Federation:
         return self.ledger.total(**equal)
 
     def _round(self, number: int) -> Round:
+        cast, start = self._cast(number), self._link.now()
+        metrics, scores = dict[str, float](), dict[str, Mapping[str, float]]()
+        self._void, self._blamed = "", False
+        try:
+            answered, ok = self._phases(cast, metrics)
+            seconds = self._link.now() - start
+            # The server judges first: clients are not asked about what cannot be used.
+            if self._due(number, self.config.judge_every):
+                metrics |= _named("server", self.program.evaluate(number))
+            if ok and self.config.evaluate_every and self._due(number, self.config.evaluate_every):
+                scores = self._evaluate(cast, metrics)
+        except NumericsError as error:
+            answered, ok, seconds, scores = 0, False, self._link.now() - start, {}
+            metrics = self._taken_back(number, error)
+        return Round(
+            number=number, clients=tuple(one.name for one in cast.chosen), answered=answered, ok=ok, seconds=seconds,
+            metrics=metrics, scores=scores,
+            subnets={name: subnet.to_json() for name, subnet in cast.subnets.items() if subnet is not None},
+        )  # fmt: skip
+
+    def _cast(self, number: int) -> _Cast:
+        """Draw who takes part in a round, and what each works on."""
         present, rng = self._present(number), Random(derive(self.seed, "sample", number))
         wanted = min(len(present), max(self.config.least, round(self.config.sample * len(present))))
         asked = min(len(present), math.ceil(wanted * self.config.oversample))
         chosen = sampled(present, asked, rng)
         subnets = dict(self.program.assign(number, chosen, Random(derive(self.seed, "assign", number))))
-        start, metrics, answered, ok = self._link.now(), dict[str, float](), 0, bool(chosen)
-        phases = [*self.program.phases(number)] if self.config.train else []
-        for index, phase in enumerate(phases):
-            asked_for = chosen if phase.who == "sampled" else present
+        phases = tuple(self.program.phases(number)) if self.config.train else ()
+        return _Cast(number, present, wanted, chosen, subnets, phases)
+
+    def _phases(self, cast: _Cast, metrics: dict[str, float]) -> tuple[int, bool]:
+        """Run the phases of a round; return how many answers were merged, and whether every phase had its quorum."""
+        answered, ok = 0, bool(cast.chosen)
+        for index, phase in enumerate(cast.phases):
+            asked_for = cast.chosen if phase.who == "sampled" else cast.present
             clients = [one for one in asked_for if self.program.takes_part(phase, one)]
             if not clients and asked_for:
                 answered = 0 if phase.merger is not None else answered
                 continue  # nobody has a reason to take part, which is no failure
-            enough = min(len(clients), wanted if phase.who == "sampled" else len(present))
-            merged, reports = self._exchange.phase(phase, number, index, clients, subnets, enough=enough)
+            enough = min(len(clients), cast.wanted if phase.who == "sampled" else len(cast.present))
+            merged, reports = self._exchange.phase(phase, cast.number, index, clients, cast.subnets, enough=enough)
             ok = bool(reports) and len(reports) >= math.ceil(self.config.quorum * enough)
             answered = len(reports) if phase.merger is not None else answered
             if not ok:
                 break
             metrics |= _named(phase.action, mean_metrics(reports))
-            metrics |= _named(phase.action, self.program.conclude(phase, number, merged, reports))
-        seconds, scores = self._link.now() - start, dict[str, Mapping[str, float]]()
-        if ok and self.config.evaluate_every and self._due(number, self.config.evaluate_every):
-            scores = self._evaluate(number, len(phases), present, subnets, metrics)
-        if self._due(number, self.config.judge_every):
-            metrics |= _named("server", self.program.evaluate(number))
-        return Round(
-            number=number, clients=tuple(one.name for one in chosen), answered=answered, ok=ok, seconds=seconds,
-            metrics=metrics, scores=scores,
-            subnets={name: subnet.to_json() for name, subnet in subnets.items() if subnet is not None},
-        )  # fmt: skip
+            metrics |= _named(phase.action, self.program.conclude(phase, cast.number, merged, reports))
+        return answered, ok
+
+    def _taken_back(self, number: int, error: NumericsError) -> dict[str, float]:
+        """Undo a round, write down who took part, and return what the server finds about the tensors before it.
+
+        Raises:
+            NumericsError: When what was before cannot be judged either, or the checkpoint of it is damaged.
+        """
+        saved = self._checkpoint.load()
+        if saved is None or saved.step != number - 1:
+            raise error
+        self._take(saved)
+        self._void = str(error)
+        self._events.message(f"round {number} is void, nothing of it is kept: {error}")
+        self._blamed = self._exchange.blame(number, self._void)
+        return _named("server", self.program.evaluate(number)) if self._due(number, self.config.judge_every) else {}
 
     def _due(self, number: int, every: int) -> bool:
         return number % every == 0 or number == self.config.rounds
@@ -218,14 +254,13 @@ class Federation:
         present = self.members.present()
         return present if len(present) >= self.config.least else []
 
-    def _evaluate(
-        self, number: int, index: int, present: Sequence[Any], subnets: Mapping[str, Any], metrics: dict[str, float]
-    ) -> dict[str, Mapping[str, float]]:
+    def _evaluate(self, cast: _Cast, metrics: dict[str, float]) -> dict[str, Mapping[str, float]]:
         """Let all clients evaluate what the program says."""
-        rng = Random(derive(self.seed, "assign", number, "evaluate"))
-        held = self.program.judged(number, present, subnets, rng)
-        phase = self.program.evaluation()
-        _, reports = self._exchange.phase(phase, number, index, present, held, enough=len(present))
+        number, present, phase = cast.number, cast.present, self.program.evaluation()
+        held = self.program.judged(
+            number, present, cast.subnets, Random(derive(self.seed, "assign", number, "evaluate"))
+        )
+        _, reports = self._exchange.phase(phase, number, len(cast.phases), present, held, enough=len(present))
         metrics |= _named(phase.action, mean_metrics(reports))
         return {one.client: one.metrics for one in reports}
 
@@ -245,12 +280,18 @@ class Federation:
             )
 
     def _give_up_when_hopeless(self) -> None:
-        self._failures = 0 if self.rounds[-1].ok else self._failures + 1
-        if self._failures >= self.config.failures:
-            raise FederationError(
-                f"{self._failures} rounds in a row had no quorum ({self.config.quorum:.0%} of the answers wanted); see "
-                f"{self._folder / 'audit.jsonl'}, then lower the quorum, lengthen the deadline, or mend the clients."
-            )
+        """End what goes on failing; a round whose spoilers were found and struck is no failure, they are soon gone."""
+        self._failures = 0 if self.rounds[-1].ok else self._failures + (not self._blamed)
+        if self._failures < self.config.failures:
+            return
+        what = f"had no quorum ({self.config.quorum:.0%} of the answers wanted)"
+        step = "lower the quorum, lengthen the deadline, or mend the clients."
+        if self._void:
+            what = f"gave nothing that can be used (the last one: {self._void})"
+            step = "lower the learning rate, set bound, or leave out who took part."
+        raise FederationError(
+            f"{self._failures} rounds in a row {what}; see {self._folder / 'audit.jsonl'}, then {step}"
+        )
 
     def _line(self, record: Round) -> str:
         sent = self.bytes(round=record.number).message
@@ -275,12 +316,21 @@ class Federation:
         tensors |= {f"program/{name}": tensor for name, tensor in extra.items()}
         state = {
             "rounds": [one.to_json() for one in self.rounds], "ledger": names, "program": value,
-            "strikes": dict(self.audit.strikes), "failures": self._failures,
+            "strikes": dict(self.audit.strikes), "failures": self._failures, "lengths": self._exchange.lengths.state(),
         }  # fmt: skip
         self._checkpoint.save(record.number, tensors, state)
         write_text(self._folder / "ledger.csv", self.ledger.csv())
 
     def _restore(self, saved: Saved) -> None:
+        rows = self._take(saved)
+        self.ledger.restore(rows, saved.state["ledger"])
+        self.audit.strikes.update(saved.state["strikes"])
+        self.rounds = [from_json(Round, one, "round") for one in saved.state["rounds"]]
+        self._failures = saved.state["failures"]
+        self._exchange.lengths.restore(saved.state["lengths"])
+
+    def _take(self, saved: Saved) -> dict[str, Any]:
+        """Give the program back what a checkpoint holds of it; return the rows of the ledger."""
         parts: dict[str, dict[str, Any]] = {"ledger": {}, "global": {}, "outer": {}, "program": {}}
         for name, tensor in saved.tensors.items():
             kind, _, rest = name.partition("/")
@@ -288,10 +338,19 @@ class Federation:
         self.program.tensors.update(parts["global"])
         self.program.outer.restore(parts["outer"])
         self.program.restore(parts["program"], saved.state["program"])
-        self.ledger.restore(parts["ledger"], saved.state["ledger"])
-        self.audit.strikes.update(saved.state["strikes"])
-        self.rounds = [from_json(Round, one, "round") for one in saved.state["rounds"]]
-        self._failures = saved.state["failures"]
+        return parts["ledger"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Cast:
+    """A round before it begins: who is there, how many are wanted, who is asked, on what they work, and the phases."""
+
+    number: int
+    present: Sequence[Profile]
+    wanted: int
+    chosen: Sequence[Profile]
+    subnets: Mapping[str, Subnet | None]
+    phases: Sequence[Phase]
 
 
 def mean_metrics(reports: Sequence[Any]) -> dict[str, float]:

@@ -36,6 +36,7 @@ class MaskedSum:
     """
 
     keeps: bool = False
+    limits: bool = True  # what comes is masked, and clients cut off large changes
 
     def __init__(self, base: Tensors) -> None:
         self._name = next(name for name in base if name.startswith(MASKED))
