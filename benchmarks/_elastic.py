@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,25 @@ def run(
     scale, found = QUICK if quick else FULL, dict[str, dict[str, Any]]()
     for cell in cells(scale, store):
         if store.wants(cell.name):
-            facts = {**cell.settings, "part": scale.part}
-            place = partial(store.scratch, cell.name, facts)
-            found[cell.name] = store.cell(cell.name, facts, lambda cell=cell, place=place: cell.compute(place()))  # type: ignore[misc]
+            found[cell.name] = measure(cell, scale, store)
     if store.pattern is not None:
         return []
     judged = judge(found, scale.seeds)
     store.publish(claim, {"cells": found, "seeds": scale.seeds, "inequalities": [vars(one) for one in judged]})
     return judged
 
+
+def measure(cell: Cell, scale: Scale, store: Store) -> dict[str, Any]:
+    """Return the result of a cell, computing it the first time."""
+    facts = {**cell.settings, "part": scale.part}
+    return store.cell(cell.name, facts, lambda: cell.compute(store.scratch(cell.name, facts)))
+
+
+RESAMPLED = (
+    "Intervals resample the held-out examples, each with the mean of its answers over seeds: they say how sure the "
+    "figures are on other examples, not with other seeds."
+)
+"""What claims say of `not_worse`."""
 
 Shown = Mapping[str, Callable[[Mapping[str, Any]], str]]
 """What makes a table of one stored result, by the sentence above it."""
@@ -133,10 +143,12 @@ class Tables:
     Attributes:
         first: Tables for the README and for the page.
         more: Tables for the page alone.
+        note: A sentence above the inequalities.
     """
 
     first: Shown
     more: Shown = field(default_factory=dict)
+    note: str = ""
 
     def summary(self, results: Results) -> str:
         """Return the first tables, and what they were measured on."""
@@ -145,7 +157,7 @@ class Tables:
     def page(self, results: Results) -> str:
         """Return all tables and the inequalities."""
         parts = [self.summary(results), *_shown(results, self.more)]
-        return "\n\n".join([*parts, inequalities(results)])
+        return "\n\n".join([*parts, *filter(None, [self.note]), inequalities(results)])
 
 
 def _shown(results: Results, tables: Shown) -> list[str]:
@@ -180,6 +192,11 @@ def objective(subject: Subject) -> Classes | Pictures:
     found = objective_of(_data(subject.folder, subject.data)[1])
     assert isinstance(found, Classes | Pictures)
     return found
+
+
+def chosen_by(model: Model, subject: Subject) -> float:
+    """Accuracy on the examples to choose by, which are no test examples."""
+    return objective(subject).figures(model, "selection")["accuracy"]
 
 
 def original(subject: Subject) -> Model:

@@ -2,57 +2,82 @@
 
 MiniLM with a new head learns the languages of short texts with its weights frozen. LoNAS trains ranks and widths
 together; beside it, for each width, the model is cut to it first by magnitude and plain adapters are trained on that,
-with as many steps, the same rate and the same rank. The ceiling is LoRA on the whole model. SmolLM2 becomes elastic in
-its MLPs on addresses to Congress, and is judged on them and on text that it was not tuned to.
+with as many steps and the same rank. The ceiling is LoRA on the whole model. Every arm has the best of as many learning
+rates, found with shorter runs on examples to choose by. SmolLM2 becomes elastic in its MLPs on addresses to Congress,
+and is judged on them and on text that it was not tuned to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import _elastic, _tasks
 from benchmarks._elastic import Cell, Cells, Scale, Subject
 from benchmarks._frame import Inequality, Store
+from benchmarks._lora import lora as tuned_by_lora
+from benchmarks._numbers import exponential
+from benchmarks._sweep import Sweep
 from lissome import pipeline
 from lissome.core.manifest import read_manifest
 from lissome.cost.counted import Counter
-from lissome.data.text import text_splits
+from lissome.data.text import spread, text_splits
 from lissome.engine.objective import NextToken
 from lissome.engine.ranking import ranking, saliency
-from lissome.engine.scoring import perplexity, score_text
-from lissome.engine.train import train
-from lissome.methods.elastic.lonas import LoNAS
+from lissome.engine.scoring import score_text
 from lissome.models.adapters import merge_lora
 from lissome.models.binding import extract, reorder
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
+from lissome.ops.stats import Interval, paired_bootstrap
 from lissome.pipeline.job import WINDOWS, data_for
 
 WIDTHS = (1.0, 0.75, 0.5)
 HEADS = (1.0, 0.75, 0.5)
 CHEAP = 0.75
 RANKS = (8, 4, 2)
-STEPS, RATE = 1500, 2e-3
-"""The rate is the best of three for LoRA and for elastic adapters on such a task, as the claim on Shears found."""
+SPACE: dict[str, Any] = {"ranks": RANKS, "widths": WIDTHS, "heads": HEADS, "tune_steps": 0, "multiple": 1}
+STEPS = 1500
 TRIALS = 100
+TRIED = 600
+"""Steps of a run in which settings are tried; with a sandwich, a step is three passes."""
+_WARM = {"warm_steps": TRIED // 4, "steps": TRIED - TRIED // 4}
+USUAL: dict[str, Any] = {"lr": 2e-3, "order": "none", "warm_steps": 0, "paths": "random", "steps": TRIED}
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"lr": 1e-3},
+    {"lr": 4e-3},
+    {"order": "random", **_WARM},
+    {"order": "wanda", **_WARM},
+    {"paths": "sandwich"},
+    {"paths": "sandwich", "steps": TRIED // 3},
+)
+LORA: dict[str, Any] = {"lr": 2e-3, "alpha": 16.0, "dropout": 0.1}
+LORA_RATES: tuple[dict[str, Any], ...] = ({"lr": 1e-3}, {"lr": 4e-3})
+LORA_CHANGES = (*LORA_RATES, {"alpha": 8.0}, {"alpha": 32.0}, {"dropout": 0.0}, {"dropout": 0.2})
+"""What is tried of LoRA at the middle width; at the others it is rates alone."""
 LANGUAGE: dict[str, Any] = {
     "steps": 120,
-    "lr": 1e-3,
     "batch": 1,
     "ranks": (8,),
-    "widths": (1.0, 0.75, 0.5),
+    "widths": WIDTHS,
     "tune_steps": 0,
 }
 """Of SmolLM2: one window of 256 tokens at each step."""
+LANGUAGE_USUAL: dict[str, Any] = {"lr": 1e-3, "steps": 60}
+LANGUAGE_RATES: tuple[dict[str, Any], ...] = ({"lr": 5e-4}, {"lr": 2e-3})
+"""What is tried of LoNAS, and of LoRA at the middle width: runs of half the length."""
+WINDOWS_OF_EACH = 20
+"""Windows of 256 tokens of each text that SmolLM2 is judged on, evenly from all that are held out."""
+TEXTS = ("addresses", "other text")
 MARGIN = 1.0
 FEW = 0.05
 """Share of all numbers that have optimizer state, at most."""
-_TEST = 16  # windows of 256 tokens of each text that SmolLM2 is judged on
+_MIDDLE = sorted(WIDTHS)[len(WIDTHS) // 2]
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
@@ -61,17 +86,38 @@ def run(quick: bool, store: Store) -> list[Inequality]:
 
 
 def cells(scale: Scale, store: Store) -> Iterator[Cell]:
-    """Yield what is measured, seed by seed."""
-    facts, it = {"steps": STEPS, "trials": TRIALS, "rate": RATE, "ranks": RANKS}, partial(fresh, store)
+    """Yield what is measured: first what rates are chosen by, then seed by seed."""
+    it = partial(fresh, store)
+    words, text = word_sweeps(it, scale), text_sweeps(scale)
+    for sweep in (*words.values(), *text.values()):
+        yield from sweep.cells()
+    alike = {"steps": STEPS, "ranks": RANKS}
+    known = {**SPACE, **alike, "trials": TRIALS, "cheap": CHEAP}
     for seed in scale.seeds:
-        yield Cell(f"lonas-{seed}", {**facts, "seed": seed}, lambda folder, seed=seed: made(it(), folder, scale, seed))
+        yield Cell(
+            f"lonas-{seed}",
+            {**known, "seed": seed, "sweep": words["lonas"].described},
+            lambda folder, seed=seed: made(it(), folder, scale, words["lonas"].best(store, scale, "lr"), seed),
+        )
         for share in WIDTHS:
+            sweep = words[f"lora-{share:g}"]
             yield Cell(
                 f"lora-{share:g}-{seed}",
-                {**facts, "seed": seed, "share": share},
-                lambda _, share=share, seed=seed: lora(it(), share, scale.of(STEPS), seed),
+                {**alike, "seed": seed, "share": share, "sweep": sweep.described},
+                lambda _, share=share, seed=seed, sweep=sweep: pruned(
+                    it(), share, scale, sweep.best(store, scale, "lr"), seed
+                ),
             )
-    yield Cell("language", {"settings": LANGUAGE, "test": _TEST}, partial(language, scale))
+    facts = {"settings": LANGUAGE, "windows": vars(WINDOWS), "of_each": WINDOWS_OF_EACH}
+    yield Cell("language-given", facts, lambda _: untuned())
+    for seed in scale.seeds:
+        yield Cell(
+            f"language-{seed}",
+            {**facts, "seed": seed, "sweep": [sweep.described for sweep in text.values()]},
+            lambda folder, seed=seed: language(
+                scale, folder, {name: sweep.best(store, scale, "lr") for name, sweep in text.items()}, seed
+            ),
+        )
 
 
 def fresh(store: Store) -> Subject:
@@ -79,19 +125,54 @@ def fresh(store: Store) -> Subject:
     return _elastic.encoder(store.scratch("model", {"steps": 0}), _tasks.languages(), steps=0)
 
 
-def made(it: Subject, folder: Path, scale: Scale, seed: int) -> dict[str, Any]:
+def word_sweeps(it: Callable[[], Subject], scale: Scale) -> dict[str, Sweep]:
+    """What is tried on the languages of texts: of LoNAS, its mean over widths; of LoRA, each width for itself."""
+
+    def elastic(settings: Mapping[str, Any], folder: Path) -> float:
+        model, space = supernet(it(), folder, scale, settings, 0)
+        accuracy = [_elastic.chosen_by(at_width(model, space, share), it()) for share in WIDTHS]
+        return sum(accuracy) / len(accuracy)
+
+    def alone(share: float, settings: Mapping[str, Any], _: Path) -> float:
+        return _elastic.chosen_by(lora(it(), share, scale.of(TRIED), settings, 0), it())
+
+    found = {"lonas": Sweep("lonas", SPACE, USUAL, CHANGES, elastic)}
+    for share in WIDTHS:
+        changes = LORA_CHANGES if share == _MIDDLE else LORA_RATES
+        known = {"ranks": RANKS, "share": share, "steps": TRIED}
+        name = f"lora-{share:g}"
+        found[name] = Sweep(name, known, LORA, changes, partial(alone, share))
+    return found
+
+
+def supernet(it: Subject, folder: Path, scale: Scale, chosen: Mapping[str, Any], seed: int) -> tuple[Model, Space]:
+    """A super-network that is not searched; its steps and those of the warm-up are in the settings."""
+    pipeline.supernet(
+        str(it.folder), method="lonas", data=str(it.data), seed=seed, out=folder / "S",
+        settings=_elastic.assignments(_settings(scale, chosen)),
+    )  # fmt: skip
+    return opened(folder / "S")
+
+
+def opened(place: Path) -> tuple[Model, Space]:
+    """A super-network, and what can be chosen of it."""
+    return pipeline.load(place), Space.from_json(read_manifest(place).space)
+
+
+def _settings(scale: Scale, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    steps = {name: scale.of(chosen[name]) for name in ("steps", "warm_steps") if chosen.get(name)}
+    return {**SPACE, **chosen, **steps}
+
+
+def made(it: Subject, folder: Path, scale: Scale, rate: float, seed: int) -> dict[str, Any]:
     """The super-network, searched; what is cut out of it, and each width."""
-    settings = {
-        "steps": scale.of(STEPS), "lr": RATE, "ranks": RANKS, "widths": WIDTHS, "heads": HEADS, "tune_steps": 0,
-        "multiple": 1,
-    }  # fmt: skip
+    settings = _settings(scale, {"steps": STEPS, "lr": rate})
     place = _elastic.supernet(it, folder, method="lonas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed)
     found = _elastic.measured(it, place, (CHEAP,), folder / "cut")
-    details, model = read_manifest(place).lineage[0].details, pipeline.load(place)
-    space = Space.from_json(read_manifest(place).space)
+    details, (model, space) = read_manifest(place).lineage[0].details, opened(place)
     widths = {f"{share:g}": _elastic.packed(at_width(model, space, share), _elastic.objective(it)) for share in WIDTHS}
     return {
-        **found, "widths": widths, "trained": details["trained"] / details["of"],
+        **found, "widths": widths, "trained": details["trained"] / details["of"], "rate": rate,
         "latency": _elastic.latency(it, folder / "cut" / f"{CHEAP:g}"),
     }  # fmt: skip
 
@@ -107,68 +188,111 @@ def at_width(model: Model, space: Space, share: float) -> Model:
     return small
 
 
-def lora(it: Subject, share: float, steps: int, seed: int) -> dict[str, Any]:
-    """Prune to a width by magnitude, then train plain adapters of the largest rank and the head."""
+def pruned(it: Subject, share: float, scale: Scale, rate: float, seed: int) -> dict[str, Any]:
+    """LoRA at one width by itself."""
+    given = _elastic.original(it)
+    small = lora(it, share, scale.of(STEPS), {**LORA, "lr": rate}, seed)
+    macs = Counter(small).count().macs / Counter(given).count().macs
+    return {"test": _elastic.packed(small, _elastic.objective(it)), "macs": macs, "rate": rate}
+
+
+def lora(it: Subject, share: float, steps: int, settings: Mapping[str, Any], seed: int) -> Model:
+    """Prune to a width by magnitude, then train plain adapters of the largest rank and the head; they are merged."""
     judge, given = _elastic.objective(it), _elastic.original(it)
     work = given.derived(extract(given, given.space().full).module)
     reorder(work, ranking(work, saliency(work, "l1")))
     subnet, space = _elastic.uniform(work, share, multiple=1)
     small = extract(work, subnet, space=space)
-    LoNAS(LoNAS.Config(ranks=RANKS[:1])).adapt(small, seed=seed)
-    task = judge.task(small)
-    train(task, judge.training(steps=steps, lr=RATE, batch=None, max_seconds=None), seed=seed)
-    with torch.no_grad():
-        merge_lora(small)
-    macs = Counter(small).count().macs / Counter(given).count().macs
-    return {"test": _elastic.packed(small, judge), "macs": macs}
+    return tuned_by_lora(small, judge, rank=RANKS[0], steps=steps, seed=seed, **settings)
 
 
-def language(scale: Scale, folder: Path) -> dict[str, Any]:
-    """SmolLM2 elastic in its MLPs, beside LoRA on SmolLM2 cut to each width: perplexity of both texts."""
-    settings = {**LANGUAGE, "steps": scale.of(LANGUAGE["steps"])}
-    model, texts = pipeline.load("smollm2-135m"), windows()
-    assignments = _elastic.assignments(settings)
-    pipeline.supernet(
-        "smollm2-135m", method="lonas", data=str(_tasks.addresses()), settings=assignments, out=folder / "S"
-    )
-    whole, space = pipeline.load(folder / "S"), Space.from_json(read_manifest(folder / "S").space)
-    found: dict[str, Any] = {"given": perplexities(model, texts)}
+def text_sweeps(scale: Scale) -> dict[str, Sweep]:
+    """Rates that are tried on SmolLM2: of LoNAS, at the middle width that it is cut to; of LoRA, at that width."""
+    facts = {"settings": LANGUAGE, "share": _MIDDLE}
+
+    def elastic(settings: Mapping[str, Any], folder: Path) -> float:
+        model, space = text_supernet(scale, folder, settings, 0)
+        return _chosen_by(at_width(model, space, _MIDDLE))
+
+    def alone(settings: Mapping[str, Any], _: Path) -> float:
+        return _chosen_by(text_lora(_MIDDLE, scale, settings, 0))
+
+    ways = {"lonas": elastic, "lora": alone}
+    return {
+        name: Sweep(f"smollm2-{name}", facts, LANGUAGE_USUAL, LANGUAGE_RATES, compute, figure="ppl")
+        for name, compute in ways.items()
+    }
+
+
+def _chosen_by(model: Model) -> float:
+    """Perplexity of the addresses that are there to choose by."""
+    return NextToken(data_for(model, _tasks.addresses(), seed=0, searched=True)[1]).figures(model, "selection")["ppl"]
+
+
+def untuned() -> dict[str, Any]:
+    """SmolLM2 as it is, and cut to each width by magnitude."""
+    texts = windows()
+    cut = {f"cut-{share:g}": losses(narrow(share), texts) for share in WIDTHS if share < 1}
+    return {"given": losses(pipeline.load("smollm2-135m"), texts), **cut}
+
+
+def language(scale: Scale, folder: Path, rates: Mapping[str, float], seed: int) -> dict[str, Any]:
+    """SmolLM2 elastic in its MLPs, beside LoRA on SmolLM2 cut to each width."""
+    chosen = {arm: {"lr": rate, "steps": LANGUAGE["steps"]} for arm, rate in rates.items()}
+    texts, (whole, space) = windows(), text_supernet(scale, folder, chosen["lonas"], seed)
+    found: dict[str, Any] = {"rates": dict(rates), "params": {}}
     for share in WIDTHS:
         small = at_width(whole, space, share)
-        found[f"lonas-{share:g}"] = {**perplexities(small, texts), "params": Counter(small).count().params}
-        values = {
-            axis.name: max(c for c in axis.choices if c <= share * axis.full)
-            for axis in space.axes
-            if axis.name.endswith(".width")
-        }
-        cut: Model = extract(model, {**model.anatomy.space(finest=True).full, **values})
-        found[f"cut-{share:g}"] = perplexities(cut, texts)
-        found[f"lora-{share:g}"] = perplexities(_tuned_by_lora(cut, settings), texts)
+        found["params"][f"{share:g}"] = Counter(small).count().params
+        found[f"lonas-{share:g}"] = losses(small, texts)
+        found[f"lora-{share:g}"] = losses(text_lora(share, scale, chosen["lora"], seed), texts)
     return found
+
+
+def text_supernet(scale: Scale, folder: Path, chosen: Mapping[str, Any], seed: int) -> tuple[Model, Space]:
+    """SmolLM2, trained at all widths of its MLPs."""
+    settings = {**LANGUAGE, "lr": chosen["lr"], "steps": scale.of(chosen["steps"])}
+    pipeline.supernet(
+        "smollm2-135m", method="lonas", data=str(_tasks.addresses()), settings=_elastic.assignments(settings),
+        seed=seed, out=folder / "S",
+    )  # fmt: skip
+    return opened(folder / "S")
+
+
+def text_lora(share: float, scale: Scale, chosen: Mapping[str, Any], seed: int) -> Model:
+    """SmolLM2 cut to a width by magnitude, with plain adapters that are trained as many steps and merged."""
+    work = narrow(share)
+    judge = NextToken(data_for(work, _tasks.addresses(), seed=0, searched=True)[1])
+    steps, batch, (rank,) = scale.of(chosen["steps"]), LANGUAGE["batch"], LANGUAGE["ranks"]
+    return tuned_by_lora(work, judge, rank=rank, steps=steps, lr=chosen["lr"], seed=seed, batch=batch)
+
+
+def narrow(share: float) -> Model:
+    """SmolLM2 with a share of the neurons of every MLP, those with the largest weights; all of it is a copy."""
+    model = pipeline.load("smollm2-135m")
+    full = model.anatomy.space(finest=True).full
+    axes = [name for name in full if name.endswith(".width")]
+    work: Model = extract(model, full)
+    reorder(work, ranking(work, saliency(work, "l1"), axes=axes))
+    return extract(work, {**full, **{name: int(share * full[name]) // 8 * 8 for name in axes}})
 
 
 def windows() -> dict[str, torch.Tensor]:
     """Held-out windows of the addresses, and of text that nothing is tuned to."""
     model = pipeline.load("smollm2-135m")
-    sources = {"addresses": str(_tasks.addresses()), "other text": None}
-    return {name: text_splits(model, source, WINDOWS, seed=0).test[:_TEST] for name, source in sources.items()}
+    sources = dict(zip(TEXTS, (str(_tasks.addresses()), None), strict=True))
+    held = {name: text_splits(model, source, WINDOWS, seed=0).test for name, source in sources.items()}
+    return {name: spread(rows, WINDOWS_OF_EACH) for name, rows in held.items()}
 
 
-def perplexities(model: Model, texts: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Perplexity by text."""
-    return {name: perplexity(list(score_text(model, rows).nll)) for name, rows in texts.items()}
+def losses(model: Model, texts: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Mean loss of every window by text, nats, to five digits."""
+    return {name: [round(float(one.mean()), 5) for one in score_text(model, rows).nll] for name, rows in texts.items()}
 
 
-def _tuned_by_lora(small: Model, settings: dict[str, Any]) -> Model:
-    """Train plain adapters on a model that was cut already, as many steps."""
-    work = small.derived(extract(small, small.anatomy.space(finest=True).full).module)
-    _, splits = data_for(work, _tasks.addresses(), seed=0, searched=True)
-    judge = NextToken(splits)
-    LoNAS(LoNAS.Config(ranks=settings["ranks"])).adapt(work, seed=0)
-    made_of = judge.training(steps=settings["steps"], lr=settings["lr"], batch=settings["batch"], max_seconds=None)
-    train(judge.task(work), made_of, seed=0)
-    merge_lora(work)
-    return work
+def ratio(mine: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Interval:
+    """Perplexity over another on the same windows, means of the loss over seeds, with its 95 % interval."""
+    return exponential(paired_bootstrap(np.mean(mine, axis=0) - np.mean(other, axis=0)))
 
 
 def judge(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
@@ -191,4 +315,19 @@ def judge(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
         _elastic.not_worse("what was found against LoRA on the whole model, points", tests, lora_of[1.0], MARGIN),
         Inequality.of("share of numbers with optimizer state, most", few, "<=", FEW),
         Inequality.of("latency of what was found, upper end", slow, "<", 1.0),
+        *(_tuned(found, seeds, share) for share in WIDTHS),
     ]
+
+
+def _tuned(found: Cells, seeds: Sequence[int], share: float) -> Inequality:
+    """Whether one run for all widths tuned this one; how far it is from a run for this one alone is told beside it."""
+    first, runs = found["language-given"], [found[f"language-{seed}"] for seed in seeds]
+    mine, alone = ([one[f"{arm}-{share:g}"][TEXTS[0]] for one in runs] for arm in ("lonas", "lora"))
+    given = first["given" if share == 1 else f"cut-{share:g}"][TEXTS[0]]
+    gain, gap = ratio(mine, [given]), ratio(mine, alone)
+    detail = (
+        f"({gain.value:.3f}, n={gain.n} windows, {len(seeds)} seeds; over LoRA at this width alone: "
+        f"{gap.value:.3f}, 95 % {gap.low:.3f} to {gap.high:.3f})"
+    )
+    name = f"SmolLM2, MLPs at {share:.0%}: perplexity of the addresses over that without tuning, upper end"
+    return Inequality.of(name, gain.high, "<", 1.0, detail)

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks._elastic import Scale
+from benchmarks._elastic import Scale, measure
+from benchmarks._frame import Store
 from benchmarks.lonas import run, table
 from tests.benchmarks.elastic import SEEDS, all_hold, broken, text, toy
 
 
-def made_up(*, width: float = 0.88, cut: float = 0.9, trained: float = 0.01, macs: float = 0.7) -> dict[str, Any]:
-    cells: dict[str, Any] = {}
+def made_up(
+    *, width: float = 0.88, cut: float = 0.9, trained: float = 0.01, macs: float = 0.7, loss: float = 2.0
+) -> dict[str, Any]:
+    tried = {"arm": "lonas", "set": "lr=0.004", "figure": "accuracy", "value": 0.875}
+    cells: dict[str, Any] = {"sweep-lonas-lr-0-004": tried}
     for seed in SEEDS:
         cells[f"lonas-{seed}"] = {
             "widths": {f"{share:g}": text(width) for share in run.WIDTHS},
             "cut": {f"{run.CHEAP:g}": {"macs": macs, "params": 0.8, "test": text(cut)}},
             "trained": trained,
             "latency": [0.8, 0.7, 0.9],
+            "rate": 2e-3,
         }
-        cells |= {f"lora-{share:g}-{seed}": {"test": text(0.88), "macs": share} for share in run.WIDTHS}
-    one = {"addresses": 20.0, "other text": 30.0}
-    arms = {f"{arm}-{share:g}": one for arm in ("lonas", "cut", "lora") for share in run.WIDTHS}
-    return cells | {"language": {"given": one, **arms}}
+        for share in run.WIDTHS:
+            cells[f"lora-{share:g}-{seed}"] = {"test": text(0.88), "macs": share, "rate": 1e-3}
+        arms = {f"{arm}-{share:g}": windows(loss) for arm in ("lonas", "lora") for share in run.WIDTHS}
+        cells[f"language-{seed}"] = {**arms, "rates": {}, "params": {f"{share:g}": 1 for share in run.WIDTHS}}
+    cells["language-given"] = {name: windows(3.0) for name in ("given", "cut-0.75", "cut-0.5")}
+    return cells
+
+
+def windows(loss: float) -> dict[str, list[float]]:
+    """Losses of eight windows about a mean, lower ones first."""
+    return {text: [loss + (place - 3.5) / 100 for place in range(8)] for text in run.TEXTS}
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge(made_up(), SEEDS)) == len(run.WIDTHS) + 4
+    assert all_hold(run.judge(made_up(), SEEDS)) == 2 * len(run.WIDTHS) + 4
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"width": 0.86}, "one run at"), ({"cut": 0.86}, "whole model"), ({"trained": 0.2}, "optimizer"),
-        ({"macs": 0.8}, "most"),
+        ({"macs": 0.8}, "most"), ({"loss": 3.0}, "without tuning"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None:
@@ -44,18 +57,37 @@ def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None
 
 def test_the_tables_show_every_width() -> None:
     page = table.page([{"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}])
-    assert all(f"| {share:.0%} | 88.00 | 88.00 |" in page for share in run.WIDTHS)
-    assert all(f"| LoNAS, one run, MLPs at {share:.0%} | 20.00 | 30.00 |" in page for share in run.WIDTHS)
+    assert all(f"| {share:.0%} | 88.00 | 88.00 | 0.002, 0.001 |" in page for share in run.WIDTHS)
+    shown = f"{math.exp(2.0):.2f} (× {math.exp(-1.0):.3f}, "
+    assert all(f"| LoNAS, one run, MLPs at {share:.0%} | {shown}" in page for share in run.WIDTHS)
+    assert "| lonas | lr=0.004 | 87.50 |" in page
 
 
 @pytest.mark.long
 def test_the_parts_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     it = toy(tmp_path)
-    pruned = run.lora(it, 0.5, 2, 0)
-    assert len(pruned["test"]) == 12 and pruned["macs"] < 0.75
     scale = Scale((0,), 2 / run.STEPS)
+    pruned = run.pruned(it, 0.5, scale, 1e-3, 0)
+    assert len(pruned["test"]) == 12 and pruned["macs"] < 0.75
     monkeypatch.setattr(run, "CHEAP", 0.9)
-    found = run.made(it, tmp_path / "made", scale, 0)
+    found = run.made(it, tmp_path / "made", scale, 1e-3, 0)
     assert set(found["widths"]) == {"1", "0.75", "0.5"}
     assert found["trained"] < 0.5
     assert found["cut"]["0.9"]["macs"] <= 0.9
+
+
+@pytest.mark.long
+def test_every_setting_of_the_sweep_trains_a_toy(tmp_path: Path) -> None:
+    it, scale = toy(tmp_path), Scale((0,), 4 / run.TRIED)
+    store = Store(tmp_path / "results", scratch=tmp_path / "scratch")
+    for name, sweep in run.word_sweeps(lambda: it, scale).items():
+        found = [measure(cell, scale, store) for cell in sweep.cells()]
+        assert len(found) == 1 + len(sweep.changes) and all(0 <= one["value"] <= 1 for one in found), name
+        assert sweep.best(store, scale, "lr") in (1e-3, 2e-3, 4e-3)
+
+
+def test_lora_gets_as_many_settings_and_as_many_rates() -> None:
+    sweeps = run.word_sweeps(lambda: pytest.fail("nothing is trained"), Scale())
+    assert len(run.CHANGES) == len(run.LORA_CHANGES)
+    rates = {name: [one["lr"] for one in sweep.changes if set(one) == {"lr"}] for name, sweep in sweeps.items()}
+    assert len(set(map(tuple, rates.values()))) == 1 and len(rates) == 1 + len(run.WIDTHS)
