@@ -23,7 +23,7 @@ from lissome.data.partition import PartitionConfig
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.local import Device, LocalLink
 from lissome.engine.federate.method import ClientSite, FederatedMethod, ServerSite
-from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.profile import Profile, in_proportion
 from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import RoundsConfig
 from lissome.engine.federate.secure.client import SecureClient
@@ -240,17 +240,8 @@ class FederationJob:
         """The device of each client: kinds in proportion to their shares, dealt out at random."""
         names = list(self.silos.names)
         Random(derive(self.recipe.seed, "devices")).shuffle(names)
-        total = sum(one.share for one in self.recipe.devices)
-        if not total:
-            raise ConfigError("the shares of all devices are 0; give one of them a share.")
-        edges, start = [], 0.0
-        for one in self.recipe.devices:
-            start += one.share / total
-            edges.append(round(start * len(names)))
-        return {
-            name: self.recipe.devices[next(kind for kind, edge in enumerate(edges) if index < edge)]
-            for index, name in enumerate(names)
-        }
+        dealt = in_proportion([one.share for one in self.recipe.devices], len(names))
+        return {name: self.recipe.devices[kind] for name, kind in zip(names, dealt, strict=True)}
 
     @property
     def rounds(self) -> RoundsConfig:
@@ -283,7 +274,7 @@ class FederationJob:
         """Build the server's side."""
         site = ServerSite(
             model=self.model, lesson=self.silos.server(self.model), cost=SubnetCost(self.model), seed=self.recipe.seed,
-            folder=folder,
+            folder=folder, kinds=[(one.budget, one.share) for one in self.recipe.devices],
         )  # fmt: skip
         program, config = self.method.server(site), self.method.config
         if getattr(config, "secure", False):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
 from lissome.engine.federate.layout import Layout, add
-from lissome.engine.federate.merge import Bounded, Mean, Merger, Overlap, Piece, Private, Trimmed, update_norm
+from lissome.engine.federate.merge import Bounded, Holders, Mean, Merger, Overlap, Piece, Private, Trimmed, update_norm
 from lissome.engine.federate.outer import Adam, Momentum, Replace
 from lissome.engine.federate.shelf import Intake
 from lissome.models.model import Model
@@ -225,6 +225,57 @@ def test_private_sums_are_clipped_divided_by_a_fixed_number_and_noisy() -> None:
         twice.add(_piece("a", 0.1))
     with pytest.raises(ConfigError, match="above 0"):
         Private(base, clip=0.0, noise=1.0, clients=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(sorted(MODELS)), st.integers(0, 999), st.integers(1, 5))
+def test_what_few_are_planned_to_hold_moves_as_far_as_the_rest(family: str, seed: int, count: int) -> None:
+    """One update of all clients, nothing shortened and next to no noise: every coordinate moves by it."""
+    model = MODELS[family]
+    base, moved = tensors_of(model), tensors_of(model, seed)
+    whole = Piece(client="whole", weight=1.0, layout=Layout.whole(base), tensors=moved)
+    given = [whole, *pieces(model, [moved] * count, seed, 0.7)]
+    planned = Holders()
+    for piece in given:
+        planned.add(piece.layout, 1.0)
+    merger = partial(Private, clip=1e6, noise=1e-15, clients=count + 1, planned=lambda: planned)
+    for name, value in merged(merger, base, given).items():
+        assert torch.allclose(value, moved[name], rtol=1e-5, atol=1e-6), name
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), st.integers(2, 6), st.floats(0.01, 100.0))
+def test_one_client_moves_the_sum_by_no_more_than_the_clip(seed: int, count: int, clip: float) -> None:
+    model = MODELS["bert"]
+    base = {name: torch.zeros_like(value) for name, value in tensors_of(model).items()}
+    given = pieces(model, [tensors_of(model, seed + index) for index in range(count)], seed, 0.7)
+    planned = Holders()
+    for piece in given[:2]:  # others come than were planned
+        planned.add(piece.layout, 1.5)
+
+    def found(some: Sequence[Piece]) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        merger = partial(Private, clip=clip, noise=1e-9, clients=3, planned=lambda: planned, generator=generator)
+        return merged(merger, base, some)
+
+    with_all, without = found(given), found(given[:-1])
+    apart = [(with_all[name] - without[name]).double() * planned.count(name, base[name].shape) for name in base]
+    assert float(torch.cat([one.flatten() for one in apart]).norm()) <= clip * (1 + 1e-5)
+
+
+def test_noise_is_that_of_the_sum_over_the_planned_count() -> None:
+    base = {"v": torch.zeros(6000)}
+    planned = Holders()
+    planned.add(Layout({"v": {0: torch.arange(4000)}}), 4.0)
+    planned.add(Layout({"v": {0: torch.arange(2000)}}), 4.0)
+    merger = partial(
+        Private, clip=2.0, noise=1.5, clients=8, planned=lambda: planned, generator=torch.Generator().manual_seed(1)
+    )
+    whole = Piece(client="a", weight=1.0, layout=Layout.whole(base), tensors={"v": torch.zeros(6000)})
+    found = merged(merger, base, [whole])["v"]
+    assert float(found[:2000].std()) == pytest.approx(3.0 / 8, rel=0.05)
+    assert float(found[2000:4000].std()) == pytest.approx(3.0 / 4, rel=0.05)
+    assert float(found[4000:].abs().max()) == 0.0, "nobody is planned there"
 
 
 def test_trimming_counts_those_who_hold_a_coordinate() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.registry import method
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.client import Worker
+from lissome.engine.federate.layout import put
 from lissome.engine.federate.local import LocalLink
-from lissome.engine.federate.method import ClientSite, ServerSite
+from lissome.engine.federate.method import ClientSite, FederatedMethod, ServerSite
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.releases import Releases
 from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import TASK
 from lissome.methods.federate.fedavg import FedAvg
+from lissome.methods.federate.raffm import RaFFM
 from lissome.ops.privacy import epsilon
 from tests.engine.federate.fleet import encoder, killed_at, lesson
 
@@ -98,6 +101,44 @@ def test_noise_says_what_it_promises(tmp_path: Path) -> None:
     for changes in ({"noise": 1.0}, given, {**given, "noise_clients": 2, "merge": "mean"}):
         with pytest.raises(ConfigError, match="noise needs"):
             FedAvg.Config(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("made", "exact"),
+    [
+        (FedAvg(FedAvg.Config(bound=1.0, noise=1.0, noise_clients=4)), True),
+        (RaFFM(RaFFM.Config(bound=1.0, noise=1.0, noise_clients=4, assign="largest", window="rolling")), False),
+        (RaFFM(RaFFM.Config(bound=1.0, noise=1.0, noise_clients=4)), False),
+    ],
+)
+def test_counts_follow_from_the_kinds_of_devices(made: FederatedMethod, exact: bool, tmp_path: Path) -> None:
+    """Of four clients two have half of the model: four hold the first units, two the others."""
+    model = encoder()
+    made.prepare(model, 0)
+    kinds = [("", 1.0), ("block_params<=50%", 1.0)]
+    site = ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=tmp_path, kinds=kinds)
+    server: Any = made.server(site)
+    held, again = server.planned(site, 4), server.planned(site, 4)
+    small = server.layout_of(server.largest(Profile(name="a", examples=1, budget=kinds[1][0])))
+    for name, value in server.tensors.items():
+        count = held.count(name, value.shape)
+        assert torch.equal(count, again.count(name, value.shape))
+        assert float(count.min()) > 0
+        assert float(count.max()) <= 4
+        if exact:
+            expected = torch.full(value.shape, 2.0, dtype=torch.float64)
+            put(expected, small.places[name], 4.0)
+            assert torch.equal(count, expected), name
+    assert any(bool(key) for key in small.keys.values()), "some tensors are cut"
+
+
+def test_where_no_kinds_are_planned_all_hold_everything(tmp_path: Path) -> None:
+    model = encoder()
+    made = FedAvg(FedAvg.Config(bound=1.0, noise=1.0, noise_clients=3))
+    site = ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=tmp_path)
+    server: Any = made.server(site)
+    held = server.planned(site, 3)
+    assert all(bool((held.count(name, value.shape) == 3.0).all()) for name, value in server.tensors.items())
 
 
 def test_noise_of_a_repeated_round_counts_twice(tmp_path: Path) -> None:

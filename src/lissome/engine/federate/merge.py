@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
-from lissome.engine.federate.layout import Layout, add, cut, put
+from lissome.engine.federate.layout import Layout, Place, add, cut, put
 
 Tensors = Mapping[str, Tensor]
 
@@ -66,11 +66,38 @@ Merger = Callable[[Tensors], Merge]
 """Begins a merge, given the old values of all tensors that may come."""
 
 
+class Holders:
+    """How many clients hold each coordinate, or how much they weigh together.
+
+    It follows from the few different places (one per kind of device), which alone are kept; a tensor's coordinates are
+    counted when they are asked for.
+
+    Args:
+        draws: Of how many rounds clients are counted in; a count is their mean.
+    """
+
+    def __init__(self, draws: int = 1) -> None:
+        self._draws = draws
+        self._places: dict[str, dict[str, tuple[Place, float]]] = {}
+
+    def add(self, layout: Layout, weight: float) -> None:
+        """Count clients in that hold what a layout says."""
+        for name, place in layout.places.items():
+            places, key = self._places.setdefault(name, {}), layout.keys[name]
+            places[key] = (place, places[key][1] + weight if key in places else weight)
+
+    def count(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Return the count of each coordinate of a tensor, float64."""
+        counts = torch.zeros(*shape, dtype=torch.float64)
+        for place, weight in self._places.get(name, {}).values():
+            add(counts, place, weight)
+        return counts / self._draws
+
+
 class Overlap:
     """Mean over the clients that hold a coordinate; the others keep their old value.
 
-    Memory is one float64 copy of the tensors that came, however many clients there are: how often each coordinate was
-    held follows from the few different places (one per kind of device), and is counted when a tensor is finished.
+    Memory is one float64 copy of the tensors that came, however many clients there are.
 
     Args:
         base: The old values.
@@ -82,8 +109,7 @@ class Overlap:
     def __init__(self, base: Tensors) -> None:
         self.base = base
         self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, dict[str, float]] = {}
-        self._layouts: dict[tuple[str, str], Layout] = {}
+        self._held = Holders()
 
     def add(self, piece: Piece) -> None:
         """Take a piece in."""
@@ -91,10 +117,7 @@ class Overlap:
             if name not in self._sums:
                 self._sums[name] = torch.zeros(self.base[name].shape, dtype=torch.float64)
             add(self._sums[name], place, piece.tensors[name].double(), piece.weight)
-            key = piece.layout.keys[name]
-            self._layouts.setdefault((name, key), piece.layout)
-            weights = self._weights.setdefault(name, {})
-            weights[key] = weights.get(key, 0.0) + piece.weight
+        self._held.add(piece.layout, piece.weight)
 
     def result(self) -> dict[str, Tensor]:
         """Return the means; tensors that nobody sent are not in it."""
@@ -102,9 +125,7 @@ class Overlap:
 
     def _finish(self, name: str) -> Tensor:
         total, old = self._sums.pop(name), self.base[name]
-        counts = torch.zeros_like(total)
-        for key, weight in self._weights[name].items():
-            add(counts, self._layouts[name, key].places[name], weight)
+        counts = self._held.count(name, total.shape)
         mean = torch.where(counts > 0, total / counts.where(counts > 0, 1.0), old.double())
         return mean.round().to(old.dtype) if not old.is_floating_point() else mean.to(old.dtype)
 
@@ -229,18 +250,24 @@ class Bounded:
 
 
 class Private:
-    """Sum of clipped updates with Gaussian noise, over a fixed number: user-level differential privacy.
+    """Sum of clipped updates with Gaussian noise, over fixed counts: user-level differential privacy.
 
     A client's update over all its tensors, zero where it holds nothing, is shortened to a norm of at most `clip`, and
-    counts the same as any other, whatever it says of its examples. The sum gets noise of `noise`·`clip` in every
-    coordinate, and is divided by `clients`: a number that was fixed before, because the one that came would tell who
-    did. Coordinates that few hold move less for it.
+    counts the same as any other, whatever it says of its examples: one client moves the sum S by at most C over all
+    coordinates together. What is released of coordinate c is (S_c + z·C·N(0, 1)) / k_c, where k_c is how many of the
+    clients were planned to hold c, so that what few devices hold moves as far as the rest, with noise of z·C / k_c.
+
+    That is as private as S + z·C·N(0, 1), the Gaussian mechanism that the accountant counts: k_c is fixed before the
+    first round, by the kinds of devices in the recipe, and not by who is there or answers, so that dividing by it looks
+    at no data. Where nobody is planned nothing moves, which tells nothing. A count is at least 1: below, a single
+    update would be blown up.
 
     Args:
         base: The old values.
         clip: C, largest norm of one client's update.
-        noise: z; the standard deviation of the noise is z·C.
-        clients: What sums are divided by.
+        noise: z; the standard deviation of the noise on a sum is z·C.
+        clients: How many are wanted in a round; k_c where nothing is planned.
+        planned: Gives how many of them are planned to hold each coordinate (default: all hold everything).
         generator: Draws the noise (default: seeded by the operating system, because whoever knows a seed can take the
             noise away; a run with noise does not repeat bit by bit).
     """
@@ -249,11 +276,18 @@ class Private:
     limits: bool = True
 
     def __init__(
-        self, base: Tensors, clip: float, noise: float, clients: int, generator: torch.Generator | None = None
+        self,
+        base: Tensors,
+        clip: float,
+        noise: float,
+        clients: int,
+        planned: Callable[[], Holders] | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         if not (clip > 0 and noise > 0 and clients > 0):
             raise ConfigError(f"privacy needs a clip, noise and clients above 0, got {clip}, {noise} and {clients}.")
-        self.base, self._clip, self._deviation, self._clients = base, clip, noise * clip, clients
+        self.base, self._clip, self._deviation = base, clip, noise * clip
+        self._clients, self._planned = clients, planned() if planned is not None else None
         self._came: set[str] = set()
         self._generator = generator or torch.Generator().manual_seed(secrets.randbits(63))
         self._sums: dict[str, Tensor] = {}
@@ -282,8 +316,11 @@ class Private:
 
     def _moved(self, name: str, old: Tensor) -> Tensor:
         noise = torch.randn(old.shape, generator=self._generator, dtype=torch.float64) * self._deviation
-        total = self._sums.get(name, torch.zeros(()))
-        return (old.double() + (total + noise) / self._clients).to(old.dtype)
+        total, count = self._sums.get(name, torch.zeros(())), torch.tensor(self._clients, dtype=torch.float64)
+        if self._planned is not None:
+            count = self._planned.count(name, old.shape)
+        moved = old.double() + (total + noise) / count.clamp(min=1.0)
+        return torch.where(count > 0, moved, old.double()).to(old.dtype)
 
 
 def update_norm(piece: Piece, base: Tensors) -> float:

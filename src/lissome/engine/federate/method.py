@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from lissome.core.protocols import CostOracle
 from lissome.core.seeds import derive
 from lissome.engine.federate.client import ClientProgram
 from lissome.engine.federate.codec import Codec
-from lissome.engine.federate.merge import Bounded, Mean, Merger, Overlap, Private, Trimmed
+from lissome.engine.federate.merge import Bounded, Holders, Mean, Merger, Overlap, Private, Trimmed
 from lissome.engine.federate.outer import Adam, Momentum, Outer, Replace
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
@@ -71,7 +72,10 @@ class FederatedConfig(MethodConfig):
         0.0, "differential privacy: noise on the sum of updates, times `bound`; every client counts alike then",
         low=0.0,
     )  # fmt: skip
-    noise_clients: int | None = option(None, "of noise: clients wanted in a round, that sums are divided by", low=1)
+    noise_clients: int | None = option(
+        None, "of noise: clients wanted in a round; the sum of a coordinate is divided by how many of them are planned "
+        "to hold it", low=1,
+    )  # fmt: skip
     delta: float = option(1e-5, "of noise: probability with which epsilon does not hold", low=1e-12, high=0.5)
     secure: bool = option(False, "secure aggregation: the server learns the sum of updates alone; needs merge=mean")
     secure_largest: float = option(
@@ -120,12 +124,16 @@ class FederatedConfig(MethodConfig):
             weight_decay=self.weight_decay, schedule="constant",
         )  # fmt: skip
 
-    def merger(self) -> Merger:
-        """What clients' tensors are merged by."""
+    def merger(self, planned: Callable[[], Holders] | None = None) -> Merger:
+        """What clients' tensors are merged by.
+
+        Args:
+            planned: With noise: gives how many clients are planned to hold each coordinate (default: all hold all).
+        """
         if self.private_updates:
             assert self.bound is not None
             assert self.noise_clients is not None
-            return partial(Private, clip=self.bound, noise=self.noise, clients=self.noise_clients)
+            return partial(Private, clip=self.bound, noise=self.noise, clients=self.noise_clients, planned=planned)
         known: dict[str, Merger] = {"overlap": Overlap, "mean": Mean, "trimmed": partial(Trimmed, share=self.trim)}
         inner = known[self.merge]
         return inner if self.bound is None else partial(Bounded, norm=self.bound, inner=inner)
@@ -152,6 +160,7 @@ class ServerSite:
         cost: What a Subnet of the model costs.
         seed: Of all that is drawn.
         folder: For whatever it must keep beside the checkpoints.
+        kinds: Kinds of devices that are planned: a budget, and its share of the clients; empty: nothing is known.
     """
 
     model: Model
@@ -159,6 +168,7 @@ class ServerSite:
     cost: CostOracle
     seed: int
     folder: Path
+    kinds: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from lissome.core.budget import Budget
-from lissome.core.errors import FederationError, LissomeError
+from lissome.core.errors import ConfigError, FederationError, LissomeError
 from lissome.core.typed import as_json, from_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -71,3 +72,20 @@ class Profile:
         if not 0 <= profile.examples <= _MOST or len(profile.facts) > _FACTS:
             raise FederationError("the profile has a number of examples that cannot be, or too many facts")
         return profile
+
+
+def in_proportion(shares: Sequence[float], count: int) -> list[int]:
+    """Return the kind of each of so many clients, those of one kind after each other.
+
+    Args:
+        shares: Of each kind, relative to the others.
+        count: How many clients.
+
+    Raises:
+        ConfigError: When all shares are 0.
+    """
+    total = sum(shares)
+    if not total:
+        raise ConfigError("the shares of all devices are 0; give one of them a share.")
+    edges = [round(start * count) for start in accumulate(share / total for share in shares)]
+    return [next(kind for kind, edge in enumerate(edges) if index < edge) for index in range(count)]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from random import Random
 from typing import Any, Self
 
 from torch import Tensor
 
 from lissome.core.errors import ConfigError
+from lissome.core.seeds import derive
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.layout import Layout
+from lissome.engine.federate.merge import Holders
 from lissome.engine.federate.method import FederatedConfig, ServerSite
 from lissome.engine.federate.outer import Outer
 from lissome.engine.federate.planner import Planner
-from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.profile import Profile, in_proportion
 from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.public import ServerPhase
 from lissome.engine.federate.releases import Releases
@@ -22,6 +26,7 @@ from lissome.engine.federate.training import Bound, Lesson, global_tensors
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space, Subnet
 
+_PLANNED = 200  # orders that are drawn to know how many clients hold a coordinate on average
 _LAYOUTS = 64  # of Subnets, kept because every phase of a round asks for them again
 
 
@@ -102,6 +107,7 @@ class SubnetProgram(Program):
 
         if config.private_updates:
             program.releases = Releases(site.folder / "releases.json", config.noise, config.delta)
+            program.change(merger=config.merger(cache(partial(program.planned, site, config.noise_clients or 1))))
         program.planner = Planner(space or site.model.space(), site.cost, uplink)
         return program
 
@@ -136,6 +142,27 @@ class SubnetProgram(Program):
     def layout(self, phase: Phase, round: int, client: Profile, subnet: Subnet | None) -> Layout:
         """Return what a Subnet keeps of the exchanged tensors."""
         return self.layout_of(subnet)
+
+    def planned(self, site: ServerSite, clients: int) -> Holders:
+        """Return how many clients are planned to hold each coordinate, on average over rounds.
+
+        It follows from the recipe alone: so many clients with its kinds of devices are assigned Subnets, in as many
+        rounds as it takes to draw some hundred.
+
+        Args:
+            site: Its kinds of devices; where it has none, all hold everything.
+            clients: How many are wanted in a round.
+        """
+        rounds, phase = math.ceil(_PLANNED / clients), self._phases[0]
+        held = Holders(rounds)
+        kinds = site.kinds or [("", 1.0)]
+        dealt = [kinds[kind][0] for kind in in_proportion([share for _, share in kinds], clients)]
+        profiles = [Profile(name=f"planned-{at:06}", examples=1, budget=budget) for at, budget in enumerate(dealt)]
+        for number in range(1, rounds + 1):
+            assigned = self.assign(number, profiles, Random(derive(site.seed, "planned", number)))
+            for one in profiles:
+                held.add(self.layout(phase, number, one, assigned[one.name]), 1.0)
+        return held
 
     def layout_of(self, subnet: Subnet | None) -> Layout:
         """Return what a Subnet keeps of the exchanged tensors."""
