@@ -22,6 +22,7 @@ from lissome import pipeline
 from lissome.core.budget import Budget
 from lissome.core.errors import AssetError
 from lissome.core.events import EventStream
+from lissome.core.manifest import read_manifest
 from lissome.core.method import Context
 from lissome.cost.counted import Counter
 from lissome.cost.measured import compare
@@ -205,7 +206,15 @@ def original(subject: Subject) -> Model:
 
 
 def tuned(
-    model: Model, judge: OfExamples, *, steps: int, seed: int, teacher: Model | None = None, **settings: Any
+    model: Model,
+    judge: OfExamples,
+    *,
+    steps: int,
+    seed: int,
+    teacher: Model | None = None,
+    share: float = 0.9,
+    temperature: float = 2.0,
+    **settings: Any,
 ) -> Model:
     """Return a copy of a model that was trained as a whole; `settings` are of the training loop.
 
@@ -214,8 +223,8 @@ def tuned(
     work = model.derived(copy.deepcopy(model.module).requires_grad_(True))
     made = judge.training(steps=steps, lr=settings.pop("lr"), batch=settings.pop("batch", None), max_seconds=None)
     task = judge.task(work)
-    if teacher is not None:
-        task = replace(task, loss=judge.lesson(work, teacher, share=0.9, temperature=2.0))
+    if teacher is not None and share:
+        task = replace(task, loss=judge.lesson(work, teacher, share=share, temperature=temperature))
     train(task, replace(made, **settings), seed=seed)
     return work
 
@@ -316,6 +325,11 @@ def measured(subject: Subject, place: Path, shares: Sequence[float], folder: Pat
     }
     least, most = (Counter(model).figures(subnet)["macs"] / whole for subnet in (space.smallest, space.full))
     return {"front": front, "cut": cut, "ends": ends, "least": least, "most": most, "axes": len(space.axes)}
+
+
+def opened(place: Path) -> tuple[Model, Space]:
+    """A super-network, and what can be chosen of it."""
+    return pipeline.load(place), Space.from_json(read_manifest(place).space)
 
 
 def _held(selection: Mapping[str, float]) -> dict[str, float]:

@@ -60,6 +60,7 @@ LORA: dict[str, Any] = {"lr": 2e-3, "alpha": 16.0, "dropout": 0.1}
 LORA_RATES: tuple[dict[str, Any], ...] = ({"lr": 1e-3}, {"lr": 4e-3})
 LORA_CHANGES = (*LORA_RATES, {"alpha": 8.0}, {"alpha": 32.0}, {"dropout": 0.0}, {"dropout": 0.2})
 """What is tried of LoRA at the middle width; at the others it is rates alone."""
+DECODER = "smollm2-135m"
 LANGUAGE: dict[str, Any] = {
     "steps": 120,
     "batch": 1,
@@ -108,7 +109,7 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
                     it(), share, scale, sweep.best(store, scale, "lr"), seed
                 ),
             )
-    facts = {"settings": LANGUAGE, "windows": vars(WINDOWS), "of_each": WINDOWS_OF_EACH}
+    facts = {"model": DECODER, "settings": LANGUAGE, "windows": vars(WINDOWS), "of_each": WINDOWS_OF_EACH}
     yield Cell("language-given", facts, lambda _: untuned())
     for seed in scale.seeds:
         yield Cell(
@@ -151,12 +152,7 @@ def supernet(it: Subject, folder: Path, scale: Scale, chosen: Mapping[str, Any],
         str(it.folder), method="lonas", data=str(it.data), seed=seed, out=folder / "S",
         settings=_elastic.assignments(_settings(scale, chosen)),
     )  # fmt: skip
-    return opened(folder / "S")
-
-
-def opened(place: Path) -> tuple[Model, Space]:
-    """A super-network, and what can be chosen of it."""
-    return pipeline.load(place), Space.from_json(read_manifest(place).space)
+    return _elastic.opened(folder / "S")
 
 
 def _settings(scale: Scale, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,7 +165,7 @@ def made(it: Subject, folder: Path, scale: Scale, rate: float, seed: int) -> dic
     settings = _settings(scale, {"steps": STEPS, "lr": rate})
     place = _elastic.supernet(it, folder, method="lonas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed)
     found = _elastic.measured(it, place, (CHEAP,), folder / "cut")
-    details, (model, space) = read_manifest(place).lineage[0].details, opened(place)
+    details, (model, space) = read_manifest(place).lineage[0].details, _elastic.opened(place)
     widths = {f"{share:g}": _elastic.packed(at_width(model, space, share), _elastic.objective(it)) for share in WIDTHS}
     return {
         **found, "widths": widths, "trained": details["trained"] / details["of"], "rate": rate,
@@ -208,7 +204,7 @@ def lora(it: Subject, share: float, steps: int, settings: Mapping[str, Any], see
 
 def text_sweeps(scale: Scale) -> dict[str, Sweep]:
     """Rates that are tried on SmolLM2: of LoNAS, at the middle width that it is cut to; of LoRA, at that width."""
-    facts = {"settings": LANGUAGE, "share": _MIDDLE}
+    facts = {"model": DECODER, "settings": LANGUAGE, "share": _MIDDLE}
 
     def elastic(settings: Mapping[str, Any], folder: Path) -> float:
         model, space = text_supernet(scale, folder, settings, 0)
@@ -233,7 +229,7 @@ def untuned() -> dict[str, Any]:
     """SmolLM2 as it is, and cut to each width by magnitude."""
     texts = windows()
     cut = {f"cut-{share:g}": losses(narrow(share), texts) for share in WIDTHS if share < 1}
-    return {"given": losses(pipeline.load("smollm2-135m"), texts), **cut}
+    return {"given": losses(pipeline.load(DECODER), texts), **cut}
 
 
 def language(scale: Scale, folder: Path, rates: Mapping[str, float], seed: int) -> dict[str, Any]:
@@ -253,10 +249,10 @@ def text_supernet(scale: Scale, folder: Path, chosen: Mapping[str, Any], seed: i
     """SmolLM2, trained at all widths of its MLPs."""
     settings = {**LANGUAGE, "lr": chosen["lr"], "steps": scale.of(chosen["steps"])}
     pipeline.supernet(
-        "smollm2-135m", method="lonas", data=str(_tasks.addresses()), settings=_elastic.assignments(settings),
+        DECODER, method="lonas", data=str(_tasks.addresses()), settings=_elastic.assignments(settings),
         seed=seed, out=folder / "S",
     )  # fmt: skip
-    return opened(folder / "S")
+    return _elastic.opened(folder / "S")
 
 
 def text_lora(share: float, scale: Scale, chosen: Mapping[str, Any], seed: int) -> Model:
@@ -269,7 +265,7 @@ def text_lora(share: float, scale: Scale, chosen: Mapping[str, Any], seed: int) 
 
 def narrow(share: float) -> Model:
     """SmolLM2 with a share of the neurons of every MLP, those with the largest weights; all of it is a copy."""
-    model = pipeline.load("smollm2-135m")
+    model = pipeline.load(DECODER)
     full = model.anatomy.space(finest=True).full
     axes = [name for name in full if name.endswith(".width")]
     work: Model = extract(model, full)
@@ -279,7 +275,7 @@ def narrow(share: float) -> Model:
 
 def windows() -> dict[str, torch.Tensor]:
     """Held-out windows of the addresses, and of text that nothing is tuned to."""
-    model = pipeline.load("smollm2-135m")
+    model = pipeline.load(DECODER)
     sources = dict(zip(TEXTS, (str(_tasks.addresses()), None), strict=True))
     held = {name: text_splits(model, source, WINDOWS, seed=0).test for name, source in sources.items()}
     return {name: spread(rows, WINDOWS_OF_EACH) for name, rows in held.items()}

@@ -91,3 +91,25 @@ def test_lora_gets_as_many_settings_and_as_many_rates() -> None:
     assert len(run.CHANGES) == len(run.LORA_CHANGES)
     rates = {name: [one["lr"] for one in sweep.changes if set(one) == {"lr"}] for name, sweep in sweeps.items()}
     assert len(set(map(tuple, rates.values()))) == 1 and len(rates) == 1 + len(run.WIDTHS)
+
+
+@pytest.mark.long
+def test_the_parts_of_language_on_a_small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text(
+        "\n\n".join(f"Address {place}. {'We the people. ' * 40}" for place in range(200)), encoding="utf-8"
+    )
+    monkeypatch.setattr(run, "DECODER", "zoo-llama")
+    monkeypatch.setattr(run._tasks, "addresses", lambda: words)
+    monkeypatch.setattr(run, "WINDOWS_OF_EACH", 3)
+    scale, store = Scale((0,), 1 / 30), Store(tmp_path / "results", scratch=tmp_path / "scratch")
+    sweeps = run.text_sweeps(scale)
+    rates = {name: sweep.best(store, scale, "lr") for name, sweep in sweeps.items()}
+    assert all(rate in (5e-4, 1e-3, 2e-3) for rate in rates.values())
+    first, found = run.untuned(), run.language(scale, tmp_path / "language", rates, 0)
+    for share in run.WIDTHS:
+        lonas, lora = (found[f"{arm}-{share:g}"] for arm in ("lonas", "lora"))
+        assert [len(lonas[text]) for text in run.TEXTS] == [len(lora[text]) for text in run.TEXTS] == [3, 3]
+        before = first["given" if share == 1 else f"cut-{share:g}"][run.TEXTS[0]]
+        assert sum(lora[run.TEXTS[0]]) < sum(before)
+    assert found["params"]["1"] > found["params"]["0.5"]
