@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -25,7 +27,7 @@ from tests.pipeline.federated import RECIPE, WORDS, make_place
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
 from lissome.engine.federate.flower.deployment import Deployment, Node, check_address, join, listens
-from lissome.pipeline.flower import join_federation
+from lissome.pipeline.flower import join_federation, worker_of
 
 ROUNDS = 3
 
@@ -180,6 +182,20 @@ def test_rows_that_were_changed_are_refused_before_joining(place: Path, tmp_path
         join_federation("127.0.0.1:9", data=part, state=tmp_path / "state")
     with pytest.raises(BudgetError, match="did you mean"):
         join_federation("127.0.0.1:9", data=part, state=tmp_path / "state", facts={"budget": "parms<=50%"})
+    with pytest.raises(ConfigError, match="largest 'lots' is not an amount"):
+        join_federation("127.0.0.1:9", data=part, state=tmp_path / "state", facts={"largest": "lots"})
+
+
+def test_a_node_takes_orders_of_the_size_that_it_says(place: Path, tmp_path: Path) -> None:
+    recipe = (place / "recipe.toml").read_text().replace('"model"', f'"{place / "model"}"')
+    recipe = recipe.replace('"rows.jsonl"', f'"{place / "rows.jsonl"}"')
+    config = {"data": str(place / "rows.jsonl"), "state": str(tmp_path), "name": "alice", "largest": "2KB"}
+    context = SimpleNamespace(node_config=config, run_config={"classes": json.dumps(sorted(WORDS))})
+    name, worker = worker_of(recipe, context)
+    assert name == "alice"
+    worker.check_size(2000)
+    with pytest.raises(FederationError, match="2001 bytes, this client takes 2000"):
+        worker.check_size(2001)
 
 
 def test_credentials_are_made_once_and_kept_from_others(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from lissome.core.budget import Term
+from lissome.core.budget import parse_bytes
 from lissome.core.config import MAX_SEED
-from lissome.core.errors import BudgetError, ConfigError
+from lissome.core.errors import ConfigError
 from lissome.core.events import EventStream, JsonLines
 
 if TYPE_CHECKING:
@@ -149,15 +149,7 @@ def byte_count(text: str | None) -> int | None:
     Raises:
         ConfigError: When it is not an amount of bytes.
     """
-    if text is None:
-        return None
-    try:
-        term = Term.parse(f"memory<={text}")
-    except BudgetError:
-        term = None
-    if term is None or term.relative:
-        raise ConfigError(f"--max-memory {text!r} is not an amount of memory; write for example 2GiB, 1500MB or bytes.")
-    return int(term.value)
+    return None if text is None else parse_bytes(text, "--max-memory")
 
 
 def derived_folder(model: str, budget: Sequence[str] | None, **choices: object) -> Path:

@@ -59,7 +59,9 @@ def command(
     ] = None,
     facts: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Of join: name, budget, kind or model; may be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Of join: name, budget, kind, model or largest; may be repeated."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -157,7 +159,7 @@ def _join(
 
     if address is None or data is None or state is None:
         raise ConfigError("write: lissome federate join HOST:PORT --data PATH --state DIR")
-    known, given = ("name", "budget", "kind", "model"), parse_assignments(facts or [])
+    known, given = ("name", "budget", "kind", "model", "largest"), parse_assignments(facts or [])
     for key in given:
         if key not in known:
             raise ConfigError(unknown_name("fact", key, known))

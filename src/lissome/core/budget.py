@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from lissome.core.errors import BudgetError, BudgetUnmetError, unknown_name
+from lissome.core.errors import BudgetError, BudgetUnmetError, ConfigError, unknown_name
 from lissome.core.metrics import Better
 
 Operator = Literal["<=", ">="]
@@ -142,6 +142,25 @@ class Term:
         forms = [_digits(exact / sizes[unit]) + unit for unit in _PRINTED.get(self.kind.unit, (self.kind.unit,))]
         exact_forms = [form for form in forms if Term.parse(f"{self.name}<={form}").value == self.value]
         return f"{self.name}{self.op}{min(exact_forms, key=len)}"
+
+
+def parse_bytes(text: str, what: str) -> int:
+    """Read an amount of bytes such as ``2GiB``.
+
+    Args:
+        text: The amount.
+        what: What it is of, for the error.
+
+    Raises:
+        ConfigError: When it is not an amount of bytes.
+    """
+    try:
+        term = Term.parse(f"memory<={text}")
+    except BudgetError:
+        term = None
+    if term is None or term.relative:
+        raise ConfigError(f"{what} {text!r} is not an amount of memory; write for example 2GiB, 1500MB or bytes.")
+    return int(term.value)
 
 
 def _unit(kind: TermKind, text: str) -> Decimal:

@@ -20,7 +20,7 @@ from lissome.core.seeds import derive
 from lissome.cost.activations import layer_outputs
 from lissome.cost.oracle import SubnetCost
 from lissome.data.partition import PartitionConfig
-from lissome.engine.federate.client import Worker
+from lissome.engine.federate.client import LARGEST, Worker
 from lissome.engine.federate.local import Device, LocalLink
 from lissome.engine.federate.method import ClientSite, FederatedMethod, ServerSite
 from lissome.engine.federate.profile import Profile, in_proportion
@@ -291,6 +291,7 @@ class FederationJob:
         facts: Profile | None = None,
         *,
         federation: str | None = None,
+        largest: int = LARGEST,
     ) -> Worker:
         """Build a client's side.
 
@@ -300,6 +301,7 @@ class FederationJob:
             lesson: What it learns (default: its part of the recipe's data).
             facts: Who it is (default: what the recipe says).
             federation: Name of the federation (default: that of the recipe and its data).
+            largest: Bytes of an order above which it refuses.
         """
         site = ClientSite(
             facts=facts or self.profile(name), model=self.model, lesson=lesson or self.silos.client(name, self.model),
@@ -309,7 +311,7 @@ class FederationJob:
         client, config = self.method.client(site), self.method.config
         if getattr(config, "secure", False):
             client = SecureClient(inner=client, largest=config.secure_largest)
-        return Worker(client, ClientStore(folder), federation=name_of_all)
+        return Worker(client, ClientStore(folder), federation=name_of_all, largest=largest)
 
     def local_link(self, folder: Path, names: Sequence[str] = ()) -> LocalLink:
         """Return clients in this process; each is built when it works.

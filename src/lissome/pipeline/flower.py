@@ -14,14 +14,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from lissome.core.budget import Budget
+from lissome.core.budget import Budget, parse_bytes
 from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError, LissomeError
 from lissome.core.events import Event, EventStream, JsonLines
 from lissome.core.files import write_text
 from lissome.data.labelled import Labelled
 from lissome.data.partition import read_part, write_parts
-from lissome.engine.federate.client import Worker
+from lissome.engine.federate.client import LARGEST, Worker
 from lissome.engine.federate.flower.app import client_app, server_app
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
 from lissome.engine.federate.flower.deployment import Node, check_address, join
@@ -129,7 +129,7 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
         recipe: Text of the recipe.
         context: Flower's Context: the node's configuration has ``data`` (a folder or a file of rows; otherwise the
             node's part of the recipe's data is used), ``state``, and perhaps ``name``, ``model`` (where the model lies
-            there), and ``budget`` and ``kind`` of its device.
+            there), ``budget`` and ``kind`` of its device, and ``largest``, the bytes of an order that it takes.
         state: Folder for the state of nodes whose configuration names none.
 
     Raises:
@@ -158,7 +158,8 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
         base=job.base,
     )
     federation = str(context.run_config.get("federation", ""))
-    return name, job.worker(name, Path(place), lesson, facts, federation=federation)
+    largest = parse_bytes(str(config["largest"]), "largest") if "largest" in config else LARGEST
+    return name, job.worker(name, Path(place), lesson, facts, federation=federation, largest=largest)
 
 
 @lru_cache(maxsize=1)
@@ -228,12 +229,13 @@ def join_federation(
         data: Folder or file with this client's rows; they are read here and never sent.
         state: Folder for what this client keeps.
         credentials: This client's folder of ``lissome federate credentials``; None connects in the clear.
-        facts: What else the node says of itself: ``name``, ``budget``, ``kind``, ``model``.
+        facts: What else the node says of itself: ``name``, ``budget``, ``kind``, ``model``; and ``largest``, the size
+            of an order above which it refuses, such as ``500MB`` (default: 8 GiB).
         events: Where it is said that the node was started.
 
     Raises:
         BudgetError: When the budget is none.
-        ConfigError: When data or credentials are not there, or the address has no port.
+        ConfigError: When data or credentials are not there, the address has no port, or ``largest`` is no size.
         DataError: When a folder does not hold the rows that were dealt out.
         FederationError: When the node ends by itself; names its log.
         MissingExtraError: When Flower is not installed.
@@ -244,6 +246,8 @@ def join_federation(
     given = dict(facts or {})
     if budget := given.get("budget"):
         Budget.parse(budget)  # the server would refuse it where nobody looks
+    if largest := given.get("largest"):
+        parse_bytes(largest, "largest")
     if data.is_dir():
         read_part(data)  # before the server hears of it
     key = credentials / "key" if credentials is not None else None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from lissome.core.errors import FederationError
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.codec import Codec
+from lissome.engine.federate.link import Outgoing
 from lissome.engine.federate.merge import Mean
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.parcel import Parcel
 from lissome.engine.federate.program import TRAIN, Phase, Program
 from lissome.engine.federate.rounds import Federation, RoundsConfig
+from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import global_tensors
 from tests.engine.federate.fleet import (
     QUICK,
@@ -142,12 +148,13 @@ def test_training_under_the_plain_mean_is_that_of_flower(tmp_path: Path) -> None
 
 
 def test_an_exception_of_a_node_is_said_in_one_line() -> None:
+    order = Outgoing(address="7", ticket="t", parcel=Parcel(kind="train", head={}), largest=0)
     reason = "<class 'lissome.core.errors.DataError'>:<'x.jsonl:1: unknown label 'planets'; known: a, b.'>"
     error = SimpleNamespace(code=2, reason=reason)
-    found = _incoming("7", "t", SimpleNamespace(has_error=lambda: True, error=error))
+    found = _incoming(order, SimpleNamespace(has_error=lambda: True, error=error))
     assert found.error == "DataError: x.jsonl:1: unknown label 'planets'; known: a, b."
     error = SimpleNamespace(code=3, reason="gone\nfor good")
-    found = _incoming("7", "t", SimpleNamespace(has_error=lambda: True, error=error))
+    found = _incoming(order, SimpleNamespace(has_error=lambda: True, error=error))
     assert (found.error, found.lost) == ("Flower's error 3: for good", True)
 
 
@@ -158,6 +165,9 @@ def test_a_node_that_fails_is_written_down(tmp_path: Path) -> None:
     class Broken:
         def __init__(self, inner: Callable[[], Worker]) -> None:
             self._inner = inner
+
+        def check_size(self, size: int) -> None:
+            self._inner().check_size(size)
 
         def handle(self, parcel: Parcel) -> Parcel:
             if OrderHead.from_json(parcel.head).action != "profile":
@@ -173,10 +183,98 @@ def test_a_node_that_fails_is_written_down(tmp_path: Path) -> None:
     assert "out of battery" in str(line["reason"])
 
 
+def npy(shape: str, numbers: bytes = bytes(64), dtype: str = "<f4") -> bytes:
+    """An array as NumPy writes it, with a header that may say anything."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + numbers
+
+
+def records_of(data: bytes) -> Any:
+    from flwr.app import Array, ArrayRecord, RecordDict
+
+    return RecordDict({"arrays": ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", data)})})
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"no array at all", "magic"), (npy("(16,)")[:-4], "60 bytes came"), (npy("(1000000000000,)"), "64 bytes came"),
+        (npy("(-4, -4)"), "cannot be read"), (npy("(8,)", dtype="|O"), "objects"), (npy("(16,)", dtype=">f4"), "read"),
+        (npy("(16,)").replace(b"NUMPY\x01", b"NUMPY\x03"), "as NumPy does"),
+    ],
+)  # fmt: skip
+def test_arrays_that_say_what_is_not_so_take_no_memory(data: bytes, words: str) -> None:
+    tracemalloc.start()
+    with pytest.raises(FederationError, match=words):
+        from_records(records_of(data), "train")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+    assert from_records(records_of(npy("(4, 4)")), "train").tensors["w"].tolist() == [[0.0] * 4] * 4
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3, 4)])
+def test_arrays_of_every_shape_and_order_are_read(shape: tuple[int, ...]) -> None:
+    from flwr.app import Array, ArrayRecord, RecordDict
+
+    numbers = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    both = ArrayRecord({"c": Array(numbers), "f": Array(np.array(numbers, order="F"))})
+    found = from_records(RecordDict({"arrays": both}), "train").tensors
+    assert np.array_equal(found["c"].numpy(), numbers)
+    assert np.array_equal(found["f"].numpy(), numbers)
+    assert found["f"].is_contiguous()
+
+
+def test_an_answer_that_is_too_large_is_not_decoded() -> None:
+    order = Outgoing(address="7", ticket="t", parcel=Parcel(kind="train", head={}), largest=1 << 20)
+    content = records_of(npy("(5000000,)", bytes(20_000_000)))
+    metadata = SimpleNamespace(message_type="train")
+    tracemalloc.start()
+    found = _incoming(order, SimpleNamespace(has_error=lambda: False, content=content, metadata=metadata))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.broken
+    assert found.parcel is None
+    assert "20000128 bytes, at most 1048576" in found.error
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("data", [b"no array at all", npy("(5000000,)", bytes(20_000_000))])
+def test_who_sends_what_cannot_be_read_is_asked_no_more(data: bytes, tmp_path: Path) -> None:
+    zeros = {"w": torch.zeros(2)}
+    clients = adders(zeros, 3, tmp_path)
+    link = FlowerLink(grid(clients))
+    pull = link._grid.pull_messages
+
+    def spoilt(identities: Any) -> Any:
+        found = pull(identities)
+        for reply in found:
+            if reply.metadata.src_node_id == 1001 and "arrays" in reply.content:  # a2, nodes are in reversed order
+                reply.content["arrays"] = records_of(data)["arrays"]
+        return found
+
+    link._grid.pull_messages = spoilt
+    config = RoundsConfig(rounds=4, evaluate_every=0, strikes=2)
+    job = Federation(Program(zeros), link, config, folder=tmp_path / "server", identity={})
+    assert [len(one.clients) for one in job.run()[1:]] == [3, 3, 2, 2]
+    assert [(line["event"], line["client"]) for line in job.audit.lines] == [
+        ("rejected", "a2"), ("rejected", "a2"), ("banned", "a2")
+    ]  # fmt: skip
+
+
+def test_an_order_that_is_too_large_is_not_decoded(tmp_path: Path) -> None:
+    zeros = {"w": torch.zeros(5000)}
+    clients = adders(zeros, 2, tmp_path)
+    clients["a1"] = partial(Worker, clients["a1"]()._program, ClientStore(tmp_path / "a1"), largest=10_000)
+    job = over_flower(Program(zeros), clients, tmp_path / "server", rounds=1)
+    assert job.run()[1].answered == 1
+    (line,) = job.audit.lines
+    assert (line["event"], line["client"]) == ("failed", "a1")
+    assert re.match(r"Flower's error .* the order has 20\d{3} bytes, this client takes 10000", str(line["reason"]))
+
+
 def test_records_that_are_none_of_ours(tmp_path: Path) -> None:
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-
-    from lissome.core.errors import FederationError
 
     bad = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"no array at all")
     with pytest.raises(FederationError, match="cannot be read"):

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lissome.core.errors import FederationError
-from lissome.engine.federate.guard import check_finite, check_numbers, check_scale, check_size, check_weight
+from lissome.engine.federate.guard import (
+    check_finite,
+    check_numbers,
+    check_scale,
+    check_size,
+    check_weight,
+    largest_answer,
+)
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.merge import Piece
 from lissome.engine.federate.orders import AnswerHead, OrderHead
@@ -65,6 +72,12 @@ def read_head(order: OpenOrder, parcel: Parcel) -> AnswerHead:
     return head
 
 
+def largest(order: OpenOrder, program: Program) -> int:
+    """Bytes that the answer to an order may have."""
+    templates = _layout(order, program).templates(program.tensors)
+    return largest_answer(order.phase.up.payload(templates) + order.phase.extra, len(templates))
+
+
 def read_answer(
     order: OpenOrder, parcel: Parcel, head: AnswerHead, program: Program, *, heaviest: float, staleness: int = 0
 ) -> tuple[Piece, Report]:
@@ -81,12 +94,9 @@ def read_answer(
     Raises:
         FederationError: When it breaks a rule; says which.
     """
-    phase = order.phase
-    layout = (
-        program.returns(phase, order.head.round, order.client, order.subnet) if phase.merger is not None else Layout({})
-    )
+    phase, layout = order.phase, _layout(order, program)
+    check_size(parcel.bytes, largest(order, program))
     templates = layout.templates(program.tensors)
-    check_size(parcel, phase.up.payload(templates) + phase.extra, len(templates))
     weight, metrics = check_numbers(parcel.numbers)
     if phase.merger is not None:
         check_weight(weight, max(1, order.client.examples))
@@ -100,6 +110,13 @@ def read_answer(
     program.accept(phase, report)
     counted = program.weigh(phase, report) / (1 + staleness) ** 0.5
     return Piece(client=order.client.name, weight=counted, layout=layout, tensors=tensors), report
+
+
+def _layout(order: OpenOrder, program: Program) -> Layout:
+    """What comes back."""
+    if order.phase.merger is None:
+        return Layout({})
+    return program.returns(order.phase, order.head.round, order.client, order.subnet)
 
 
 def carried(program: Program, phase: Phase, layout: Layout) -> dict[str, Tensor]:

@@ -113,11 +113,19 @@ class Worker:
             failed = AnswerHead(ticket=head.ticket, tick=head.tick, error=printable(str(error)))
             return Parcel(kind=parcel.kind, head=failed.to_json())
 
+    def check_size(self, size: int) -> None:
+        """Refuse an order of more bytes than this client takes; where it comes as bytes, before it is decoded.
+
+        Raises:
+            FederationError: Says both sizes.
+        """
+        if size > self._largest:
+            raise FederationError(f"the order has {size} bytes, this client takes {self._largest}")
+
     def _answer(self, parcel: Parcel, head: OrderHead) -> Parcel:
         if self._federation and head.federation and head.federation != self._federation:
             raise FederationError(f"this client belongs to {self._federation}, the order to {head.federation}")
-        if parcel.bytes > self._largest:
-            raise FederationError(f"the order has {parcel.bytes} bytes, this client takes {self._largest}")
+        self.check_size(parcel.bytes)
         if head.action == PROFILE:
             profile = replace(self._program.profile(), token=self._store.token())
             answer = AnswerHead(ticket=head.ticket, tick=head.tick, notes=profile.to_json())

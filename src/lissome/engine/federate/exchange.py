@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lissome.core.errors import LissomeError
+from lissome.core.errors import FederationError, LissomeError
 from lissome.core.seeds import derive
-from lissome.engine.federate.answers import FailedError, OpenOrder, read_answer, read_head
+from lissome.engine.federate.answers import FailedError, OpenOrder, largest, read_answer, read_head
 from lissome.engine.federate.audit import Audit, Event
+from lissome.engine.federate.guard import largest_answer
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.ledger import Ledger
 from lissome.engine.federate.lengths import Lengths
@@ -223,7 +224,8 @@ class Exchange:
         parcel = Parcel(kind=order.phase.kind, head=head.to_json(), tensors=wire)
         self._open[head.ticket] = replace(order, sent=self._link.now(), lost=False)
         self._ledger.note(parcel, round=head.round, client=name, action=head.action, direction="down")
-        self._link.send([Outgoing(address=order.address, ticket=head.ticket, parcel=parcel)])
+        most = largest(order, self._program)
+        self._link.send([Outgoing(address=order.address, ticket=head.ticket, parcel=parcel, largest=most)])
 
     def _profile_order(self, address: str, round: int) -> Outgoing:
         self._members.asked(address)
@@ -232,7 +234,7 @@ class Exchange:
         parcel = Parcel(kind="query", head=head.to_json())
         self._profiles[ticket] = address
         self._ledger.note(parcel, round=round, client=address, action=PROFILE, direction="down")
-        return Outgoing(address=address, ticket=ticket, parcel=parcel)
+        return Outgoing(address=address, ticket=ticket, parcel=parcel, largest=largest_answer())
 
     def _take(self, incoming: Incoming, round: int) -> None:
         """Take one answer in, whatever it is; nothing in it may end the round."""
@@ -248,9 +250,8 @@ class Exchange:
         try:
             self._accept(order, incoming)
         except LissomeError as error:
-            failed = incoming.parcel is None or isinstance(error, FailedError)
             self._count_up(incoming, order.head.round, order.client.name, order.phase.action, used=False)
-            self._note("failed" if failed else "rejected", order, str(error))
+            self._note("failed" if isinstance(error, FailedError) else "rejected", order, str(error))
             if self._now is not None and self._is_now(order):
                 self._now.intake.gone(order.client.name)
 
@@ -269,7 +270,7 @@ class Exchange:
             if incoming.lost and self._is_now(order) and order.tries < _TRIES:
                 self._open[order.head.ticket] = replace(order, lost=True)
                 return
-            raise FailedError(incoming.error)
+            raise FederationError(incoming.error) if incoming.broken else FailedError(incoming.error)
         head = read_head(order, parcel)
         if head.lacks and self._is_now(order):
             self._count_up(incoming, order.head.round, name, order.phase.action, used=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lissome.core.errors import FederationError
-from lissome.engine.federate.parcel import WEIGHT, Parcel
+from lissome.engine.federate.parcel import WEIGHT
 
 _SLACK = 16 << 10  # bytes of an answer beyond its tensors: head, names, metrics
 _METRICS = 64
@@ -22,20 +22,24 @@ _SENSIBLE, _GROWTH = 1e6, 1e3  # of a number in a tensor: in itself, and beside 
 _NAME = re.compile(r"[\w./ -]{1,80}", re.ASCII)  # names are shown, and written into tables
 
 
-def check_size(parcel: Parcel, expected: int, names: int) -> None:
-    """Refuse an answer that is larger than what was asked for, before it is decoded.
+def largest_answer(expected: int = 0, names: int = 0) -> int:
+    """Bytes that an answer may have.
 
     Args:
-        parcel: The answer.
         expected: Bytes of the tensors that the order asks for.
         names: How many tensors these are.
+    """
+    return expected + 512 * names + _SLACK
+
+
+def check_size(size: int, limit: int) -> None:
+    """Refuse an answer that is larger than what was asked for, before it is decoded.
 
     Raises:
         FederationError: Says both sizes.
     """
-    limit = expected + 512 * names + _SLACK
-    if parcel.bytes > limit:
-        raise FederationError(f"the answer has {parcel.bytes} bytes, at most {limit} were agreed")
+    if size > limit:
+        raise FederationError(f"the answer has {size} bytes, at most {limit} were agreed")
 
 
 def check_numbers(numbers: Mapping[str, float]) -> tuple[float, dict[str, float]]:

@@ -17,11 +17,13 @@ class Outgoing:
         address: Where the client is reached; of this link alone, not the client's name.
         ticket: What an answer to it will be recognised by.
         parcel: What is sent.
+        largest: Bytes that its answer may have; what is larger need not be decoded.
     """
 
     address: str
     ticket: str
     parcel: Parcel
+    largest: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +36,7 @@ class Incoming:
         parcel: What came; None when the client failed.
         error: Why there is no parcel.
         lost: Whether the order or its answer was lost on the way, or the client died; it may be sent again.
+        broken: Whether something came that cannot be read, or is too large, which is against the rules.
     """
 
     address: str
@@ -41,6 +44,7 @@ class Incoming:
     parcel: Parcel | None = None
     error: str = ""
     lost: bool = False
+    broken: bool = False
 
 
 class Link(Protocol):

@@ -9,7 +9,7 @@ from statistics import median
 
 from lissome.core.errors import FederationError, LissomeError
 from lissome.engine.federate.audit import Audit
-from lissome.engine.federate.guard import check_size
+from lissome.engine.federate.guard import check_size, largest_answer
 from lissome.engine.federate.orders import AnswerHead
 from lissome.engine.federate.parcel import Parcel
 from lissome.engine.federate.profile import Profile
@@ -56,7 +56,7 @@ class Members:
     def join(self, address: str, parcel: Parcel, round: int) -> None:
         """Take a client in, or write down why not: no usable profile, nothing for it, or a name that is there."""
         try:
-            check_size(parcel, 0, 0)
+            check_size(parcel.bytes, largest_answer())
             profile = Profile.from_json(AnswerHead.from_json(parcel.head).notes)
             if self._base and profile.base and profile.base != self._base:
                 raise FederationError(f"{profile.name} starts from another model or other classes; give it the same")

@@ -15,6 +15,7 @@ from lissome.engine.federate.flower.records import (
     from_records,
     is_stock,
     kind_of,
+    records_bytes,
     stock_head,
     to_records,
 )
@@ -45,11 +46,13 @@ def answer(name: str, worker: Worker, message: Any) -> Any:
     """Answer one Message.
 
     Raises:
-        FederationError: When an order of one of Flower's own strategies fails; Flower tells its server.
+        FederationError: When an order is larger than the client takes, or one of Flower's own strategies fails;
+            Flower tells its server.
     """
     kind = kind_of(message)
     stock = is_stock(message.content)
     head = stock_head(message.content, kind, name) if stock else None
+    worker.check_size(records_bytes(message.content))
     parcel = worker.handle(from_records(message.content, kind, head))
     if stock and failure(parcel):
         raise FederationError(failure(parcel))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lissome.core.errors import FederationError
-from lissome.engine.federate.flower.records import flower_app, from_records, kind_of, to_records
+from lissome.engine.federate.flower.records import flower_app, from_records, kind_of, records_bytes, to_records
+from lissome.engine.federate.guard import check_size
 from lissome.engine.federate.link import Incoming, Outgoing
+from lissome.engine.federate.parcel import Parcel
 
 _PATIENCE = 2.0
+_SENT = Parcel(kind="query", head={})  # stands for what was sent, which is not kept
 _LOST = frozenset({3, 4, 5, 8})  # no such message, no reply, node gone, app died; 2 is an exception of the client's own
 _RAISED = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>:<'(.*)'>")
 _POLL, _SLOWEST = 0.05, 1.0  # seconds between two looks at who has answered: at first, and at most
@@ -26,7 +30,7 @@ class FlowerLink:
 
     def __init__(self, grid: Any) -> None:
         self._grid = grid
-        self._open: dict[str, tuple[str, str]] = {}
+        self._open: dict[str, Outgoing] = {}
         self._turn: Iterator[str] = iter(())
         self._failed: list[Incoming] = []
 
@@ -49,7 +53,7 @@ class FlowerLink:
             )  # fmt: skip
             ids = [str(one) for one in self._grid.push_messages([made]) if one]
             if ids:
-                self._open[ids[0]] = (order.address, order.ticket)
+                self._open[ids[0]] = replace(order, parcel=_SENT)
             else:
                 self._failed.append(Incoming(address=order.address, ticket=order.ticket, error="it was not delivered"))
 
@@ -86,12 +90,12 @@ class FlowerLink:
             if identity not in self._open:
                 continue
             for reply in self._grid.pull_messages([identity]):
-                address, ticket = self._open.pop(identity)
-                return _incoming(address, ticket, reply)
+                return _incoming(self._open.pop(identity), reply)
         return None
 
 
-def _incoming(address: str, ticket: str, reply: Any) -> Incoming:
+def _incoming(order: Outgoing, reply: Any) -> Incoming:
+    address, ticket = order.address, order.ticket
     if reply.has_error():
         reason = str(reply.error.reason or "").strip().splitlines()[-1:]
         raised = _RAISED.search("".join(reason))
@@ -102,7 +106,8 @@ def _incoming(address: str, ticket: str, reply: Any) -> Incoming:
         )
         return Incoming(address=address, ticket=ticket, error=text, lost=reply.error.code in _LOST)
     try:
+        check_size(records_bytes(reply.content), order.largest)
         parcel = from_records(reply.content, kind_of(reply))
     except FederationError as error:
-        return Incoming(address=address, ticket=ticket, error=str(error))
+        return Incoming(address=address, ticket=ticket, error=str(error), broken=True)
     return Incoming(address=address, ticket=ticket, parcel=parcel)

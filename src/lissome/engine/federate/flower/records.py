@@ -7,6 +7,8 @@ evaluate, the whole model.
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +27,7 @@ ARRAYS, METRICS, CONFIG, HEAD = "arrays", "metrics", "config", "lissome"
 """Names of the records, and of the head in the last of them; the first three are what Flower's strategies use."""
 
 _ROUND = "server-round"
+_NUMPY, _VERSION = "numpy.ndarray", (1, 0)  # of arrays without named fields
 
 
 def flower_app() -> Any:
@@ -62,7 +65,7 @@ def from_records(records: Any, kind: Kind, head: Mapping[str, Any] | None = None
     try:
         arrays = records.array_records.get(ARRAYS, {})
         numbers = records.metric_records.get(METRICS, {})
-        tensors = {str(name): _as_tensor(array.numpy()) for name, array in arrays.items()}
+        tensors = {str(name): _as_tensor(array) for name, array in arrays.items()}
         text = records.config_records.get(CONFIG, {}).get(HEAD)
         found = head if head is not None else parse_json(text, "the head of the message") if text is not None else {}
         return Parcel(kind=kind, head=found, tensors=tensors, numbers=dict(numbers))
@@ -70,6 +73,12 @@ def from_records(records: Any, kind: Kind, head: Mapping[str, Any] | None = None
         raise
     except Exception as error:  # arrays of a sender may be anything, and NumPy raises what it likes
         raise FederationError(f"the message cannot be read: {type(error).__name__}: {error}") from error
+
+
+def records_bytes(records: Any) -> int:
+    """Bytes of the arrays and the head of a RecordDict as they came, nothing of them decoded."""
+    arrays = (array for record in records.array_records.values() for array in record.values())
+    return sum(len(array.data) for array in arrays) + len(str(records.config_records.get(CONFIG, {}).get(HEAD, "")))
 
 
 def kind_of(message: Any) -> Kind:
@@ -116,6 +125,15 @@ def _as_numpy(tensor: Tensor) -> Any:
 
 
 def _as_tensor(array: Any) -> Tensor:
-    if array.dtype.hasobject:
+    """The numbers of an Array: read here, because NumPy's own reader makes room for what a header claims."""
+    stream = io.BytesIO(array.data)
+    if array.stype != _NUMPY or np.lib.format.read_magic(stream) != _VERSION:
+        raise FederationError("an array is not written as NumPy does")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject:
         raise FederationError("an array holds objects")
-    return torch.from_numpy(np.array(array, order="C", copy=True))
+    came = len(array.data) - stream.tell()
+    if math.prod(shape) * dtype.itemsize != came:
+        raise FederationError(f"an array says that it is {dtype}{list(shape)}, {came} bytes came")
+    numbers = np.ndarray(shape, dtype, array.data, stream.tell(), order="F" if fortran else "C")
+    return torch.from_numpy(np.array(numbers, order="C", copy=True))
