@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,17 +17,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
+from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.client import Answer, Work, Worker
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.local import LocalLink
 from lissome.engine.federate.merge import Mean
+from lissome.engine.federate.method import ClientSite, ServerSite
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
 from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.store import ClientStore
+from lissome.methods.federate.ffm import FFM
 from lissome.models.space import Subnet
-from tests.engine.federate.fleet import Adder, killed_at
+from tests.engine.federate.fleet import Adder, encoder, killed_at, lesson
 
 pytest.importorskip("cryptography", reason="needs cryptography: pip install 'lissome[federate]'")
 
@@ -307,3 +310,58 @@ def test_a_device_that_sends_less_may_not_join(tmp_path: Path) -> None:
         replaced.layout = lambda *_, found=less: found  # type: ignore[method-assign]
         with pytest.raises(ConfigError, match="a would get a sub-network"):
             program.check(Profile(name="a", examples=1))
+
+
+SMALL_STEP = 1.0  # largest change of a number when adapters are trained: a step is 2⁻²⁰ of it
+
+
+def lora(folder: Path, names: str, gone: Mapping[str, Collection[str]] | None = None) -> Federation:
+    """One round of FFM's adapters by the plain mean, of toy encoders; secure where somebody may be gone.
+
+    Args:
+        folder: For clients and server.
+        names: Of the clients.
+        gone: By client, the actions from which on nothing is heard of it; None is without masks.
+    """
+    model = encoder()
+    method = FFM(FFM.Config(lr=0.02, batch=8, rank=4, merge="mean"))
+    method.prepare(model, 0)
+    site = ServerSite(model=model, lesson=lesson(9), cost=SubnetCost(model), seed=0, folder=folder)
+    server: Any = method.server(site)
+    made: dict[str, Any] = {}
+    for name in names:
+        facts = Profile(name=name, examples=0)
+        client: Any = method.client(ClientSite(facts=facts, model=model, lesson=lesson(ord(name)), seed=0))
+        client = client if gone is None else SecureClient(inner=client, largest=SMALL_STEP)
+        made[name] = partial(Worker, client, ClientStore(folder / name))
+
+    class Leaving(LocalLink):
+        def send(self, orders: Any) -> None:
+            left = gone or {}
+            super().send([one for one in orders if one.parcel.head["action"] not in left.get(one.address, ())])
+
+    program = server if gone is None else SecureProgram(server, largest=SMALL_STEP)
+    config = RoundsConfig(rounds=1, evaluate_every=0, deadline=5.0)
+    job = Federation(program, Leaving(made), config, folder=folder / "server", identity={})
+    job.run()
+    return job
+
+
+@pytest.mark.parametrize(
+    ("left", "counted"),
+    [({"mask-shares", "train", "unmask"}, "abde"), ({"train", "unmask"}, "abde"), ({"unmask"}, "abcde")],
+)
+def test_adapters_are_summed_within_a_step_though_one_leaves(
+    left: set[str], counted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone after its keys, after its shares, or after its masked vector, which the others' shares take the mask off."""
+    # Training is another phase of the round there, so that its order would have another seed.
+    monkeypatch.setattr("lissome.engine.federate.exchange.derive", lambda *_: 7)
+    plain, masked = lora(tmp_path / "plain", counted), lora(tmp_path / "masked", "abcde", {"c": left})
+    assert masked.rounds[-1].metrics["unmask/lost"] == 0
+    assert {line["client"] for line in masked.audit.lines} == {"c"}
+    assert any(".adapter." in name for name in plain.program.tensors)
+    for name, value in plain.program.tensors.items():
+        assert float((masked.program.tensors[name] - value).abs().max()) <= SMALL_STEP / masks.STEPS, name
+    before, after = (one.metrics["server/loss"] for one in plain.rounds)
+    assert after < before - 1e-3, "something was learned that could be lost"
