@@ -180,6 +180,36 @@ def test_a_teacher_is_asked_once_for_all_paths() -> None:
     assert all(torch.equal(value, before[name]) for name, value in weights(teacher).items())
 
 
+def batch_on(device: str, step: int = 0) -> Batch:
+    return Batch({"image": IMAGES.to(device), "label": LABELS.to(device)}, torch.arange(12).to(device), None, step)
+
+
+def test_a_teacher_follows_the_batch_to_its_device() -> None:
+    """Torch's device without storage: shapes are computed there, and two devices in one operation are refused."""
+    model, teacher = network_model("resnet"), network_model("resnet", seed=1)
+    model.module.to("meta")
+    loss = taught_loss(forward, judge, teacher.module)
+    assert loss(model.module, batch_on("meta")).shape == (12,)
+    assert {value.device.type for value in teacher.module.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.gpu
+def test_a_sandwich_with_a_teacher_in_bf16_on_a_gpu() -> None:
+    model, teacher = network_model("resnet"), network_model("resnet", seed=1)
+    loss, devices = taught_loss(forward, judge, teacher.module), set[str]()
+
+    def noting(module: Any, batch: Batch) -> Tensor:
+        logits = forward(module, batch)
+        devices.add(f"{logits.device.type} {logits.dtype}")
+        return loss(module, batch)
+
+    before = weights(model)
+    run(model, Elastic(model, Sandwich(model.space())), noting, steps=1, precision="bf16")
+    assert devices == {"cuda torch.bfloat16"}
+    assert all(value.isfinite().all() for value in weights(model).values())
+    assert any(not torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 99), temperature=st.floats(0.5, 8), positions=st.integers(0, 3))
 def test_divergence_is_what_its_formula_says(seed: int, temperature: float, positions: int) -> None:

@@ -152,6 +152,7 @@ class _Once:
 
 @torch.no_grad()
 def _silently(forward: Forward, teacher: nn.Module, batch: Batch) -> Tensor:
+    teacher.to(batch.indices.device)  # the training loop moves only what it trains
     modes = {part: part.training for part in teacher.modules()}
     teacher.eval()
     try:
