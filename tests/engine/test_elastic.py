@@ -18,10 +18,11 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from lissome.core.errors import ConfigError, DataError
 from lissome.engine.checkpoint import Checkpoint
-from lissome.engine.elastic import Elastic, divergence, inplace_loss, task_loss, taught_loss, trained
+from lissome.engine.elastic import Elastic, Heard, divergence, inplace_loss, task_loss, taught_loss, trained
 from lissome.engine.hooks import Batch, Hooks, Loss, Task
 from lissome.engine.norms import adapted, reestimate
 from lissome.engine.paths import RandomPath, Sandwich, depth_groups, kind_of
+from lissome.engine.recover import token_loss
 from lissome.engine.spaces import elastic_space, narrowed
 from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import Design, add_adapters
@@ -29,7 +30,7 @@ from lissome.models.binding import extract, masked
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 from lissome.testing.networks import network_model
-from lissome.testing.toys import toy_model
+from lissome.testing.toys import toy_ids, toy_model
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES, LABELS = torch.randn(12, 3, 16, 16, generator=GENERATOR), torch.randint(5, (12,), generator=GENERATOR)
@@ -170,6 +171,24 @@ def test_the_largest_teaches_the_others_in_place() -> None:
         run(model, elastic := Elastic(model, RandomPath(model.space())), inplace_loss(forward, judge, elastic), steps=1)
 
 
+def test_the_largest_teaches_tokens_in_place() -> None:
+    """The largest learns the text, the others what the largest says: the loss is as if it were another model."""
+    model, other = toy_model("llama"), toy_model("llama")
+    elastic = Elastic(model, Sandwich(model.space()))
+    batch = Batch(toy_ids(model, 0, 3, 12), torch.arange(3), None, 0)
+    inplace, plain = token_loss(model, Heard(elastic), 0.7), token_loss(model)
+    taught = token_loss(model, other, 0.7)
+    smallest = False
+    for path in elastic.passes(0, Random(0)):
+        with path:
+            wanted = plain if elastic.largest else taught
+            smallest = smallest or not elastic.largest
+            assert torch.allclose(inplace(model.module, batch), wanted(model.module, batch), atol=1e-5)
+    assert smallest
+    with next(iter(Elastic(model, RandomPath(model.space())).passes(0, Random(0)))):
+        assert elastic.largest, "one knows only of the paths that it opened itself"
+
+
 def test_a_teacher_is_asked_once_for_all_paths() -> None:
     model, teacher = network_model("resnet"), network_model("resnet", seed=1)
     asked: list[int] = []
@@ -275,6 +294,14 @@ def test_only_the_chosen_part_is_trained(part: str, ends: str) -> None:
         if part == "blocks":
             assert not [name for name in names if "embeddings" in name or "classifier" in name]
     assert before == {name: value.requires_grad for name, value in model.module.named_parameters()}
+
+
+def test_a_part_can_stay_as_it_is() -> None:
+    model = network_model("resnet")
+    with trained(model, "layer1 but layer1.0") as names:
+        assert names and all(name.startswith("layer1.1.") for name in names)
+    with pytest.raises(ConfigError, match="'fc but fc' has no parameters"), trained(model, "fc but fc"):
+        pass
 
 
 def test_adapters_alone_are_trained() -> None:

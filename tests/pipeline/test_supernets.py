@@ -237,6 +237,10 @@ def test_before_a_search_there_is_nothing_to_extract(home: Path, tmp_path: Path)
     make(home, tmp_path / "S", "steps=1", "tune_steps=0")
     with pytest.raises(ArtifactError, match="was not searched yet; give: lissome search"):
         pipeline.extract_for(tmp_path / "S", budget="macs<=50%", out=tmp_path / "A")
+    with pytest.raises(
+        SubnetError, match=r"the middle of .* lacks statistics of batch norms, which only a search takes"
+    ):
+        pipeline.extract_for(tmp_path / "S", point="middle", out=tmp_path / "A")
     with pytest.raises(ArtifactError, match="is a super-network, not one model's curve"):
         pipeline.extract_step(tmp_path / "S", 0, tmp_path / "A")
     with pytest.raises(ConfigError, match="holds another job"):

@@ -124,6 +124,20 @@ def test_a_segmenter_becomes_a_super_network(home: Path, tmp_path: Path) -> None
         assert torch.allclose(small.module(**inputs).pred_masks, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [((), {"vision_encoder", "mask_decoder"}), (("part=vision_encoder",), {"vision_encoder"})],
+    ids=["all", "encoder"],
+)
+def test_prompts_are_read_as_before_whatever_is_trained(
+    settings: tuple[str, ...], changed: set[str], home: Path, tmp_path: Path
+) -> None:
+    quick = ("steps=1", "batch=4", "lr=0.01", "min_width=8", "layers=2", "order=none", *settings)
+    pipeline.supernet(home / "mini", method="supersam", data=home / "noisy.npz", settings=quick, out=tmp_path / "S")
+    before, after = (dict(pipeline.load(place).module.named_parameters()) for place in (home / "mini", tmp_path / "S"))
+    assert {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])} == changed
+
+
 def test_layers_keep_their_kind_when_others_go(home: Path) -> None:
     """Windows stay windows: what stands at a removed layer hands on, and no index moves."""
     model = load_model(home / "mini")

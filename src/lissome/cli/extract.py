@@ -24,7 +24,12 @@ def command(
     ],
     budget: TakeOption = None,
     point: Annotated[
-        int | None, typer.Option("--point", metavar="N", min=0, help="Take this point of the search instead.")
+        str | None,
+        typer.Option(
+            "--point",
+            metavar="N",
+            help="Take this point of the search instead; or largest, middle or smallest, which need none.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the model goes.")] = None,
     as_json: JsonFlag = False,
@@ -39,8 +44,9 @@ def command(
 
     exclusive(budget=budget, point=point is not None)
     folder = out or derived_folder(artifact, budget or ["extract"], point=point)
+    taken = int(point) if point and point.isdecimal() else point
     with working(ctx) as events:
         report = pipeline.extract_for(
-            artifact, budget=tuple(budget) if budget else None, point=point, out=folder, events=events
+            artifact, budget=tuple(budget) if budget else None, point=taken, out=folder, events=events
         )
     answer(report.to_json(), supernets.extracted, as_json)

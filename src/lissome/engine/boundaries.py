@@ -7,6 +7,7 @@ bounds are reached.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter as Counted
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class Boundaries:
         flat = torch.cat(list(worth.values())) if worth else torch.empty(0)
         # One unit after the other, so that units of equal worth (never learnt, say) do not come and go together.
         self._order = [names[int(place)] for place in flat.argsort(descending=True, stable=True)]
+        falling = flat.sort(descending=True).values
+        self._thresholds = [0, *((falling[1:] < falling[:-1]).nonzero().flatten() + 1).tolist(), len(falling)]
 
     def range(self) -> tuple[float, float]:
         """Least and most multiply-accumulates that can be reached."""
@@ -139,6 +142,15 @@ class Boundaries:
             if fewer.macs >= macs:
                 kept, best = [*kept[:place], *kept[place + 1 :]], fewer
         return best
+
+    def threshold(self, macs: float) -> Sized:
+        """Return the sizes that one threshold leaves whose cost is nearest to a wanted one.
+
+        Units of equal worth go together and nothing fills the gap, so that it can be far off: the published rule.
+        """
+        place = bisect_right(self._thresholds, macs, key=lambda count: self._kept(self._order[:count]).macs)
+        near = self._thresholds[max(0, place - 1) : place + 1]
+        return min((self._kept(self._order[:count]) for count in near), key=lambda one: abs(one.macs - macs))
 
     def uniform(self, macs: float) -> Sized:
         """Return the sizes of the same share of every group whose cost is nearest to a wanted one."""

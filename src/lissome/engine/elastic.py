@@ -24,7 +24,7 @@ from lissome.engine.paths import PathSampler
 from lissome.models.adapters.layers import is_adapter_tensor
 from lissome.models.binding import Masking
 from lissome.models.model import Model
-from lissome.models.space import Subnet
+from lissome.models.space import Space, Subnet
 
 Forward = Callable[[Any, Batch], Tensor]
 """Maps (module, batch) to logits [B, …, K]."""
@@ -58,12 +58,17 @@ class Elastic(Hooks):
             yield
         finally:
             self._masking.restore()
-            self.now = self._sampler.space.full
+            self.now = self.space.full
+
+    @property
+    def space(self) -> Space:
+        """The Space that is trained."""
+        return self._sampler.space
 
     @property
     def largest(self) -> bool:
         """Whether the pass that runs goes through the whole model."""
-        return self.now == self._sampler.space.full
+        return self.now == self.space.full
 
 
 def task_loss(forward: Forward, judge: Judge) -> Loss:
@@ -116,19 +121,50 @@ def inplace_loss(
         ConfigError: When the share is not in [0, 1], or the temperature not positive; or a smaller Subnet comes first.
     """
     _check(share, temperature)
-    held: dict[str, Any] = {}
+    heard = Heard(elastic)
 
     def loss(module: Any, batch: Batch) -> Tensor:
         logits = forward(module, batch)
-        if elastic.largest:
-            held.update(batch=batch, logits=logits.detach())
+        largest = heard(batch, logits)
+        if largest is None:
             return judge(logits, batch)
-        if held.get("batch") is not batch:
-            raise ConfigError("in-place distillation needs paths that begin with the largest; use the sandwich.")
-        told = divergence(logits, held["logits"], temperature)
+        told = divergence(logits, largest, temperature)
         return (1 - share) * judge(logits, batch) + share * told if share < 1 else told
 
     return loss
+
+
+class Heard:
+    """What the largest Subnet said of a micro-batch, for the others.
+
+    Args:
+        elastic: Says which Subnet is trained.
+    """
+
+    def __init__(self, elastic: Elastic) -> None:
+        self._elastic, self._batch, self._answer = elastic, None, torch.empty(0)
+
+    def __call__(self, batch: Any, answer: Tensor) -> Tensor | None:
+        """Keep what the largest says, and return None; to any other return what the largest said.
+
+        Raises:
+            ConfigError: When the largest was not asked about this micro-batch.
+        """
+        if self._elastic.largest:
+            self._batch, self._answer = batch, answer.detach()
+            return None
+        if self._batch is not batch:
+            raise ConfigError("in-place distillation needs paths that begin with the largest; use the sandwich.")
+        return self._answer
+
+
+def lesson_loss(
+    forward: Forward, judge: Judge, teacher: nn.Module | Elastic, *, share: float, temperature: float
+) -> Loss:
+    """Return `taught_loss` of another model, or `inplace_loss` of the largest Subnet itself."""
+    if isinstance(teacher, Elastic):
+        return inplace_loss(forward, judge, teacher, share=share, temperature=temperature)
+    return taught_loss(forward, judge, teacher, share=share, temperature=temperature)
 
 
 def divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -176,7 +212,7 @@ def trained(model: Model, part: str = "all") -> Iterator[tuple[str, ...]]:
     Args:
         model: The model.
         part: ``"all"``; ``"adapters"``; ``"blocks"``, without what stands outside of them; or the dotted name of a
-            submodule, such as ``"vision_encoder"``.
+            submodule, such as ``"vision_encoder"``. ``"all but prompt_encoder"`` leaves a submodule out.
 
     Yields:
         Names of the trained parameters.
@@ -186,13 +222,19 @@ def trained(model: Model, part: str = "all") -> Iterator[tuple[str, ...]]:
     """
     before = {name: value.requires_grad for name, value in model.module.named_parameters()}
     blocks = tuple(f"{block}." for block in model.anatomy.blocks)
+    asked, _, but = part.partition(" but ")
+    # By identity: what a submodule shares with another one has only the other's name.
+    held = {id(value) for value in model.module.get_submodule(but).parameters()} if but else set()
     chosen = tuple(
         name
-        for name in before
-        if part == "all"
-        or (part == "adapters" and is_adapter_tensor(name))
-        or (part == "blocks" and name.startswith(blocks))
-        or name.startswith(f"{part}.")
+        for name, value in model.module.named_parameters()
+        if id(value) not in held
+        and (
+            asked == "all"
+            or (asked == "adapters" and is_adapter_tensor(name))
+            or (asked == "blocks" and name.startswith(blocks))
+            or name.startswith(f"{asked}.")
+        )
     )
     if not chosen:
         raise ConfigError(f"{part!r} has no parameters; give all, adapters, blocks or the name of a submodule.")

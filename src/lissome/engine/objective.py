@@ -22,7 +22,7 @@ from lissome.core.protocols import Splits
 from lissome.data.labelled import Labelled
 from lissome.data.text import spread
 from lissome.engine.classify import Encoded, OwnHead, answers, classification, encode, logits_of
-from lissome.engine.elastic import taught_loss
+from lissome.engine.elastic import Elastic, Heard, lesson_loss
 from lissome.engine.exampled import ExampleSplits, OfExamples
 from lissome.engine.hooks import Batch, Loss, Task
 from lissome.engine.pictures import ImageSplits, Pictures
@@ -100,8 +100,11 @@ class Objective(Protocol):
     def task(self, model: Model) -> Task:
         """Return the task of the training loop; thaws what must be trained beside adapters."""
 
-    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
-        """Return the task's loss with the opinion of another model in it; see `lissome.engine.elastic.taught_loss`."""
+    def lesson(self, model: Model, teacher: Model | Elastic, *, share: float, temperature: float) -> Loss:
+        """Return the task's loss with another opinion in it: of a model, or of the largest Subnet on the same examples.
+
+        See `lissome.engine.elastic.taught_loss` and `lissome.engine.elastic.inplace_loss`.
+        """
 
     def training(self, *, steps: int, lr: float, batch: int | None, max_seconds: float | None) -> TrainConfig:
         """Settings of the training loop; `batch` None is the objective's own choice."""
@@ -144,8 +147,10 @@ class NextToken:
         config = RecoverConfig(steps=steps, lr=lr, max_seconds=max_seconds, **given)
         return config.training(shorter(self.data.recovery).shape[1])
 
-    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
+    def lesson(self, model: Model, teacher: Model | Elastic, *, share: float, temperature: float) -> Loss:
         """Return the loss with a teacher's opinion of every token, always at temperature 1."""
+        if isinstance(teacher, Elastic):
+            return token_loss(model, Heard(teacher), share)
         device = next(model.module.parameters()).device
         return token_loss(model, in_dtype(teacher, fast_dtype(device)), share)
 
@@ -196,13 +201,14 @@ class Classes(OfExamples):
             parameter.requires_grad_(True)
         return classification(OwnHead(model), self.data.recovery)
 
-    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
+    def lesson(self, model: Model, teacher: Model | Elastic, *, share: float, temperature: float) -> Loss:
         """Return the loss with a teacher's opinion of every text."""
 
         def judge(logits: Tensor, batch: Batch) -> Tensor:
             return F.cross_entropy(logits.float(), batch.examples[2], reduction="none")
 
-        return taught_loss(logits_of, judge, OwnHead(teacher), share=share, temperature=temperature)
+        asked = teacher if isinstance(teacher, Elastic) else OwnHead(teacher)
+        return lesson_loss(logits_of, judge, asked, share=share, temperature=temperature)
 
     def each(self, model: Model, split: Split) -> dict[str, Tensor]:
         """Whether the likeliest class of every text is right, and its cross entropy."""

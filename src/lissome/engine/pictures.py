@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lissome.core.errors import DataError, NumericsError
 from lissome.data.images import Images
-from lissome.engine.elastic import Forward, task_loss, taught_loss
+from lissome.engine.elastic import Elastic, Forward, lesson_loss, task_loss
 from lissome.engine.exampled import ExampleSplits, OfExamples
 from lissome.engine.hooks import Batch, Loss, Task
 from lissome.engine.images import ImageExamples, examples
@@ -117,9 +117,10 @@ class Pictures(OfExamples):
         """Return the task of the training loop."""
         return Task(module=model.module, loss=task_loss(self._forward, _judge), data=self.data.recovery)
 
-    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
+    def lesson(self, model: Model, teacher: Model | Elastic, *, share: float, temperature: float) -> Loss:
         """Return the loss with a teacher's opinion of every image."""
-        return taught_loss(self._forward, _judge, teacher.module, share=share, temperature=temperature)
+        asked = teacher if isinstance(teacher, Elastic) else teacher.module
+        return lesson_loss(self._forward, _judge, asked, share=share, temperature=temperature)
 
     def each(self, model: Model, split: Split) -> dict[str, Tensor]:
         """Whether the likeliest class of every image is right, and its cross entropy."""

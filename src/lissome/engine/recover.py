@@ -24,6 +24,7 @@ from lissome.core.method import Context
 from lissome.core.seeds import derive
 from lissome.cost.peak import give_back
 from lissome.engine.checkpoint import Checkpoint
+from lissome.engine.elastic import Heard
 from lissome.engine.forward import last_states
 from lissome.engine.hooks import Batch, Hooks, Loss, Task
 from lissome.engine.train import TrainConfig, train
@@ -172,12 +173,12 @@ def shorter(windows: Tensor) -> Tensor:
     return pieces
 
 
-def token_loss(model: Model, teacher: Model | None = None, share: float = 0.0) -> Loss:
+def token_loss(model: Model, teacher: Model | Heard | None = None, share: float = 0.0) -> Loss:
     """Return the loss of windows LongTensor[B, T]: mean over their next tokens; the head itself is not trained.
 
     Args:
         model: What is trained (everything but its head may be).
-        teacher: A model of the same vocabulary.
+        teacher: A model of the same vocabulary; or the largest Subnet of `model`, which learns from the text alone.
         share: Weight of KL(teacher‖model) against the text.
     """
     head = model.anatomy.head
@@ -187,7 +188,10 @@ def token_loss(model: Model, teacher: Model | None = None, share: float = 0.0) -
         targets = ids[:, 1:].flatten()
         hidden = last_states(model, ids)[:, :-1].flatten(0, 1)
         opinion = None
-        if teacher is not None:
+        if isinstance(teacher, Heard):
+            told = teacher(batch, hidden)
+            opinion = None if told is None else Teacher(told, head, share)
+        elif teacher is not None:
             teacher.module.to(ids.device)
             with torch.no_grad():
                 states = last_states(teacher, ids)[:, :-1].flatten(0, 1)

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from lissome.core.errors import ConfigError, NumericsError
 from lissome.data.masks import Prompted
+from lissome.engine.elastic import Elastic
 from lissome.engine.exampled import ExampleSplits, OfExamples
 from lissome.engine.hooks import Batch, Loss, Task
 from lissome.engine.search.found import Split
@@ -117,7 +118,7 @@ class Segments(OfExamples):
         """Return the task of the training loop."""
         return Task(module=model.module, loss=_loss, data=self.data.recovery)
 
-    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
+    def lesson(self, model: Model, teacher: Model | Elastic, *, share: float, temperature: float) -> Loss:
         """Refuse: masks have no classes that a teacher could be sure or unsure of.
 
         Raises:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lissome.core.errors import DataError, NumericsError
 from lissome.data.questions import Question, Questions, exact, overlap
 from lissome.engine.classify import trimmed
-from lissome.engine.elastic import taught_loss
+from lissome.engine.elastic import Elastic, lesson_loss
 from lissome.engine.exampled import ExampleSplits, OfExamples
 from lissome.engine.forward import quick_attention
 from lissome.engine.hooks import Batch, Loss, Task
@@ -178,9 +178,10 @@ class Spans(OfExamples):
 
         return Task(module=model.module, loss=loss, data=self.data.recovery)
 
-    def lesson(self, model: Model, teacher: Model, *, share: float, temperature: float) -> Loss:
+    def lesson(self, model: Model, teacher: Model | Elastic, *, share: float, temperature: float) -> Loss:
         """Return the loss with a teacher's opinion of both ends, their mean."""
-        return taught_loss(_scores, _judge, teacher.module, share=share, temperature=temperature)
+        asked = teacher if isinstance(teacher, Elastic) else teacher.module
+        return lesson_loss(_scores, _judge, asked, share=share, temperature=temperature)
 
     @torch.no_grad()
     def each(self, model: Model, split: Split) -> dict[str, Tensor]:

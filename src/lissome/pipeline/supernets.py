@@ -29,6 +29,7 @@ from lissome.cost.peak import peak_memory
 from lissome.engine.evaluate import versions
 from lissome.engine.norms import adapted, batch_norms, statistics, take_statistics
 from lissome.engine.search import Found, Point
+from lissome.engine.search.goal import QUALITIES
 from lissome.models.adapters import adapters, merge_lora
 from lissome.models.artifact import WEIGHTS, save_model
 from lissome.models.binding import extract as cut
@@ -219,7 +220,7 @@ def extract_for(
     artifact: Path | str,
     *,
     budget: Bounds | None = None,
-    point: int | None = None,
+    point: int | str | None = None,
     out: Path | str,
     into: Any = None,
     events: EventStream | None = None,
@@ -230,7 +231,8 @@ def extract_for(
         artifact: A folder that `supernet` made and `search` searched, or the name of one that ships; or an elastic
             model of another kind, of which the largest size within the budget is cut.
         budget: Bounds, as in `fit`, relative to the whole network; the best first objective among what holds is taken.
-        point: The point to take instead, by its number.
+        point: The point to take instead, by its number; or the ``largest``, ``middle`` or ``smallest``, which need no
+            search where there are no batch norms.
         out: Where the model goes.
         into: Of a module of a class of the user's own, the whole module.
         events: Where progress is reported.
@@ -250,6 +252,8 @@ def extract_for(
         )  # fmt: skip
     elastic = read_elastic(place)
     check_extract_place(place, Path(out))
+    if isinstance(point, str):
+        return _extract_named(place, point, Path(out), into, events or EventStream())
     if not (place / FOUND).is_file():
         raise ArtifactError(f"{place} was not searched yet; give: lissome search {place} --trials 100")
     found = Found.load(place / FOUND)
@@ -270,6 +274,36 @@ def extract_for(
     return ExtractReport(
         out=Path(out), artifact=place, number=chosen.number, figures=figures, test=dict(chosen.test),
         original=dict(found.original), subnet=subnet.to_json(), seconds=time.monotonic() - start,
+    )  # fmt: skip
+
+
+def _extract_named(place: Path, name: str, out: Path, into: Any, events: EventStream) -> ExtractReport:
+    """Cut out what the making judged by name; of LoNAS the middle is what its paper reports without a search."""
+    start, (given, *rest) = time.monotonic(), read_curve(place)
+    named = {one.change: one for one in rest}
+    if name not in named:
+        raise SubnetError(
+            f"there is no point {name!r} in {place}; there are {', '.join(named)}, and a search's numbers."
+        )
+    model, manifest = load(place, into=into, events=events), read_manifest(place)
+    if batch_norms(model.module):
+        raise SubnetError(
+            f"the {name} of {place} lacks statistics of batch norms, which only a search takes; give: "
+            f"lissome search {place} --trials 100"
+        )
+    point = named[name]
+    small = cut(model, point.subnet, space=space_of(manifest, place))
+    if adapters(small.module):
+        merge_lora(small)
+    figures: dict[str, float] = {**point.quality, **Counter(small).count().figures()}
+    metrics = tuple(
+        Metric(name=term, value=value, better=QUALITIES[term]) for term, value in point.quality.items()
+    )  # fmt: skip
+    stated = _stated(manifest, f"the {name}", read_elastic(place), small, metrics)
+    save_model(small, out, manifest=replace(stated, subnet=dict(point.subnet)))
+    return ExtractReport(
+        out=out, artifact=place, number=None, figures=figures, test={}, original=dict(given.figures),
+        subnet=dict(point.subnet), seconds=time.monotonic() - start,
     )  # fmt: skip
 
 
@@ -304,10 +338,14 @@ def _of_point(manifest: Manifest, point: Point, found: Found, elastic: Elastic, 
         )
         for name, value in figures.items()
     )  # fmt: skip
+    return _stated(manifest, f"point {point.number}", elastic, small, metrics)
+
+
+def _stated(manifest: Manifest, which: str, elastic: Elastic, small: Model, metrics: tuple[Metric, ...]) -> Manifest:
     last = replace(manifest.lineage[-1], after=metrics)
     return replace(
         manifest,
-        name=f"{manifest.base.name}: point {point.number} of a super-network by {elastic.method}",
+        name=f"{manifest.base.name}: {which} of a super-network by {elastic.method}",
         tags=tuple(tag for tag in manifest.tags if tag != "elastic"),
         layers=tuple(small.anatomy.layers()),
         lineage=(*manifest.lineage[:-1], last),

@@ -61,6 +61,12 @@ def test_a_stage_that_cannot_be_read_is_refused(text: str) -> None:
         BootstrapNAS.Config(stages=())
 
 
+@pytest.mark.parametrize("settings", [("distil=0.5",), ("paths=sandwich",)], ids=" ".join)
+def test_the_largest_teaches_in_a_sandwich_alone(settings: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="set paths=sandwich and distil too"):
+        BootstrapNAS.Config.from_assignments((*settings, "teacher=largest"))
+
+
 def test_without_training_the_whole_is_what_was_given(stripes: Path, tmp_path: Path) -> None:
     """Sorting filters and a rate of 0 leave the function of the network, but for its statistics."""
     given, outcome = run(stripes, tmp_path, "steps=1", "lr=0.0")
@@ -117,7 +123,13 @@ def test_a_kind_that_is_not_there_leaves_nothing(stripes: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "settings",
-    [("paths=sandwich",), ("distil=0.5",), ("order=wanda",), ("order=first_order", "widths=none", "width_step=3")],
+    [
+        ("paths=sandwich",),
+        ("distil=0.5",),
+        ("distil=1", "teacher=largest", "paths=sandwich"),
+        ("order=wanda",),
+        ("order=first_order", "widths=none", "width_step=3"),
+    ],
     ids=" ".join,
 )
 def test_other_ways(settings: tuple[str, ...], stripes: Path, tmp_path: Path) -> None:

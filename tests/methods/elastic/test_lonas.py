@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lissome import pipeline
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ConfigError, SubnetError
 from lissome.core.manifest import read_manifest
 from lissome.cost.counted import Counter
 from lissome.engine.search import Found
@@ -130,6 +130,25 @@ def test_extracted_and_merged_is_what_was_masked(
     assert difference(outputs(small.module, inputs), wanted) < 1e-5
     assert Counter(small).count().macs == point.figures["macs"] == cut.figures["macs"]
     assert Counter(small).count().params == point.figures["params"]
+
+
+def test_the_middle_of_every_list_is_extracted_without_a_search(home: Path, tmp_path: Path) -> None:
+    report = make(home, "llama", home / "text.txt", tmp_path / "S")
+    (middle,) = (point for point in report.points if point["change"] == "middle")
+    cut = pipeline.extract_for(tmp_path / "S", point="middle", out=tmp_path / "A")
+    space, whole = Space.from_json(read_manifest(tmp_path / "S").space), pipeline.load(tmp_path / "S")
+    assert cut.subnet == {axis.name: axis.choices[::-1][(len(axis.choices) - 1) // 2] for axis in space.axes}
+    assert cut.number is None and cut.figures["macs"] == middle["figures"]["macs"] < cut.original["macs"]
+    assert cut.figures["ppl"] == middle["quality"]["ppl"]
+    with masked(whole, cut.subnet, space=space):
+        wanted = outputs(whole.module, {"input_ids": IDS})
+    small = pipeline.load(tmp_path / "A")
+    assert not adapters(small.module)
+    assert difference(outputs(small.module, {"input_ids": IDS}), wanted) < 1e-5
+    with pytest.raises(
+        SubnetError, match=r"no point 'half' in .*; there are largest, middle, smallest, and a search's"
+    ):
+        pipeline.extract_for(tmp_path / "S", point="half", out=tmp_path / "B")
 
 
 def test_untrained_adapters_change_nothing(home: Path, tmp_path: Path) -> None:

@@ -152,6 +152,11 @@ def test_what_does_not_fit_is_refused(home: Path, tmp_path: Path) -> None:
         pipeline.supernet(
             home / "vit", method="supersam", data=home / "stripes.npz", settings=("layers=1,7",), out=tmp_path / "S"
         )
+    with pytest.raises(ConfigError, match=r"part=vision_encoder is for segmenters, which .* is not"):
+        pipeline.supernet(
+            home / "vit", method="supersam", data=home / "stripes.npz", settings=("part=vision_encoder",),
+            out=tmp_path / "T",
+        )  # fmt: skip
     linear = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Flatten(), torch.nn.Linear(4 * 49, 4))
     model = load_model(linear.eval(), example=(3, 16, 16))
     with pytest.raises(UnsupportedModelError, match="SuperSAM makes MLPs of transformers smaller"):

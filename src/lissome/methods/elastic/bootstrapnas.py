@@ -19,7 +19,7 @@ Differs from the published code (NNCF), and why:
   drops what is illegal, which rarely reaches the ends. The choice is one number for each group, where the published
   search walks all subsets.
 - ``paths=sandwich`` (the largest, one at random, the smallest) is not in the published code, which rarely sees the
-  ends.
+  ends; nor is ``teacher=largest``, in-place distillation (Yu & Huang 2019, arXiv 1903.05134).
 - No label smoothing; the published example for CIFAR-10 uses 0.1.
 """
 
@@ -33,6 +33,8 @@ from typing import Literal
 from lissome.core.config import option
 from lissome.core.errors import ConfigError
 from lissome.core.method import Context, Outcome
+from lissome.engine.elastic import Elastic
+from lissome.engine.hooks import Loss
 from lissome.engine.paths import PathSampler, RandomPath, Sandwich, depth_groups, kind_of
 from lissome.engine.ranking import ranking, saliency
 from lissome.engine.spaces import KINDS, Widths, elastic_space, narrowed
@@ -94,7 +96,10 @@ class BootstrapNAS(SupernetMethod):
             "l1", "what sorts filters before widths open; the published code has l1, its documentation l2"
         )
         paths: Literal["random", "sandwich"] = option("random", "sub-networks of a step: one, or the ends and one")
-        distil: float = option(0.0, "share of what the given model says in the loss", low=0.0, high=1.0)
+        distil: float = option(0.0, "share of what the teacher says in the loss", low=0.0, high=1.0)
+        teacher: Literal["given", "largest"] = option(
+            "given", "the model that was given, or the largest sub-network of the same step (paths=sandwich)"
+        )
         temperature: float = option(2.0, "by which logits are divided there", low=0.01)
 
         def __post_init__(self) -> None:
@@ -103,6 +108,10 @@ class BootstrapNAS(SupernetMethod):
                 raise ConfigError("there must be a stage at least, such as kernel+depth+width.")
             for stage in self.stages:
                 _Stage.parse(stage)
+            if self.teacher == "largest" and not (self.distil and self.paths == "sandwich"):
+                raise ConfigError(
+                    "teacher=largest teaches the others of a sandwich; set paths=sandwich and distil too."
+                )
 
     config: Config
 
@@ -121,11 +130,7 @@ class BootstrapNAS(SupernetMethod):
         given = making.quality()
         known = {kind_of(axis) for axis in space.axes}
         stages = [stage for stage in stages if known.intersection(stage.kinds)]
-        loss = None
-        if self.config.distil:
-            loss = making.objective.lesson(
-                making.model, making.teacher(), share=self.config.distil, temperature=self.config.temperature
-            )
+        given_teacher = making.teacher() if self.config.distil and self.config.teacher == "given" else None
         whole, sorted_ = sum(stage.part for stage in stages), False
         for number, stage in enumerate(stages, start=1):
             if "width" in stage.kinds and not sorted_:
@@ -133,7 +138,9 @@ class BootstrapNAS(SupernetMethod):
                 sorted_ = True
             opened = narrowed(space, stage.kinds, choices=stage.widths, depth=stage.depth)
             steps = max(1, round(self.config.steps * stage.part / whole))
-            making.train(f"stage-{number}", self._sampler(opened), steps=steps, loss=loss)
+            elastic = Elastic(making.model, self._sampler(opened))
+            loss = self._lesson(making, given_teacher or elastic) if self.config.distil else None
+            making.train(f"stage-{number}", elastic, steps=steps, loss=loss)
         return making.outcome(space, given=given, details={"stages": [" ".join(stage.kinds) for stage in stages]})
 
     def _space(self, model: Model, stages: Sequence[_Stage]) -> Space:
@@ -160,6 +167,10 @@ class BootstrapNAS(SupernetMethod):
             task=making.objective.task(making.model), seed=making.context.seed,
         )  # fmt: skip
         reorder(making.model, ranking(making.model, scores, axes=space.by_name))
+
+    def _lesson(self, making: Making, teacher: Model | Elastic) -> Loss:
+        share, temperature = self.config.distil, self.config.temperature
+        return making.objective.lesson(making.model, teacher, share=share, temperature=temperature)
 
     def _sampler(self, space: Space) -> PathSampler:
         return RandomPath(space) if self.config.paths == "random" else Sandwich(space)

@@ -12,7 +12,7 @@ Differs from the published code, and why:
 
 - Units come and go one by one in the order of their worth, by bisection on how many stay: units whose scores tie (never
   updated) do not flip together, and where a head is too coarse a step, neurons fill the gap: both bounds are met within
-  2 %. The published bisection is on the threshold.
+  2 %. ``lists=threshold`` is the published bisection, on one threshold; it ends, with the nearest cost there is.
 - ``scores`` other than ``learned`` take the same way, since learned ones do not always order better than cheap ones.
 - Where c_max is below the whole model, it is cut to c_max first: what no choice uses is not trained.
 - Three passes share one optimizer step with the mean of their gradients; the published ones are summed, which AdamW
@@ -60,8 +60,10 @@ class EFTNAS(SupernetMethod):
         scores: Literal["learned", "l1", "l2", "wanda", "first_order", "random"] = option(
             "learned", "what units are worth; learned: by movement pruning, the paper's"
         )
-        lists: Literal["scores", "uniform"] = option(
-            "scores", "sizes of each layer by its scores; uniform: the same share of every layer, as made by hand"
+        lists: Literal["scores", "threshold", "uniform"] = option(
+            "scores",
+            "sizes of each layer by its scores; threshold: by one threshold on all of them, as published; uniform: the "
+            "same share of every layer, as made by hand",
         )
         score_steps: int = option(200, "steps in which scores are learnt; the model itself starts again after", low=1)
         opens: float = option(0.4, "share of them before the threshold begins to rise", low=0.0, high=0.99)
@@ -112,7 +114,7 @@ class EFTNAS(SupernetMethod):
     def _check(self, model: Model) -> None:
         """Refuse costs that no sizes reach before any work: whatever units are worth, the ends are the same."""
         bounds = Boundaries(model, unit_scores(model, saliency(model, "l1")))
-        if self.config.lists == "scores":
+        if self.config.lists != "uniform":
             bounds.nested([share * bounds.range()[1] for share in (self.config.smallest, self.config.largest)])
 
     def worth(self, making: Making) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -144,7 +146,8 @@ class EFTNAS(SupernetMethod):
         most = bounds.range()[1]
         shares = torch.linspace(config.smallest, config.largest, config.targets).tolist()
         costs = [share * most for share in shares]
-        found = [bounds.uniform(macs) for macs in costs] if config.lists == "uniform" else bounds.nested(costs)
+        single = {"uniform": bounds.uniform, "threshold": bounds.threshold}.get(config.lists)
+        found = [single(macs) for macs in costs] if single else bounds.nested(costs)
         if config.largest < 1:
             space = bounds.space(found)
             subnet = bounds.subnet(space, found[-1])

@@ -15,8 +15,10 @@ Differs from the published code, and why:
 - E is found by leaving each layer out alone, layer 0 never; the paper's own rule is not known. ``layers`` sets it.
 - A removed layer keeps the others' kinds and tables, since blocks are skipped where they are.
 - Units are sorted once, before training; the published code can sort again, on sums that it never clears.
-- Any transformer whose layers hand on what they get: a segmenter of transformers (`SamModel`), whose prompt encoder and
-  mask decoder stay as they are; a classifier of images; an encoder of text.
+- Any transformer whose layers hand on what they get: a segmenter of transformers (`SamModel`), whose prompt encoder is
+  frozen and whose mask decoder is trained at its full size; a classifier of images; an encoder of text.
+- ``part=vision_encoder`` trains a segmenter's encoder alone, on masks; the published cheap mode, which copies the
+  embeddings of a larger encoder, needs that encoder.
 - Only hidden units of MLPs and whole layers: attentions keep their width, as in the released setting.
 """
 
@@ -39,7 +41,7 @@ from lissome.models.binding import masked, reorder
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 
-_ENCODER = "vision_encoder"
+_ENCODER, _PROMPTS = "vision_encoder", "prompt_encoder"
 
 
 class SuperSAM(SupernetMethod):
@@ -71,7 +73,11 @@ class SuperSAM(SupernetMethod):
         within: str | None = option(
             None, "dotted name of the part that is elastic; none: a segmenter's vision_encoder, else the whole model"
         )
-        part: Literal["all", "blocks"] = option("all", "what is trained; blocks: the transformer's layers alone")
+        part: Literal["all", "blocks", "vision_encoder"] = option(
+            "all",
+            "what is trained; all: but for a segmenter's prompt encoder; blocks: the transformer's layers alone; "
+            "vision_encoder: a segmenter's encoder alone",
+        )
 
     config: Config
 
@@ -80,11 +86,14 @@ class SuperSAM(SupernetMethod):
 
         Raises:
             UnsupportedModelError: When the model has no MLPs that can be made smaller.
-            ConfigError: When there is no layer of a number that was given.
+            ConfigError: When there is no layer of a number that was given, or no vision_encoder to train.
             DataError: When there are no examples to train on or to choose by.
             NumericsError: When training fails; names the step.
         """
         config, making = self.config, Making(model, context, self.config)
+        segmenter = _segments(making.model)
+        if config.part == _ENCODER and not segmenter:
+            raise ConfigError(f"part=vision_encoder is for segmenters, which {model.name} is not; give all or blocks.")
         layers = _layers(making.model, self.config.within)
         parts = _whole(layers)
         if config.layers is not None and not set(config.layers) <= parts.keys():
@@ -107,7 +116,7 @@ class SuperSAM(SupernetMethod):
         elastic = [name for branches in layers[1:] for branch in branches for name in _units(branch)]
         space = self._space(making.model, elastic, [parts[layer] for layer in sorted(gone)])
         sampler = Sandwich(space) if config.update == "together" else Turns(space)
-        making.train("train", sampler, part=config.part)
+        making.train("train", sampler, part=f"{config.part} but {_PROMPTS}" if segmenter else config.part)
         details = {"layers": sorted(gone), "loss_without": {str(layer): loss for layer, loss in losses.items()}}
         return making.outcome(space, given=given, details=details)
 
@@ -162,7 +171,7 @@ def _layers(model: Model, within: str | None) -> list[tuple[Branch, ...]]:
     Raises:
         UnsupportedModelError: When there is none.
     """
-    usual = _ENCODER if hasattr(model.module, _ENCODER) and hasattr(model.module, "mask_decoder") else ""
+    usual = _ENCODER if _segments(model) else ""
     start = f"{within or usual}." if within or usual else ""
     blocks = (model.anatomy.of_block(index) for index in range(len(model.anatomy.blocks)))
     inside = (tuple(branch for branch in branches if branch.path.startswith(start)) for branches in blocks)
@@ -173,6 +182,11 @@ def _layers(model: Model, within: str | None) -> list[tuple[Branch, ...]]:
             "bootstrapnas."
         )
     return found
+
+
+def _segments(model: Model) -> bool:
+    """Whether a model is a segmenter of transformers."""
+    return all(hasattr(model.module, part) for part in (_ENCODER, _PROMPTS, "mask_decoder"))
 
 
 def _units(branch: Branch) -> list[str]:
