@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import closing
@@ -25,8 +21,8 @@ from lissome.engine.search.database import Database
 from lissome.engine.search.samplers import names
 from lissome.models.space import Axis, Space, Subnet
 from tests.engine.search.landscapes import layers, problem
+from tests.engine.search.workers import check_a_killed_worker, lines, worker
 
-ROOT = Path(__file__).parents[3]
 CONFIG = SearchConfig(trials=14, heartbeat=1)
 
 
@@ -70,60 +66,14 @@ def test_the_same_call_again_evaluates_nothing_and_more_trials_go_on(tmp_path: P
     assert len(more.points) == 20
 
 
-WORKER = """
-import sys
-from pathlib import Path
-from lissome.engine.search import SearchConfig, search
-from tests.engine.search.landscapes import slow
-folder = Path(sys.argv[1])
-asked = slow(float(sys.argv[2]), folder / f"{sys.argv[3]}.log")
-found = search(asked, SearchConfig(trials=16, heartbeat=1), study=folder / "study.db")
-found.save(folder / f"{sys.argv[3]}.json")
-"""
-
-
-def worker(folder: Path, seconds: float, name: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(folder), str(seconds), name], env=environment)
-
-
-def lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def wait_for(condition: object, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)
-
-
 @pytest.mark.long
 def test_two_processes_share_a_study_and_one_that_is_killed_loses_no_trial(tmp_path: Path) -> None:
-    """The first begins a trial that it will not end; the other one ends all of them, this one too."""
-    doomed = worker(tmp_path, 3600.0, "doomed")
-    try:
-        wait_for(lambda: lines(tmp_path / "doomed.log"))
-        other = worker(tmp_path, 0.05, "other")
-        wait_for(lambda: len(lines(tmp_path / "other.log")) > 3)
-        doomed.send_signal(signal.SIGKILL)
-        doomed.wait()
-        assert other.wait(timeout=120) == 0
-    finally:
-        doomed.kill()
-        doomed.wait()
-    found = Found.load(tmp_path / "other.json")
-    evaluated = Counter(lines(tmp_path / "other.log"))
-    assert len(found.points) == 16
-    assert len(set(choices(found))) == 16
-    assert set(lines(tmp_path / "doomed.log")) <= set(evaluated), "what the dead one had begun was done again"
-    assert max(evaluated.values()) == 1
-    assert {",".join(map(str, point.choices)) for point in found.points} == set(evaluated)
+    check_a_killed_worker(tmp_path, tmp_path / "study.db")
 
 
 @pytest.mark.long
 def test_two_processes_divide_the_trials(tmp_path: Path) -> None:
-    both = [worker(tmp_path, 0.3, name) for name in ("a", "b")]
+    both = [worker(tmp_path, tmp_path / "study.db", 0.3, name) for name in ("a", "b")]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     done = Counter([*lines(tmp_path / "a.log"), *lines(tmp_path / "b.log")])
     assert max(done.values()) == 1

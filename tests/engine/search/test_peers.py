@@ -21,6 +21,7 @@ from lissome.core.errors import ArtifactError
 from lissome.engine.search import SearchConfig, search
 from lissome.engine.search.database import Database
 from tests.engine.search.landscapes import problem
+from tests.engine.search.workers import check_a_killed_worker
 
 pytestmark = pytest.mark.peer
 
@@ -119,6 +120,10 @@ def test_a_server_holds_many_studies_and_loses_no_trial(server: str) -> None:
     living.finish(again, plain.evaluate(again.subnet), 0.0)
     assert [trial.state for trial in living.trials()] == ["done"]
     living.close()
+
+
+def test_a_worker_on_a_server_that_is_killed_loses_no_trial(server: str, tmp_path: Path) -> None:
+    check_a_killed_worker(tmp_path, server)
 
 
 def test_a_server_that_is_not_there_does_not_tell_the_password(server: str) -> None:
