@@ -157,8 +157,36 @@ def test_a_datasets_id(monkeypatch: pytest.MonkeyPatch) -> None:
         read_images("someone/pets@test")
     rows = {"img": [{"bytes": b"no picture", "path": None}] * 12, "label": LABELS.tolist()}
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict(rows, features=columns))
-    with pytest.raises(DataError, match=r"someone/pets: image 2 is no picture that can be read"):
-        read_images("someone/pets").pictures[2]()
+    with pytest.raises(DataError, match=r"someone/pets@train: image 2 is no picture that can be read"):
+        read_images("someone/pets@train").pictures[2]()
+
+
+def test_a_datasets_id_keeps_its_own_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the eval extra is not installed")
+    columns = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "ant"])})
+
+    def table(start: int, stop: int, labels: list[int] | None = None) -> Any:
+        pictures = [Image.fromarray(pixels) for pixels in PIXELS[start:stop]]
+        given = {"image": pictures, "label": labels or LABELS[start:stop].tolist()}
+        return datasets.Dataset.from_dict(given, features=columns)
+
+    parts = {"train": table(0, 6), "validation": table(6, 9), "test": table(9, 12), "extra": table(0, 3)}
+
+    def load(*_: Any, split: str | None) -> Any:
+        return parts[split] if split else datasets.DatasetDict(parts)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    images = read_images("someone/pets")
+    assert {name: len(found) for name, found in images.splits.items()} == {"train": 6, "val": 3, "test": 3}
+    assert all(np.array_equal(images.split("test").pictures[at](), PIXELS[9 + at]) for at in range(3))
+    assert images.split("test").labels == tuple(LABELS[9:12])
+    assert len(read_images("someone/pets@train")) == 6
+    parts["test"] = table(9, 12, [-1, -1, -1])
+    hidden = read_images("someone/pets")
+    assert set(hidden.splits) == {"train", "val"} and hidden.sha256 != images.sha256
+    del parts["train"]
+    with pytest.raises(DataError, match="has the splits validation, test, extra, but none called train; give someone/"):
+        read_images("someone/pets")
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,8 @@ def read_images(source: str | Path) -> Images:
         source: A folder with one folder of pictures per class, perhaps below ``train``, ``val`` and ``test``; an
             ``.npz`` archive with ``image`` (uint8, N×H×W or N×H×W×C) or ``blob`` and ``offsets`` (pictures one behind
             the other), ``label``, and perhaps ``classes`` and ``is_train``; or a `datasets` id,
-            ``NAME[:CONFIG][@SPLIT]``.
+            ``NAME[:CONFIG][@SPLIT]``; without a split all of ``train``, ``val`` and ``test`` that it has and that say
+            their labels.
 
     Raises:
         DataError: When there is nothing of that name, it holds no labelled images, or a file is damaged.
@@ -256,25 +257,48 @@ def _from_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], at: int) -> Pic
 
 
 def _of_dataset(match: re.Match[str]) -> Images:
-    name, split = match[0], match["split"] or "train"
+    """Read the split that is named; of an id without one all that are called as ours, as from a folder."""
+    name, split = match[0], match["split"]
     datasets = optional_import("datasets", extra="eval")
     try:
-        table = datasets.load_dataset(match["id"], match["config"], split=split)
+        loaded = datasets.load_dataset(match["id"], match["config"], split=split)
     except Exception as error:  # the hub, the network and parsers raise a hundred kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{name!r} is no file, and as a datasets id it could not be read ({reason}); {_FORMS}."
         ) from error
+    tables = {split: loaded} if split else {key: loaded[key] for key in loaded if _SAME.get(key, key) in _SPLITS}
+    if not split and "train" not in tables:
+        raise DataError(f"{name} has the splits {', '.join(loaded)}, but none called train; give {name}@SPLIT.")
+    parts = [_of_table(name if split else f"{name}@{key}", table) for key, table in tables.items()]
+    rows, marks = list[tuple[Picture, str, str]](), list[str]()
+    for key, (pictures, labels, hidden) in zip(tables, parts, strict=True):
+        if hidden and (split or key == "train"):
+            raise DataError(f"{name}: label {hidden[0]} is none of its classes; give a split whose labels are known.")
+        if not hidden:  # else a test split of a competition, which nothing can be told by
+            known = _SAME.get(key, key) if _SAME.get(key, key) in _SPLITS else ""
+            rows += [(picture, label, known) for picture, label in zip(pictures, labels, strict=True)]
+            marks.append(str(getattr(tables[key], "_fingerprint", name)))
+    first = next(iter(tables.values()))
+    names = getattr(first.features[_columns(name, first)[1]], "names", None)
+    return _images(name, rows, hashlib.sha256("/".join(marks).encode()).hexdigest(), names or ())
+
+
+def _columns(name: str, table: Any) -> tuple[str, str]:
+    """Names of the columns with images and classes."""
     columns = table.column_names
     image = next((column for column in ("image", "img", "pixels") if column in columns), None)
     label = next((column for column in ("label", "labels", "fine_label") if column in columns), None)
     if image is None or label is None:
         raise DataError(f"{name} has the columns {', '.join(columns)}; image and label are needed.")
+    return image, label
+
+
+def _of_table(name: str, table: Any) -> tuple[list[Picture], list[str], list[Any]]:
+    """Pictures of one split, their classes by name, and labels that are none of the classes."""
+    image, label = _columns(name, table)
     names, labels = getattr(table.features[label], "names", None), list(table[label])
     hidden = [value for value in labels if value is None or (names and not 0 <= value < len(names))]
-    if hidden:  # as in test splits of competitions
-        raise DataError(f"{name}: label {hidden[0]} is none of its classes; give a split whose labels are known.")
-    known = _SAME.get(split, split) if _SAME.get(split, split) in _SPLITS else ""
 
     def picture(at: int) -> Picture:
         def read() -> NDArray[np.uint8]:
@@ -283,6 +307,5 @@ def _of_dataset(match: re.Match[str]) -> Images:
 
         return read
 
-    rows = [(picture(at), names[value] if names else str(value), known) for at, value in enumerate(labels)]
-    digest = hashlib.sha256(str(getattr(table, "_fingerprint", name)).encode()).hexdigest()
-    return _images(name, rows, digest, names or ())
+    told = [] if hidden else [names[value] if names else str(value) for value in labels]
+    return [picture(at) for at in range(len(labels))], told, hidden
