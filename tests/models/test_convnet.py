@@ -54,6 +54,17 @@ def test_it_is_cut_saved_and_opened_like_any_model(seed: int, tmp_path: Path) ->
     conformance.check_saved(model, tmp_path / "whole", example(model))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [MIXED, resnet(width=4, blocks=3)], ids=["mixed", "resnet"])
+def test_a_hundred_subnets(config: ConvNetConfig) -> None:
+    model = built(config)
+    inputs, space = example(model, batch=2), model.anatomy.space(finest=True)
+    conformance.check_full(model, inputs)
+    for seed in range(100):
+        subnet = space.sample(Random(seed))
+        conformance.check_counted(model, subnet, conformance.check_subnet(model, subnet, inputs))
+
+
 def test_what_is_padded_as_it_runs_has_elastic_kernels() -> None:
     found = {axis.name: axis.choices for axis in built(MIXED).space().axes}
     strided = "blocks.2.layers.1.0.kernel"  # stride 2: padded by what its kernel needs
@@ -133,7 +144,9 @@ def test_efficientnet_lite0(tmp_path: Path) -> None:
     assert abs(counts.disk / (model.save(tmp_path / "whole") / "model.safetensors").stat().st_size - 1) < 0.05
     space = model.anatomy.space(finest=True)
     for seed in range(100):
-        small = conformance.check_subnet(model, space.sample(Random(seed)), inputs)
+        subnet = space.sample(Random(seed))
+        small = conformance.check_subnet(model, subnet, inputs)
+        conformance.check_counted(model, subnet, small)
     conformance.check_full(model, inputs)
     conformance.check_saved(small, tmp_path / "small", inputs)
 

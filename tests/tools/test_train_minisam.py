@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from lissome.data.masks import holds_masks, read_masks
 from lissome.engine.hooks import Batch
 from lissome.engine.segments import Segments, dice, iou, segment_splits
 from lissome.models.binding import masked
+from lissome.models.example import example
 from lissome.models.load import load_model
 from lissome.models.space import Space
+from lissome.testing import conformance
 from tools.train_minisam import DOMAINS, first_loss, minisam, scenes
 
 pytest.importorskip("sklearn", reason="scenes are made of scikit-learn's digits and photographs")
@@ -148,6 +151,16 @@ def test_layers_keep_their_kind_when_others_go(home: Path) -> None:
         now = [getattr(layer, "window_size", None) for layer in layers]  # type: ignore[union-attr]
     assert kinds == [4, 0, 4, 0]
     assert now == [4, 0, None, 0]
+
+
+@pytest.mark.slow
+def test_a_hundred_subnets_of_a_segmenter(home: Path) -> None:
+    model = load_model(home / "mini")
+    inputs, space = example(model, batch=2), model.anatomy.space(finest=True)
+    conformance.check_full(model, inputs)
+    for seed in range(100):
+        subnet = space.sample(Random(seed))
+        conformance.check_counted(model, subnet, conformance.check_subnet(model, subnet, inputs))
 
 
 @pytest.mark.parametrize("missing", ["point", "mask"])

@@ -16,8 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from lissome.cost.counted import Counter
 from lissome.models.binding import extract, masked, reorder
+from lissome.models.example import example
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.nested.describe import describe
@@ -43,12 +47,27 @@ def difference(got: Tensor, reference: Tensor) -> float:
 
 @torch.no_grad()
 def outputs(module: nn.Module, inputs: Inputs, **options: Any) -> Tensor:
-    """What a forward gives: logits [B, T, V] or [B, labels], or the last hidden states [B, T, D] without a head."""
+    """What a forward gives: logits [B, T, V] or [B, labels], masks of a segmenter, or else the last hidden states."""
     result = module(**inputs, **options)
     if isinstance(result, Tensor):
         return result
-    found: Tensor = result.logits if "logits" in result else result.last_hidden_state
+    found: Tensor = next(result[name] for name in ("logits", "pred_masks", "last_hidden_state") if name in result)
     return found
+
+
+def independent_macs(module: nn.Module, inputs: Inputs) -> int:
+    """Multiply-accumulates of one forward by torch's own counter, attentions by their plain formula.
+
+    With gradients: without, the counter stumbles over embeddings that are expanded (a segmenter's for no mask).
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
+            module(**inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return int(flops.get_total_flops()) // 2
 
 
 def logits(module: nn.Module, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -141,6 +160,19 @@ def check_subnet(model: Model, subnet: Subnet, inputs: Inputs, *, reference: Ref
     assert torch.equal(outputs(model.module, inputs), before), "the full model was changed"
     assert names == [name for name, _ in model.module.named_parameters()], "the parameters were moved"
     return small
+
+
+def check_counted(model: Model, subnet: Subnet, small: Model) -> None:
+    """Counts of a Subnet are those of what was cut out: parameters, and multiply-accumulates by another counter.
+
+    Args:
+        model: The full model, which reads inputs of one size (images, rows of numbers).
+        subnet: A Subnet of any Space of it.
+        small: What `check_subnet` returned for it.
+    """
+    counts, inputs = Counter(model).count(subnet), example(model)
+    assert counts.macs == independent_macs(small.module, inputs)
+    assert counts.params == sum(parameter.numel() for parameter in small.module.parameters())
 
 
 def check_padding(small: Model, ids: Tensor, *, pad: int = 2) -> None:

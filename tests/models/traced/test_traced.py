@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from lissome.core.errors import ArtifactError, SubnetError, UnsupportedModelError
 from lissome.cost.batch import BatchSum
@@ -33,22 +31,12 @@ def model(request: pytest.FixtureRequest) -> Model:
     return network_model(request.param)
 
 
-def independent_macs(model: Model) -> int:
-    """Multiply-accumulates by torch's own counter."""
-    inputs = example(model)
-    with FlopCounterMode(display=False) as flops, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model.module(**inputs)
-    return int(flops.get_total_flops()) // 2
-
-
 def check_identities(model: Model, seed: int) -> Model:
     """One random Subnet: masked = extracted = zeroed, and counts are those of the extracted model."""
     space = model.anatomy.space(finest=True)
     subnet = space.sample(Random(seed))
     small = conformance.check_subnet(model, subnet, example(model, batch=2, seed=seed))
-    counts = Counter(model).count(subnet)
-    assert counts.macs == independent_macs(small)
-    assert counts.params == sum(parameter.numel() for parameter in small.module.parameters())
+    conformance.check_counted(model, subnet, small)
     return small
 
 
@@ -65,7 +53,7 @@ def test_a_hundred_subnets_of_every_network(model: Model) -> None:
 
 def test_the_full_subnet_is_the_model(model: Model) -> None:
     conformance.check_full(model, example(model))
-    assert Counter(model).count().macs == independent_macs(model)
+    assert Counter(model).count().macs == conformance.independent_macs(model.module, example(model))
 
 
 def test_any_reordering_keeps_the_function(model: Model) -> None:
@@ -239,19 +227,29 @@ _STOCK: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", _STOCK)
-def test_networks_of_transformers(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=_STOCK)
+def stock(request: pytest.FixtureRequest) -> Model:
     import transformers
 
-    kind, fields = _STOCK[name]
+    kind, fields = _STOCK[request.param]
     config = getattr(transformers, f"{kind}Config")(num_labels=3, **fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = getattr(transformers, f"{kind}ForImageClassification")(config)
         for parameter in module.parameters():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
-    model = load_model(module)
-    small = check_identities(model, 1)
-    conformance.check_saved(small, tmp_path / "small", example(model))
-    if name == "deit":
-        assert {"deit.layers.0.attention", "deit.layers.1.mlp"} <= {axis.name for axis in model.space().axes}
+    return load_model(module, name=request.param)
+
+
+def test_networks_of_transformers(stock: Model, tmp_path: Path) -> None:
+    conformance.check_full(stock, example(stock))
+    small = check_identities(stock, 1)
+    conformance.check_saved(small, tmp_path / "small", example(stock))
+    if stock.name == "deit":
+        assert {"deit.layers.0.attention", "deit.layers.1.mlp"} <= {axis.name for axis in stock.space().axes}
+
+
+@pytest.mark.slow
+def test_a_hundred_subnets_of_networks_of_transformers(stock: Model) -> None:
+    for seed in range(100):
+        check_identities(stock, seed)
