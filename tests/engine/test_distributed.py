@@ -44,8 +44,39 @@ weights = [round(float(value), 6) for name, value in module.state_dict().items()
 print("result " + json.dumps([result.losses, weights]), flush=True)
 """
 
+SANDWICH = """
+import json, sys
+from pathlib import Path
+import torch
+from torch.nn.functional import cross_entropy
+from lissome.engine.checkpoint import Checkpoint
+from lissome.engine.elastic import Elastic, taught_loss
+from lissome.engine.hooks import Task
+from lissome.engine.paths import Sandwich
+from lissome.engine.train import TrainConfig, train
+from lissome.testing.networks import network_model
+torch.set_num_threads(1)
+model, teacher = network_model("transformer"), network_model("transformer", seed=1)  # without statistics of batches
+images = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+data = [{"image": image, "label": at % 3} for at, image in enumerate(images)]
+forward = lambda module, batch: module(batch.examples["image"])
+judge = lambda logits, batch: cross_entropy(logits, batch.examples["label"], reduction="none")
+steps, batch = int(sys.argv[2]), int(sys.argv[3])
+config = TrainConfig(
+    steps=steps, batch=batch, schedule="constant", precision="fp32", checkpoint_steps=2, optimizer="sgd", lr=0.1
+)
+result = train(
+    Task(module=model.module, loss=taught_loss(forward, judge, teacher.module, share=0.5), data=data), config, seed=3,
+    hooks=Elastic(model, Sandwich(model.space())), checkpoint=Checkpoint(Path(sys.argv[1]), {}),
+)
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+weights = [round(float(value), 6) for value in model.module.state_dict().values() for value in value.flatten()]
+print("result " + json.dumps([result.losses, weights]), flush=True)
+"""
 
-def start(world: int, *arguments: str) -> list[str]:
+
+def start(world: int, *arguments: str, job: str = JOB) -> list[str]:
     """Run the job in `world` processes; return what each found."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -57,7 +88,7 @@ def start(world: int, *arguments: str) -> list[str]:
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**common, **(own | address if world > 1 else {})}
-        command = [sys.executable, "-c", JOB, *arguments]
+        command = [sys.executable, "-c", job, *arguments]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes)
@@ -65,10 +96,12 @@ def start(world: int, *arguments: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    (alone,) = start(1, str(tmp_path / "one"), "6", "4")
-    start(2, str(tmp_path / "two"), "4", "2")
-    first, second = start(2, str(tmp_path / "two"), "6", "2")  # continues after step 4
+@pytest.mark.parametrize("job", [JOB, SANDWICH], ids=["whole", "sandwich"])
+def test_two_processes_equal_one(job: str, tmp_path: Path) -> None:
+    """Of a sandwich too, whose last path, at which gradients are exchanged, leaves out what the first one used."""
+    (alone,) = start(1, str(tmp_path / "one"), "6", "4", job=job)
+    start(2, str(tmp_path / "two"), "4", "2", job=job)
+    first, second = start(2, str(tmp_path / "two"), "6", "2", job=job)  # continues after step 4
     assert first == second
     losses, weights = json.loads(alone.removeprefix("result "))
     other_losses, other_weights = json.loads(first.removeprefix("result "))
