@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,9 @@ from benchmarks._elastic import Subject
 from lissome.cost.counted import Counter
 from lissome.models.example import example
 from lissome.models.model import Model
+
+_MOST = 0.9  # share of all channels that may go
+_HALVINGS = 8
 
 
 def pruned(subject: Subject, macs: float, *, multiple: int = 8) -> Model:
@@ -26,22 +30,30 @@ def pruned(subject: Subject, macs: float, *, multiple: int = 8) -> Model:
         macs: Multiply-accumulates that may stay.
         multiple: What channels are rounded to.
     """
-    model, low, high = _elastic.original(subject), 0.0, 0.9
-    small = _cut(model, high, multiple)
-    for _ in range(7):
-        share = (low + high) / 2
-        tried = _cut(model, share, multiple)
-        if Counter(tried).count().macs <= macs:
-            small, high = tried, share
-        else:
-            low = share
-    if Counter(small).count().macs > macs:
+    model = _elastic.original(subject)
+
+    def fits(share: float, heads: float) -> bool:
+        return Counter(_cut(model, share, heads, multiple)).count().macs <= macs
+
+    heads = _least(lambda share: fits(share, share), _MOST)
+    # Heads are coarse, and all layers lose one at the same share: what the last of them freed is given to the widths.
+    share = _least(lambda share: fits(share, heads), heads)
+    if not fits(share, heads):
         raise ValueError(f"no share of all channels stays within {macs:.3g} multiply-accumulates")
-    return _elastic.adapted(small, _elastic.objective(subject))
+    return _elastic.adapted(_cut(model, share, heads, multiple), _elastic.objective(subject))
 
 
-def _cut(model: Model, share: float, multiple: int) -> Model:
-    """Cut a share of the channels and heads of every layer out of a copy; a transformer's own width stays."""
+def _least(fits: Callable[[float], bool], high: float) -> float:
+    """Bisect for the smallest share that fits; the highest where none of those below does."""
+    low = 0.0
+    for _ in range(_HALVINGS):
+        share = (low + high) / 2
+        low, high = (low, share) if fits(share) else (share, high)
+    return high
+
+
+def _cut(model: Model, share: float, heads_share: float, multiple: int) -> Model:
+    """Cut a share of the channels and one of the heads of every layer out of a copy; its own width stays."""
     import torch_pruning as tp
 
     module: Any = copy.deepcopy(model.module).requires_grad_(True)
@@ -62,7 +74,7 @@ def _cut(model: Model, share: float, multiple: int) -> Model:
             num_heads=dict(heads),
             prune_num_heads=bool(heads),
             prune_head_dims=not heads,
-            head_pruning_ratio=share,
+            head_pruning_ratio=heads_share,
         )
         pruner.step()
     for one in attentions:

@@ -10,7 +10,9 @@ import pytest
 
 from benchmarks import _elastic
 from benchmarks._elastic import Scale
-from benchmarks.eftnas import run, table
+from benchmarks._frame import Store
+from benchmarks.eftnas import run, sweeps, table
+from lissome.cost.counted import Counter
 from tests.benchmarks.elastic import SEEDS, all_hold, broken, text, toy
 
 
@@ -22,24 +24,37 @@ def made_up(
     order: float = 0.8,
     most: float = 1.0,
     small: float = 0.199,
+    below: float = 0.8,
+    lora: float = 0.9,
+    used: float = 0.99,
+    answered: float = 0.3,
 ) -> dict[str, Any]:
     cells: dict[str, Any] = {"orders": {name: text(order if name == "learned" else 0.7) for name in run.ORDERS}}
     macs = {f"{run.HALF:g}": 0.49, f"{run.FIFTH:g}": small}
     for task, arms in run.ARMS.items():
-        cells[f"teacher-{task}"] = {"test": text(0.9)}
+        cells[f"teacher-{task}"] = {"test": text(0.9), "rate": 1e-4}
+        for seed in SEEDS:
+            cells[f"lora-{task}-{seed}"] = {"test": text(lora), "rate": 2e-3}
         for arm, seed in itertools.product(arms, SEEDS):
             cut = {key: {"macs": share, "params": 0.5, "test": text(half)} for key, share in macs.items()}
             volume, ends = hand if arm == "uniform" else 0.7, {"least": least, "most": most}
-            cells[f"{arm}-{task}-{seed}"] = {"cut": cut, **ends, "volume": volume, "latency": [0.7, 0.6, 0.8]}
+            facts = {"rate": 1e-4, "passes": 1200}
+            cells[f"{arm}-{task}-{seed}"] = {"cut": cut, **ends, "volume": volume, "latency": [0.7, 0.6, 0.8], **facts}
     for share, seed in itertools.product(run.SHARES, SEEDS):
-        cells[f"alone-{share:g}-{seed}"] = {"test": text(0.9)}
-    one = {"f1": 0.3, "exact": 0.2, "loss": 3.0}
-    sizes = {key: {**one, "macs": share} for key, share in macs.items()}
-    return cells | {"answers": {"untrained": {**one, "f1": 0.05}, "questions": 300, "teacher": one, **sizes}}
+        cells[f"alone-{share:g}-{seed}"] = {"test": text(0.9), "macs": used * share, "rate": 1e-4, "passes": 400}
+    for seed in SEEDS:
+        cells[f"bounds-{seed}"] = {"least": 0.195, "most": below}
+        cells[f"answers-{seed}"] = {key: {**read(answered), "macs": share} for key, share in macs.items()}
+    return cells | {"answers-teacher": {"untrained": read(0.05), "teacher": read(0.3)}}
+
+
+def read(f1: float) -> dict[str, list[float]]:
+    """Eight questions."""
+    return {"f1": [f1 + (place - 3.5) / 100 for place in range(8)], "exact": [0.2] * 8}
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge(made_up(), SEEDS)) == 15
+    assert all_hold(run.judge(made_up(), SEEDS)) == 22
 
 
 @pytest.mark.parametrize(
@@ -47,6 +62,8 @@ def test_everything_holds_when_it_does() -> None:
     [
         ({"least": 0.21}, "furthest"), ({"half": 0.88}, "teacher"), ({"hand": 0.8}, "made by hand"),
         ({"order": 0.6}, "order"), ({"most": 0.97}, "largest"), ({"small": 0.203}, "times that the small point"),
+        ({"below": 0.77}, "largest, 80%"), ({"lora": 0.92}, "tuned LoRA"), ({"used": 0.96}, "distilled alone uses"),
+        ({"answered": 0.28}, "against the teacher, mean"), ({"answered": 0.05}, "of half over"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None:
@@ -61,7 +78,8 @@ def test_the_volume_of_a_front() -> None:
 def test_the_tables_show_every_arm() -> None:
     page = table.page([{"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}])
     assert all(f"| {arm}, {task}, at 0.5 |" in page for task, arms in run.ARMS.items() for arm in arms)
-    assert "| alone, 0.5 |" in page and "| teacher, sst2 |" in page
+    assert "| alone, 0.5, at 0.495 | 90.00 |  | 400 | 0.0001 |" in page and "| teacher, sst2 |" in page
+    assert "| lora, sst2 |" in page and "| bounds, 0 | 0.1950 | 0.8000 |" in page
     assert "| 0.5 of the multiply-accumulates | 30.0 | 20.0 |" in page
     assert all(f"| {order} |" in page for order in run.ORDERS)
 
@@ -72,5 +90,38 @@ def test_the_parts_on_a_toy(tmp_path: Path) -> None:
     found = run.orders(it, tmp_path / "orders", 3)
     assert set(found) == set(run.ORDERS) and all(len(right) == 12 for right in found.values())
     pytest.importorskip("torch_pruning", reason="the extra `bench` is not installed")
-    alone = run.alone(it, 0.6, Scale((0,), 0.001), 0)
-    assert len(alone["test"]) == 12
+    scale, settings = Scale(), {**sweeps.ALONE, "steps": 4}
+    small = sweeps.alone(it, 0.6, scale, settings, 0)
+    whole = Counter(_elastic.original(it)).count().macs
+    assert 0.5 < Counter(small).count().macs / whole <= 0.6
+    tuned = sweeps.by_lora(it, scale, {**sweeps.LORA, "steps": 4}, 0)
+    assert Counter(tuned).count().macs == whole
+
+
+def test_the_baseline_has_as_many_settings() -> None:
+    assert len(sweeps.ELASTIC_CHANGES) == len(sweeps.ALONE_CHANGES)
+    assert len(sweeps.WHOLE_CHANGES) == len(sweeps.LORA_CHANGES)
+
+
+@pytest.mark.long
+def test_super_networks_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    it, scale = toy(tmp_path), Scale((0,), 0.01)
+    tried = sweeps.Tried(scale, Store(tmp_path / "results", scratch=tmp_path / "scratch"))
+    monkeypatch.setattr(tried, "teacher", lambda _: it)
+    monkeypatch.setattr(tried, "rate", lambda _: 1e-4)
+    for module in (run, sweeps):
+        monkeypatch.setattr(module, "SMALL", 0.5)
+        monkeypatch.setattr(module, "SHARES", (0.6,))
+    monkeypatch.setattr(run, "HALF", 0.6)
+    swept = tried.sweeps["eftnas"]
+    assert 0 <= swept.compute(sweeps.ELASTIC, tmp_path / "tried") <= 1
+    ends = run.bounds(tried, tmp_path / "bounds", scale, 0)
+    assert abs(ends["least"] / 0.5 - 1) <= run.NEAR and abs(ends["most"] / run.BELOW - 1) <= run.NEAR
+    found = run.made(tried, tmp_path / "made", "languages", "uniform", scale, 0)
+    assert found["cut"]["0.6"]["macs"] <= 0.6 and found["passes"] == 3 * scale.of(run.STEPS["languages"])
+    assert 0 < found["volume"] < 1
+
+
+def test_answers_are_compared_question_by_question() -> None:
+    found = run.difference([[0.5, 0.5, 0.0], [0.3, 0.3, 0.0]], [0.4, 0.4, 0.0])
+    assert found.value == pytest.approx(0.0) and found.low == pytest.approx(0.0) and found.n == 3
