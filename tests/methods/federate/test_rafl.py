@@ -132,6 +132,24 @@ def test_what_is_shared_travels_and_nothing_else(share: str, tmp_path: Path) -> 
         assert server.outcome().anatomy.layers() == bound_of(model, server.small, lesson(0)).model.anatomy.layers()
 
 
+def test_a_client_alone_trains_on_as_if_no_round_had_ended(tmp_path: Path) -> None:
+    def own(folder: Path, rounds: int, steps: int, **changes: Any) -> list[dict[str, Tensor]]:
+        run(folder, rounds, steps=steps, moments=True, **changes)
+        return [dict(ClientStore(folder / name).before(10**6).tensors) for name in BUDGETS]
+
+    for one, other in zip(
+        own(tmp_path / "a", 1, 6, share="none"), own(tmp_path / "b", 2, 3, share="none"), strict=True
+    ):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+        assert any(name.startswith("moment|") for name in one)
+    for kept in own(tmp_path / "c", 2, 3, share="both"):
+        names = {name.removeprefix(OWN) for name in kept if name.startswith(OWN)}
+        kinds = {name.split("|")[1] for name in kept if name.startswith("moment|")}
+        assert kinds
+        assert kinds <= names, "of its own model alone"
+
+
 def test_knowledge_goes_into_secure_sums_whatever_the_architectures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

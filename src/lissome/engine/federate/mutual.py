@@ -24,7 +24,7 @@ from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.store import Kept
-from lissome.engine.federate.training import Bound, Lesson, cut_model
+from lissome.engine.federate.training import Bound, Lesson, continued, cut_model
 from lissome.engine.hooks import Batch, Task
 from lissome.engine.norms import batch_norms, reestimate, statistics, take_statistics
 from lissome.engine.train import TrainConfig, train
@@ -111,6 +111,8 @@ class MutualClient:
         lesson: What it learns.
         config: Settings of the training loop.
         peer: λ.
+        moments: Whether the optimizer's moments of its own model and the position in the data are kept between rounds.
+            Those of the knowledge network never are: what comes back is the mean of many.
     """
 
     facts: Profile
@@ -118,6 +120,7 @@ class MutualClient:
     lesson: Lesson
     config: TrainConfig
     peer: float = 1.0
+    moments: bool = False
 
     def profile(self) -> Profile:
         """Say who this client is."""
@@ -151,16 +154,20 @@ class MutualClient:
         if other is not None and work.head.round == 1:
             settle(other.module, self.lesson)  # what came was cut from the whole model; from then on they stay
         task = Task(module=pair, loss=_Mutual(self.lesson, self.peer), data=self.lesson.task(own.module).data)
-        losses = train(task, config, seed=work.head.seed).losses
+        if self.moments:
+            losses, carried = continued(work, replace(own, module=pair), task, config)
+        else:
+            losses, carried = train(task, config, seed=work.head.seed).losses, Kept()
         found = own.values(list(own.trained()))
         answer = {name: value for name, value in found.items() if name in work.tensors}
         if other is not None:
             answer |= {KNOWLEDGE + name: value for name, value in other.values(list(other.trained())).items()}
             answer |= moments_of(other.model, KNOWLEDGE)
-        facts = {"subnet": dict(work.head.subnet) if work.head.subnet is not None else None}
+        facts = {"subnet": dict(work.head.subnet) if work.head.subnet is not None else None, **carried.facts}
+        keep = {**{OWN + name: value for name, value in found.items()}, **moments_of(own.model, OWN)}
         return Answer(
             weight=len(self.lesson), tensors=answer, metrics={"loss": sum(losses) / max(1, len(losses))},
-            keep=Kept({**{OWN + name: value for name, value in found.items()}, **moments_of(own.model, OWN)}, facts),
+            keep=Kept({**keep, **carried.tensors}, facts),
         )  # fmt: skip
 
     def _judged(self, own: Bound, other: Bound | None) -> Answer:

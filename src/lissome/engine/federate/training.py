@@ -200,21 +200,20 @@ class TrainingClient:
         if self.proximal:
             came = [(value, value.detach().clone()) for name, value in bound.trained().items() if name in work.tensors]
             task = replace(task, loss=_Near(task.loss, came, self.proximal))
+        hooks = self.hooks_for(work, bound)
         if self.moments:
-            losses, kept = self._continued(work, bound, task, config)
-            facts = {"seed": work.kept.facts.get("seed", work.head.seed)}
+            losses, carried = continued(work, bound, task, config, hooks)
         else:
-            losses = train(task, config, seed=work.head.seed, hooks=self.hooks_for(work, bound)).losses
-            kept, facts = {}, {}
+            losses, carried = train(task, config, seed=work.head.seed, hooks=hooks).losses, Kept()
         private = [name for name in bound.trained() if is_private(name, self.private)]
         answered = bound.values(self.answered(work, bound))
         mine = {MINE + name: value for name, value in answered.items()} if self.common < 1 else {}
-        keep = {**bound.values(private), **kept, **extra, **mine}
+        keep = {**bound.values(private), **carried.tensors, **extra, **mine}
         done = int(work.kept.facts.get("steps", 0)) + len(losses)
         whose = {"subnet": dict(work.head.subnet)} if work.head.subnet is not None else {}
         return Answer(
             weight=len(self.lesson), tensors=answered, metrics={"loss": sum(losses) / max(1, len(losses))},
-            keep=Kept(keep, {"steps": done, **facts, **whose, **said}) if keep or said else None,
+            keep=Kept(keep, {"steps": done, **carried.facts, **whose, **said}) if keep or said else None,
         )  # fmt: skip
 
     def remember(self, work: Work, bound: Bound) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -233,20 +232,6 @@ class TrainingClient:
         """Return where training differs for an order; default: `hooks`."""
         return self.hooks
 
-    def _continued(
-        self, work: Work, bound: Bound, task: Task, config: TrainConfig
-    ) -> tuple[tuple[float, ...], dict[str, Tensor]]:
-        """Train on from the kept moments and position, with the weights that came."""
-        done = int(work.kept.facts.get("steps", 0))
-        carried = Carried(work.kept, done, bound)
-        stretched = replace(
-            config, steps=done + config.steps, schedule="constant", warmup=0, checkpoint_seconds=math.inf
-        )
-        # The seed of the first order for all: the position in the data is then a matter of the step.
-        seed = int(work.kept.facts.get("seed", work.head.seed))
-        result = train(task, stretched, seed=seed, hooks=self.hooks_for(work, bound), checkpoint=carried)
-        return result.losses[done:], carried.moments
-
     def _bound(self, head: OrderHead) -> Bound:
         """The module of an order's Subnet, built once per order."""
         if head.ticket not in self._cache:
@@ -258,6 +243,30 @@ class TrainingClient:
     def _fits(self, bound: Bound, name: str, value: Tensor) -> bool:
         parameter = bound.parameters.get(name)
         return is_private(name, self.private) and parameter is not None and parameter.shape == value.shape
+
+
+def continued(
+    work: Work, bound: Bound, task: Task, config: TrainConfig, hooks: Hooks | None = None
+) -> tuple[tuple[float, ...], Kept]:
+    """Train on from the moments and the position in the data that an earlier order left.
+
+    Args:
+        work: The order; what was kept holds the moments, steps and the seed.
+        bound: Whose moments are kept, by global name; what else the task trains starts its optimizer anew.
+        task: What is trained, its module being that of `bound`.
+        config: Settings of this order's steps.
+        hooks: Where training differs.
+
+    Returns:
+        The losses of this order, and what to keep for the next one.
+    """
+    done = int(work.kept.facts.get("steps", 0))
+    carried = Carried(work.kept, done, bound)
+    stretched = replace(config, steps=done + config.steps, schedule="constant", warmup=0, checkpoint_seconds=math.inf)
+    # The seed of the first order for all: the position in the data is then a matter of the step.
+    seed = int(work.kept.facts.get("seed", work.head.seed))
+    losses = train(task, stretched, seed=seed, hooks=hooks, checkpoint=carried).losses[done:]
+    return losses, Kept(carried.moments, {"steps": done + len(losses), "seed": seed})
 
 
 def mixed(bound: Bound, kept: Mapping[str, Tensor], common: float) -> dict[str, Tensor]:
@@ -340,6 +349,6 @@ class Carried(Checkpoint):
         origin = {local: name for name, local in self._local.items()}
         for name, value in tensors.items():
             kind, _, rest = name.partition("/")
-            if kind == "optimizer":
-                owner, _, key = rest.rpartition("/")
+            owner, _, key = rest.rpartition("/")
+            if kind == "optimizer" and owner in origin:
                 self.moments[f"moment|{origin[owner]}|{key}"] = value.detach().cpu().clone()

@@ -86,10 +86,8 @@ class RaFL(FederatedMethod):
                 )
             if self.common < 1:
                 raise ConfigError("clients of RaFL have models of their own already; leave common out.")
-            if self.private or self.moments:
-                raise ConfigError(
-                    "clients of RaFL keep all of their models, and no moments; say with share what travels."
-                )
+            if self.private:
+                raise ConfigError("clients of RaFL keep all of their models; say with share what travels.")
             if self.fuse == "distil" and not self.public:
                 raise ConfigError("fuse=distil needs public texts; give public=FILE, or fuse=average.")
             if (self.private_updates or self.secure) and self.share == "none":
@@ -123,7 +121,7 @@ class RaFL(FederatedMethod):
         """Return a client's side."""
         return MutualClient(
             facts=site.facts, base=site.model, lesson=site.lesson, config=self.config.training(len(site.lesson)),
-            peer=self.config.peer,
+            peer=self.config.peer, moments=self.config.moments,
         )  # fmt: skip
 
 
