@@ -17,13 +17,15 @@ from torch import Tensor
 from lissome.core.errors import ConfigError, FederationError
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.blackbox import Projection, PromptSearch, prompt_name
-from lissome.engine.federate.client import Worker
+from lissome.engine.federate.client import Work, Worker
 from lissome.engine.federate.continual import chunk, summary
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.lessons import Classes, Tokens
 from lissome.engine.federate.lora import Fold, Products
 from lissome.engine.federate.merge import Overlap, Piece
 from lissome.engine.federate.method import ClientSite, ServerSite
+from lissome.engine.federate.mutual import bound_of
+from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Report
 from lissome.engine.federate.rounds import Federation
@@ -244,6 +246,22 @@ def test_what_keeps_from_forgetting_does(tmp_path: Path, monkeypatch: pytest.Mon
     for protect in ("replay", "ewc", "distil"):
         assert lost[protect]["forgetting"] < lost["none"]["forgetting"] - 0.05, lost[protect]
     assert lost["replay"]["average"] > lost["none"]["average"], lost
+
+
+def test_what_replay_remembers_is_drawn_by_the_seed() -> None:
+    def remembered(seed: int) -> list[int]:
+        model = encoder()
+        method = FFM(FFM.Config(recipe="continual", trains="all", slices=2, memory=4))
+        facts = Profile(name="a", examples=0)
+        client: Any = method.client(ClientSite(facts=facts, model=model, lesson=shifted(0), seed=seed))
+        work = Work(head=OrderHead(action="train", ticket="x", round=2, tick=1, seed=5))
+        data: Any = client.task_for(work, bound_of(model, None, client.lesson), {}).data
+        kept = {tuple(row) for row in data.ids.tolist()}
+        return [at for at, row in enumerate(shifted(0).data.ids.tolist()[:24]) if tuple(row) in kept]
+
+    assert len(remembered(0)) == 4
+    assert remembered(0) == remembered(0)
+    assert len({tuple(remembered(seed)) for seed in range(4)}) > 1
 
 
 def test_slices_are_all_of_the_rows_once() -> None:

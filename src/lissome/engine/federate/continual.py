@@ -50,6 +50,7 @@ class ContinualClient(TrainingClient):
         period: Rounds that each lasts; the last one stays.
         protect: Against forgetting.
         memory: Of replay: most examples of earlier slices.
+        seed: Of replay: draws them.
         strength: Of ewc: λ; of distil: weight of the old opinion. None: that of `STRENGTHS`.
         trigger: When there is a reason to take part: always, new samples, or drift.
         trigger_samples: Of samples: how many.
@@ -60,6 +61,7 @@ class ContinualClient(TrainingClient):
     period: int
     protect: Protection = "none"
     memory: int = 100
+    seed: int = 0
     strength: float | None = None
     trigger: Trigger = "always"
     trigger_samples: int = 1
@@ -97,7 +99,7 @@ class ContinualClient(TrainingClient):
         learned = self._learned(now)
         if self.protect == "replay" and now:
             earlier = [place for index in range(now) for place in self._learned(index)]
-            rng = Random(derive(0, "memory", self.facts.name, now))  # the same examples for the whole slice
+            rng = Random(derive(self.seed, "memory", self.facts.name, now))  # the same examples for the whole slice
             learned = [*learned, *sorted(rng.sample(earlier, min(self.memory, len(earlier))))]
         lesson = self.lesson.some(learned, [])
         task = lesson.task(bound.module)

@@ -200,7 +200,7 @@ class FFM(FederatedMethod):
         config = self.config
         return ContinualClient(
             **self.training(site), slices=config.slices, period=config.period, protect=config.protect,
-            memory=config.memory, strength=config.strength, trigger=config.trigger,
+            memory=config.memory, seed=site.seed, strength=config.strength, trigger=config.trigger,
             trigger_samples=config.trigger_samples, trigger_drift=config.trigger_drift,
         )  # fmt: skip
 
