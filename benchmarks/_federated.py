@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from random import Random
-from statistics import mean, median, stdev
+from statistics import mean, median
 from time import thread_time
 from typing import Any
 
+from benchmarks._arms import Cell
 from benchmarks._frame import Inequality, Store
 from benchmarks._markdown import Results, environment, inequalities
 from benchmarks.shears.texts import declarations
@@ -20,7 +21,7 @@ from lissome.core.events import EventStream
 from lissome.core.files import write_text
 from lissome.core.seeds import derive
 from lissome.data.labelled import Labelled
-from lissome.data.partition import deal
+from lissome.data.partition import Partition, deal
 from lissome.engine.federate.client import one_thread
 from lissome.engine.federate.mutual import OWN, bound_of
 from lissome.engine.federate.rounds import Federation
@@ -31,7 +32,7 @@ from lissome.models.space import Subnet
 from lissome.pipeline.federating import serve
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.membership import area, each_loss
-from lissome.pipeline.silos import Silos
+from lissome.pipeline.silos import Silos, split
 
 LANGUAGES = ("ces", "dan", "deu_1996", "fin", "fra", "hrv", "ita", "nld", "pol", "por_PT", "spa", "swe")
 LENGTH, CLIENTS, ALPHA = 32, 10, 0.3
@@ -40,10 +41,8 @@ TEXTS = {"train": 80, "validation": 20, "test": 40}
 SEEDS = (0, 1, 2)
 JUDGED = 3
 """Rounds between two looks at the global model."""
-_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""97.5 % quantile of Student's t by the number of values; of more than five, the normal one is near enough."""
+_PUBLIC = 4  # every fourth text of the validation part judges no setting, so that something is public in trials too
 
-Cell = Mapping[str, Any]
 Job = tuple[Cell, Callable[[Path], Cell]]
 """What a cell depends on, and what measures it, given a folder for work in progress."""
 
@@ -51,12 +50,13 @@ Job = tuple[Cell, Callable[[Path], Cell]]
 def measured(store: Store, jobs: Mapping[str, Job]) -> dict[str, dict[str, Any]]:
     """Measure the cells that are wanted and not stored yet; one that was interrupted goes on where it stopped."""
     return store.measured(
-        (name, partial(store.cell, name, settings, partial(_in_scratch, store, name, settings, compute)))
+        (name, partial(store.cell, name, settings, partial(in_scratch, store, name, settings, compute)))
         for name, (settings, compute) in jobs.items()
     )
 
 
-def _in_scratch(store: Store, name: str, settings: Cell, compute: Callable[[Path], Cell]) -> Cell:
+def in_scratch(store: Store, name: str, settings: Cell, compute: Callable[[Path], Cell]) -> Cell:
+    """Measure in a folder that survives a kill, and goes when all is done."""
     folder = store.scratch(name, settings)
     result = compute(folder)
     shutil.rmtree(folder)  # what clients kept is larger than their data
@@ -76,55 +76,6 @@ def judged(
     found = judge(cells)
     store.publish("minilm", {"facts": facts, "cells": cells, "inequalities": [vars(one) for one in found]})
     return found
-
-
-def by_arm(cells: Mapping[str, Cell]) -> dict[str, list[Cell]]:
-    """Return the cells ``ARM-SEED`` of each arm, over seeds; others belong to no arm."""
-    found: dict[str, list[Cell]] = {}
-    for name, cell in cells.items():
-        arm, _, seed = name.rpartition("-")
-        if seed.isdigit() and arm:
-            found.setdefault(arm, []).append(cell)
-    return found
-
-
-def final(cells: Sequence[Cell]) -> float:
-    """Return the accuracy of the global model at the end, the mean over seeds."""
-    return mean(finals(cells))
-
-
-def at_bytes(cells: Sequence[Cell], others: Sequence[Cell]) -> list[float]:
-    """Return the accuracy of the global model after the last whole round within the bytes of another arm, by seed.
-
-    After rounds in which it was not judged, it lies on the line between those before and after: else arms whose rounds
-    take more bytes would be judged by an earlier one than they can afford.
-    """
-    limits = [other["spent"][-1] for other in others]
-    return [
-        _after(cell["accuracy"], sum(sent <= limit for sent in cell["spent"]) - 1)
-        for cell, limit in zip(cells, limits, strict=True)
-    ]
-
-
-def _after(scores: Sequence[float | None], number: int) -> float:
-    """Accuracy after a round; the first and the last one were judged."""
-    known = {at: score for at, score in enumerate(scores) if score is not None}
-    left, right = max(at for at in known if at <= number), min(at for at in known if at >= number)
-    share = (number - left) / max(1, right - left)
-    return (1 - share) * known[left] + share * known[right]
-
-
-def finals(cells: Sequence[Cell]) -> list[float]:
-    """Return the accuracy of the global model at the end, by seed."""
-    return [cell["accuracy"][-1] for cell in cells]
-
-
-def spread(shares: Sequence[float]) -> str:
-    """Write shares of several seeds as their mean in percent, with half of the 95 % interval of it (Student's t)."""
-    if len(shares) < 2:
-        return f"{100 * shares[0]:.1f}"
-    half = _STUDENT.get(len(shares), 1.96) * stdev(shares) / math.sqrt(len(shares))
-    return f"{100 * mean(shares):.1f} ± {100 * half:.1f}"
 
 
 def in_turns(work: Mapping[str, Callable[[], object]], laps: int = 21) -> dict[str, float]:
@@ -164,11 +115,15 @@ def texts() -> dict[str, Labelled]:
     return found
 
 
-def public_texts(file: Path) -> Path:
-    """Write runs of words without their languages, that nobody learns from or is judged by; return the file."""
-    parts = texts()
-    judged_by = {text.lower() for text in parts["test"].texts}  # the tokenizer knows no capitals
-    rows = [{"text": text} for text in parts["validation"].texts if text.lower() not in judged_by]
+def public_texts(file: Path, *, tuning: bool = False) -> Path:
+    """Write runs of words without their languages, that nobody learns from or is judged by; return the file.
+
+    Args:
+        file: To be written.
+        tuning: As of `job_of`.
+    """
+    judged_by = {text.lower() for text in _judging(tuning).texts}  # the tokenizer knows no capitals
+    rows = [{"text": text} for text in texts()["validation"].texts if text.lower() not in judged_by]
     write_text(file, "\n".join(map(json.dumps, rows)))
     return file
 
@@ -212,14 +167,39 @@ def recipe(
     )  # fmt: skip
 
 
-def job_of(made: FederationRecipe) -> FederationJob:
-    """Return both sides of an arm on the data of `texts`: dealt by the seed, tested on other articles."""
-    parts = texts()
-    dealt = deal(parts["train"], made.partition, seed=derive(made.seed, "deal") % 2**32)
+def job_of(made: FederationRecipe, *, tuning: bool = False) -> FederationJob:
+    """Return both sides of an arm on the data of `texts`: dealt by the seed, tested on other articles.
+
+    Args:
+        made: The arm.
+        tuning: Whether settings are chosen by it: clients have only what they would learn from, of which some is held
+            out again, and the server has validation texts, so that nothing of what judges in the end is looked at.
+    """
+    train = texts()["train"]
+    dealt = deal(train, made.partition, seed=derive(made.seed, "deal") % 2**32)
+    if tuning:
+        dealt = _learned(dealt, made)
     job = FederationJob(made)
-    silos = Silos(made.data, dealt, LANGUAGES, (parts["train"], parts["test"]), made.seed)
+    silos = Silos(made.data, dealt, LANGUAGES, (train, _judging(tuning)), made.seed)
     vars(job)["silos"] = silos.together() if made.arm == "centralised" else silos
     return job
+
+
+def _learned(dealt: Partition, made: FederationRecipe) -> Partition:
+    """Leave out what each client is judged by."""
+    parts = {}
+    for name, places in dealt.parts.items():
+        _, learned = split(len(places), made.data.held_out, derive(made.seed, "held out", name))
+        parts[name] = tuple(places[at] for at in learned)
+    return replace(dealt, parts=parts)
+
+
+def _judging(tuning: bool) -> Labelled:
+    """What the server is judged by: texts of other articles, or of yet others while settings are chosen."""
+    if not tuning:
+        return texts()["test"]
+    found = texts()["validation"]
+    return found.some([at for at in range(len(found)) if at % _PUBLIC])
 
 
 def own_scores(
@@ -286,12 +266,6 @@ def told(lesson: Lesson, bound: Bound) -> dict[str, float]:
         return {}
     learned, others = each_loss(lesson, bound), each_loss(lesson.swapped(), bound)
     return {"told": area(learned, others), "learned": len(learned)}
-
-
-def told_of(cells: Sequence[Cell]) -> float:
-    """Return the mean of `told` over the clients of all seeds, each counting by its texts."""
-    found = [one for cell in cells for one in cell["own"].values() if "told" in one]
-    return sum(one["told"] * one["learned"] for one in found) / sum(one["learned"] for one in found)
 
 
 def _is_own(bound: Bound, key: str) -> bool:

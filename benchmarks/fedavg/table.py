@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from statistics import mean
 
-from benchmarks._federated import by_arm, finals, page_of, spread, told_of
+from benchmarks._arms import by_arm, finals, spread, told_of
+from benchmarks._federated import page_of
 from benchmarks._markdown import Results, table
 
 

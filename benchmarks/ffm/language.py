@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,29 @@ PAGES, CHARACTERS = 8, 1500
 """Man pages of a language, and characters of each."""
 TEXTS = {"pages": PAGES, "characters": CHARACTERS, "languages": MAN}
 
-PRETRAIN_ROUNDS, TUNE_ROUNDS = 12, 3
+PRETRAIN_ROUNDS, TUNE_ROUNDS = 12, 2
 PRETRAIN: dict[str, Any] = {
     "method": "ffm", "recipe": "pretrain", "trains": "all", "fresh": True, "freeze": [], "outer": "momentum",
-    "outer_lr": 0.7, "outer_momentum": 0.9, "lr": 3e-3, "epochs": 1.0, "batch": 8,
+    "outer_lr": 0.7, "outer_momentum": 0.9, "epochs": 1.0, "batch": 8,
 }  # fmt: skip
 TUNE: dict[str, Any] = {"method": "ffm", "lr": 3e-4, "epochs": 1.0, "batch": 4, "rank": 8}
 PLAIN: dict[str, Any] = {**PRETRAIN, "outer": "replace", "moments": True}
 ARMS: dict[str, dict[str, Any]] = {"federated": PRETRAIN, "centralised": PRETRAIN, "plain": PLAIN, "local": PLAIN}
 """`centralised` has the server's step of the federated arm with all tokens; `plain` is one run of AdamW over them, and
 `local` one over each silo's own."""
+
+
+PREFIX = "pretrain-"
+"""Beginning of the names of cells of these arms."""
+
+SEARCH: dict[str, Any] = {"method": "ffm", "recipe": "prompt-search", "tokens": 8, "candidates": 12, "dimensions": 16}
+SEARCH_ROUNDS = 8
+PROMPT: dict[str, Any] = {"method": "ffm", "recipe": "prompt", "tokens": SEARCH["tokens"], "lr": 1e-2, "batch": 8}
+PROMPTED: dict[str, dict[str, Any]] = {"search": SEARCH, "gradients": PROMPT}
+"""Virtual tokens before the zoo's Llama, found without and with gradients: it can answer, so that nothing else must be
+learned."""
+FEW = 48
+"""Articles that virtual tokens are found by and judged by: without gradients each candidate costs a look at them."""
 
 
 def declarations(folder: Path) -> Path:
@@ -61,25 +75,41 @@ def _written(file: Path, rows: list[dict[str, str]]) -> Path:
     return file
 
 
-def job_of(model: str, source: Path, step: dict[str, Any], arm: str, seed: int, rounds: int) -> FederationJob:
-    """Return both sides of an arm whose silos are the languages of a file."""
+def job_of(
+    model: str, source: Path, step: dict[str, Any], arm: str, seed: int, rounds: int, *, most: int = 0
+) -> FederationJob:
+    """Return both sides of an arm whose silos are the languages of a file; `most` are the documents of all of it."""
     fields = {
         "model": model, "seed": seed, "arm": arm,
-        "data": {"source": str(source), "learn": "tokens", "length": 128, "test": 0.15},
+        "data": {"source": str(source), "learn": "tokens", "length": 128, "test": 0.15, "most": most},
         "partition": {"scheme": "natural"}, "step": [step],
         "federation": {"rounds": rounds, "evaluate_every": rounds, "judge_every": JUDGED},
     }  # fmt: skip
     return FederationJob(FederationRecipe.from_toml(to_toml(fields)))
 
 
-def pretrained(arm: str, seed: int, rounds: int, folder: Path, model: str = "zoo-llama") -> dict[str, Any]:
-    """Pre-train from new weights: all arms see every token equally often."""
-    job = job_of(model, declarations(folder), ARMS[arm], "centralised" if arm == "plain" else arm, seed, rounds)
+def pretrained(
+    arm: str, seed: int, rounds: int, changes: Mapping[str, Any], folder: Path, model: str = "zoo-llama"
+) -> dict[str, Any]:
+    """Pre-train from new weights with some settings changed: all arms see every token equally often."""
+    step = {**ARMS[arm], **changes}
+    job = job_of(model, declarations(folder), step, "centralised" if arm == "plain" else arm, seed, rounds)
     federation, cell = run(job, folder)
     cell["loss"] = federation.rounds[-1].metrics["server/loss"]
+    cell["held_out"] = federation.rounds[-1].metrics["evaluate/loss"]
     if arm == "local":
         cell["own"] = own_scores(job, folder, "loss", learned=False)
     return cell
+
+
+def prompted(name: str, seed: int, rounds: int, folder: Path, model: str = "zoo-llama") -> dict[str, Any]:
+    """Find virtual tokens; return the loss on the server's articles without any, with the first ones and these."""
+    job = job_of(model, declarations(folder), PROMPTED[name], "federated", seed, rounds, most=FEW)
+    federation, cell = run(job, folder)
+    plain = job_of(model, declarations(folder), TUNE, "zero-shot", seed, 1, most=FEW)
+    before, _ = run(plain, folder / "plain")
+    first, last = (federation.rounds[at].metrics["server/loss"] for at in (0, -1))
+    return {**cell, "prompted": {"none": before.rounds[-1].metrics["server/loss"], "first": first, "last": last}}
 
 
 def tuned(arm: str, seed: int, rounds: int, folder: Path, model: str = "smollm2-135m") -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 MiniLM learns twelve languages from runs of four words; ten clients, Dirichlet 0.3. Fine-tuning whole, by head, by
 virtual tokens and by adapters merged in four ways, at equal rounds; centralised, local and zero-shot arms of the same
-recipe; slices of time with and without protection; search over clients' texts against one index. A byte-level model
-is pre-trained across eight languages, SmolLM2 tuned across man pages in four.
+recipe; slices of time with and without protection, and with all earlier ones at hand; search over clients' texts
+against one index. A byte-level model is pre-trained across eight languages, another gets virtual tokens without
+gradients, and SmolLM2 is tuned across man pages in four. Learning rates come from short runs with one seed, as many for
+each arm.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
 
-from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Cell, Job, by_arm, final, judged, told_of
+from benchmarks._arms import Cell, by_arm, final, told_of
+from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Job, judged
 from benchmarks._frame import Inequality, Store
 
 ABOVE, SHARE, WITHIN = 0.03, 0.05, 1.1
@@ -23,31 +26,42 @@ QUICK_ROUNDS, QUICK_ARMS = 2, ("full", "lora", "prompt", "prompt-alone")
 def run(quick: bool, store: Store) -> list[Inequality]:
     """Measure what is not stored yet, publish and judge."""
     from benchmarks.ffm import arms
+    from benchmarks.ffm.sweep import SWEEP
 
     rounds = QUICK_ROUNDS if quick else arms.ROUNDS
+    rates = SWEEP.middle() if quick else SWEEP.chosen(store)
     facts = {"rounds": rounds, "clients": CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "model": "minilm"}
     jobs: dict[str, Job] = {}
     for seed in SEEDS[:1] if quick else SEEDS:
-        jobs |= {f"{name}-{seed}": job for name, job in jobs_of(seed, rounds, quick).items()}
+        jobs |= {f"{name}-{seed}": job for name, job in jobs_of(seed, rounds, quick, rates).items()}
     jobs = {name: ({**facts, "step": step, "name": name}, compute) for name, (step, compute) in jobs.items()}
-    return judged(store, facts, jobs, partial(judge, rounds=rounds))
+    jobs |= {} if quick else SWEEP.jobs(rates)
+    return judged(store, {**facts, **SWEEP.facts_of(rates)}, jobs, partial(judge, rounds=rounds))
 
 
-def jobs_of(seed: int, rounds: int, quick: bool) -> dict[str, Job]:
-    """Return all that is measured with one seed."""
+def jobs_of(seed: int, rounds: int, quick: bool, rates: Mapping[str, float]) -> dict[str, Job]:
+    """Return all that is measured with one seed, at the rates that were chosen."""
     from benchmarks.ffm import arms, language
+    from benchmarks.ffm.sweep import RATE_OF
 
     jobs: dict[str, Job] = {}
-    for name, step in ({one: arms.FINETUNED[one] for one in QUICK_ARMS} if quick else arms.FINETUNED).items():
-        jobs[name] = ({**step, "seed": seed}, partial(arms.finetuned, name, seed, rounds))
-    for name, step in arms.OTHERS.items():
-        jobs[name] = ({**step, "seed": seed}, partial(arms.finetuned, name, seed, rounds))
+    tuned = {one: arms.FINETUNED[one] for one in QUICK_ARMS} if quick else arms.FINETUNED
+    for name, step in {**tuned, **arms.OTHERS}.items():
+        rate = rates[RATE_OF[name]]
+        fleet = {"devices": list(arms.UNLIKE)} if "fleet" in step else {}
+        jobs[name] = ({**step, **fleet, "lr": rate, "seed": seed}, partial(arms.finetuned, name, seed, rounds, rate))
     for name, step in arms.PROTECTED.items():
-        jobs[name] = ({**step, "seed": seed}, partial(arms.continual, name, seed, rounds))
+        made = {"lr": rates[RATE_OF[name]]}
+        jobs[name] = ({**step, **made, "seed": seed}, partial(arms.continual, name, seed, rounds, made))
     many = QUICK_ROUNDS if quick else language.PRETRAIN_ROUNDS
     for arm in language.ARMS:
-        step = {**language.ARMS[arm], "arm": arm, "rounds": many, "seed": seed}
-        jobs[f"pretrain-{arm}"] = (step, partial(language.pretrained, arm, seed, many))
+        made = {"lr": rates[RATE_OF[language.PREFIX + arm]]}
+        step = {**language.ARMS[arm], **made, "arm": arm, "rounds": many, "seed": seed}
+        jobs[language.PREFIX + arm] = (step, partial(language.pretrained, arm, seed, many, made))
+    found = QUICK_ROUNDS if quick else language.SEARCH_ROUNDS
+    for name, step in language.PROMPTED.items():
+        facts = {**step, "rounds": found, "most": language.FEW, "seed": seed}
+        jobs[f"prompted-{name}"] = (facts, partial(language.prompted, name, seed, found))
     for arm in () if quick else ("federated", "zero-shot"):
         step = {**language.TUNE, "arm": arm, "rounds": language.TUNE_ROUNDS, "seed": seed, **language.TEXTS}
         jobs[f"smollm2-{arm}"] = (step, partial(language.tuned, arm, seed, language.TUNE_ROUNDS))
@@ -66,7 +80,7 @@ def judge(cells: Mapping[str, Cell], rounds: int) -> list[Inequality]:
     gaps = {arm: mean(map(gap, of[arm])) for arm in ("local", "lora")}
     tokens = arms.TOKENS * arms.WIDTH * 4 * 2 * CLIENTS * rounds
     lost = {name: mean(cell["forgetting"] for cell in of[f"continual-{name}"]) for name in ("replay", "none")}
-    kept = {name: mean(cell["average"] for cell in of[f"continual-{name}"]) for name in ("replay", "none")}
+    kept = {name: mean(cell["average"] for cell in of[f"continual-{name}"]) for name in ("replay", "none", "joint")}
     found, central = (mean(cell[key] for cell in of["retrieval"]) for key in ("recall", "central"))
     return [
         *written(of, seeds),
@@ -80,6 +94,7 @@ def judge(cells: Mapping[str, Cell], rounds: int) -> list[Inequality]:
         *prompted(of, seeds),
         Inequality.of("forgetting with replay < none", lost["replay"], "<", lost["none"], seeds),
         Inequality.of("accuracy over all slices with replay > none", kept["replay"], ">", kept["none"], seeds),
+        Inequality.of("the same, all earlier slices at hand ≥ replay", kept["joint"], ">=", kept["replay"], seeds),
         Inequality.of("recall across clients = of one index", found, "==", central, seeds),
     ]
 
@@ -107,6 +122,13 @@ def written(of: Mapping[str, Sequence[Cell]], seeds: str) -> list[Inequality]:
             Inequality.of("pre-training: loss < the best local one", loss["federated"], "<", local, seeds),
             Inequality.of("pre-training: perplexity ÷ the better centralised", ratio, "<=", WITHIN, seeds),
         ]
+    if "prompted-search" in of:
+        ends = {at: mean(cell["prompted"][at] for cell in of["prompted-search"]) for at in ("first", "last")}
+        found.append(
+            Inequality.of(
+                "virtual tokens without gradients: loss < at the start", ends["last"], "<", ends["first"], seeds
+            )
+        )
     if "smollm2-federated" in of:
         change = [
             after - before["losses"][name]

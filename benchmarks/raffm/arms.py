@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks._federated import cut_score, in_turns, job_of, recipe, run
+from benchmarks._trials import RATE, Trials
 from lissome.core.budget import Budget
 from lissome.core.seeds import derive
 from lissome.engine.federate.planner import Planner
@@ -25,7 +27,7 @@ from lissome.pipeline.federation import FederationJob
 
 ROUNDS, SIZES = 8, 24
 _TRIES = 20  # random sizes to look at for each that is wanted
-STEP: dict[str, Any] = {"lr": 3e-4, "epochs": 2.0, "batch": 16}
+STEP: dict[str, Any] = {"epochs": 2.0, "batch": 16}
 FLEET = (
     {"name": "big", "share": 2.0},
     {"name": "middle", "share": 4.0, "budget": "block_params<=65%"},
@@ -35,6 +37,7 @@ FLEET = (
 
 ARMS: dict[str, dict[str, Any]] = {
     "raffm": {"method": "raffm"},
+    "unordered": {"method": "raffm", "order": "none"},
     "heterofl": {"method": "raffm", "order": "none", "assign": "largest"},
     "fjord": {"method": "raffm", "order": "none", "assign": "largest", "nested": True},
     "fedrolex": {"method": "raffm", "order": "none", "assign": "largest", "window": "rolling"},
@@ -42,30 +45,65 @@ ARMS: dict[str, dict[str, Any]] = {
     "full": {"method": "fedavg"},
     "big-only": {"method": "fedavg"},
     "smallest": {"method": "raffm", "assign": "largest"},
-    "adapters": {"method": "raffm", "trains": "adapters", "lr": 1e-3},
+    "adapters": {"method": "raffm", "trains": "adapters"},
 }
-"""`static` has RaFFM's order without the sandwich; `full` ignores budgets; `smallest` gives all the weakest's size, cut
-by the same order; `adapters` trains low-rank ones on slices of the frozen model."""
+"""`static` has RaFFM's order without the sandwich, `unordered` the sandwich without the order; `full` ignores budgets;
+`smallest` gives all the weakest's size, cut by the same order; `adapters` trains low-rank ones on slices of the frozen
+model."""
 
+RATE_OF = {
+    **dict.fromkeys(("raffm", "unordered"), "raffm"),
+    **dict.fromkeys(("heterofl", "fjord", "fedrolex", "static"), "heterofl"),
+    **{one: one for one in ("full", "big-only", "smallest", "adapters")},
+}
+"""Whose learning rate an arm has; as many were tried for each."""
 
 CUT = {"raffm": SIZES, "smallest": 1}
 """Sizes that the models of some arms are cut to; that of the smallest device is the first."""
 
 
-def arm(name: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
+def arm(name: str, seed: int, rounds: int, rate: float, folder: Path) -> dict[str, Any]:
     """Run one arm and return what its cell stores."""
-    fleet = ({},) if name == "full" else ({"budget": FLEET[2]["budget"]},) if name == "smallest" else FLEET
-    job = job_of(recipe({**STEP, **ARMS[name]}, seed=seed, rounds=rounds, devices=fleet))
-    big = [one for one in job.silos.names if not job.kinds[one].budget] if name == "big-only" else []
-    if big:
-        job = job_of(recipe({**STEP, **ARMS[name]}, seed=seed, rounds=rounds, devices=fleet, clients=len(big)))
-    federation, cell = run(job, folder, big)
+    job, federation, cell = _ran(name, {RATE: rate}, folder, seed=seed, rounds=rounds)
     cell |= fleet_of(job)
     if name in CUT:
         cell["sizes"] = sizes(job, federation, seed, CUT[name])
     if name == "full":
         cell["halves"] = halves(job, federation, seed)
     return cell
+
+
+def _ran(
+    name: str, changes: Mapping[str, Any], folder: Path, *, tuning: bool = False, **loop: Any
+) -> tuple[FederationJob, Federation, dict[str, Any]]:
+    fleet = ({},) if name == "full" else ({"budget": FLEET[2]["budget"]},) if name == "smallest" else FLEET
+    step = {**STEP, **ARMS[name], **changes}
+    job = job_of(recipe(step, devices=fleet, **loop), tuning=tuning)
+    big = [one for one in job.silos.names if not job.kinds[one].budget] if name == "big-only" else []
+    if big:
+        job = job_of(recipe(step, devices=fleet, clients=len(big), **loop), tuning=tuning)
+    return job, *run(job, folder, big)
+
+
+def trial(name: str, changes: Mapping[str, Any], folder: Path) -> float:
+    """Return the accuracy of a short run on validation texts, of `smallest` that of the size that was trained."""
+    job, federation, cell = _ran(name, changes, folder, tuning=True, seed=0, rounds=TRIAL_ROUNDS)
+    return sizes(job, federation, 0, 1)[0]["accuracy"] if name == "smallest" else float(cell["accuracy"][-1])
+
+
+TRIAL_ROUNDS = 2
+SWEEP = Trials(
+    rates=dict.fromkeys(RATE_OF.values(), (1e-4, 3e-4, 1e-3)) | {"adapters": (3e-4, 1e-3, 3e-3)},
+    score=trial,
+    facts={"rounds": TRIAL_ROUNDS, "step": STEP, "fleet": list(FLEET), "model": "minilm"},
+    knobs={
+        "raffm": {
+            "order": ("salience", "none", "random"), "norm": ("l1", "l2"), "assign": ("sandwich", "largest", "random"),
+            "shares": ((1.0, 0.75, 0.5, 0.25), (1.0, 0.5), (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)),
+            "epochs": (STEP["epochs"], 1.0, 4.0), "decay": (1.0, 0.9, 0.5), "weight_decay": (0.0, 0.01, 0.1),
+        }
+    },
+)  # fmt: skip
 
 
 def fleet_of(job: FederationJob) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 MiniLM, its embeddings frozen, learns twelve languages from runs of four words; twelve clients in four tiers of 80 to 30
 % of its blocks, Dirichlet 0.3; all clients in every round, or a quarter of them. Every client's model is judged by its
-own held-out texts. Sharing nothing, knowledge (averaged or distilled), overlapping weights and both; searched, random
+own held-out texts. The weakest common model is judged as it is, and after every client tuned it to its own texts, with
+no more steps in all. Sharing nothing, knowledge (averaged or distilled), overlapping weights and both; searched, random
 and alike architectures; HeteroFL's slices of one model. Sizes are counted again in the extracted models, which are also
-timed in turns.
+timed in turns. Learning rates come from short runs with one seed, as many for each arm.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
 
-from benchmarks._federated import ALPHA, LANGUAGES, SEEDS, Cell, Job, by_arm, judged
+from benchmarks._arms import Cell, by_arm
+from benchmarks._federated import ALPHA, LANGUAGES, SEEDS, Job, judged
 from benchmarks._frame import Inequality, Store
 from lissome.ops.stats import spearman
 
 USED, RANKED = 0.9, 0.9
-QUICK_ROUNDS, QUICK_ARMS = 2, ("knowledge", "local", "random", "weakest")
+QUICK_ROUNDS, QUICK_ARMS = 2, ("knowledge", "local", "random", "weakest", "tuned")
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
@@ -26,17 +28,20 @@ def run(quick: bool, store: Store) -> list[Inequality]:
     from benchmarks.rafl import arms
 
     rounds = QUICK_ROUNDS if quick else arms.ROUNDS
+    rates = arms.SWEEP.middle() if quick else arms.SWEEP.chosen(store)
     facts = {
         "rounds": rounds, "clients": arms.CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "step": arms.STEP,
         "fleet": list(arms.FLEET), "model": "minilm",
     }  # fmt: skip
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, Job] = {} if quick else arms.SWEEP.jobs(rates)
     for seed in SEEDS[:1] if quick else SEEDS:
         for who, sample in arms.PARTICIPATION.items():
-            for arm in QUICK_ARMS if quick or who == "sporadic" else arms.ARMS:
-                settings = {**facts, "arm": arms.ARMS[arm], "name": arm, "sample": sample, "seed": seed}
-                jobs[f"{arm}-{who}-{seed}"] = (settings, partial(arms.arm, arm, sample, seed, rounds))
-    return judged(store, facts, jobs, judge)
+            for arm in QUICK_ARMS if quick else arms.SPORADIC if who == "sporadic" else arms.ARMS:
+                rate = rates[arms.RATE_OF[arm]]
+                made = {**arms.ARMS[arm], "lr": rate, "alone": arms.alone(arm, rounds)}
+                settings = {**facts, "arm": made, "name": arm, "sample": sample, "seed": seed}
+                jobs[f"{arm}-{who}-{seed}"] = (settings, partial(arms.arm, arm, sample, seed, rounds, rate))
+    return judged(store, {**facts, **arms.SWEEP.facts_of(rates)}, jobs, judge)
 
 
 def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
@@ -62,6 +67,7 @@ def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
         own, seeds = score[f"knowledge-{who}"], f"{who}, {len(of[f'knowledge-{who}'])} seeds"
         found += [
             Inequality.of("RaFL ≥ weakest common model", own, ">=", score[f"weakest-{who}"], seeds),
+            Inequality.of("RaFL ≥ weakest common model, tuned by each", own, ">=", score[f"tuned-{who}"], seeds),
             Inequality.of("RaFL ≥ local", own, ">=", score[f"local-{who}"], seeds),
             Inequality.of("searched ≥ random architectures", own, ">=", score[f"random-{who}"], seeds),
         ]

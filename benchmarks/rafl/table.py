@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from statistics import mean, median
 
-from benchmarks._federated import Cell, by_arm, page_of, spread
+from benchmarks._arms import Cell, by_arm, spread
+from benchmarks._federated import page_of
 from benchmarks._markdown import Results, table
+from benchmarks._trials import tried
 from benchmarks.rafl.run import by_tier
 
 
 def summary(results: Results) -> str:
     """Return the README's line."""
     of = by_arm(results[0]["cells"])
-    left, right = (100 * mean(cell["mean_client"] for cell in of[f"{arm}-all"]) for arm in ("knowledge", "weakest"))
+    own, common, tuned = (
+        100 * mean(cell["mean_client"] for cell in of[f"{arm}-all"]) for arm in ("knowledge", "weakest", "tuned")
+    )
     return (
-        f"RaFL: clients in four tiers of devices reach {left:.1f} % on their own texts with models of their own, "
-        f"{right:.1f} % with the weakest common model. Details: [RaFL](docs/methods/federate/rafl.md)."
+        f"RaFL: clients in four tiers of devices reach {own:.1f} % on their own texts with models of their own, "
+        f"{common:.1f} % with the weakest common model, {tuned:.1f} % when each tunes that. "
+        "Details: [RaFL](docs/methods/federate/rafl.md)."
     )
 
 
@@ -29,8 +34,10 @@ def page(results: Results) -> str:
         name, _, who = arm.rpartition("-")
         pairs = zip(found, of[f"knowledge-{who}"], strict=True)
         looks = [within(cell, other["spent"][-1]) for cell, other in pairs]
-        own = [spread([cell["mean_client"] for cell in found]), spread(looks)]
-        rows.append([name, who, *own, spread(test), f"{mib:.1f}"])
+        known = [one for one in looks if one is not None]
+        own = [spread([cell["mean_client"] for cell in found]), spread(known) if len(known) == len(looks) else "–"]
+        work = [mean(cell["effort"][key] for cell in found) for key in ("steps", "macs")]
+        rows.append([name, who, *own, spread(test), f"{mib:.1f}", f"{work[0]:.0f}", f"{work[1] / 1e12:.1f}"])
     searched_of = of["knowledge-all"]
     sizes = [
         [
@@ -43,27 +50,35 @@ def page(results: Results) -> str:
         f"MiniLM with frozen embeddings learns {facts['languages']} languages from runs of four words; "
         f"{facts['clients']} clients in four tiers, Dirichlet {facts['alpha']}, {facts['rounds']} rounds. Accuracy in "
         "% of every client's model, mean over clients: on its own held-out texts (at the end, and at the last look "
-        "within the bytes that the knowledge network takes; 0 without one), and on the server's; MiB of tensors "
+        "within the bytes that the knowledge network takes; – where not one was), and on the server's; MiB of tensors "
         "that training sends (architectures are cut from a model that every client has, so that no first download of "
-        "them is in it). ±: half of the 95 % interval of the mean over seeds. `distil`: knowledge networks teach one "
-        "on public texts, instead of being averaged; `heterofl` averages slices of one model; `weakest` is what "
-        "the weakest tier can hold, trained by all; `middle` what the second tier can hold, trained and judged by the "
-        "two upper tiers alone."
+        "them is in it); steps of all clients, and 10¹² multiply-accumulates that they take, of which a step with a "
+        "knowledge network takes those of two networks. ±: half of the 95 % interval of the mean over seeds. "
+        "`distil`: knowledge networks teach one on public texts, instead of being averaged; `heterofl` averages "
+        "slices of one model; `weakest` is what the weakest tier can hold, trained by all; `tuned` is the same for "
+        "fewer rounds, then tuned by every client to its own texts, with no more steps in all; `middle` what the "
+        "second tier can hold, trained and judged by the two upper tiers alone."
     )
     searched = (
         "Architectures that were searched (seed 0), milliseconds of one text of 32 tokens (processor time, in turns, "
         "median over seeds), and how well the clients' models of a tier do on the server's texts (all seeds; who has "
         "which device is drawn, so that tiers have unlike data):"
     )
+    head = ["arm", "clients in a round", "own texts", "own texts, at knowledge's bytes", "server's", "MiB"]
+    words = (
+        f"Runs of {facts['trial']['rounds']} rounds with seed 0 and all clients, judged by texts of theirs that judge "
+        "nothing else: mean accuracy of clients, %. Arms that are not listed have the rate of `knowledge` or "
+        "(`middle`, `heterofl`) `weakest`; runs with other `epochs` take other numbers of steps."
+    )
     parts = [
-        table(["arm", "clients in a round", "own texts", "own texts, at knowledge's bytes", "server's", "MiB"], rows),
+        table([*head, "steps", "10¹² MACs"], rows),
         searched,
         table(["budget", "million parameters in blocks", "of the budget", "ms", "accuracy"], sizes),
     ]
-    return page_of(intro, results, parts)
+    return page_of(intro, results, [*parts, *filter(None, [tried(facts, results[0]["cells"], words)])])
 
 
-def within(cell: Cell, limit: float) -> float:
-    """Return the mean accuracy of clients when they were last judged within so many bytes; 0 when that was never."""
+def within(cell: Cell, limit: float) -> float | None:
+    """Return the mean accuracy of clients when they were last judged within so many bytes; None when that was never."""
     looks = zip(cell["reached"], cell["spent"], strict=True)
-    return float([0.0, *(one for one, sent in looks if one is not None and sent <= limit)][-1])
+    return ([None, *(one for one, sent in looks if one is not None and sent <= limit)])[-1]

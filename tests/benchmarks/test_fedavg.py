@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks._federated import SEEDS, job_of, recipe
@@ -22,7 +23,7 @@ GOOD: dict[str, dict[str, Any]] = {
     **{
         f"private-{noise:g}-{seed}": cell_of(
             0.4 - 0.1 * noise,
-            own={"a": {"told": 0.5, "learned": 20, "test": 0.4, "train": 0.5}},
+            own={one: {"told": 0.5, "learned": 20, "test": 0.4, "train": 0.5} for one in "ab"},
             epsilon=10 / noise if noise else None,
         )
         for noise in private.NOISE
@@ -37,7 +38,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge, GOOD) == 11
+    assert all_hold(run.judge, GOOD) == 12
 
 
 @pytest.mark.parametrize(
@@ -47,12 +48,22 @@ def test_everything_holds_when_it_does() -> None:
         ("memory-100", {"answered": 99}, "answered"), ("memory-100", {"peak": 1.3 * 2**30}, "with 10"),
         ("memory-100", {"peak": 13 << 30}, "bytes"), ("rough", {"accuracy": [0.1, 0.67]}, "drop-out"),
         ("rough-1", {"seconds": [4.5]}, "longest round"), ("private-0.5", {"accuracy": [0.1, 0.08]}, "guessing"),
-        ("private-2", {"epsilon": 30.0}, "strongest noise"),
-        ("private-2", {"own": {"a": {"told": 0.6, "learned": 20}}}, "told by losses"),
+        ("private-2", {"accuracy": [0.1, 0.5]}, "strongest noise"),
+        ("private-2", {"own": {"a": {"told": 0.97, "learned": 20}, "b": {"told": 0.8, "learned": 20}}}, "lets anybody"),
+        ("private-2", {"own": {"a": {"told": 0.53, "learned": 20}, "b": {"told": 0.52, "learned": 20}}}, "upper end"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(cell: str, changes: dict[str, Any], words: str) -> None:
     names_it(run.judge, GOOD, cell, changes, words)
+
+
+def test_most_that_noise_lets_anybody_tell() -> None:
+    assert run.most_told(1.0, 0) == 0.5, "nothing was released"
+    assert run.most_told(1e-3, 1) == 1.0
+    rng = np.random.default_rng(0)
+    apart = np.sqrt(6) / 2.0
+    members, others = rng.normal(apart, 1, 20000), rng.normal(0, 1, 20000)
+    assert run.most_told(2.0, 6) == pytest.approx(float((members > others).mean()), abs=0.01)
 
 
 def test_fewer_strengths_of_noise_are_judged_by_the_same_sentences() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks._federated import SEEDS, at_bytes
+from benchmarks._arms import at_bytes
+from benchmarks._federated import SEEDS
 from benchmarks.raffm import arms, pictures, run, table
 from lissome.core.budget import Budget
 from lissome.core.errors import AssetError
@@ -64,8 +65,9 @@ def test_a_broken_sentence_is_named(arm: str, changes: dict[str, Any], words: st
 
 
 def test_tables_say_what_was_measured() -> None:
+    rates = {**arms.SWEEP.facts_of(arms.SWEEP.middle())}
     facts = {
-        "rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12, "step": {"epochs": 2.0}, "seen": 8,
+        **rates, "rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12, "step": {"epochs": 2.0}, "seen": 8,
         "pictures": {"most": 3000}, "fleet": list(arms.FLEET),
     }  # fmt: skip
     cells = {**GOOD, **{f"full-{seed}": {**GOOD["full-0"], "accuracy": [0.1, 0.3, 0.5, 0.81]} for seed in SEEDS}}
@@ -105,7 +107,7 @@ class _Counted:
 @pytest.mark.long
 def test_halves_of_a_toy_by_every_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy(tmp_path, monkeypatch)
-    cell = arms.arm("full", 0, 1, tmp_path / "arm")
+    cell = arms.arm("full", 0, 1, 1e-3, tmp_path / "arm")
     assert set(cell["halves"]) == {"salience", "none", "random"}
     assert 0 < cell["big"] <= 1
     assert len(cell["spent"]) == len(cell["accuracy"])
@@ -125,7 +127,7 @@ def test_steps_of_every_device_on_a_toy(tmp_path: Path, monkeypatch: pytest.Monk
 def test_pictures_on_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pictures.FACTS, "most", 300)
     try:
-        cell = pictures.arm("big-only", 0, 1, tmp_path)
+        cell = pictures.arm("big-only", 0, 1, 3e-3, tmp_path)
     except AssetError as error:
         pytest.skip(str(error))
     assert sum(cell["trained"].values()) == 2
@@ -137,7 +139,7 @@ def test_pictures_on_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy(tmp_path, monkeypatch)
     monkeypatch.setitem(arms.ARMS, "adapters", {**arms.ARMS["adapters"], "rank": 1})  # as small as the toy is
-    cell = arms.arm(arm, 0, 1, tmp_path / "arm")
+    cell = arms.arm(arm, 0, 1, 1e-3, tmp_path / "arm")
     assert len(cell["accuracy"]) == 2
     assert len(cell["kinds"]) == 10
     assert sum(cell["trained"].values()) == (2 if arm == "big-only" else 10)
@@ -145,3 +147,10 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert len(cell["sizes"]) == arms.SIZES
         assert cell["sizes"][2]["share"] == 1.0
         assert cell["sizes"][2]["accuracy"] == pytest.approx(cell["accuracy"][-1])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arm", ["raffm", "smallest", "big-only"])
+def test_settings_are_tried_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(tmp_path, monkeypatch)
+    assert 0 <= arms.trial(arm, {"lr": 1e-3, "epochs": 1.0}, tmp_path / "arm") <= 1

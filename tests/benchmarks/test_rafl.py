@@ -11,7 +11,7 @@ from benchmarks._federated import SEEDS
 from benchmarks.rafl import arms, run, table
 from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of, toy
 
-_SCORES = {"knowledge": 0.8, "local": 0.7, "random": 0.75, "weakest": 0.6}
+_SCORES = {"knowledge": 0.8, "local": 0.7, "random": 0.75, "weakest": 0.6, "tuned": 0.65}
 
 
 def _tiers(params: int) -> dict[str, dict[str, float]]:
@@ -26,21 +26,22 @@ def good() -> dict[str, dict[str, Any]]:
     return {
         f"{arm}-{who}-{seed}": cell_of(
             0.5, spent=(0, 2**20), reached=[None, score], mean_client=score,
-            tiers=weak if arm == "weakest" else tiers, kinds=kinds, own=own,
-            orders=2**9, knowledge=2**10, latency=latency,
+            tiers=weak if arm in {"weakest", "tuned"} else tiers, kinds=kinds, own=own,
+            orders=2**9, knowledge=2**10, latency=latency, effort={"steps": 540, "macs": 3e12},
         )
         for arm, score in _SCORES.items() for who in arms.PARTICIPATION for seed in SEEDS
     }  # fmt: skip
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge, good()) == 12
+    assert all_hold(run.judge, good()) == 14
 
 
 @pytest.mark.parametrize(
     ("arm", "changes", "words"),
     [
         ("weakest-all", {"mean_client": 0.9}, "weakest"), ("local-sporadic", {"mean_client": 0.9}, "local"),
+        ("tuned-sporadic", {"mean_client": 0.9}, "tuned by each"),
         ("random-all", {"mean_client": 0.9}, "random"), ("knowledge-all", {"orders": 3}, "bytes"),
         ("knowledge-all", {"tiers": _tiers(1001)}, "within"), ("knowledge-all", {"tiers": _tiers(10)}, "is used"),
         ("knowledge-all", {"latency": {one: float(at) for at, one in enumerate(arms.TIERS)}}, "latency"),
@@ -57,12 +58,17 @@ def test_tables_say_what_was_measured() -> None:
     cells = {name: {**cell, **(dear if name.startswith("weakest") else {})} for name, cell in good().items()}
     for arm in ("knowledge-all-1", "random-all-1"):  # a seed in which fewer bytes were sent
         cells[arm] = {**cells[arm], "spent": [0, 2**18], "orders": 2**7}
-    result = result_of(run.judge, cells, {"rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12})
+    for name in ("overlap-all-0", "overlap-all-1", "overlap-all-2"):  # its first look comes too late
+        cells[name] = {**cells["knowledge-all-0"], "spent": [0, 2**21]}
+    facts = {"rounds": 12, "clients": 10, "alpha": 0.3, "languages": 12, **arms.SWEEP.facts_of(arms.SWEEP.middle())}
+    result = result_of(run.judge, cells, facts)
     page = table.page([result])
     assert "reach 80.0 %" in table.summary([result])
-    assert "| knowledge | sporadic | 80.0 ± 0.0 | 80.0 ± 0.0 | 40.0 ± 0.0 | 1.0 |" in page
+    assert "65.0 % when each tunes that" in table.summary([result])
+    assert "| knowledge | sporadic | 80.0 ± 0.0 | 80.0 ± 0.0 | 40.0 ± 0.0 | 1.0 | 540 | 3.0 |" in page
     assert "| random | all | 75.0 ± 0.0 | 75.0 ± 0.0 | 40.0 ± 0.0 | 0.8 |" in page, "each seed by its own bytes"
     assert "| weakest | sporadic | 60.0 ± 0.0 | 55.0 ± 0.0 | 40.0 ± 0.0 | 2.0 |" in page
+    assert "| overlap | all | 80.0 ± 0.0 | – |" in page, "never judged within the bytes"
     assert "| block_params<=30% | 0.00 | 95.0% | 7.00 | 40.0 |" in page
 
 
@@ -72,12 +78,12 @@ def test_a_quarter_of_the_clients_is_a_quarter() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arm", ["knowledge", "weakest", "middle", "heterofl", "distil"])
+@pytest.mark.parametrize("arm", ["knowledge", "local", "weakest", "tuned", "middle", "heterofl", "distil"])
 def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy(tmp_path, monkeypatch)
-    for name in ("knowledge", "distil"):
+    for name in ("knowledge", "local", "distil"):
         monkeypatch.setitem(arms.ARMS, name, {**arms.ARMS[name], "trials": 6})
-    cell = arms.arm(arm, 1.0, 0, 1, tmp_path / "arm")
+    cell = arms.arm(arm, 1.0, 0, 2 if arm == "tuned" else 1, 1e-3, tmp_path / "arm")
     served = [one for one, kind in cell["kinds"].items() if arm != "middle" or kind in arms.SERVED]
     assert sorted(cell["clients"]) == sorted(served)
     assert len(cell["kinds"]) == arms.CLIENTS
@@ -85,7 +91,8 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(cell["own"]) == sorted(served)
     if arm in arms.COMMON:
         assert set(cell["tiers"]) == {arms.COMMON[arm]}
-        assert len({one["test"] for one in cell["own"].values()}) == 1, "all hold the same"
+        alike = len({one["test"] for one in cell["own"].values()}) == 1
+        assert alike == (arm != "tuned"), "all hold the same, until each tunes it"
     if arm == "heterofl":
         assert all(tier["params"] <= tier["limit"] for tier in cell["tiers"].values())
     if arm == "knowledge":
@@ -94,3 +101,28 @@ def test_an_arm_on_a_toy(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert set(cell["tiers"]) == set(arms.TIERS)
         assert all(tier["params"] <= tier["limit"] for tier in cell["tiers"].values())
         assert cell["spent"][-1] == 2 * cell["orders"] * cell["knowledge"]
+    if arm == "tuned":
+        assert cell["reached"][-1] == cell["mean_client"]
+        assert cell["spent"][-1] == cell["spent"][-2], "nothing is sent meanwhile"
+
+
+@pytest.mark.long
+def test_work_is_counted_by_steps_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(tmp_path, monkeypatch)
+    for name in ("knowledge", "local"):
+        monkeypatch.setitem(arms.ARMS, name, {**arms.ARMS[name], "trials": 6})
+    found = {
+        name: arms.arm(name, 1.0, 0, 2, 1e-3, tmp_path / name)["effort"]
+        for name in ("knowledge", "local", "weakest", "tuned")
+    }
+    steps = {name: one["steps"] for name, one in found.items()}
+    assert steps["knowledge"] == steps["local"] == steps["weakest"] == steps["tuned"] > 0, "one pass is as any other"
+    assert found["knowledge"]["macs"] > found["local"]["macs"] > found["weakest"]["macs"] == found["tuned"]["macs"]
+
+
+@pytest.mark.long
+def test_settings_are_tried_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy(tmp_path, monkeypatch)
+    for name in ("tuned", "distil"):
+        score = arms.trial(name, {"lr": 1e-3, **({"trials": 6} if name == "distil" else {})}, tmp_path / name)
+        assert 0 <= score <= 1

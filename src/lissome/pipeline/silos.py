@@ -179,10 +179,7 @@ def lesson(
     """
     share = config.held_out if train else 1.0
     if isinstance(rows, Labelled | Images):
-        order = list(range(len(rows)))
-        Random(seed).shuffle(order)
-        count = min(len(order) - 1, round(share * len(order))) if train else len(order)
-        held, learned = (sorted(order[:count]), sorted(order[count:]))
+        held, learned = split(len(rows), share, seed) if train else (list(range(len(rows))), [])
         if isinstance(rows, Images):
             model.anatomy.require("image", "learning the classes of images")
             pictures = examples(model, rows)
@@ -195,6 +192,20 @@ def lesson(
     windows = all_windows(rows, Encoder(model.tokenizer, model.anatomy.vocabulary), length=config.length)
     count = min(len(windows) - 1, round(share * len(windows))) if train else len(windows)
     return Tokens(windows[count:], windows[:count])
+
+
+def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Return the positions of the examples that a client is judged by, and of those that it learns from, ascending.
+
+    Args:
+        count: Examples of the client.
+        share: Of them, to judge it by; at least one is left to learn from.
+        seed: Of the choice.
+    """
+    order = list(range(count))
+    Random(seed).shuffle(order)
+    held = min(count - 1, round(share * count))
+    return sorted(order[:held]), sorted(order[held:])
 
 
 def _nothing() -> Encoded:
