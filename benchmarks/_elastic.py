@@ -294,10 +294,11 @@ def supernet(
 
 def assignments(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Write settings as the command line takes them."""
-    return tuple(f"{name}={_written(value)}" for name, value in settings.items())
+    return tuple(f"{name}={written(value)}" for name, value in settings.items())
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """Write one setting."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
 
 
@@ -317,6 +318,7 @@ def measured(subject: Subject, place: Path, shares: Sequence[float], folder: Pat
             "macs": report.figures["macs"] / whole,
             "params": report.figures["params"] / found.original["params"],
             "test": packed(small, judge),
+            "subnet": dict(report.subnet),
         }
     model, space = pipeline.load(place), found.space
     ends = {

@@ -82,4 +82,4 @@ def tried(result: Mapping[str, Any]) -> str:
 
 
 def _words(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+    return ", ".join(_elastic.assignments(settings))

@@ -3,14 +3,14 @@
 A small ResNet and a network of depthwise convolutions on CIFAR-10, and MiniLM on the languages of short texts, each
 trained on its task first, become super-networks through `lissome.pipeline`, as on the command line. Beside them, in the
 same run: the given network trained as many steps more, and the network cut to half of its multiply-accumulates by
-torch-pruning and then tuned as many steps. A step is one pass in all three: one random path. EfficientNet-Lite0 with
-its weights of ImageNet becomes a super-network on CIFAR-10 too, at 96 pixels.
+torch-pruning and then tuned as many steps. A step is one pass in all three: one random path. Every arm has the best of
+several learning rates, found on examples to choose by. EfficientNet-Lite0 with its weights of ImageNet becomes a
+super-network on CIFAR-10 too, at 96 pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,89 +18,118 @@ from typing import Any
 from benchmarks import _elastic, _tasks
 from benchmarks._elastic import Cell, Cells, Scale, Subject
 from benchmarks._frame import Inequality, Store
-from benchmarks._pruning import pruned
+from benchmarks._sweep import Sweep
+from benchmarks.bootstrapnas.nets import CLOSELY, HALF, NETS, Net, narrow, subject, sweeps, tuned
+from benchmarks.bootstrapnas.switching import STEPS, SWITCHED, SWITCHES, switching
 from lissome import pipeline
 from lissome.cost.counted import Counter
 from lissome.engine.ranking import ranking, saliency
 from lissome.models.binding import extract, reorder
-from tools.train_convnets import given
+from lissome.models.model import Model
 
-HALF = 0.5
 SHARES = (HALF, 0.9)
 WIDTHS = (0.75, 0.5)
 ORDERS = ("l1", "random", "none")
 MARGIN, BESIDE = 1.0, 0.5
 """Points that half of a network may lose against the given one, and against pruning and tuning."""
+FULLY = 0.97
+"""Share of its multiply-accumulates that a network which is cut to a budget must use."""
 SIZES = 5
 """Points of one front that are more than 5 % of multiply-accumulates apart."""
+SWITCH = 0.01
+"""Share of a training step that switching may take."""
 TRIALS = 60
 TRANSFER: Mapping[str, Any] = {
     "steps": 200, "tune_steps": 150, "lr": 0.01, "tune_lr": 0.02, "batch": 32, "optimizer": "sgd", "examples": 128,
     "stages": "kernel+width",
 }  # fmt: skip
+PHOTOGRAPHS = (8000, 2000)
+"""Images of CIFAR-10 to learn from, search and choose by, and its own test images, for the transfer."""
+TRANSFERRED = 0.75
 _BROKEN = 10.0  # points that statistics of its own give the smallest sub-network before training, at least
 _PIXELS = 96  # of EfficientNet-Lite0's images: a fifth of the multiply-accumulates of 224
-
-
-@dataclass(frozen=True)
-class Net:
-    """How a network is trained.
-
-    Attributes:
-        steps: Of the super-network, and of the arms beside it.
-        settings: Of BootstrapNAS.
-        tune: Settings of the arms beside it.
-        first: Steps of its first training; of a network of images they are in ``tools/train_convnets.py``.
-    """
-
-    steps: int
-    settings: Mapping[str, Any]
-    tune: Mapping[str, Any]
-    first: int = 0
-
-
-_SGD = {"lr": 0.02, "batch": 128, "optimizer": "sgd", "weight_decay": 1e-4}
-_IMAGES = {**_SGD, "min_width": 8, "multiple": 4, "examples": _elastic.EXAMPLES}
-NETS: dict[str, Net] = {
-    "zoo-resnet": Net(800, _IMAGES, _SGD),
-    "zoo-depthwise": Net(600, _IMAGES, _SGD),
-    "minilm": Net(
-        500, {"lr": 1e-4, "stages": ("depth2+width",), "widths": (1.0, 0.75, 0.5, 0.25)}, {"lr": 1e-4}, first=500
-    ),
-}
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
     """Measure what is not stored yet, publish and judge it."""
     return _elastic.run(
-        "bootstrapnas", quick, store, cells=cells, judge=judged, needs=(_tasks.languages, _tasks.photographs)
-    )
+        "bootstrapnas", quick, store, cells=cells, judge=judged,
+        needs=(_tasks.languages, _tasks.photographs, _tasks.addresses),
+    )  # fmt: skip
 
 
 def cells(scale: Scale, store: Store) -> Iterator[Cell]:
-    """Yield what is measured, network by network."""
-    for net, how in NETS.items():
-        here, facts = partial(subject, net, scale, store), {**vars(how), "net": net}
-        yield Cell(f"given-{net}", facts, lambda _, it=here: whole(it()))
-        yield Cell(f"before-{net}", facts, lambda _, it=here: before(it()))
-        for seed in scale.seeds:
-            for arm, compute in ARMS.items():
-                yield Cell(
-                    f"{arm}-{net}-{seed}",
-                    {**facts, "seed": seed, "trials": TRIALS},
-                    lambda folder, it=here, compute=compute, how=how, seed=seed: compute(
-                        it(), how, folder, scale, seed
-                    ),
-                )
-    yield Cell("transfer", {"pixels": _PIXELS, "trials": TRIALS, "settings": TRANSFER}, partial(transfer, scale))
+    """Yield what is measured, network by network: first what rates are chosen by."""
+    for net in NETS:
+        yield from _of_net(net, scale, store)
+    for net, batch in SWITCHED.items():
+        facts = {"net": net, "batch": batch, "switches": SWITCHES, "steps": STEPS[net]}
+        yield Cell(f"switching-{net}", facts, lambda _, net=net: switching(net, scale, store))
+    facts = {"pixels": _PIXELS, "trials": TRIALS, "settings": TRANSFER, "images": PHOTOGRAPHS, "share": TRANSFERRED}
+    yield Cell("transfer", facts, partial(transfer, scale))
 
 
-def subject(net: str, scale: Scale, store: Store) -> Subject:
-    """Return a network that was trained on its task; it is trained the first time."""
-    folder = store.scratch(f"given-{net}", {"net": net, "first": NETS[net].first, "part": scale.part})
-    if net == "minilm":
-        return _elastic.encoder(folder, _tasks.languages(), steps=scale.of(NETS[net].first))
-    return Subject(net, given(net, folder, part=scale.part), _tasks.photographs())
+def _of_net(net: str, scale: Scale, store: Store) -> Iterator[Cell]:
+    how, it, tried = NETS[net], partial(subject, net, scale, store), sweeps(net, scale, store)
+    for sweep in tried.values():
+        yield from sweep.cells()
+    facts = {"net": net, "first": how.first}
+    yield Cell(f"given-{net}", facts, lambda _: whole(it()))
+    yield Cell(f"before-{net}", {**facts, "widths": WIDTHS, "orders": ORDERS}, lambda _: before(it()))
+    own = {
+        "super": {"settings": how.settings, "shares": SHARES, "trials": TRIALS}, "longer": {"tune": how.tune},
+        "pruned": {"tune": how.tune, "share": HALF},
+    }  # fmt: skip
+    made: dict[str, Cell] = {}
+    for seed in scale.seeds:
+        for arm, compute in ARMS.items():
+            cell = Cell(
+                f"{arm}-{net}-{seed}",
+                {**facts, **own[arm], "steps": how.steps, "seed": seed, "sweep": tried[arm].described},
+                lambda folder, arm=arm, compute=compute, seed=seed: compute(
+                    it(), how, _rate(tried[arm], store, scale), folder, scale, seed
+                ),
+            )
+            made.setdefault(arm, cell)
+            yield cell
+    if net == CLOSELY:
+        yield from _others(
+            it, made, {arm: partial(_rate, sweep, store, scale) for arm, sweep in tried.items()}, scale, store
+        )
+
+
+def _rate(sweep: Sweep, store: Store, scale: Scale) -> float:
+    return float(sweep.best(store, scale, "lr"))
+
+
+def _others(
+    it: Callable[[], Subject],
+    made: Mapping[str, Cell],
+    rates: Mapping[str, Callable[[], float]],
+    scale: Scale,
+    store: Store,
+) -> Iterator[Cell]:
+    """Other ways to half of one network, with the first seed: a sandwich; one width for all; what was found, alone."""
+    how, seed = NETS[CLOSELY], scale.seeds[0]
+    sandwich = Net(**{**vars(how), "steps": how.steps // 3, "settings": {**how.settings, "paths": "sandwich"}})
+    facts = made["super"].settings
+    yield Cell(
+        f"sandwich-{CLOSELY}-{seed}",
+        {**facts, "settings": sandwich.settings, "steps": sandwich.steps},
+        lambda folder: _super(it(), sandwich, rates["super"](), folder, scale, seed),
+    )
+
+    def alone(model: Callable[[], Model]) -> Callable[[Path], dict[str, Any]]:
+        return lambda _: _tuned(it(), model(), {**how.tune, "lr": rates["pruned"](), "steps": how.steps}, scale, seed)
+
+    pruned = made["pruned"].settings
+    yield Cell(f"uniform-{CLOSELY}-{seed}", {**pruned, "cut": "uniform"}, alone(lambda: _uniform(it())))
+    found = {**pruned, "cut": "found", "search": facts}
+    yield Cell(
+        f"found-{CLOSELY}-{seed}",
+        found,
+        alone(lambda: _found(it(), _elastic.measure(made["super"], scale, store)["cut"][f"{HALF:g}"]["subnet"])),
+    )
 
 
 def whole(it: Subject) -> dict[str, Any]:
@@ -128,35 +157,61 @@ def before(it: Subject) -> dict[str, Any]:
     return found
 
 
-def _super(it: Subject, how: Net, folder: Path, scale: Scale, seed: int) -> dict[str, Any]:
-    settings = {**how.settings, "steps": scale.of(how.steps)}
+def _super(it: Subject, how: Net, rate: float, folder: Path, scale: Scale, seed: int) -> dict[str, Any]:
+    settings = {**how.settings, "lr": rate, "steps": scale.of(how.steps)}
     place = _elastic.supernet(
         it, folder, method="bootstrapnas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed
     )
     found = _elastic.measured(it, place, SHARES, folder / "cut")
-    return {**found, "latency": _elastic.latency(it, folder / "cut" / f"{HALF:g}")}
+    return {**found, "rate": rate, "latency": _elastic.latency(it, folder / "cut" / f"{HALF:g}")}
 
 
-def _longer(it: Subject, how: Net, _: Path, scale: Scale, seed: int) -> dict[str, Any]:
+def _longer(it: Subject, how: Net, rate: float, _: Path, scale: Scale, seed: int) -> dict[str, Any]:
     """The control: the given network, trained as many steps more."""
-    judge = _elastic.objective(it)
-    model = _elastic.tuned(_elastic.original(it), judge, steps=scale.of(how.steps), seed=seed, **how.tune)
-    return {"test": _elastic.packed(model, judge)}
+    return _tuned(it, _elastic.original(it), {**how.tune, "lr": rate, "steps": how.steps}, scale, seed)
 
 
-def _pruned(it: Subject, how: Net, _: Path, scale: Scale, seed: int) -> dict[str, Any]:
+def _pruned(it: Subject, how: Net, rate: float, _: Path, scale: Scale, seed: int) -> dict[str, Any]:
     """The network cut by torch-pruning, tuned as many steps."""
-    judge, macs = _elastic.objective(it), Counter(_elastic.original(it)).count().macs
-    small = pruned(it, HALF * macs, multiple=4)
-    tuned = _elastic.tuned(small, judge, steps=scale.of(how.steps), seed=seed, **how.tune)
-    return {"test": _elastic.packed(tuned, judge), "macs": Counter(tuned).count().macs / macs}
+    return _tuned(it, narrow(it), {**how.tune, "lr": rate, "steps": how.steps}, scale, seed)
 
 
-ARMS: dict[str, Callable[[Subject, Net, Path, Scale, int], dict[str, Any]]] = {
+ARMS: dict[str, Callable[[Subject, Net, float, Path, Scale, int], dict[str, Any]]] = {
     "super": _super,
     "longer": _longer,
     "pruned": _pruned,
 }
+
+
+def _tuned(it: Subject, start: Model, settings: Mapping[str, Any], scale: Scale, seed: int) -> dict[str, Any]:
+    model = tuned(it, start, scale, settings, seed)
+    macs = Counter(model).count().macs / Counter(_elastic.original(it)).count().macs
+    return {"test": _elastic.packed(model, _elastic.objective(it)), "macs": macs, "rate": settings["lr"]}
+
+
+def _sorted(it: Subject) -> Model:
+    """A copy with its filters sorted as BootstrapNAS sorts them."""
+    given = _elastic.original(it)
+    work = given.derived(extract(given, given.space().full).module)
+    reorder(work, ranking(work, saliency(work, "l1")))
+    return work
+
+
+def _uniform(it: Subject) -> Model:
+    """The network with the largest share of all its widths that leaves half of the multiply-accumulates."""
+    work, macs = _sorted(it), HALF * Counter(_elastic.original(it)).count().macs
+    for percent in range(99, 0, -1):
+        subnet, space = _elastic.uniform(work, percent / 100, multiple=1)
+        if Counter(work).figures(subnet)["macs"] <= macs:
+            return _elastic.adapted(extract(work, subnet, space=space), _elastic.objective(it))
+    raise ValueError(f"no share of all widths stays within {macs:.3g} multiply-accumulates")
+
+
+def _found(it: Subject, subnet: Mapping[str, int]) -> Model:
+    """What a search found, with the weights of the given network."""
+    work = _sorted(it)
+    small = extract(work, {**work.anatomy.space(finest=True).full, **subnet})
+    return _elastic.adapted(small, _elastic.objective(it))
 
 
 def transfer(scale: Scale, folder: Path) -> dict[str, Any]:
@@ -166,16 +221,23 @@ def transfer(scale: Scale, folder: Path) -> dict[str, Any]:
     if not (folder / "model").exists():
         model.derived(model.module).save(folder / "model")
     it = Subject(
-        "efficientnet-lite0", folder / "model", _tasks.few_photographs(*map(scale.of, (8000, 2000), (400, 200)))
+        "efficientnet-lite0", folder / "model", _tasks.few_photographs(*map(scale.of, PHOTOGRAPHS, (400, 200)))
     )
     settings = {**TRANSFER, "steps": scale.of(TRANSFER["steps"]), "tune_steps": scale.of(TRANSFER["tune_steps"])}
     place = _elastic.supernet(it, folder, method="bootstrapnas", settings=settings, trials=scale.of(TRIALS, 12), seed=0)
-    return _elastic.measured(it, place, (0.75,), folder / "cut")
+    return _elastic.measured(it, place, (TRANSFERRED,), folder / "cut")
 
 
 def judged(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     """Turn all cells into inequalities."""
-    return [one for net in NETS for one in judge(net, found, seeds)]
+    told = [one for net in NETS for one in judge(net, found, seeds)]
+    return told + [_switching(net, found[f"switching-{net}"]) for net in SWITCHED]
+
+
+def _switching(net: str, found: Mapping[str, Any]) -> Inequality:
+    detail = f"({1e3 * found['switch']:.2f} ms of {1e3 * found['step']:.0f} ms, {found['branches']} branches)"
+    name = f"{net}: switching to a sub-network and back, share of a training step"
+    return Inequality.of(name, found["switch"] / found["step"], "<=", SWITCH, detail)
 
 
 def judge(net: str, found: Cells, seeds: Sequence[int]) -> list[Inequality]:
@@ -183,13 +245,15 @@ def judge(net: str, found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     made, test = [found[f"super-{net}-{seed}"] for seed in seeds], found[f"given-{net}"]["test"]
     half = [one["cut"][f"{HALF:g}"] for one in made]
     tests = [one["test"] for one in half]
-    cut = [found[f"pruned-{net}-{seed}"]["test"] for seed in seeds]
+    beside = [found[f"pruned-{net}-{seed}"] for seed in seeds]
+    cut, used = [one["test"] for one in beside], min(one["macs"] for one in beside) / HALF
     most, sizes = max(one["macs"] for one in half), min(_elastic.apart(one["front"]) for one in made)
     slow = max(one["latency"][2] for one in made)
     told = [
         Inequality.of(f"{net}: multiply-accumulates of what was found, most", most, "<=", HALF),
         _elastic.not_worse(f"{net}: found at half against given, points", tests, [test] * len(seeds), MARGIN),
         _elastic.not_worse(f"{net}: found at half against torch-pruning and tuned, points", tests, cut, BESIDE),
+        Inequality.of(f"{net}: share of half that torch-pruning's network uses, least", used, ">=", FULLY),
         Inequality.of(f"{net}: sizes of one front, fewest", sizes, ">=", SIZES),
         Inequality.of(f"{net}: latency of what was found, upper end", slow, "<", 1.0),
     ]
@@ -201,11 +265,20 @@ def judge(net: str, found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     if net != "minilm":
         own, without = (_elastic.points([first[name]]) for name in ("own", "plain"))
         told.append(Inequality.of(f"{net}: what statistics of its own give, points", own - without, ">=", _BROKEN))
-    if net == "zoo-resnet":
-        wide = f"{max(SHARES):g}"
-        wider = [one["cut"][wide]["test"] for one in made]
-        best, apart = _elastic.points(wider), _elastic.not_worse("", wider, [test] * len(seeds), 0.0).detail
-        control = _elastic.points([found[f"longer-{net}-{seed}"]["test"] for seed in seeds])
-        detail = f"{apart} (given, trained as many steps more: {control:.2f})"
-        told.append(Inequality.of(f"{net}: at most {wide} against given", best, ">=", _elastic.points([test]), detail))
-    return told
+    return told + (_as_accurate(net, found, seeds) if net == CLOSELY else [])
+
+
+def _as_accurate(net: str, found: Cells, seeds: Sequence[int]) -> list[Inequality]:
+    """At least as accurate as the given network, with fewer multiply-accumulates: nothing may be lost."""
+    wide = [found[f"super-{net}-{seed}"]["cut"][f"{max(SHARES):g}"] for seed in seeds]
+    test = found[f"given-{net}"]["test"]
+    name = f"{net}: at most {max(SHARES):.0%} of the multiply-accumulates against given, points"
+    told = _elastic.not_worse(name, [one["test"] for one in wide], [test] * len(seeds), 0.0)
+    control = _elastic.points([found[f"longer-{net}-{seed}"]["test"] for seed in seeds])
+    detail = f"{told.detail} (accuracy {_elastic.points([one['test'] for one in wide]):.2f}; given: "
+    detail += f"{_elastic.points([test]):.2f}, trained as many steps more: {control:.2f})"
+    most = max(one["macs"] for one in wide)
+    return [
+        Inequality.of(told.name, told.left, ">=", told.right, detail),
+        Inequality.of(f"{net}: its multiply-accumulates, most", most, "<", 1.0),
+    ]

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import _elastic
+from benchmarks import _elastic, _sweep
 from benchmarks._markdown import table
+
+_ALONE = {
+    "uniform": "one share of all widths to half, tuned (one seed)",
+    "found": "what the search found at half, tuned alone (one seed)",
+}
 
 
 def _arms(result: Mapping[str, Any]) -> str:
@@ -20,8 +25,37 @@ def _arms(result: Mapping[str, Any]) -> str:
             "super-network, whole": [one["ends"]["largest"] for one in made],
             "super-network, smallest": [one["ends"]["smallest"] for one in made],
         } | {f"super-network, at {share}": [one["cut"][share]["test"] for one in made] for share in made[0]["cut"]}
+        arms |= {
+            label: [cells[name]["test"]]
+            for arm, label in _ALONE.items()
+            if (name := f"{arm}-{net}-{seeds[0]}") in cells
+        }
+        sandwich = cells.get(f"sandwich-{net}-{seeds[0]}", {"cut": {}})
+        arms |= {
+            f"sandwich of as many passes, at {at} (one seed)": [one["test"]] for at, one in sandwich["cut"].items()
+        }
         rows += [[net, arm, f"{_elastic.points(tests):.2f}"] for arm, tests in arms.items()]
     return table(["network", "arm", "accuracy"], rows)
+
+
+def _rates(result: Mapping[str, Any]) -> str:
+    """Learning rate of each arm, and the share of multiply-accumulates that torch-pruning's network uses."""
+    rows = [
+        [name, f"{cell['rate']:g}", f"{cell['macs']:.3f}" if "macs" in cell else ""]
+        for name, cell in result["cells"].items()
+        if "rate" in cell and name.endswith(f"-{result['seeds'][0]}")
+    ]
+    return table(["arm, network and seed", "learning rate", "multiply-accumulates"], rows)
+
+
+def _switching(result: Mapping[str, Any]) -> str:
+    rows = [
+        [name.removeprefix("switching-"), f"{1e3 * one['switch']:.2f}", f"{1e3 * one['step']:.0f}",
+         f"{one['switch'] / one['step']:.2%}"]
+        for name, one in result["cells"].items()
+        if "switch" in one
+    ]  # fmt: skip
+    return table(["network", "switching, ms", "step, ms", "share"], rows)
 
 
 def _before(result: Mapping[str, Any]) -> str:
@@ -70,6 +104,15 @@ _TABLES = _elastic.Tables(
         "EfficientNet-Lite0 from ImageNet, transferred to CIFAR-10 at 96 pixels (one seed), on held-out images:": (
             _transferred
         ),
+        "Processor time of switching to a sub-network and back, beside a step of training along a random path:": (
+            _switching
+        ),
+        "What each arm was trained with (one seed shown; the others have the same):": _rates,
+        "Settings that were tried with one seed and shorter runs, on examples to choose by (accuracy in points; of "
+        "super-networks the mean of the middle and the smallest). A step of the sandwich is three passes. Each arm was "
+        "then trained with the best of its learning rates and else as usual.": _sweep.tried,
     },
+    note=f"{_elastic.RESAMPLED} *At least as accurate as the given network* is judged strictly: the lower end of the "
+    "interval must not be below 0.",
 )
 summary, page = _TABLES.summary, _TABLES.page

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import _elastic
-from benchmarks._elastic import Subject
+from benchmarks._elastic import Scale, Subject
+from benchmarks._frame import Store
 from benchmarks._pruning import pruned
-from benchmarks.bootstrapnas import run, table
+from benchmarks.bootstrapnas import nets, run, switching, table
 from lissome.cost.counted import Counter
 from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
 from lissome.models.load import load_model
@@ -18,7 +20,9 @@ from lissome.testing.examples import striped_images
 from tests.benchmarks.elastic import SEEDS, all_hold, broken, text, toy
 
 
-def made_up(net: str, *, half: float = 0.9, macs: float = 0.48, sizes: int = 6, latency: float = 0.8) -> dict[str, Any]:
+def made_up(
+    net: str, *, half: float = 0.9, macs: float = 0.48, sizes: int = 6, latency: float = 0.8, used: float = 0.49
+) -> dict[str, Any]:
     front = [{"macs": 0.1 + 0.12 * at, "accuracy": 0.8, "held": 0.8} for at in range(sizes)]
     cut = {f"{share:g}": {"macs": macs, "params": 0.5, "test": text(half)} for share in run.SHARES}
     ends = {"largest": text(0.91), "smallest": text(0.7)}
@@ -29,14 +33,21 @@ def made_up(net: str, *, half: float = 0.9, macs: float = 0.48, sizes: int = 6, 
     }
     for seed in SEEDS:
         ratio = [latency, latency - 0.02, latency + 0.02]
-        cells[f"super-{net}-{seed}"] = {"front": front, "cut": cut, "ends": ends, "least": 0.1, "latency": ratio}
-        cells |= {f"{arm}-{net}-{seed}": {"test": text(0.9)} for arm in ("longer", "pruned")}
-    return cells
+        made = {"front": front, "cut": cut, "ends": ends, "least": 0.1, "latency": ratio, "rate": 0.02}
+        cells[f"super-{net}-{seed}"] = made
+        facts = {"test": text(0.9), "macs": used, "rate": 0.02}
+        cells |= {f"{arm}-{net}-{seed}": facts for arm in ("longer", "pruned")}
+    return cells | {f"sandwich-{net}-{SEEDS[0]}": made, f"uniform-{net}-{SEEDS[0]}": facts}
+
+
+def switched(share: float) -> dict[str, Any]:
+    """Switching that takes so much of a step."""
+    return {"switch": share / 5, "step": 0.2, "axes": 9, "branches": 6}
 
 
 @pytest.mark.parametrize("net", run.NETS)
 def test_everything_holds_when_it_does(net: str) -> None:
-    assert all_hold(run.judge(net, made_up(net), SEEDS)) == {"zoo-resnet": 9, "zoo-depthwise": 8, "minilm": 7}[net]
+    assert all_hold(run.judge(net, made_up(net), SEEDS)) == {"zoo-resnet": 11, "zoo-depthwise": 9, "minilm": 8}[net]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +55,8 @@ def test_everything_holds_when_it_does(net: str) -> None:
     [
         ({"half": 0.88}, "against given"), ({"half": 0.893}, "torch-pruning"), ({"macs": 0.51}, "most"),
         ({"sizes": 4}, "sizes of one front"), ({"latency": 0.99}, "latency"),
+        ({"used": 0.48}, "torch-pruning's network uses"), ({"half": 0.899}, "at most 90%"),
+        ({"macs": 1.0}, "its multiply-accumulates"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None:
@@ -52,13 +65,31 @@ def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None
 
 def test_the_tables_show_every_arm() -> None:
     cells = made_up("zoo-resnet") | {"transfer": made_up("x")["super-x-0"]}
+    cells |= {f"switching-{net}": switched(0.005) for net in run.SWITCHED}
     page = table.page([{"cells": cells, "seeds": SEEDS, "environments": [], "inequalities": []}])
     arms = ("given", "torch-pruning to half, tuned", "super-network, at 0.5")
     assert all(f"| zoo-resnet | {arm} |" in page for arm in arms)
+    assert "| zoo-resnet | one share of all widths to half, tuned (one seed) | 90.00 |" in page
+    assert "| zoo-resnet | sandwich of as many passes, at 0.5 (one seed) | 90.00 |" in page
+    assert "| smollm2-135m | 1.00 | 200 | 0.50% |" in page
     assert "| efficientnet-lite0 | 10% | 80.0 |" in page
     assert "| cut out of it | 48% | 90.00 |" in page
     assert all(f"| zoo-resnet | {order} | 0.5 |" in page for order in run.ORDERS)
     assert "| zoo-resnet | l1, statistics of the whole network | 0.5 | 20.00 |" in page
+
+
+@pytest.mark.parametrize(("share", "holds"), [(0.009, True), (0.011, False)])
+def test_switching_is_judged_for_every_network(share: float, holds: bool) -> None:
+    cells = {key: one for net in run.NETS for key, one in made_up(net).items()}
+    cells |= {f"switching-{net}": switched(share) for net in run.SWITCHED}
+    found = [one for one in run.judged(cells, SEEDS) if "switching" in one.name]
+    assert [one.ok for one in found] == [holds] * len(run.SWITCHED)
+
+
+def test_arms_beside_the_super_network_have_as_many_settings(tmp_path: Path) -> None:
+    tried = nets.sweeps(nets.CLOSELY, Scale(), Store(tmp_path / "results", scratch=tmp_path / "scratch"))
+    assert len(tried["super"].changes) == len(tried["pruned"].changes)
+    assert all(change.keys() <= sweep.usual.keys() for sweep in tried.values() for change in sweep.changes)
 
 
 @pytest.mark.long
@@ -75,7 +106,7 @@ def test_torch_pruning_cuts_heads_and_neurons_of_an_encoder(tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_the_parts_on_a_toy(tmp_path: Path) -> None:
+def test_the_parts_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch_pruning", reason="the extra `bench` is not installed")
     data = striped_images(tmp_path / "x.npz", count=120)
     stages = [{"kind": "residual", "channels": 8 * (1 + at), "blocks": 2, "stride": 1 + at} for at in range(2)]
@@ -95,3 +126,15 @@ def test_the_parts_on_a_toy(tmp_path: Path) -> None:
     assert set(first["orders"]) == {f"{order}-{share:g}" for order in run.ORDERS for share in run.WIDTHS}
     assert len(_elastic.latency(it, tmp_path / "cut" / "0.6")) == 3
     assert _elastic.apart([{"macs": 0.1}, {"macs": 0.12}, {"macs": 0.2}]) == 2
+    half = run._uniform(it)
+    assert 0.3 * whole < Counter(half).count().macs <= 0.5 * whole
+    assert Counter(run._found(it, found["cut"]["0.6"]["subnet"])).count().macs == pytest.approx(
+        found["cut"]["0.6"]["macs"] * whole
+    )
+    work = _elastic.original(it)
+    copied = work.derived(copy.deepcopy(work.module).requires_grad_(True))
+    monkeypatch.setattr(switching, "_ready", lambda *_: (copied, judge))
+    spent = switching.switching("zoo-resnet", Scale(), Store(tmp_path / "results", scratch=tmp_path / "scratch"))
+    assert 0 < spent["switch"] < spent["step"]
+    shapes = {name: value.shape for name, value in work.module.state_dict().items()}
+    assert all(shapes[name] == value.shape for name, value in copied.module.state_dict().items())

@@ -1,0 +1,123 @@
+"""Networks of the claim on BootstrapNAS, how each arm trains them, and what is tried of every arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _elastic, _tasks
+from benchmarks._elastic import Scale, Subject
+from benchmarks._frame import Store
+from benchmarks._pruning import pruned
+from benchmarks._sweep import Sweep
+from lissome import pipeline
+from lissome.core.manifest import read_curve
+from lissome.cost.counted import Counter
+from lissome.models.model import Model
+from tools.train_convnets import given
+
+HALF = 0.5
+
+Changes = tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Net:
+    """How a network is trained.
+
+    Attributes:
+        steps: Of the super-network, and of the arms beside it.
+        settings: Of BootstrapNAS.
+        tune: Settings of the arms beside it.
+        tried: Steps of a run in which settings are tried.
+        rates: Learning rates that are tried of every arm, beside the one in its settings.
+        first: Steps of its first training; of a network of images they are in ``tools/train_convnets.py``.
+    """
+
+    steps: int
+    settings: Mapping[str, Any]
+    tune: Mapping[str, Any]
+    tried: int
+    rates: tuple[float, float]
+    first: int = 0
+
+
+_SGD = {"lr": 0.02, "batch": 128, "optimizer": "sgd", "weight_decay": 1e-4}
+_STAGES = "kernel+depth2+width"
+_IMAGES = {
+    **_SGD, "min_width": 8, "multiple": 4, "examples": _elastic.EXAMPLES, "stages": (_STAGES,), "paths": "random",
+    "order": "l1",
+}  # fmt: skip
+NETS: dict[str, Net] = {
+    "zoo-resnet": Net(800, _IMAGES, _SGD, tried=150, rates=(0.01, 0.05)),
+    "zoo-depthwise": Net(600, _IMAGES, _SGD, tried=120, rates=(0.01, 0.05)),
+    "minilm": Net(
+        500, {"lr": 1e-4, "stages": ("depth2+width",), "widths": (1.0, 0.75, 0.5, 0.25)}, {"lr": 1e-4}, tried=120,
+        rates=(5e-5, 2e-4), first=500,
+    ),
+}  # fmt: skip
+CLOSELY = "zoo-resnet"
+"""The network of which more than rates are tried."""
+ELASTIC_CHANGES: Changes = (
+    {"stages": ("kernel+depth1", "depth2", _STAGES)},
+    {"stages": ("kernel+depth2", "depth2+width2", _STAGES)},
+    {"paths": "sandwich"},
+    {"paths": "sandwich", "steps": NETS[CLOSELY].tried // 3},
+    {"order": "l2"},
+    {"order": "none"},
+)
+PRUNED_CHANGES: Changes = (
+    {"lr": 0.005}, {"lr": 0.1}, {"weight_decay": 0.0}, {"weight_decay": 5e-4}, {"batch": 64}, {"batch": 256},
+)  # fmt: skip
+
+
+def subject(net: str, scale: Scale, store: Store) -> Subject:
+    """Return a network that was trained on its task; it is trained the first time."""
+    folder = store.scratch(f"given-{net}", {"net": net, "first": NETS[net].first, "part": scale.part})
+    if net == "minilm":
+        return _elastic.encoder(folder, _tasks.languages(), steps=scale.of(NETS[net].first))
+    return Subject(net, given(net, folder, part=scale.part), _tasks.photographs())
+
+
+def sweeps(net: str, scale: Scale, store: Store) -> dict[str, Sweep]:
+    """What is tried of every arm of a network."""
+    how, it = NETS[net], partial(subject, net, scale, store)
+    rates: Changes = tuple({"lr": rate} for rate in how.rates)
+    more = {"super": ELASTIC_CHANGES, "pruned": PRUNED_CHANGES} if net == CLOSELY else {}
+    facts = {"net": net, "first": how.first}
+
+    def elastic(settings: Mapping[str, Any], folder: Path) -> float:
+        """Mean accuracy of the middle network and the smallest."""
+        pipeline.supernet(
+            str(it().folder), method="bootstrapnas", data=str(it().data), seed=0, out=folder / "S",
+            settings=_elastic.assignments({**settings, "steps": scale.of(settings["steps"])}),
+        )  # fmt: skip
+        found = [one.quality["accuracy"] for one in read_curve(folder / "S") if one.change in {"middle", "smallest"}]
+        return sum(found) / len(found)
+
+    def longer(settings: Mapping[str, Any], _: Path) -> float:
+        return _elastic.chosen_by(tuned(it(), _elastic.original(it()), scale, settings, 0), it())
+
+    def cut(settings: Mapping[str, Any], _: Path) -> float:
+        return _elastic.chosen_by(tuned(it(), narrow(it()), scale, settings, 0), it())
+
+    ways = {"super": (how.settings, elastic), "longer": (how.tune, longer), "pruned": (how.tune, cut)}
+    return {
+        arm: Sweep(f"{arm}-{net}", facts, {**usual, "steps": how.tried}, (*rates, *more.get(arm, ())), compute)
+        for arm, (usual, compute) in ways.items()
+    }
+
+
+def tuned(it: Subject, model: Model, scale: Scale, settings: Mapping[str, Any], seed: int) -> Model:
+    """A copy of a model, trained as a whole on the task of a subject."""
+    return _elastic.tuned(
+        model, _elastic.objective(it), seed=seed, **{**settings, "steps": scale.of(settings["steps"])}
+    )
+
+
+def narrow(it: Subject) -> Model:
+    """The network cut by torch-pruning to half of its multiply-accumulates."""
+    return pruned(it, HALF * Counter(_elastic.original(it)).count().macs, multiple=1)
