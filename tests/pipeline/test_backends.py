@@ -7,9 +7,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +15,24 @@ import psutil
 import pytest
 
 from lissome.core.errors import BudgetError, ConfigError, DataError, FederationError
-from lissome.core.files import read_json, sha256_file
 from lissome.data.partition import write_parts
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
 from lissome.pipeline.federating import federate
 from lissome.pipeline.federation import FederationJob, FederationRecipe
-from tests.pipeline.federated import RECIPE, WORDS, make_place
+from tests.pipeline.deployed import (
+    alive,
+    alter,
+    command,
+    contents,
+    eventually,
+    round_of,
+    running,
+    secret_keys,
+    secret_rows,
+    tokens,
+    weights,
+)
+from tests.pipeline.federated import RECIPE, make_place
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
@@ -47,20 +57,8 @@ def expected(place: Path) -> str:
     return weights(place / "inprocess")
 
 
-def weights(out: Path) -> str:
-    return sha256_file(out / "model.safetensors")
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 300.0) -> None:
-    limit = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < limit, "it did not happen"
-        time.sleep(0.05)
-
-
 def started(place: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "lissome", "federate", str(place / "recipe.toml"), "--out", str(out), *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return command(place / "recipe.toml", "--out", out, *options)
 
 
 @pytest.mark.slow
@@ -71,59 +69,46 @@ def test_flowers_simulation_gives_the_same_tensors(place: Path, expected: str) -
     assert weights(place / "ray") == expected
 
 
-def running(out: Path) -> dict[str, int]:
-    """Numbers of the processes of a deployment, by name."""
-    record = out / ".run" / "flower" / "processes.json"
-    return {name: one[0] for name, one in read_json(record)["started"].items()} if record.exists() else {}
-
-
 @pytest.mark.slow
 def test_a_deployment_gives_the_same_tensors_though_server_and_client_are_killed(place: Path, expected: str) -> None:
     """With TLS and known nodes; the command is killed after a round, and a client in the middle of the second run."""
     out = place / "deployment"
-    checkpoints = out / ".run" / "server" / "checkpoint"
+    flower = out / ".run" / "flower"
     secure = ("--backend", "deployment", "--credentials", str(place / "keys"))
     process = started(place, out, *secure)
-    eventually(lambda: (checkpoints / "00000001").is_dir() or process.poll() is not None)
+    eventually(lambda: round_of(out) >= 1 or process.poll() is not None)
     assert process.poll() is None
-    orphans = list(running(out).values())
+    orphans = list(running(flower).values())
     process.kill()
     process.wait()
     assert any(psutil.pid_exists(pid) for pid in orphans), "what it had started lives on"
     process = started(place, out, *secure)
-    eventually(lambda: {"node-0", "run"} <= running(out).keys() and not set(orphans) & set(running(out).values()))
-    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in orphans)
-    os.killpg(running(out)["node-0"], signal.SIGKILL)
-    logs = keep_logs(out, process)
+    eventually(lambda: {"node-0", "run"} <= running(flower).keys() and not set(orphans) & set(running(flower).values()))
+    assert not any(alive(pid) for pid in orphans)
+    os.killpg(running(flower)["node-0"], signal.SIGKILL)
+    logs, known = keep_logs(out, process)
     assert process.returncode == 0
     assert weights(out) == expected
-    for secret in secrets_of(place):
+    for secret in (*secret_keys(place / "keys"), *secret_rows(), *known):
         assert secret not in logs
-        for file in out.rglob("*"):
-            if file.is_file() and "clients" not in file.relative_to(out).parts:
-                assert secret not in file.read_bytes(), file
+        for file, content in contents(out, "clients"):
+            assert secret not in content, file
 
 
-def keep_logs(out: Path, process: subprocess.Popen[bytes]) -> bytes:
-    """What was in the logs before the state of the run was removed."""
-    logs: dict[Path, bytes] = {}
+def keep_logs(out: Path, process: subprocess.Popen[bytes]) -> tuple[bytes, set[bytes]]:
+    """What the server wrote down, and what clients were known by, before the state of the run was removed."""
+    logs, known = dict[Path, bytes](), set[bytes]()
     while process.poll() is None:
-        for file in (out / ".run" / "flower").glob("*.log"):
-            try:
+        try:
+            known |= tokens(out / ".run" / "clients")
+            for file in (*(out / ".run" / "flower").glob("*.log"), *(out / ".run" / "server").glob("*.*")):
                 logs[file] = file.read_bytes()
-            except FileNotFoundError:
-                break
+        except FileNotFoundError:
+            pass
         time.sleep(0.5)
     assert logs
-    return b"".join(logs.values())
-
-
-def secrets_of(place: Path) -> list[bytes]:
-    """Private keys, line by line, and texts of the rows."""
-    lines = [line for file in (place / "keys").rglob("*key") for line in file.read_bytes().splitlines()]
-    keys = [line for line in lines if line and not line.startswith(b"-----")]
-    assert len(keys) >= 4 * 3
-    return [*keys, *(f'"{word} {word}'.encode() for words in WORDS.values() for word in words)]
+    assert len(known) == 2
+    return b"".join(logs.values()), known
 
 
 @pytest.mark.slow
@@ -144,6 +129,25 @@ def test_who_does_not_belong_is_refused(tmp_path: Path) -> None:
             with pytest.raises(FederationError, match=f"the node ended: .*{reason}"):
                 join(node, server.address, authority, tmp_path / name)
         assert server.process("node-0").poll() is None, "who belongs stays"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["name", "signature"])
+def test_a_certificate_that_was_tampered_with_is_refused(part: str, tmp_path: Path) -> None:
+    """The right authority's certificate, with bytes of it changed: nobody joins, nor can the server's own commands."""
+    made = make_credentials(tmp_path / "keys", ["alice"])
+    alter(made.server.certificate, part)
+    server = Deployment(tmp_path / "server", tmp_path, [], security=made.server)
+    try:
+        server.start_superlink()
+        server.configure()
+        alice = Node(name="alice", key=made.client("alice") / "key")
+        with pytest.raises(FederationError, match=r"the node ended: .*certificate verify failed"):
+            join(alice, server.address, made.client("alice") / "ca.crt", tmp_path / "alice")
+        with pytest.raises(FederationError, match="alice could not be registered"):
+            server.register("alice", made.client("alice") / "key.pub")
+    finally:
+        server.stop()
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

@@ -256,5 +256,4 @@ def join_federation(
     config = {"data": str(data.resolve()), "state": str(state.resolve()), **given}
     node = Node(name=given.get("name") or data.stem, config=config, key=key)
     authority = credentials / "ca.crt" if credentials is not None else None
-    known = (state / "token").is_file()
-    join(node, address, authority, state / "flower", events, log=state / EVENTS, returning=known)
+    join(node, address, authority, state / "flower", events, log=state / EVENTS)

@@ -329,9 +329,11 @@ def join(
     events: EventStream | None = None,
     *,
     log: Path | None = None,
-    returning: bool = False,
 ) -> None:
     """Take part in a federation of another machine until interrupted; what dies is started again.
+
+    Who comes before the server, or comes back to `folder`, is patient: a SuperLink that was just started does not know
+    its nodes yet, and it counts on a node that was killed for about a minute, and lets no second one in meanwhile.
 
     Args:
         node: Who we are.
@@ -340,30 +342,33 @@ def join(
         folder: For logs and Flower's own files.
         events: Where it is said that the node was started, and what it is asked.
         log: File that the client's app writes its events to; they are handed on.
-        returning: Whether it has been there before. A server counts on a client that was killed for about a minute, and
-            lets no second one in meanwhile; so it is tried for longer.
 
     Raises:
         FederationError: When the SuperNode ends again and again; names the log.
         MissingExtraError: When Flower is not installed.
     """
     stream, processes = events or EventStream(), Processes(folder, environment(folder / "flwr"))
-    followed = Followed(log) if log is not None else None
+    followed, patient, told = Followed(log) if log is not None else None, processes.log("node").exists(), ""
     processes.stop_former()
     try:
         for start in range(_RESTARTS):
             stream.message(f"{node.name} joins {address}" if not start else f"{node.name} is started again")
             begun = time.monotonic()
             if not listens(*check_address(address)):
+                patient = True
                 stream.message(f"nothing listens at {address} yet; it is tried again until something does")
             process = processes.start("node", node_command(node, address, authority))
             while process.poll() is None:
                 time.sleep(_POLL)
                 if followed is not None:
                     followed.hand_on(stream)
-            if time.monotonic() - begun < _ENDING_AT_ONCE:
-                if not returning:
-                    break  # it will end again: a key that is not known, a certificate that is another's
+            if time.monotonic() - begun >= _ENDING_AT_ONCE:
+                patient = True
+            elif not patient:
+                break  # it will end again: a key that is not known, a certificate that is another's
+            else:
+                if told != (told := processes.said("node")):
+                    stream.message(f"{node.name} was not let in: {told}; it is tried again")
                 time.sleep(_FORGOTTEN / _RESTARTS)
     finally:
         processes.stop()
