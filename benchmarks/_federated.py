@@ -22,7 +22,7 @@ from lissome.core.files import write_text
 from lissome.core.seeds import derive
 from lissome.data.labelled import Labelled
 from lissome.data.partition import Partition, deal
-from lissome.engine.federate.client import one_thread
+from lissome.engine.federate.client import with_threads
 from lissome.engine.federate.mutual import OWN, bound_of
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.store import ClientStore
@@ -85,7 +85,7 @@ def in_turns(work: Mapping[str, Callable[[], object]], laps: int = 21) -> dict[s
     another.
     """
     found: dict[str, list[float]] = {name: [] for name in work}
-    with one_thread():
+    with with_threads(1):
         for lap in range(laps + 1):
             for name, one in work.items():
                 begun = thread_time()

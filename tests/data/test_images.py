@@ -68,6 +68,23 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     assert grey.classes == ("0", "5", "10")
 
 
+def test_images_have_owners_and_classes_that_others_named(tmp_path: Path) -> None:
+    source = archive(tmp_path / "own.npz", image=PIXELS, label=LABELS, group=np.arange(12) // 4)
+    images = read_images(source)
+    assert images.owners == tuple("000011112222")
+    assert images.some([0, 11]).owners == ("0", "2")
+    assert images.parts({"one": 0.5}, seed=1)["one"].owners
+    known = read_images(source, classes=["9", "2", "1", "0"])
+    assert known.classes == ("9", "2", "1", "0")
+    assert [known.classes[label] for label in known.labels] == [images.classes[label] for label in images.labels]
+    with pytest.raises(DataError, match=r"own\.npz: unknown label '2'"):
+        read_images(source, classes=["0", "1"])
+    alone = archive(tmp_path / "alone.npz", image=PIXELS, label=LABELS * 0)
+    with pytest.raises(DataError, match="at least two classes"):
+        read_images(alone)
+    assert len(read_images(alone, least=1)) == len(read_images(alone, classes=["0", "1"])) == 12
+
+
 @pytest.mark.parametrize("splits", [False, True])
 def test_a_folder_of_folders(splits: bool, tmp_path: Path) -> None:
     images = read_images(folder(tmp_path / "images", splits=splits))

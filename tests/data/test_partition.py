@@ -12,16 +12,7 @@ from hypothesis import strategies as st
 
 from lissome.core.errors import ArtifactError, DataError
 from lissome.data.labelled import Labelled, read_labelled
-from lissome.data.partition import (
-    PART,
-    ROWS,
-    Partition,
-    PartitionConfig,
-    deal,
-    partition,
-    read_part,
-    write_parts,
-)
+from lissome.data.partition import Partition, PartitionConfig, deal, partition
 
 pytest.importorskip("flwr_datasets", reason="needs flwr-datasets: pip install 'lissome[federate]'")
 
@@ -76,24 +67,6 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(fields))
     with pytest.raises(ArtifactError, match="changed after it was written"):
         Partition.load(tmp_path / "p.json")
-
-
-def test_a_client_checks_the_rows_that_it_was_given(tmp_path: Path) -> None:
-    data = rows(classes=3)
-    dealt = deal(data, PartitionConfig(scheme="pathological", clients=3, classes=1))
-    folders = write_parts(data, dealt, tmp_path)
-    for name, folder in folders.items():
-        part, facts = read_part(folder)
-        assert part.texts == data.some(dealt.parts[name]).texts
-        assert part.labels == data.some(dealt.parts[name]).labels, "classes are numbered alike everywhere"
-        assert facts["partition"] == dealt.fingerprint
-    text = (folders["client-1"] / ROWS).read_text()
-    (folders["client-1"] / ROWS).write_text(text.replace("text", "lies", 1))
-    with pytest.raises(DataError, match="sha256"):
-        read_part(folders["client-1"])
-    (folders["client-0"] / PART).write_text("{}")
-    with pytest.raises(DataError, match="does not say"):
-        read_part(folders["client-0"])
 
 
 @pytest.mark.parametrize(

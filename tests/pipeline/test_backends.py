@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from lissome.core.errors import BudgetError, ConfigError, DataError, FederationError
-from lissome.data.partition import write_parts
+from lissome.data.parts import write_parts
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
 from lissome.pipeline.federating import federate
 from lissome.pipeline.federation import FederationJob, FederationRecipe
@@ -32,7 +32,7 @@ from tests.pipeline.deployed import (
     tokens,
     weights,
 )
-from tests.pipeline.federated import RECIPE, make_place
+from tests.pipeline.federated import RECIPE, WORDS, make_place
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
@@ -178,7 +178,7 @@ def test_addresses_that_are_none(address: str) -> None:
 
 def test_rows_that_were_changed_are_refused_before_joining(place: Path, tmp_path: Path) -> None:
     job = FederationJob(FederationRecipe.read(place / "recipe.toml"))
-    parts = write_parts(job.silos.pool[0], job.silos.partition, tmp_path)  # type: ignore[arg-type]
+    parts = write_parts(job.silos.pool[0], job.silos.partition, tmp_path)
     part = next(iter(parts.values()))
     with (part / "data.jsonl").open("a") as file:
         file.write('{"text": "one more", "label": "tools"}\n')

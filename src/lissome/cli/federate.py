@@ -10,19 +10,22 @@ import typer
 from lissome.cli._session import JsonFlag, answer, working
 from lissome.core.errors import ConfigError, UnknownNameError, unknown_name
 
-_ACTIONS = ("credentials", "export", "join", "membership", "server")
+_ACTIONS = ("credentials", "export", "join", "membership", "parts", "server")
 
 
 def command(
     ctx: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="A recipe (TOML), or: credentials, server, join, export, membership.")
+        str,
+        typer.Argument(
+            metavar="WHAT", help="A recipe (TOML), or: credentials, parts, server, join, export, membership."
+        ),
     ],
     target: Annotated[
         str | None,
         typer.Argument(
             metavar="TARGET",
-            help="Of credentials: a folder; server: a recipe; join: HOST:PORT; export, membership: a result.",
+            help="Of credentials: a folder; parts, server: a recipe; join: HOST:PORT; export, membership: a result.",
         ),
     ] = None,
     out: Annotated[
@@ -60,7 +63,9 @@ def command(
     facts: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Of join: name, budget, kind, model or largest; may be repeated."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Of join: name, budget, kind, model, largest or threads; may be repeated.",
         ),
     ] = None,
     as_json: JsonFlag = False,
@@ -75,6 +80,8 @@ def command(
         _export(ctx, target, clients, out, as_json)
     elif what == "membership":
         _membership(ctx, target, as_json)
+    elif what == "parts":
+        _parts(ctx, target, out, as_json)
     elif what == "join":
         _join(ctx, target, data=data, state=state, credentials=credentials, facts=facts)
     elif (recipe := target if outside else what) is None or (target is not None and not outside):
@@ -123,6 +130,17 @@ def _credentials(folder: str | None, clients: list[str] | None, hosts: list[str]
     answer(fields, federated.credentials, as_json)
 
 
+def _parts(ctx: typer.Context, recipe: str | None, out: Path | None, as_json: bool) -> None:
+    from lissome.pipeline.dealing import deal_parts
+    from lissome.report import federated
+
+    if recipe is None or out is None:
+        raise ConfigError("write: lissome federate parts RECIPE --out DIR")
+    with working(ctx) as events:
+        dealt = deal_parts(Path(recipe), out=out, events=events)
+    answer(dealt.to_json(), federated.parts, as_json)
+
+
 def _membership(ctx: typer.Context, result: str | None, as_json: bool) -> None:
     from lissome.pipeline.membership import membership
     from lissome.report import federated
@@ -159,7 +177,7 @@ def _join(
 
     if address is None or data is None or state is None:
         raise ConfigError("write: lissome federate join HOST:PORT --data PATH --state DIR")
-    known, given = ("name", "budget", "kind", "model", "largest"), parse_assignments(facts or [])
+    known, given = ("name", "budget", "kind", "model", "largest", "threads"), parse_assignments(facts or [])
     for key in given:
         if key not in known:
             raise ConfigError(unknown_name("fact", key, known))

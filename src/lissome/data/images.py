@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lissome.core.errors import DataError
+from lissome.core.errors import DataError, unknown_name
 from lissome.core.optional import optional_import
 from lissome.data.labelled import dealt
 
@@ -49,6 +49,7 @@ class Images:
         splits: Positions of the images by the split that the source says, ``train``, ``val`` or ``test``; empty where
             it says none.
         sha256: Hash of the source's content.
+        owners: Who each image belongs to, where the source says it (``group``); otherwise empty.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Images:
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[int, ...]]
     sha256: str
+    owners: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -66,7 +68,8 @@ class Images:
         """Return the images at some positions, of the same classes."""
         marked = hashlib.sha256(f"{self.sha256}/{list(indices)}".encode()).hexdigest()
         pictures, labels = tuple(self.pictures[at] for at in indices), tuple(self.labels[at] for at in indices)
-        return replace(self, pictures=pictures, labels=labels, splits={}, sha256=marked)
+        owners = tuple(self.owners[at] for at in indices) if self.owners else ()
+        return replace(self, pictures=pictures, labels=labels, splits={}, sha256=marked, owners=owners)
 
     def split(self, name: str) -> Images:
         """Return a split that the source has.
@@ -98,31 +101,60 @@ class Images:
         return {name: self.some(found) for name, found in chosen.items()}
 
 
-def read_images(source: str | Path) -> Images:
+def read_images(source: str | Path, *, classes: Sequence[str] = (), least: int = 2) -> Images:
     """Read labelled images.
 
     Args:
         source: A folder with one folder of pictures per class, perhaps below ``train``, ``val`` and ``test``; an
             ``.npz`` archive with ``image`` (uint8, N×H×W or N×H×W×C) or ``blob`` and ``offsets`` (pictures one behind
-            the other), ``label``, and perhaps ``classes`` and ``is_train``; or a `datasets` id,
-            ``NAME[:CONFIG][@SPLIT]``; without a split all of ``train``, ``val`` and ``test`` that it has and that say
-            their labels.
+            the other), ``label``, and perhaps ``classes``, ``is_train`` and ``group``, to whom an image belongs; or a
+            `datasets` id, ``NAME[:CONFIG][@SPLIT]``; without a split all of ``train``, ``val`` and ``test`` that it has
+            and that say their labels.
+        classes: The classes that are known, in their order; then one of them alone may be there. Without any, they are
+            what the source says.
+        least: Fewest classes where none are known; 1 for the images of one client, whose classes others name.
 
     Raises:
-        DataError: When there is nothing of that name, it holds no labelled images, or a file is damaged.
+        DataError: When there is nothing of that name, it holds no labelled images, a class is not a known one, or a
+            file is damaged.
         MissingExtraError: When a library that reads it is not installed.
     """
     path = Path(source)
     if path.is_dir():
-        return _of_folder(path)
+        return _known(_of_folder(path), classes, least)
     if path.is_file():
         if path.suffix != ".npz":
             raise DataError(f"{path} is no archive of images; {_FORMS}.")
-        return _of_archive(path)
+        return _known(_of_archive(path), classes, least)
     match = _ID.fullmatch(str(source))
     if match is None or path.suffix in {".npz", ".zip", ".tar"}:
         raise DataError(f"there is no {str(source)!r}; {_FORMS}.")
-    return _of_dataset(match)
+    return _known(_of_dataset(match), classes, least)
+
+
+def write_images(images: Images, file: Path) -> Path:
+    """Write an archive that `read_images` reads, the same pixels: one array, or PNGs where sizes differ.
+
+    Args:
+        images: Their classes are written too; splits and owners are not.
+        file: The archive, ``.npz``; the same images give the same bytes.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: When a picture cannot be read.
+        MissingExtraError: When sizes differ and Pillow is not installed.
+    """
+    arrays: dict[str, NDArray[Any]] = {"label": np.array(images.labels), "classes": np.array(images.classes)}
+    if len({picture().shape for picture in images.pictures}) == 1:
+        arrays["image"] = np.stack([picture() for picture in images.pictures])
+    else:  # one is decoded at a time
+        each = [_encoded(picture()) for picture in images.pictures]
+        arrays["blob"] = np.frombuffer(b"".join(each), np.uint8)
+        arrays["offsets"] = np.cumsum([0, *map(len, each)])
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file
 
 
 def decoded(content: bytes, where: str) -> NDArray[np.uint8]:
@@ -156,13 +188,30 @@ def _pixels(picture: Any) -> NDArray[np.uint8]:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
+def _encoded(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG of pixels uint8[H, W, C], C being 1 or 3."""
+    stream = BytesIO()
+    module = optional_import("PIL.Image", extra="images")
+    module.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _known(images: Images, classes: Sequence[str], least: int) -> Images:
+    """Number classes as they are numbered elsewhere, if they are known; refuse images of too few, or of others."""
+    known = tuple(classes) or images.classes
+    if not len(images) or len(known) < least:
+        needed = "at least two classes are needed" if least > 1 else "some are needed"
+        raise DataError(f"{images.name} has {len(images)} images of {len(known)} class; {needed}; {_FORMS}.")
+    own = [images.classes[label] for label in images.labels]
+    for name in sorted(set(own) - set(known)):
+        raise DataError(f"{images.name}: {unknown_name('label', name, known)}")
+    place = {name: index for index, name in enumerate(known)}
+    return replace(images, labels=tuple(place[name] for name in own), classes=known)
+
+
 def _images(name: str, rows: Sequence[tuple[Picture, str, str]], digest: str, classes: Sequence[str] = ()) -> Images:
     """Put rows of (picture, class, split) together."""
     known = tuple(classes) or tuple(sorted({label for _, label, _ in rows}))
-    if not rows or len(known) < 2:
-        raise DataError(
-            f"{name} has {len(rows)} images of {len(known)} class; at least two classes are needed; {_FORMS}."
-        )
     place = {label: index for index, label in enumerate(known)}
     splits: dict[str, list[int]] = {}
     for index, (_, _, split) in enumerate(rows):
@@ -221,7 +270,8 @@ def _of_archive(path: Path) -> Images:
         if unknown:
             raise DataError(f"{path}: label {unknown[0]} is not among its {len(names)} classes; write it again.")
         rows = [(picture, names[int(label)], split) for picture, label, split in rows]
-    return _images(str(path), rows, digest.hexdigest(), names or sorted({label for _, label, _ in rows}, key=int))
+    found = _images(str(path), rows, digest.hexdigest(), names or sorted({label for _, label, _ in rows}, key=int))
+    return replace(found, owners=tuple(map(str, arrays["group"].ravel())) if "group" in arrays else ())
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
@@ -242,6 +292,8 @@ def _rows_of(path: Path, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[Pictu
     count = len(arrays["image"]) if "image" in arrays else len(arrays["offsets"]) - 1
     if len(labels) != count or ("is_train" in arrays and len(arrays["is_train"]) != count):
         raise ValueError(f"it has {count} images, but {len(labels)} labels")
+    if "group" in arrays and (arrays["group"].size != count or arrays["group"].dtype.kind not in "iubU"):
+        raise ValueError(f"its group is not one whole number or name for each of {count} images")
     if "image" in arrays and (arrays["image"].dtype != np.uint8 or arrays["image"].ndim not in {3, 4}):
         raise ValueError("its images are not uint8 of N×H×W or N×H×W×C")
     split = ["train" if one else "test" for one in arrays["is_train"]] if "is_train" in arrays else [""] * count

@@ -20,13 +20,10 @@ from typing import Any, Literal
 
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import ArtifactError, DataError
-from lissome.core.files import atomic_folder, read_json, sha256_file, write_json
+from lissome.core.files import read_json, write_json
 from lissome.core.optional import optional_import
 from lissome.core.typed import as_json, from_json
-from lissome.data.labelled import Labelled, read_labelled
-
-ROWS, PART = "data.jsonl", "part.json"
-"""Files in the folder of one client: its rows, and what they must be."""
+from lissome.data.labelled import Labelled
 
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -130,57 +127,14 @@ def deal(data: Labelled, config: PartitionConfig, *, seed: int = 0) -> Partition
     return partition(data.labels, data.owners, config, data=data.sha256, seed=seed)
 
 
-def write_parts(data: Labelled, dealt: Partition, folder: Path) -> dict[str, Path]:
-    """Write the rows of each client into a folder of its own, for clients on other machines.
-
-    Args:
-        data: What was dealt out.
-        dealt: Who has what.
-        folder: Where a folder per client is made.
-
-    Returns:
-        The folders by name of the client.
-    """
-    made = {}
-    for name, places in dealt.parts.items():
-        made[name] = folder / name
-        with atomic_folder(made[name], ours=(PART,)) as part:
-            rows = data.some(places)
-            lines = (
-                json.dumps({"text": text, "label": rows.classes[label]})
-                for text, label in zip(rows.texts, rows.labels, strict=True)
-            )
-            (part / ROWS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-            facts = {
-                "client": name, "sha256": sha256_file(part / ROWS), "partition": dealt.fingerprint,
-                "classes": list(data.classes),
-            }  # fmt: skip
-            write_json(part / PART, facts)
-    return made
-
-
-def read_part(folder: Path) -> tuple[Labelled, dict[str, Any]]:
-    """Read the rows of one client and what they are, after checking them.
-
-    Raises:
-        DataError: When the rows are not those that were dealt out.
-    """
-    facts = read_json(folder / PART)
-    if not isinstance(facts, dict) or not isinstance(facts.get("classes"), list):
-        raise DataError(f"{folder / PART} does not say what the rows are; write the parts again.")
-    found = sha256_file(folder / ROWS)
-    if found != facts.get("sha256"):
-        raise DataError(
-            f"{folder / ROWS} has sha256 {found[:12]}…, the partition says {facts.get('sha256', '?')[:12]}…"
-        )
-    return read_labelled(folder / ROWS, classes=tuple(map(str, facts["classes"]))), facts
-
-
 def _check(count: int, classes: Sequence[int], owners: Sequence[str], config: PartitionConfig) -> None:
     if config.scheme in {"dirichlet", "pathological"} and not len(classes):
         raise DataError(f"{config.scheme} deals by class, but the data have none; use iid or natural.")
     if config.scheme == "natural" and not (len(owners) and all(owners)):
-        raise DataError('natural deals by owner, but not every row has one; write {"text": …, "client": "…"}.')
+        raise DataError(
+            'natural deals by owner, but not every row has one; write {"text": …, "client": "…"}, or give an .npz '
+            "archive of images the array `group`."
+        )
     if config.scheme != "natural" and count < config.clients:
         raise DataError(f"{count} examples cannot be dealt out to {config.clients} clients; give more, or have fewer.")
     if config.scheme == "pathological" and config.classes > len(set(classes)):

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -65,6 +65,10 @@ class Corpus:
             body = document.text.encode()
             digest.update(len(body).to_bytes(8, "little") + body)
         return digest.hexdigest()
+
+    def some(self, indices: Sequence[int]) -> Corpus:
+        """Return the documents at some positions."""
+        return Corpus(self.name, tuple(self.documents[at] for at in indices))
 
 
 def read_corpus(source: str | Path | None = None, *, tokenizer: Any = None) -> Corpus:

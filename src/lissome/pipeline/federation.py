@@ -52,6 +52,7 @@ class DeviceConfig(MethodConfig):
     spread: float = option(0.0, "standard deviation of their logarithm", low=0.0)
     bandwidth: float | None = option(None, "simulated bytes per second, either way; none: no limit", low=1.0)
     dropout: float = option(0.0, "simulated probability that an order is never answered", low=0.0, high=1.0)
+    threads: int = option(1, "threads that it trains with; back ends give the same bits with one alone", low=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,7 +312,9 @@ class FederationJob:
         client, config = self.method.client(site), self.method.config
         if getattr(config, "secure", False):
             client = SecureClient(inner=client, largest=config.secure_largest)
-        return Worker(client, ClientStore(folder), federation=name_of_all, largest=largest)
+        worker = Worker(client, ClientStore(folder), federation=name_of_all, largest=largest)
+        worker.threads = self.kinds[name].threads if facts is None else 1
+        return worker
 
     def local_link(self, folder: Path, names: Sequence[str] = ()) -> LocalLink:
         """Return clients in this process; each is built when it works.

@@ -19,8 +19,7 @@ from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError, LissomeError
 from lissome.core.events import Event, EventStream, JsonLines
 from lissome.core.files import write_text
-from lissome.data.labelled import Labelled
-from lissome.data.partition import read_part, write_parts
+from lissome.data.parts import write_parts
 from lissome.engine.federate.client import LARGEST, Worker
 from lissome.engine.federate.flower.app import client_app, server_app
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
@@ -28,12 +27,13 @@ from lissome.engine.federate.flower.deployment import Node, check_address, join
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.profile import Profile
 from lissome.pipeline.federation import FederationJob, FederationRecipe
-from lissome.pipeline.silos import own_lesson
+from lissome.pipeline.silos import check_rows, own_lesson
 
 EVENTS = "events.jsonl"
 """Where the apps of a deployment write what happens, in the folder of their state: they have no terminal."""
 FAILED = "failed.txt"
 """Where a deployment's server writes why it ended."""
+_MOST_THREADS = 1024  # more is a slip of the hand
 
 _APP = '''"""Made by lissome federate; Flower starts what is in it."""
 
@@ -73,9 +73,10 @@ def write_app(job: FederationJob, folder: Path, state: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "federation.py", _APP)
+    dealt = job.silos.partition.fingerprint if job.silos.names else ""
     config = {
         "recipe": job.recipe.to_toml(), "federation": job.name, "state": str(state.resolve()),
-        "classes": json.dumps(job.classes),
+        "classes": json.dumps(job.classes), "partition": dealt,
     }  # fmt: skip
     write_text(folder / "pyproject.toml", _PROJECT + to_toml(config))
     return folder
@@ -129,7 +130,8 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
         recipe: Text of the recipe.
         context: Flower's Context: the node's configuration has ``data`` (a folder or a file of rows; otherwise the
             node's part of the recipe's data is used), ``state``, and perhaps ``name``, ``model`` (where the model lies
-            there), ``budget`` and ``kind`` of its device, and ``largest``, the bytes of an order that it takes.
+            there), ``budget``, ``kind`` and ``threads`` of its device, and ``largest``, the bytes of an order that it
+            takes.
         state: Folder for the state of nodes whose configuration names none.
 
     Raises:
@@ -147,7 +149,7 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
         return name, _built(recipe, name, str(Path(place) / name))
     name, lesson, digest = own_lesson(
         Path(str(config["data"])), str(config.get("name", "")), job.model, job.recipe.data, classes=classes,
-        seed=job.recipe.seed,
+        seed=job.recipe.seed, dealt=str(context.run_config.get("partition", "")),
     )  # fmt: skip
     facts = Profile(
         name=name,
@@ -159,7 +161,9 @@ def worker_of(recipe: str, context: Any, state: str = "") -> tuple[str, Worker]:
     )
     federation = str(context.run_config.get("federation", ""))
     largest = parse_bytes(str(config["largest"]), "largest") if "largest" in config else LARGEST
-    return name, job.worker(name, Path(place), lesson, facts, federation=federation, largest=largest)
+    worker = job.worker(name, Path(place), lesson, facts, federation=federation, largest=largest)
+    worker.threads = int(config.get("threads", 1))
+    return name, worker
 
 
 @lru_cache(maxsize=1)
@@ -177,34 +181,25 @@ def _built(recipe: str, name: str, place: str) -> Worker:
 def local_nodes(job: FederationJob, parts: Path, state: Path, known: Credentials | None = None) -> list[Node]:
     """Give each client a folder with its rows, and return the nodes that read them.
 
-    Images and documents are not written out: a node on this machine reads its part of the recipe's own data.
-
     Args:
         job: The federation.
         parts: Where the folders with rows go.
         state: Where the folders go in which clients keep their private part.
         known: Keys of clients; those that are not there yet are made.
     """
-    dealt, names = job.silos.pool[0], job.silos.names
-    folders = write_parts(dealt, job.silos.partition, parts) if isinstance(dealt, Labelled) else {}
+    folders = write_parts(job.silos.pool[0], job.silos.partition, parts)
     if known is not None:
-        make_credentials(known.folder, list(names))
-
-    def place(index: int, name: str) -> dict[str, Any]:
-        if name not in folders:
-            return {"partition-id": index, "state": str(state.resolve())}
-        return {
-            "data": str(folders[name].resolve()), "state": str((state / name).resolve()),
-            "budget": job.kinds[name].budget, "kind": job.kinds[name].name,
-        }  # fmt: skip
-
+        make_credentials(known.folder, list(job.silos.names))
     return [
         Node(
             name=name, key=known.client(name) / "key" if known is not None else None,
             public=known.client(name) / "key.pub" if known is not None else None,
-            config=place(index, name),
+            config={
+                "data": str(folders[name].resolve()), "state": str((state / name).resolve()),
+                "budget": job.kinds[name].budget, "kind": job.kinds[name].name, "threads": job.kinds[name].threads,
+            },
         )
-        for index, name in enumerate(names)
+        for name in job.silos.names
     ]  # fmt: skip
 
 
@@ -229,14 +224,15 @@ def join_federation(
         data: Folder or file with this client's rows; they are read here and never sent.
         state: Folder for what this client keeps.
         credentials: This client's folder of ``lissome federate credentials``; None connects in the clear.
-        facts: What else the node says of itself: ``name``, ``budget``, ``kind``, ``model``; and ``largest``, the size
-            of an order above which it refuses, such as ``500MB`` (default: 8 GiB).
+        facts: What else the node says of itself: ``name``, ``budget``, ``kind``, ``model``, ``threads``; and
+            ``largest``, the size of an order above which it refuses, such as ``500MB`` (default: 8 GiB).
         events: Where it is said that the node was started.
 
     Raises:
         BudgetError: When the budget is none.
-        ConfigError: When data or credentials are not there, the address has no port, or ``largest`` is no size.
-        DataError: When a folder does not hold the rows that were dealt out.
+        ConfigError: When data or credentials are not there, the address has no port, ``threads`` is no number, or
+            ``largest`` no size.
+        DataError: When the rows cannot be read, or a folder does not hold those that were dealt out.
         FederationError: When the node ends by itself; names its log.
         MissingExtraError: When Flower is not installed.
     """
@@ -248,8 +244,9 @@ def join_federation(
         Budget.parse(budget)  # the server would refuse it where nobody looks
     if largest := given.get("largest"):
         parse_bytes(largest, "largest")
-    if data.is_dir():
-        read_part(data)  # before the server hears of it
+    if not (threads := given.get("threads", "1")).isdecimal() or not 0 < int(threads) <= _MOST_THREADS:
+        raise ConfigError(f"threads must be a number from 1 to {_MOST_THREADS}, got {threads!r}.")
+    check_rows(data)
     key = credentials / "key" if credentials is not None else None
     if key is not None and not key.exists():
         raise ConfigError(f"{credentials} holds no key; give the folder that the server's owner made for this client.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -13,7 +12,8 @@ from lissome.core.errors import ConfigError
 from lissome.core.seeds import derive
 from lissome.data.images import Images, read_images
 from lissome.data.labelled import Labelled, read_labelled
-from lissome.data.partition import Partition, PartitionConfig, partition, read_part
+from lissome.data.partition import Partition, PartitionConfig, partition
+from lissome.data.parts import Rows, check_part, is_part, read_part
 from lissome.data.sources import Corpus, read_corpus
 from lissome.data.text import Encoder, all_windows
 from lissome.engine.classify import Encoded, encode
@@ -21,9 +21,6 @@ from lissome.engine.federate.lessons import Classes, Pictures, Tokens
 from lissome.engine.federate.training import Lesson
 from lissome.engine.images import examples
 from lissome.models.model import Model
-
-Rows = Labelled | Images | Corpus
-"""What clients may have: labelled texts or images, or documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +74,7 @@ class Silos:
     def client(self, name: str, model: Model) -> Lesson:
         """What one client learns from and is judged by."""
         places, dealt = self.partition.parts[name], self.pool[0]
-        return lesson(_some(dealt, places), model, self.config, self.classes, seed=derive(self.seed, "held out", name))
+        return lesson(dealt.some(places), model, self.config, self.classes, seed=derive(self.seed, "held out", name))
 
 
 def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Silos:
@@ -97,8 +94,7 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
             return Silos(config, dealt, data.classes, (data.some([]), data), seed)
         parts = data.parts({"clients": 1 - config.test, "server": config.test}, seed=derive(seed, "test"))
         rows = parts["clients"]
-        whose = rows.owners if isinstance(rows, Labelled) else ()
-        dealt = partition(rows.labels, whose, dealing, data=rows.sha256, seed=derive(seed, "deal") % 2**32)
+        dealt = partition(rows.labels, rows.owners, dealing, data=rows.sha256, seed=derive(seed, "deal") % 2**32)
         return Silos(config, dealt, data.classes, (parts["clients"], parts["server"]), seed)
     corpus = read_corpus(config.source or None)
     if own:
@@ -116,43 +112,62 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
     return Silos(config, dealt, (), (rest, Corpus(corpus.name, tuple(documents[:kept]))), seed)
 
 
-def read_classes(source: str) -> Labelled | Images:
-    """Read labelled images where a folder or an archive of them is named, else labelled texts."""
+def read_classes(source: str, classes: tuple[str, ...] = ()) -> Labelled | Images:
+    """Read labelled images where a folder or an archive of them is named, else labelled texts; of known classes."""
     path = Path(source)
-    return read_images(path) if path.is_dir() or path.suffix == ".npz" else read_labelled(path)
+    return read_images(path, classes=classes) if _holds_images(path) else read_labelled(path, classes=classes)
 
 
-def _some(rows: Rows, places: Sequence[int]) -> Rows:
-    if isinstance(rows, Corpus):
-        return Corpus(rows.name, tuple(rows.documents[at] for at in places))
-    return rows.some(places)
+def _holds_images(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".npz"
+
+
+def check_rows(place: Path) -> None:
+    """Refuse what cannot be a client's rows before a server hears of it; what is to be learned is not known yet.
+
+    Args:
+        place: A folder that was dealt out, or a file or folder of the client's own.
+
+    Raises:
+        DataError: When the rows are not those that were dealt out, or cannot be read.
+    """
+    if is_part(place):
+        read_part(place)
+    elif _holds_images(place):
+        read_images(place, least=1)
+    else:
+        read_corpus(place)
 
 
 def own_lesson(
-    place: Path, name: str, model: Model, config: DataConfig, *, classes: tuple[str, ...], seed: int
+    place: Path, name: str, model: Model, config: DataConfig, *, classes: tuple[str, ...], seed: int, dealt: str = ""
 ) -> tuple[str, Lesson, str]:
     """Read a client's own data: its name, what it learns, and the fingerprint of its rows.
 
     Args:
-        place: A folder that was dealt out, which says whose it is, or a file of the client's own.
-        name: Of the client, for a file.
+        place: A folder that was dealt out, which says whose it is, or rows of the client's own: a file, or a folder or
+            archive of images.
+        name: Of the client, for rows of its own.
         model: Its tokenizer reads the texts.
         config: What is learned, and what is held out.
         classes: Names of all classes; none for text.
         seed: Of the federation.
+        dealt: Fingerprint of the partition that the federation dealt out; empty: clients bring what they have.
 
     Raises:
         DataError: When the rows are not those that were dealt out, or cannot be read.
-        ConfigError: When a file is given without a name.
+        ConfigError: When rows of the client's own are given without a name.
     """
-    if place.is_dir():
-        rows, facts = read_part(place)
-        learned = lesson(rows, model, config, rows.classes, seed=derive(seed, "held out", str(facts["client"])))
-        return str(facts["client"]), learned, str(facts["sha256"])
-    if not name:
+    if is_part(place):
+        own, facts = read_part(place)
+        check_part(place, facts, classes=classes, partition=dealt)
+        name, digest = str(facts["client"]), str(facts["sha256"])
+    elif not name:
         raise ConfigError(f"{place} does not say whose data it holds; give the client a name.")
-    own: Rows = read_labelled(place, classes=classes) if config.learn == "classes" else read_corpus(place)
-    return name, lesson(own, model, config, classes, seed=derive(seed, "held out", name)), own.sha256
+    else:
+        own = read_classes(str(place), classes) if config.learn == "classes" else read_corpus(place)
+        digest = own.sha256
+    return name, lesson(own, model, config, classes, seed=derive(seed, "held out", name)), digest
 
 
 def lesson(

@@ -95,6 +95,17 @@ def credentials(fields: Fields) -> Sequence[RenderableType]:
     return [table, pairs(kept)]
 
 
+def parts(fields: Fields) -> Sequence[RenderableType]:
+    """The folder of each client, and what its device is expected to hold."""
+    table = sheet("client", "give it this folder", "examples", "device", "budget")
+    for one in fields["clients"][:_SHOWN_CLIENTS]:
+        table.add_row(one["name"], one["path"], str(one["examples"]), one["kind"], one["budget"] or "–")
+    hidden = len(fields["clients"]) - _SHOWN_CLIENTS
+    if hidden > 0:
+        table.add_row(f"… {hidden} more", *[""] * 4)
+    return [table, pairs({"partition": fields["partition"]})]
+
+
 def membership(fields: Fields) -> Sequence[RenderableType]:
     """How well losses tell what a model was trained on."""
     table = sheet("client", "told from others", title="Members by their loss: 50 % is guessing")

@@ -90,12 +90,13 @@ class Worker:
 
     Attributes:
         events: Where it is said what was asked and how much was sent, for whoever runs the client.
+        threads: That it computes with; with more than one, sums have another order than on other back ends.
     """
 
     def __init__(
         self, program: ClientProgram, store: ClientStore, *, federation: str = "", largest: int = LARGEST
     ) -> None:
-        self.events = EventStream()
+        self.events, self.threads = EventStream(), 1
         self._program, self._store = program, store
         self._federation, self._largest = federation, largest
 
@@ -104,7 +105,7 @@ class Worker:
         head = OrderHead.from_json(parcel.head)
         said = f"{head.action} of round {head.round}"
         try:
-            with one_thread():
+            with with_threads(self.threads):
                 answer = self._answer(parcel, head)
             self.events.message(f"{said}: {answer.bytes:,} bytes sent, {answer.payload:,} of them tensors")
             return answer
@@ -188,10 +189,10 @@ def _left(kept: Kept, name: str, value: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread inside the block: sums then have one order, on every back end."""
+def with_threads(count: int) -> Iterator[None]:
+    """Compute with so many threads inside the block; with one, sums have the same order on every back end."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from lissome.data.labelled import read_labelled
 from lissome.data.sources import read_corpus
 from lissome.data.text import Encoder, all_windows
 from lissome.engine.classify import encode
-from lissome.engine.federate.client import one_thread
+from lissome.engine.federate.client import with_threads
 from lissome.engine.federate.lessons import Classes, Tokens
 from lissome.engine.federate.training import Bound, Lesson
 from lissome.engine.train import TrainConfig, train
@@ -48,7 +48,7 @@ class ServerPhase:
         for value in still:
             value.requires_grad_(False)
         try:
-            with one_thread():
+            with with_threads(1):
                 losses = train(
                     self.lesson.task(bound.module), self.config, seed=derive(self.seed, "server", round)
                 ).losses
