@@ -327,7 +327,7 @@ class Federation:
         self.audit.strikes.update(saved.state["strikes"])
         self.rounds = [from_json(Round, one, "round") for one in saved.state["rounds"]]
         self._failures = saved.state["failures"]
-        self._exchange.lengths.restore(saved.state["lengths"])
+        self._exchange.lengths.restore(saved.state.get("lengths", {}))
 
     def _take(self, saved: Saved) -> dict[str, Any]:
         """Give the program back what a checkpoint holds of it; return the rows of the ledger."""
