@@ -4,8 +4,8 @@ MiniLM, its embeddings frozen, learns twelve languages from runs of four words; 
 hold the whole model, four 65 % of its blocks, four 35 %. All arms have the same data, rounds and steps. `full` ignores
 budgets, `big-only` leaves out whoever cannot hold the model, `smallest` gives all what the weakest can hold; HeteroFL,
 FjORD, FedRolex and adapters on slices are printed beside, and the sandwich without the order and the other way round.
-The same with a convolutional network and CIFAR-10. Learning rates come from short runs with one seed, as many for each
-arm.
+Most of it again with a convolutional network and CIFAR-10. Learning rates come from short runs with one seed, as many
+for each arm.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def page(results: Results) -> str:
         for device, one in results[0]["cells"]["steps"].items()
     ]
     pictures = (
-        f"A small convolutional network and CIFAR-10, {facts['pictures']['most']} images, {facts['seen']} rounds:"
+        f"A small convolutional network and CIFAR-10, {facts['pictures']['most']} images, {facts['seen']} rounds "
+        "(FedRolex's window moves channels, which statistics of batch norms that stay do not follow):"
     )
     parts = [
         table(_HEAD, rows(of, pictures=False)),

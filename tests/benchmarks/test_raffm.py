@@ -123,6 +123,12 @@ def test_steps_of_every_device_on_a_toy(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(one["seconds"] > 0 for one in found.values())
 
 
+def test_every_arm_has_a_rate_that_was_tried() -> None:
+    for part, names in ((arms, tuple(arms.ARMS)), (pictures, pictures.ARMS)):
+        assert {part.RATE_OF[name] for name in names} == set(part.SWEEP.rates)
+        assert len({len(rates) for rates in part.SWEEP.rates.values()}) == 1, "as many trials for all"
+
+
 @pytest.mark.slow
 def test_pictures_on_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pictures.FACTS, "most", 300)
