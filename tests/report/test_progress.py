@@ -1,5 +1,6 @@
 import io
 import math
+import re
 
 import pytest
 
@@ -60,6 +61,31 @@ def test_a_terminal_gets_a_bar_that_leaves_one_line_behind(monkeypatch):
         stream.message("a [bold]note")
     assert "✓ [red]prune in" in screen.getvalue()  # a stage's name is text, not markup
     assert "a [bold]note" in screen.getvalue()
+
+
+def _after_fourteen_rounds(mode):
+    """What is on the screen, without colours."""
+    screen = Screen()
+    with progress(screen, mode) as listener:
+        listener(Event(kind="start", stage="federate", total=20, time=100.0))
+        for step in range(1, 15):
+            said, metrics = f"{step} of 99 clients, 0.5 MB", {"server/accuracy": step / 100}
+            told = {"stage": "federate", "step": step, "total": 20, "message": said, "metrics": metrics}
+            listener(Event(kind="advance", time=100.0 + step * (step + 1), **told))
+        listener(Event(kind="finish", stage="federate", step=14, total=20, time=400.0))
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+
+
+def test_rounds_of_a_federation_stand_in_a_table_on_a_terminal_alone(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    table = _after_fourteen_rounds("bar")
+    rows = [line.split() for line in table[table.rindex("round ") :].splitlines()]
+    assert rows[0] == ["round", "clients", "time", "server/accuracy"]
+    assert rows[2] == ["3/20", "3", "of", "99", "clients,", "0.5", "MB", "6.0", "s", "0.03"], "twelve are shown"
+    assert rows[13] == ["14/20", "14", "of", "99", "clients,", "0.5", "MB", "28", "s", "0.14"]
+    plain = _after_fourteen_rounds("plain").splitlines()
+    assert plain[0] == "federate"
+    assert all(line.startswith("federate: ") for line in plain[1:]), "lines of the stage, as of any other"
 
 
 def test_other_output_gets_plain_lines_and_the_environment_decides(monkeypatch):

@@ -1,5 +1,7 @@
 """Shows the event stream to a person: a bar with the time left on a terminal, a few plain lines elsewhere.
 
+Rounds of a federation stand in a table above their bar, which grows while they go on.
+
 ``LISSOME_PROGRESS`` overrides the choice: ``bar``, ``plain`` or ``off``.
 """
 
@@ -8,17 +10,23 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 from lissome.core.errors import ConfigError, unknown_name
 from lissome.core.events import Event, Listener
+from lissome.report.table import sheet
 from lissome.report.units import duration, number
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 MODES = ("bar", "plain", "off")
+ROUNDS = "federate"
+"""The stage whose steps are rounds."""
+_SHOWN = 12  # rounds that stand above the bar: with more, a small terminal would show nothing else
 _INTERVAL = 10.0  # seconds between two plain lines of one stage: a log of an hour stays readable
 
 
@@ -116,21 +124,57 @@ def _bar(stream: IO[str]) -> Iterator[Listener]:
         TaskProgressColumn(show_speed=False),
         TextColumn("{task.fields[note]}", markup=False),
     )
+    rounds = _Rounds()
+
+    class Board(Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            if rounds.ended:
+                yield rounds.table()
+            yield from super().get_renderables()
+
     # Libraries write to the same terminal: what they say goes above the bar instead of through it.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bars:
-        yield _Bars(bars, console.print)
+    with Board(*columns, console=console, transient=True, redirect_stdout=False) as bars:
+        yield _Bars(bars, console.print, rounds)
+
+
+@dataclass
+class _Rounds:
+    """The rounds of a federation that have ended, with the seconds that each took."""
+
+    ended: list[tuple[Event, float]] = field(default_factory=list)
+    _last: float = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Take an event of the stage in; a stage that begins begins the table anew."""
+        if event.kind == "start":
+            self.ended.clear()
+        else:
+            self.ended.append((event, event.time - self._last))
+        self._last = event.time
+
+    def table(self) -> Table:
+        """The last rounds: who answered and what was sent, how long it took, and every number."""
+        shown = self.ended[-_SHOWN:]
+        names = list(dict.fromkeys(name for event, _ in shown for name in event.metrics))
+        table = sheet("round", "clients", "time", *names)
+        for event, seconds in shown:
+            values = (number(event.metrics[name]) if name in event.metrics else "" for name in names)
+            table.add_row(_position(event), event.message, duration(seconds), *values)
+        return table
 
 
 class _Bars:
     """A listener that keeps one bar per open stage, and leaves one line behind for each that is done."""
 
-    def __init__(self, bars: Progress, write: Callable[..., None]) -> None:
-        self._bars, self._write = bars, write
+    def __init__(self, bars: Progress, write: Callable[..., None], rounds: _Rounds) -> None:
+        self._bars, self._write, self._rounds = bars, write, rounds
         self._tasks: dict[str, TaskID] = {}
         self._running: dict[str, _Running] = {}
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        if event.stage == ROUNDS and event.kind in ("start", "advance"):
+            self._rounds(event)
         if event.kind == "message":
             self._write(f"{event.message}{_numbers(event.metrics)}", markup=False, highlight=False)
         elif event.kind == "start":
@@ -144,6 +188,7 @@ class _Bars:
             left = self._running[event.stage].left(event)
             parts = [_position(event), f"{duration(left)} left" if left is not None else "", event.message]
             note = " · ".join(part for part in parts if part) + _numbers(event.metrics)
+            note = " · ".join(filter(None, parts[:2])) if event.stage == ROUNDS else note  # the table says the rest
             self._bars.update(self._tasks[event.stage], completed=event.step, total=event.total, note=note)
         else:
             self._bars.remove_task(self._tasks.pop(event.stage))
