@@ -18,6 +18,9 @@ from benchmarks._markdown import table
 from benchmarks._numbers import file_name
 
 _START = "sweep-"
+_SHOWN: Mapping[str, Callable[[float], str]] = {
+    "accuracy": lambda value: f"{100 * value:.2f}", "ppl": lambda value: f"{value:.2f}",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Sweep:
         usual: Settings of the first try, all those that change among them.
         changes: What is set otherwise in each of the others.
         compute: Trains with some settings, in a folder that survives a kill; gives the figure to choose by.
-        figure: What that is: ``"accuracy"`` (higher is better), or ``"ppl"``.
+        figure: What that is: ``"ppl"``, or something of which more is better, such as ``"accuracy"``.
     """
 
     arm: str
@@ -74,7 +77,7 @@ class Sweep:
 def tried(result: Mapping[str, Any]) -> str:
     """Make a table of all settings that a stored result tried."""
     rows = [
-        [one["arm"], one["set"], f"{one['value']:.2f}" if one["figure"] == "ppl" else f"{100 * one['value']:.2f}"]
+        [one["arm"], one["set"], _SHOWN.get(one["figure"], "{:.4f}".format)(one["value"])]
         for name, one in result["cells"].items()
         if name.startswith(_START)
     ]
