@@ -85,14 +85,13 @@ def test_features_of_a_model_know_its_size_and_its_parts() -> None:
 
 
 def test_subnets_are_timed_and_found_again(tmp_path: Path) -> None:
-    """Only what holds on any machine: times are positive, in order, and the file says where they are from."""
+    """Only what holds on any machine, however busy: times are positive, and the file says where they are from."""
     model = toy_model("llama")
     space = model.space()
     subnets = [space.full, space.smallest, space.sample(Random(0))]
     timed = time_subnets(model, space, subnets, request=Request(prompt=8, new=4), rounds=1, threads=1)
     assert timed.subnets == subnets
     assert all(each > 0 for each in timed.seconds)
-    assert timed.seconds[1] < timed.seconds[0], "a block without branches takes next to nothing"
     timed.save(tmp_path / "timed.json")
     assert Timed.load(tmp_path / "timed.json") == timed
     (tmp_path / "timed.json").write_text("{}")
