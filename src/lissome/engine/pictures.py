@@ -171,7 +171,7 @@ class _Batches(Sequence[Inputs]):
 
 
 def _channels_last(pixels: Tensor) -> Tensor:
-    """Return images with their channels side by side: a step of a small ResNet takes four fifths of the time."""
+    """Return images with their channels side by side, as convolutions on CPUs read them fastest."""
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
