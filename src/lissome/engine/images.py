@@ -19,9 +19,7 @@ from lissome.models.model import Model
 from lissome.models.preparing import FILES, pixel_numbers
 
 _KEPT = 64 << 20  # bytes of sized images that are kept: what a search looks at for every candidate is decoded once
-_DECODED = (
-    128 << 20
-)  # bytes of pictures that are kept as they were decoded: small nets train faster than they are read
+_DECODED = 128 << 20  # bytes of pictures that are kept as they were decoded: small nets learn faster than JPEGs open
 
 
 class ImageExamples:
