@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.cost.measured import Request
@@ -39,6 +41,40 @@ def test_what_adds_up_over_axes_is_predicted_exactly(seed: int) -> None:
     subnets = [SPACE.sample(rng, keep=0.6) for _ in range(60)]
     fitted = Regression(encoded(SPACE), subnets[:40], [seconds(each) for each in subnets[:40]])
     assert fitted(subnets[40:]) == pytest.approx([seconds(each) for each in subnets[40:]], rel=2e-3)
+
+
+def other(subnet: Subnet) -> float:
+    """The time on a device for which large layers are cheap, and which takes longer over every layer."""
+    return 0.3 + sum(subnet[f"keep{index}"] * (2 + (index + 1) * subnet[f"size{index}"]) for index in range(6)) / 150
+
+
+@given(seed=st.integers(0, 99), factor=st.floats(0.05, 20))
+@settings(max_examples=10)
+def test_a_device_that_is_only_slower_is_known_after_four_subnets(seed: int, factor: float) -> None:
+    subnets = [SPACE.sample(Random(seed + place), keep=0.6) for place in range(40)]
+    known = [seconds(each) for each in subnets]
+
+    def prior(rows: Sequence[Mapping[str, int]]) -> NDArray[np.float64]:
+        return np.array([seconds(Subnet(dict(row))) for row in rows])
+
+    fitted = Regression(encoded(SPACE), subnets[:4], [factor * each for each in known[:4]], prior=prior)
+    assert fitted(subnets) == pytest.approx([factor * each for each in known], rel=1e-6)
+
+
+@given(seed=st.integers(0, 99))
+@settings(max_examples=10)
+def test_ten_subnets_correct_another_device_better_than_they_teach_from_nothing(seed: int) -> None:
+    rng = Random(seed)
+    subnets = [SPACE.sample(rng, keep=0.6) for _ in range(90)]
+    features, few, rest = encoded(SPACE), subnets[40:50], subnets[50:]
+    proxy = Regression(features, subnets[:40], [seconds(each) for each in subnets[:40]])
+    took = [other(each) for each in few]
+    truth = [other(each) for each in rest]
+    corrected = Agreement.of(Regression(features, few, took, prior=proxy)(rest), truth)
+    alone = Agreement.of(Regression(features, few, took)(rest), truth)
+    as_it_is = Agreement.of(proxy(rest), truth)
+    assert corrected.error < min(alone.error, as_it_is.error)
+    assert corrected.spearman > 0.97
 
 
 def test_agreement_on_those_left_out_tells_noise_from_knowledge() -> None:

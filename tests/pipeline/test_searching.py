@@ -114,6 +114,27 @@ def test_latency_from_a_table_of_another_device(run: Any, toy_folder: Path, tmp_
     assert report.original["latency"] == pytest.approx(10 * other.original["latency"])
 
 
+def test_another_devices_times_are_corrected_by_a_few_that_are_taken_here(
+    run: Any, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table whose times are a thousandfold predicts, once corrected, what its own few measurements say."""
+    from lissome.cost.table import latency_table
+
+    monkeypatch.setattr(Request, "__post_init__", _short)
+    latency_table(pipeline.load(toy_folder), seconds=0.4, threads=1).save(tmp_path / "table.json")
+    fields = json.loads((tmp_path / "table.json").read_text())
+    for phase in ("prefill", "decode"):
+        fields[phase]["scale"] *= 1000
+    (tmp_path / "slow.json").write_text(json.dumps(fields))
+    asked = {"objectives": ("ppl", "latency"), "device": str(tmp_path / "slow.json"), "correct": 8}
+    report = run(**asked, trials=6)
+    timed = Timed.load(tmp_path / "out" / latencies.HERE)
+    assert len(timed.seconds) == 8
+    assert "corrected with 8 sub-networks timed here, on 8 sub-networks that it had not seen" in report.notes[0]
+    assert timed.original / 3 < report.original["latency"] < 3 * timed.original
+    assert run(**asked, trials=7).original == report.original, "what was timed once is not timed again"
+
+
 def test_latency_from_a_regression_says_how_it_ranks(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latencies, "TIMED_SUBNETS", 8)
     monkeypatch.setattr(Request, "__post_init__", _short)
@@ -159,6 +180,12 @@ def _short(request: Request) -> None:
             {"objectives": ("ppl", "latency"), "latency": "regression", "device": str(ROOT / "mkdocs.yml")},
             ArtifactError,
             "A regression reads sub-networks that were timed: timed.json",
+        ),
+        ({"objectives": ("ppl", "latency"), "correct": 12}, ConfigError, "name that device's file with --device"),
+        (
+            {"objectives": ("ppl", "latency"), "device": "there.json", "correct": 3},
+            ConfigError,
+            "--correct 3 is too few",
         ),
         ({"settings": ("populaton=4",)}, ConfigError, "did you mean 'population'"),
         ({"budget": ("params<=1%",)}, BudgetUnmetError, "reachable is"),

@@ -29,6 +29,10 @@ ObjectiveOption = Annotated[
 CheckOption = Annotated[
     int, typer.Option("--check", metavar="N", min=0, help="Time N sub-networks to see how latency is predicted.")
 ]
+CorrectOption = Annotated[
+    int,
+    typer.Option("--correct", metavar="N", min=0, help="Time N sub-networks here to correct the times of --device."),
+]
 LatencyOption = Annotated[
     str,
     typer.Option(
@@ -56,6 +60,7 @@ def command(
         typer.Option("--device", metavar="FILE", help="Search for the machine that wrote FILE (lissome bench)."),
     ] = None,
     check: CheckOption = 0,
+    correct: CorrectOption = 0,
     workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Processes that share the trials.")] = 1,
     study: Annotated[
         str | None,
@@ -85,7 +90,7 @@ def command(
     inside = Path(target) if pipeline.is_elastic(target) else Path()
     folder = out or inside / derived_folder(
         target, ["search", *(budget or [])], objective=objective, sampler=sampler, data=data, latency=latency,
-        device=device, settings=settings, seed=seed,
+        device=device, correct=correct, settings=settings, seed=seed,
     )  # fmt: skip
     with working(ctx) as events:
         report = pipeline.search(
@@ -100,6 +105,7 @@ def command(
             device=str(device) if device else None,
             latency=latency,
             check=check,
+            correct=correct,
             workers=workers,
             study=study,
             seed=seed,

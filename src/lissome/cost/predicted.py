@@ -3,6 +3,9 @@
 A regression needs no hooks inside the model, so that it also serves where a latency table (`lissome.cost.table`) cannot
 be made: on a device that is only reached through a benchmark, for a Space that is not a model's. Ridge on relative
 errors; its strength is chosen by leaving out one Subnet at a time, in closed form (Golub, Heath & Wahba 1979).
+
+Where another device's times are known already, ten Subnets timed on this one are enough: what is fitted is then the
+factor between the two devices, and how it changes with the features (`Regression`, `prior`).
 """
 
 # n Subnets, F features
@@ -41,8 +44,10 @@ Predict = Callable[[Sequence[Mapping[str, int]]], Array]
 """Predicted seconds, float64[n]."""
 
 _STRENGTHS = np.logspace(-6, 3, 28)  # of the ridge, in units of a feature's variance
+LEAST = 4
+"""Timed Subnets below which a regression says nothing."""
+
 _NEAR = 0.1  # a prediction within this share of the measurement is a hit
-_LEAST = 4  # timed Subnets below which a regression says nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,32 +131,42 @@ class Regression:
         features: What it looks at.
         subnets: Subnets that were timed.
         seconds: What each of them took.
+        prior: What is known of their times, e.g. on another device; the times are then this, multiplied by a linear
+            function of the features. Without one, they are a linear function of the features.
 
     Raises:
         ConfigError: When there are too few, or a time is not positive.
     """
 
-    def __init__(self, features: Features, subnets: Sequence[Mapping[str, int]], seconds: Sequence[float]) -> None:
+    def __init__(
+        self,
+        features: Features,
+        subnets: Sequence[Mapping[str, int]],
+        seconds: Sequence[float],
+        *,
+        prior: Predict | None = None,
+    ) -> None:
         took = np.asarray(seconds, dtype=np.float64)
-        if len(took) < _LEAST or len(took) != len(subnets):
-            raise ConfigError(f"a regression needs {_LEAST} timed Subnets or more, got {len(took)} of {len(subnets)}.")
+        if len(took) < LEAST or len(took) != len(subnets):
+            raise ConfigError(f"a regression needs {LEAST} timed Subnets or more, got {len(took)} of {len(subnets)}.")
         if not (np.isfinite(took).all() and (took > 0).all()):
             raise ConfigError("the times of Subnets must be positive numbers of seconds.")
-        self._features = features
+        self._features, self._prior = features, prior
         raw = features(subnets)
         self._mean, spread = raw.mean(axis=0), raw.std(axis=0)
         self._scale = np.where(spread > 0, spread, 1.0)
         # Dividing a row by its time makes relative errors count, so that small Subnets are as good as large ones.
-        matrix = self._design(raw) / took[:, None]
+        matrix = self._design(raw, subnets) / took[:, None]
         self._weights = _ridge(matrix, np.ones(len(took)))
 
     def __call__(self, subnets: Sequence[Mapping[str, int]]) -> Array:
         """Return predicted seconds, float64[n]; never less than a millionth."""
-        return np.maximum(self._design(self._features(subnets)) @ self._weights, 1e-6)
+        return np.maximum(self._design(self._features(subnets), subnets) @ self._weights, 1e-6)
 
-    def _design(self, raw: Array) -> Array:
+    def _design(self, raw: Array, subnets: Sequence[Mapping[str, int]]) -> Array:
         scaled = (raw - self._mean) / self._scale
-        return np.concatenate([np.ones((len(raw), 1)), scaled], axis=1)
+        design = np.concatenate([np.ones((len(raw), 1)), scaled], axis=1)
+        return design if self._prior is None else design * self._prior(subnets)[:, None]
 
 
 def _ridge(matrix: Array, target: Array) -> Array:
@@ -174,7 +189,13 @@ def _ridge(matrix: Array, target: Array) -> Array:
 
 
 def held_out(
-    features: Features, subnets: Sequence[Mapping[str, int]], seconds: Sequence[float], *, folds: int = 4, seed: int = 0
+    features: Features,
+    subnets: Sequence[Mapping[str, int]],
+    seconds: Sequence[float],
+    *,
+    prior: Predict | None = None,
+    folds: int = 4,
+    seed: int = 0,
 ) -> Agreement:
     """Say how well a regression ranks Subnets that it never saw: each is predicted from those of the other folds.
 
@@ -187,7 +208,8 @@ def held_out(
     for fold in range(folds):
         out = order[fold::folds]
         rest = [place for place in order if place not in out]
-        fitted = Regression(features, [subnets[place] for place in rest], [seconds[place] for place in rest])
+        known, took = [subnets[place] for place in rest], [seconds[place] for place in rest]
+        fitted = Regression(features, known, took, prior=prior)
         predicted[out] = fitted([subnets[place] for place in out])
     return Agreement.of(predicted, seconds)
 

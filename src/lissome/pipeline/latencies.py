@@ -1,31 +1,40 @@
-"""Where the latency of a search's sub-networks comes from: a table, a regression on a few timed ones, or a clock."""
+"""Where the latency of a search's sub-networks comes from: a table, a regression on a few timed ones, or a clock.
+
+A table or a regression of another device is corrected with a few sub-networks that are timed on this one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.events import EventStream
 from lissome.core.protocols import CostOracle
 from lissome.cost.oracle import SubnetCost
-from lissome.cost.predicted import Agreement, Regression, Timed, held_out, time_subnets, totals
+from lissome.cost.predicted import LEAST, Agreement, Regression, Timed, held_out, time_subnets, totals
 from lissome.cost.table import LatencyTable, cached_table
 from lissome.engine.search.moves import draw
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 from lissome.pipeline.job import MEASURED
 
-TIMED, WHOLE = "timed.json", "timed-whole.json"
-"""Files of a search's folder: sub-networks that were timed, and the original, where each one is timed in turn."""
+TIMED, WHOLE, HERE = "timed.json", "timed-whole.json", "timed-here.json"
+"""Files of a search's folder: sub-networks that were timed, the original, where each one is timed in turn, and
+sub-networks that correct what is known of another device."""
 
 _READ = f"A regression reads sub-networks that were timed: {TIMED}, which --latency regression leaves in its folder."
 _KEPT = "What a search has timed once is not timed again; restore it, or search into another folder."
+
+_FEW = 2 * LEAST  # so that half of them can be held out
 
 Latency = Literal["auto", "table", "regression", "measured"]
 
@@ -43,6 +52,7 @@ class Wish:
         folder: Of the search; what is timed here stays in it.
         seed: Of the sub-networks that are timed.
         check: Sub-networks to time, to see how well a predicted latency ranks them.
+        correct: Sub-networks to time here, that correct the times of `device`.
     """
 
     way: str
@@ -50,6 +60,7 @@ class Wish:
     folder: Path
     seed: int
     check: int
+    correct: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +93,7 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
         events: Where progress goes.
 
     Raises:
-        ConfigError: When the model has no latency table.
+        ConfigError: When the model has no latency table, or there is nothing to correct.
         ArtifactError: When a file of times is damaged, or of another model.
     """
     if not names & MEASURED:
@@ -90,6 +101,10 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
     way = wish.way
     if way == "auto":
         way = "table" if model.anatomy.task == "causal-lm" else "regression"
+    if wish.correct and (way == "measured" or not wish.device):
+        raise ConfigError("--correct adjusts what is known of another device; name that device's file with --device.")
+    if 0 < wish.correct < _FEW:
+        raise ConfigError(f"--correct {wish.correct} is too few to tell how well it does; give {_FEW} or more.")
     if way == "measured":
         return _measured(wish, model, space, events)
     if way == "table" and model.anatomy.task != "causal-lm":
@@ -101,6 +116,8 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
     else:
         table = LatencyTable.load(Path(wish.device)) if wish.device else cached_table(model, events=events)
         found = Timing(cost=SubnetCost(model, table=table), identity=f"table {table.fingerprint}")
+    if wish.correct:
+        found = _corrected(wish, model, space, found, events)
     return replace(found, notes=(*found.notes, *_checked(wish, way, model, space, found.cost, events)))
 
 
@@ -125,7 +142,7 @@ def _measured(wish: Wish, model: Model, space: Space, events: EventStream) -> Ti
 
 
 class _WithRegression:
-    """Counted figures, and a latency from a regression."""
+    """Counted figures, and a latency from a regression; no other times, which would be another device's."""
 
     def __init__(self, counted: SubnetCost, regression: Regression) -> None:
         self._counted, self._regression = counted, regression
@@ -151,9 +168,37 @@ def _regression(wish: Wish, model: Model, space: Space, events: EventStream) -> 
     features, subnets = totals(model), timed.subnets
     note = f"latency by a regression, {held_out(features, subnets, timed.seconds)}"
     fitted = Regression(features, subnets, timed.seconds)
-    digest = hashlib.sha256(json.dumps(timed.seconds).encode()).hexdigest()[:16]
-    identity = f"regression {timed.device.fingerprint} {digest}"
+    identity = f"regression {_print_of(timed)}"
     return Timing(cost=_WithRegression(SubnetCost(model), fitted), identity=identity, notes=(note,))
+
+
+def _corrected(wish: Wish, model: Model, space: Space, proxy: Timing, events: EventStream) -> Timing:
+    """Correct another device's times with sub-networks that are timed here, once."""
+    file = wish.folder / HERE
+    if file.exists():
+        timed = _timed_before(file, space, _KEPT)
+    else:
+        rng = Random(f"{wish.seed}/here")
+        timed = time_subnets(model, space, [draw(space, rng) for _ in range(wish.correct)], events=events)
+        timed.save(file)
+
+    def prior(subnets: Sequence[Mapping[str, int]]) -> NDArray[np.float64]:
+        return np.array([proxy.cost.figures(subnet)["latency"] for subnet in subnets])
+
+    features, subnets = totals(model), timed.subnets
+    fitted = Regression(features, subnets, timed.seconds, prior=prior)
+    agreement = held_out(features, subnets, timed.seconds, prior=prior)
+    return Timing(
+        cost=_WithRegression(SubnetCost(model), fitted),
+        identity=f"{proxy.identity}, corrected {_print_of(timed)}",
+        notes=(*proxy.notes, f"corrected with {len(subnets)} sub-networks timed here, {agreement}"),
+    )
+
+
+def _print_of(timed: Timed) -> str:
+    """What times are known by: their device, and a hash."""
+    digest = hashlib.sha256(json.dumps(timed.seconds).encode()).hexdigest()[:16]
+    return f"{timed.device.fingerprint} {digest}"
 
 
 def _timed_before(file: Path, space: Space, hint: str) -> Timed:

@@ -64,6 +64,7 @@ class Asked:
         latency: How latency comes about: from a table, from a regression on a few timed ones, or measured each time;
             ``auto`` is a table for a language model, and a regression for any other.
         check: Sub-networks to time, to see how well a predicted latency ranks them.
+        correct: Sub-networks to time here, which correct the times of `device`.
         study: Where trials are written down (default: a file in `out`).
         seed: The one source of randomness.
     """
@@ -79,6 +80,7 @@ class Asked:
     device: str | None = None
     latency: str = "auto"
     check: int = 0
+    correct: int = 0
     study: str | None = None
     seed: int = 0
 
@@ -187,7 +189,10 @@ def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -
     space = space_of(model.manifest, Path(target)) if elastic and model.manifest is not None else model.space()
     # Adapters are merged when a Subnet is cut out: what it costs does not depend on their ranks.
     priced, sizes = merged_copy(model), _without_ranks(space)
-    wish = Wish(way=asked.latency, device=asked.device, folder=Path(asked.out), seed=asked.seed, check=asked.check)
+    wish = Wish(
+        way=asked.latency, device=asked.device, folder=Path(asked.out), seed=asked.seed,
+        check=asked.check, correct=asked.correct,
+    )  # fmt: skip
     latency = timing(wish, priced, sizes, names, events)
     original = {**latency.cost.figures(space.full), **latency.original}
     identity = {"lissome": __version__, "model": weights_of(model), "latency": latency.identity}
