@@ -16,7 +16,6 @@ domains are for what comes after: ``noisy`` (grey, blurred, low contrast, noise,
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from lissome.core.files import cache_dir, sha256_file
 from lissome.data.masks import read_masks
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.hooks import Batch
-from lissome.engine.segments import Segments, dice, iou, offered, segment_splits
+from lissome.engine.segments import PromptedExamples, Segments, dice, iou, segment_splits
 from lissome.engine.train import train
 from lissome.models.load import load_model
 from lissome.models.model import Model
@@ -41,8 +40,8 @@ from tools._shipping import ship
 
 NAME = "zoo-minisam"
 SIZE = 64
-STEPS, RATES, BATCH, COUNT = (3000, 2000), (1e-3, 5e-4), 16, 3000
-"""Steps of its two trainings and their peak rates, masks of each step, and scenes that it knows."""
+STEPS, RATE, BATCH, POINTS, COUNT = 5000, 1e-3, 16, 4, 3000
+"""Steps of its training and their peak rate, scenes of each step and points in each, and scenes that it knows."""
 DOMAINS = ("photographs", "noisy", "striped")
 _SUMMARY = (
     "MiniSAM: the shapes of SamModel in small (8 layers, width 96, 64 pixels); trained here on digits pasted on "
@@ -174,8 +173,9 @@ def configuration(**vision: Any) -> Any:
 def minisam(*, seed: int = 0, **vision: Any) -> torch.nn.Module:
     """Build MiniSAM with weights as they are drawn.
 
-    They are drawn as torch draws them, and as Segment Anything began: transformers' own start, a deviation of 0.02, is
-    meant for weights that are loaded, and makes what a decoder of width 64 says vanish.
+    They are drawn as torch draws them, and as Segment Anything began. Transformers' own start is meant for weights
+    that are loaded: a deviation of 0.02 makes what a decoder of width 64 says vanish, and the frequencies of places,
+    half the encoder's width, make any two points look unlike, however close.
     """
     from transformers import SamModel
 
@@ -185,28 +185,69 @@ def minisam(*, seed: int = 0, **vision: Any) -> torch.nn.Module:
         for part in module.modules():
             if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
                 part.reset_parameters()
+        module.shared_image_embedding.positional_embedding.data.normal_()
     return module.eval()
 
 
-def first_loss(module: Any, batch: Batch) -> torch.Tensor:
-    """Dice and cross entropy of the pixels of the best mask, and the squared error of expected IoUs, of each example.
+class Scenes:
+    """Scenes turned and mirrored at random, with points on their objects: the image is read once for all of them.
 
-    Segment Anything itself was trained by dice and a loss of pixels (focal there) together.
+    An example is pixels [C, S, S], P points [P, 1, 2] and the masks that they lie on [P, S, S]. Draws come from torch's
+    global generator, which the training loop seeds for every step.
     """
-    truth = batch.examples["mask"]
-    masks, scores = offered(module, batch.examples)
+
+    def __init__(self, examples: PromptedExamples) -> None:
+        self._examples = examples
+        by_scene: dict[int, list[int]] = {}
+        for at, place in enumerate(examples.places):
+            by_scene.setdefault(int(examples.data.groups[place]), []).append(at)
+        self._objects = list(by_scene.values())
+
+    def __len__(self) -> int:
+        """Return the number of scenes."""
+        return len(self._objects)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return one example."""
+        objects = [self._examples[at] for at in self._objects[index]]
+        turns, mirrored = (int(torch.randint(high, ())) for high in (4, 2))
+
+        def moved(image: torch.Tensor) -> torch.Tensor:
+            return torch.rot90(image.flip(-1) if mirrored else image, turns, (-2, -1))
+
+        masks = moved(torch.stack([each["mask"] for each in objects]))[torch.randint(len(objects), (POINTS,))]
+        found = torch.stack([_point_on(mask) for mask in masks])
+        return {"pixel_values": moved(objects[0]["pixel_values"]), "points": found[:, None], "masks": masks}
+
+
+def _point_on(mask: torch.Tensor) -> torch.Tensor:
+    """Draw a point of a mask [H, W]: x and y in pixels."""
+    places = mask.nonzero()
+    return places[torch.randint(len(places), ())].flip(0) + 0.5
+
+
+def points_loss(module: Any, batch: Batch) -> torch.Tensor:
+    """Dice and cross entropy of the pixels, and the squared error of expected IoUs: mean of points and masks, [B].
+
+    Segment Anything was trained by dice and a loss of pixels (focal there) together, of the best of three masks, since
+    a point on a shirt may mean the person. Here a point means one digit: each mask learns from every example.
+    """
+    given, truth = batch.examples, batch.examples["masks"].flatten(0, 1)
+    result = module(pixel_values=given["pixel_values"], input_points=given["points"])
+    masks = interpolate(result.pred_masks.flatten(0, 1).float(), truth.shape[-2:], mode="bilinear")
     pixels = binary_cross_entropy_with_logits(masks, truth.unsqueeze(1).expand_as(masks), reduction="none")
-    error: torch.Tensor = (dice(masks, truth) + _PIXELS * pixels.mean((2, 3))).amin(1)
-    return error + (scores - iou(masks, truth)).square().mean(1)
+    surprise = (result.iou_scores.flatten(0, 1).float() - iou(masks, truth)).square()
+    error: torch.Tensor = dice(masks, truth) + _PIXELS * pixels.mean((2, 3)) + surprise
+    return error.view(len(batch.indices), -1).mean(1)
 
 
-def train_minisam(work: Path, *, scenes_file: Path, steps: Sequence[int], seed: int = 0) -> tuple[Model, float]:
-    """Train MiniSAM by `first_loss`, then by the objective's own; continues after a kill.
+def train_minisam(work: Path, *, scenes_file: Path, steps: int, seed: int = 0) -> tuple[Model, float]:
+    """Train MiniSAM by `points_loss`; continues after a kill.
 
     Args:
         work: Folder of unfinished work.
         scenes_file: Scenes to train on.
-        steps: Optimizer steps of both.
+        steps: Optimizer steps.
         seed: Of weights and draws.
 
     Returns:
@@ -214,15 +255,10 @@ def train_minisam(work: Path, *, scenes_file: Path, steps: Sequence[int], seed: 
     """
     model = load_model(minisam(seed=seed), name=NAME)
     objective = Segments(segment_splits(model, read_masks(scenes_file)))
-    task, key, seconds = objective.task(model), {"seed": seed, "scenes": sha256_file(scenes_file)}, 0.0
-    stages = {"state": replace(task, loss=first_loss), "state-2": task}
-    for (name, learnt), count, lr in zip(stages.items(), steps, RATES, strict=True):
-        settings = objective.training(steps=count, lr=lr, batch=BATCH, max_seconds=None)
-        known = key if name == "state" else {**key, "first": steps[0]}
-        seconds += train(
-            learnt, settings, seed=seed, checkpoint=Checkpoint(work / name, {"steps": count, **known})
-        ).seconds
-    return model, seconds
+    task = replace(objective.task(model), loss=points_loss, data=Scenes(objective.data.recovery))
+    settings = replace(objective.training(steps=steps, lr=RATE, batch=None, max_seconds=None), batch=BATCH)
+    key = {"seed": seed, "steps": steps, "scenes": sha256_file(scenes_file)}
+    return model, train(task, settings, seed=seed, checkpoint=Checkpoint(work / "state", key)).seconds
 
 
 def given(folder: Path, *, part: float = 1.0) -> Path:
@@ -233,8 +269,7 @@ def given(folder: Path, *, part: float = 1.0) -> Path:
         file = folder.parent / f"{folder.name}-scenes.npz"
         if not file.exists():
             scenes(file, count=max(24, round(COUNT * part)))
-        steps = [max(4, round(count * part)) for count in STEPS]
-        model, _ = train_minisam(folder.parent, scenes_file=file, steps=steps)
+        model, _ = train_minisam(folder.parent, scenes_file=file, steps=max(4, round(STEPS * part)))
         model.save(folder)
     return folder
 
@@ -246,7 +281,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=cache_dir() / "zoo" / NAME, help="where unfinished work lies")
     parser.add_argument("--scenes", choices=DOMAINS, help="write scenes of this domain")
     parser.add_argument("--count", type=int, default=COUNT, help="number of scenes")
-    parser.add_argument("--steps", type=int, nargs=2, default=STEPS, help="of the first and of the second loss")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
     asked = parser.parse_args()
     if asked.scenes:
         scenes(asked.out, domain=asked.scenes, count=asked.count)
@@ -262,8 +297,8 @@ def main() -> None:
         return {name: value for name, value in figures.items() if name != "loss"}
 
     told = {
-        "steps": list(asked.steps), "rates": list(RATES), "batch": BATCH, "scenes": asked.count, "seconds": seconds,
-        "seed": 0,
+        "steps": asked.steps, "rate": RATE, "batch": BATCH, "points": POINTS, "scenes": asked.count,
+        "seconds": seconds, "seed": 0,
     }  # fmt: skip
     figures = ship(NAME, model, asked.out, summary=_SUMMARY, judge=judge, training=told)
     print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))

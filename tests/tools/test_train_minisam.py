@@ -21,7 +21,7 @@ from lissome.models.example import example
 from lissome.models.load import load_model
 from lissome.models.space import Space
 from lissome.testing import conformance
-from tools.train_minisam import DOMAINS, first_loss, minisam, scenes
+from tools.train_minisam import DOMAINS, POINTS, SIZE, Scenes, minisam, points_loss, scenes
 
 pytest.importorskip("sklearn", reason="scenes are made of scikit-learn's digits and photographs")
 pytestmark = pytest.mark.long
@@ -72,12 +72,37 @@ def test_the_best_mask_in_truth_is_never_worse(home: Path) -> None:
         objective.lesson(model, model, share=0.5, temperature=1.0)
 
 
-def test_the_first_loss_is_of_every_example_and_reaches_every_part(home: Path) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_turned_scenes_have_their_points_on_their_masks(seed: int, home: Path) -> None:
+    examples = Segments(segment_splits(load_model(home / "mini"), read_masks(home / "noisy.npz"))).data.recovery
+    made = Scenes(examples)
+    assert len(made) == len({int(examples.data.groups[place]) for place in examples.places}) < len(examples)
+    torch.manual_seed(seed)
+    drawn = made[seed]
+    assert drawn["points"].shape == (POINTS, 1, 2) and drawn["masks"].shape == (POINTS, SIZE, SIZE)
+    for (point,), mask in zip(drawn["points"], drawn["masks"], strict=True):
+        x, y = point.floor().long()
+        assert mask[y, x] == 1
+    known = [examples[at] for at in range(len(examples))]
+    sums = {(int(each["mask"].sum()), round(float((each["pixel_values"] * each["mask"]).sum()), 1)) for each in known}
+    for mask in drawn["masks"]:
+        seen = (int(mask.sum()), round(float((drawn["pixel_values"] * mask).sum()), 1))
+        assert seen in sums, "image and mask are turned together"
+
+
+def test_nearby_points_look_alike_to_a_segmenter_that_is_drawn() -> None:
+    places = minisam().shared_image_embedding(torch.tensor([[[[32.0, 32.0], [33.0, 32.0], [60.0, 5.0]]]]) / SIZE)[0, 0]
+    near, far = (torch.cosine_similarity(places[0], places[other], dim=0) for other in (1, 2))
+    assert near > 0.9 > 0.5 > far
+
+
+def test_the_loss_is_of_every_scene_and_reaches_every_part(home: Path) -> None:
     model = load_model(home / "mini")
     objective = Segments(segment_splits(model, read_masks(home / "noisy.npz")))
-    examples = objective.data.recovery.batch(range(3))
+    made = Scenes(objective.data.recovery)
+    examples = torch.utils.data.default_collate([made[at] for at in range(3)])
     model.module.requires_grad_(True)
-    found = first_loss(model.module, Batch(examples, torch.arange(3), None, 0))
+    found = points_loss(model.module, Batch(examples, torch.arange(3), None, 0))
     assert found.shape == (3,) and bool((found > 0).all())
     found.mean().backward()
     for part in ("vision_encoder", "mask_decoder"):
