@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +21,8 @@ from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters.prompts import add_prompt, load_prompt, prompt_of, remove_prompt, save_prompt
 from lissome.models.load import load_model
 from lissome.models.model import Model
-from lissome.testing.conformance import check_padding, difference, outputs, stepwise
+from lissome.testing.conformance import check_padding, check_subnet, difference, outputs, stepwise
+from lissome.testing.networks import network_model
 from lissome.testing.toys import STATES, toy_ids, toy_inputs, toy_model
 
 FAMILIES = ("llama", "gemma3", "gpt2", "opt", "bert", "bert-labels")
@@ -77,6 +81,37 @@ def test_they_train_and_nothing_else_does() -> None:
     assert all(parameter.requires_grad for parameter in model.module.parameters())
 
 
+@pytest.mark.parametrize("family", ["vit", "vit-labels"])
+def test_beside_patches_they_are_further_positions(family: str, tmp_path: Path) -> None:
+    """What an image gives is what its embedded patches and the virtual tokens give, put through the blocks by hand."""
+    model, inputs = toy_model(family), toy_inputs(toy_model(family))
+    add_prompt(model, 3, seed=1)
+    prompt = prompt_of(model)
+    assert prompt is not None
+    prompt.tokens.data += 0.3
+    plain: Any = toy_model(family).module
+    with torch.no_grad():
+        states = plain.base_model.embeddings(inputs["pixel_values"])
+        count = states.shape[1]
+        states = torch.cat([states, prompt.tokens.expand(len(states), -1, -1)], 1)
+        for layer in plain.base_model.layers:
+            states = layer(states)
+        states = plain.base_model.layernorm(states)[:, :count]
+        expected = plain.classifier(states[:, 0]) if family == "vit-labels" else states
+    assert difference(outputs(model.module, inputs), expected) <= 1e-5
+    assert difference(outputs(copy.deepcopy(model.module), inputs), expected) <= 1e-5
+    model.save(tmp_path / "whole")
+    again = load_model(tmp_path / "whole")
+    assert torch.equal(outputs(again.module, inputs), outputs(model.module, inputs))
+    with pytest.raises(ArtifactError, match="do not fit"):
+        load_prompt(toy_model("vit", hidden_size=32), tmp_path / "whole" / "prompt")
+    found = toy_model(family)
+    check_subnet(model, found.space().sample(Random(3)), inputs)
+    remove_prompt(model)
+    assert torch.equal(outputs(model.module, inputs), outputs(found.module, inputs))
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+
+
 _FRESH = """
 import sys, torch, transformers
 from peft import PeftModel
@@ -128,6 +163,6 @@ def test_refusals() -> None:
     with pytest.raises(UnsupportedModelError, match="one row of tokens"):
         add_prompt(toy_model("whisper"), 3)
     with pytest.raises(UnsupportedModelError, match="one row of tokens"):
-        add_prompt(toy_model("vit"), 3)
+        add_prompt(network_model("resnet"), 3)
     with pytest.raises(ConfigError, match="no virtual tokens"):
         save_prompt(toy_model("llama"), Path("nowhere"))

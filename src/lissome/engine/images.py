@@ -4,17 +4,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from lissome.core.errors import DataError
 from lissome.data.images import Images
 from lissome.models.example import example
+from lissome.models.labels import image_head
 from lissome.models.model import Model
 from lissome.models.preparing import FILES, pixel_numbers
 
@@ -147,3 +149,41 @@ def accuracy(model: Model, data: ImageExamples, *, batch: int = 64) -> float:
         logits = result if isinstance(result, Tensor) else result.logits
         right += int((logits.argmax(-1).cpu() == labels).sum())
     return right / len(data)
+
+
+@torch.no_grad()
+def features(model: Model, data: ImageExamples, *, batch: int = 64) -> Tensor:
+    """Return what a model makes of images before it puts them into classes, float32[N, D].
+
+    That is the mean of the last hidden states where it gives these, else what its last layer reads.
+
+    Args:
+        model: A network of images.
+        data: The images.
+        batch: Images of one forward pass.
+
+    Raises:
+        UnsupportedModelError: When it gives no hidden states, and its outputs come from no layer that reads them.
+    """
+    module: Any = model.module
+    body = module.base_model if isinstance(getattr(module, "base_model", None), nn.Module) else module
+    name, device, found = next(iter(example(model))), next(module.parameters()).device, list[Tensor]()
+
+    def keep(states: Tensor) -> None:
+        found.append(pooled(states).float().cpu())
+
+    states = hasattr(body(**example(model)), "last_hidden_state")
+    head = None if states else module.get_submodule(image_head(model))
+    with contextlib.ExitStack() as stack:
+        if head is not None:
+            stack.callback(head.register_forward_pre_hook(lambda _, given: keep(given[0])).remove)
+        for pixels, _ in data.batches(batch):
+            result = body(**{name: pixels.to(device)})
+            if states:
+                keep(result.last_hidden_state)
+    return torch.cat(found) if found else torch.zeros(0, 0)
+
+
+def pooled(states: Tensor) -> Tensor:
+    """Return one row for each image: the mean over positions of [B, T, D], over places of [B, D, h, w], or [B, D]."""
+    return states.mean((2, 3)) if states.dim() == 4 else states.mean(1) if states.dim() == 3 else states

@@ -167,15 +167,9 @@ def with_image_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> 
     if count == len(labels):
         return model
     module: Any = copy.deepcopy(model.module)
-    heads = ((name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d))
-    layers = [name for name, part in heads if part.weight.shape[0] == count]
-    if not layers:
-        raise UnsupportedModelError(
-            f"{model.name} gives {count} numbers where {len(labels)} classes are wanted, and no linear layer or "
-            "convolution makes them; give a network with a head of that size."
-        )
-    owner, _, last = layers[-1].rpartition(".")
-    fresh = _of_outputs(module.get_submodule(layers[-1]), len(labels))
+    name = image_head(model)
+    owner, _, last = name.rpartition(".")
+    fresh = _of_outputs(module.get_submodule(name), len(labels))
     drawn = torch.randn(fresh.weight.shape, generator=torch.Generator().manual_seed(seed))
     fresh.weight.copy_(0.01 * drawn)
     if fresh.bias is not None:
@@ -186,6 +180,24 @@ def with_image_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> 
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: index for index, name in enumerate(labels)}
     return model.derived(module.eval())
+
+
+def image_head(model: Model) -> str:
+    """Return the name of the last linear layer or convolution that makes as many numbers as a network of images gives.
+
+    Raises:
+        UnsupportedModelError: When the network does not read images, or no such layer makes its outputs.
+    """
+    count, layers = outputs_of(model), list[str]()
+    for name, part in model.module.named_modules():
+        if isinstance(part, nn.Linear | nn.Conv2d) and part.weight.shape[0] == count:
+            layers.append(name)
+    if not layers:
+        raise UnsupportedModelError(
+            f"no linear layer or convolution makes the {count} numbers that {model.name} gives for an image; give a "
+            "network with a head of that size."
+        )
+    return layers[-1]
 
 
 def _of_outputs(old: Any, count: int) -> nn.Linear | nn.Conv2d:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,15 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lissome.cost.oracle import SubnetCost
+from lissome.data.images import Images
 from lissome.engine.classify import Encoded
 from lissome.engine.federate.client import Answer, Work, Worker
 from lissome.engine.federate.layout import Layout
-from lissome.engine.federate.lessons import Classes
+from lissome.engine.federate.lessons import Classes, Pictures
 from lissome.engine.federate.local import Device, LocalLink
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.planner import Planner
@@ -27,6 +30,7 @@ from lissome.engine.federate.rounds import Federation, Round, RoundsConfig
 from lissome.engine.federate.store import ClientStore, Kept
 from lissome.engine.federate.subnets import SubnetProgram
 from lissome.engine.federate.training import TrainingClient, global_tensors
+from lissome.engine.images import examples
 from lissome.engine.train import TrainConfig
 from lissome.models.model import Model
 from lissome.testing.toys import toy_model
@@ -44,6 +48,21 @@ def rows(count: int, seed: int, classes: int = 3) -> Encoded:
 
 def lesson(seed: int, count: int = 24) -> Classes:
     return Classes(rows(count, seed), rows(12, 1000 + seed), 3)
+
+
+def pictures(count: int, seed: int, classes: int = 3) -> Images:
+    """Images of one colour each, which tells the class, in noise."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, count)
+    pixels = generator.integers(0, 80, (count, 12, 12, 3)) + 170 * np.eye(classes, 3, dtype=int)[labels][:, None, None]
+    made = tuple(partial(np.asarray, one) for one in pixels.astype(np.uint8))
+    names = tuple("rgb"[:classes])
+    return Images("made", made, tuple(labels.tolist()), names, {}, hashlib.sha256(pixels.tobytes()).hexdigest())
+
+
+def seen(model: Model, seed: int, count: int = 24) -> Pictures:
+    read = examples(model, pictures(count + 12, seed=seed))
+    return Pictures(read.some(range(count)), read.some(range(count, count + 12)), 3)
 
 
 @dataclass

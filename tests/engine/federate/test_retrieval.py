@@ -21,10 +21,25 @@ from lissome.engine.federate.local import Device
 from lissome.engine.federate.merge import Piece
 from lissome.engine.federate.method import ClientSite, ServerSite
 from lissome.engine.federate.profile import Profile
-from lissome.engine.federate.retrieval import ANSWER, CLASSES, OWNERS, PLACES, SCORES, Best, embed, judged, ranked
+from lissome.engine.federate.retrieval import (
+    ANSWER,
+    CLASSES,
+    OWNERS,
+    PLACES,
+    SCORES,
+    Best,
+    embed,
+    judged,
+    labels_in,
+    ranked,
+)
 from lissome.engine.federate.store import ClientStore
+from lissome.engine.images import examples, features
 from lissome.methods.federate.ffm import FFM
-from tests.engine.federate.fleet import encoder, federation, lesson
+from lissome.models.labels import image_head
+from lissome.testing.networks import network_model
+from lissome.testing.toys import toy_model
+from tests.engine.federate.fleet import encoder, federation, lesson, pictures, seen
 
 
 @settings(max_examples=30, deadline=None)
@@ -100,6 +115,40 @@ def test_all_answer_or_one_is_down(tmp_path: Path) -> None:
     sent = whole.bytes(action="search")
     assert sent.payload_down == 3 * 12 * 24 * 4, "embeddings of the queries"
     assert sent.payload_up == 3 * 12 * 3 * (4 + 8 + 8), "a score, a place and a class for each document of a list"
+
+
+@pytest.mark.parametrize("name", ["vit", "vit-labels", "resnet", "mobilenet"])
+def test_images_are_found_as_in_one_index(name: str, tmp_path: Path) -> None:
+    model = toy_model(name) if name.startswith("vit") else network_model(name)
+    own = partial(seen, model, count=8)
+    method = FFM(FFM.Config(recipe="retrieve", results=3))
+    method.prepare(model, 0)
+    server = method.server(ServerSite(model=model, lesson=own(9), cost=SubnetCost(model), seed=0, folder=tmp_path))
+    who = {}
+    for index, client in enumerate("abc"):
+        site = ClientSite(facts=Profile(name=client, examples=0), model=model, lesson=own(index), seed=0)
+        who[client] = partial(Worker, method.client(site), ClientStore(tmp_path / client))
+    job = federation(server, who, tmp_path / "s", rounds=1, evaluate_every=1, devices={})
+    job.run()
+    lessons = [own(index) for index in range(3)]
+    central = ranked(
+        embed(model, own(9).held_out), torch.cat([embed(model, one.data) for one in lessons]),
+        torch.cat([labels_in(one.data) for one in lessons]), 3,
+    )  # fmt: skip
+    assert torch.allclose(server.tensors[SCORES], central[SCORES], atol=1e-5)
+    assert server.evaluate(1) == judged(central[CLASSES], labels_in(own(9).held_out))
+    assert central[SCORES].shape == (12, 3) and set(job.rounds[-1].scores) == {"a", "b", "c"}
+
+
+def test_features_of_a_network_are_what_its_last_layer_reads() -> None:
+    model, given = network_model("resnet"), pictures(5, seed=1)
+    data = examples(model, given)
+    layer: Any = model.module.get_submodule(image_head(model))
+    ((pixels, _),) = data.batches(64)
+    with torch.no_grad():
+        assert torch.allclose(layer(features(model, data)), model.module(pixels), atol=1e-5)
+    assert not layer._forward_pre_hooks
+    assert features(model, data.some([])).shape == (0, 0)
 
 
 def test_texts_without_classes_cannot_judge(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lissome.core.errors import ConfigError, DataError
+from lissome.data.images import write_images
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.continual import ContinualClient, Trigger
 from lissome.engine.federate.lessons import Classes, Pictures, Tokens
@@ -29,7 +30,9 @@ from tests.engine.federate.fleet import (
     encoder,
     federation,
     lesson,
+    pictures,
     rows,
+    seen,
     subnet_program,
     training_clients,
 )
@@ -141,10 +144,21 @@ def test_public_examples_are_of_the_same_kind_and_judge_nobody(tmp_path: Path) -
     assert found.data.shape[1] == 8
     with pytest.raises(ConfigError, match="public texts are among"):
         public_lesson(model, Tokens(other, found.data[:1]), str(tmp_path / "public.txt"))
-    with pytest.raises(ConfigError, match="texts"):
-        public_lesson(model, Pictures(None, None, 3), "x.jsonl")  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"x\.jsonl"):
         public_lesson(model, Tokens(other, other), str(tmp_path / "x.jsonl"))
+
+
+def test_public_images_are_others_than_those_that_judge(tmp_path: Path) -> None:
+    model = toy_model("vit-labels")
+    lesson = seen(model, 0)
+    found = public_lesson(model, lesson, str(write_images(pictures(9, seed=7), tmp_path / "public.npz")))
+    assert isinstance(found, Pictures)
+    assert (len(found), found.held, found.classes) == (9, 0, 3)
+    assert found.data.images.labels == pictures(9, seed=7).labels
+    with pytest.raises(ConfigError, match="12 public images are among"):
+        public_lesson(model, lesson, str(write_images(lesson.held_out.images, tmp_path / "same.npz")))
+    with pytest.raises(ConfigError, match="something else"):
+        public_lesson(model, object(), "x.npz")  # type: ignore[arg-type]
 
 
 def test_a_client_is_pulled_to_what_came(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
 from lissome.cost.oracle import SubnetCost
+from lissome.data.images import write_images
 from lissome.engine.federate.blackbox import Projection, PromptSearch, prompt_name
 from lissome.engine.federate.client import Work, Worker
 from lissome.engine.federate.continual import chunk, summary
 from lissome.engine.federate.layout import Layout
-from lissome.engine.federate.lessons import Classes, Tokens
+from lissome.engine.federate.lessons import Classes, Pictures, Tokens
 from lissome.engine.federate.lora import Fold, Products
 from lissome.engine.federate.merge import Overlap, Piece
 from lissome.engine.federate.method import ClientSite, ServerSite
@@ -34,7 +35,7 @@ from lissome.methods.federate.ffm import FFM
 from lissome.models.adapters.prompts import add_prompt
 from lissome.models.model import Model
 from lissome.testing.toys import toy_model
-from tests.engine.federate.fleet import encoder, federation, killed_at, lesson, rows
+from tests.engine.federate.fleet import encoder, federation, killed_at, lesson, pictures, rows, seen
 
 A, B = "x.adapter.A", "x.adapter.B"
 
@@ -185,6 +186,58 @@ def test_virtual_tokens_alone_travel(recipe: str, tmp_path: Path, monkeypatch: p
     assert job.rounds[-1].metrics["server/loss"] < job.rounds[0].metrics["server/loss"] - 0.05
     for name, value in frozen.items():
         assert torch.equal(model.module.get_parameter(name), value), name
+
+
+@pytest.mark.parametrize("recipe", ["prompt", "prompt-search"])
+def test_virtual_tokens_beside_patches_travel_and_learn(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model("vit-labels")
+    monkeypatch.setattr(f"{__name__}.lesson", partial(seen, model))
+    settings = {"tokens": 5, "candidates": 8, "dimensions": 6, "lr": 0.1, "epochs": 6}
+    job, server = run(tmp_path, model=model, recipe=recipe, rounds=6, **settings)
+    width = model.anatomy.hidden
+    if recipe == "prompt":
+        assert set(server.tensors) == {"vit.embeddings.prompt.tokens"}
+        assert job.bytes(action="train").payload == 5 * width * 4 * 2 * 3 * 6, "m·d·4·2·|S|·R"
+    else:
+        assert job.bytes(action="score").payload == 8 * 6 * 4 * 3 * 6, "candidates down, losses up"
+    assert job.rounds[-1].metrics["server/loss"] < job.rounds[0].metrics["server/loss"] - 0.02
+
+
+def test_a_vision_transformer_remembers_with_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two slices of time, the second without the first's classes."""
+    lost = {}
+
+    def ordered(seed: int) -> Pictures:
+        made = seen(toy_model("vit-labels"), seed, 48)
+        place = sorted(range(48), key=lambda at: made.data.images.labels[at])
+        held = sorted(range(12), key=lambda at: made.held_out.images.labels[at])
+        return made.some(place, held)
+
+    monkeypatch.setattr(f"{__name__}.lesson", ordered)
+    for protect in ("none", "replay"):
+        job, _ = run(
+            tmp_path / protect, model=toy_model("vit-labels"), recipe="continual", trains="all", slices=2, period=2,
+            protect=protect, rounds=4, lr=0.003, epochs=8, evaluate_every=2, count=2,
+        )  # fmt: skip
+        lost[protect] = summary(_matrix(job, 2))
+    assert lost["none"]["forgetting"] > lost["replay"]["forgetting"] + 0.05
+    assert lost["replay"]["average"] > lost["none"]["average"]
+
+
+def test_a_vision_transformer_learns_from_nothing_and_from_public_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy_model("vit-labels")
+    monkeypatch.setattr(f"{__name__}.lesson", partial(seen, model))
+    public = str(write_images(pictures(16, seed=77), tmp_path / "public.npz"))
+    job, _ = run(
+        tmp_path, model=model, recipe="pretrain", trains="all", fresh=True, freeze=(), rounds=4, lr=0.003, epochs=4,
+        public=public,
+    )  # fmt: skip
+    assert "train/public" in job.rounds[-1].metrics
+    assert job.rounds[-1].metrics["server/loss"] < job.rounds[0].metrics["server/loss"] - 0.1
 
 
 def test_who_leaves_candidates_out_has_no_say() -> None:

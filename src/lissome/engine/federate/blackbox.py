@@ -42,7 +42,7 @@ def prompt_name(model: Model) -> str:
 
 @dataclass(frozen=True)
 class Projection:
-    """Maps D numbers to virtual tokens: start + Σ_d z_d·M_d, with M as large as tokens' embeddings differ.
+    """Maps D numbers to virtual tokens: start + Σ_d z_d·M_d, with M as large as the first tokens' numbers differ.
 
     Attributes:
         start: The first virtual tokens, float32[N, H].
@@ -56,9 +56,8 @@ class Projection:
     def of(cls, model: Model, size: int, seed: int) -> Projection:
         """Draw the matrix for a model with virtual tokens, the same everywhere."""
         start = model.module.get_parameter(prompt_name(model)).detach().cpu().float().clone()
-        embedding: Any = model.module.get_input_embeddings()  # type: ignore[operator]
         drawn = torch.randn(size, start.numel(), generator=torch.Generator().manual_seed(seed))
-        return cls(start, drawn * (float(embedding.weight.detach().float().std()) / size**0.5))
+        return cls(start, drawn * (float(start.std()) / size**0.5))
 
     def tokens(self, numbers: Tensor) -> Tensor:
         """Return the virtual tokens [N, H] of D numbers."""

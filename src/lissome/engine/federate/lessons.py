@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lissome.engine.classify import Classifier, Encoded, OwnHead, answers, classification
 from lissome.engine.forward import quick_attention
 from lissome.engine.hooks import Task
-from lissome.engine.images import ImageExamples
+from lissome.engine.images import ImageExamples, pooled
 from lissome.models.example import example
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
@@ -179,7 +179,7 @@ class PictureClassifier(nn.Module):
         states = getattr(result, "last_hidden_state", None)
         self._own = states is None
         if states is not None:
-            return states.mean(1)  # type: ignore[no-any-return]
+            return pooled(states)
         return result if isinstance(result, Tensor) else result.logits
 
 

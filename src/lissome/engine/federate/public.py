@@ -16,13 +16,15 @@ from torch import Tensor
 
 from lissome.core.errors import ConfigError, DataError
 from lissome.core.seeds import derive
+from lissome.data.images import read_images
 from lissome.data.labelled import read_labelled
 from lissome.data.sources import read_corpus
 from lissome.data.text import Encoder, all_windows
 from lissome.engine.classify import encode
 from lissome.engine.federate.client import with_threads
-from lissome.engine.federate.lessons import Classes, Tokens
+from lissome.engine.federate.lessons import Classes, Pictures, Tokens
 from lissome.engine.federate.training import Bound, Lesson
+from lissome.engine.images import examples
 from lissome.engine.train import TrainConfig, train
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
@@ -64,10 +66,10 @@ def public_lesson(model: Model, lesson: Lesson, file: str) -> Lesson:
     Args:
         model: Its tokenizer reads the texts.
         lesson: The server's, by whose held-out examples the global model is judged.
-        file: Labelled texts, or documents where the next token is learned.
+        file: Labelled texts or images, or documents where the next token is learned.
 
     Raises:
-        ConfigError: When clients learn from images, or the model is judged by some of the examples.
+        ConfigError: When the model is judged by some of the examples.
         DataError: When the file cannot be read.
     """
     if isinstance(lesson, Tokens):
@@ -77,14 +79,27 @@ def public_lesson(model: Model, lesson: Lesson, file: str) -> Lesson:
         )
         refuse_judged(windows, lesson.held_out)
         return Tokens(windows, windows[:0])
+    if isinstance(lesson, Pictures):
+        return _public_pictures(model, lesson, file)
     if not isinstance(lesson, Classes):
-        raise ConfigError("public examples are texts; leave public out where clients learn from images.")
+        raise ConfigError("public examples are texts or images; leave public out where clients learn something else.")
     known = labels_of(model)
     rows = encode(model, read_labelled(file, classes=known), length=lesson.held_out.ids.shape[1])
     if len(known) != lesson.classes:
         raise DataError(f"the model has no names of the {lesson.classes} classes, so that {file} cannot say them.")
     refuse_judged(rows.ids, lesson.held_out.ids)
     return Classes(rows, rows.some([]), lesson.classes, lesson.seed)
+
+
+def _public_pictures(model: Model, lesson: Pictures, file: str) -> Pictures:
+    judged = lesson.held_out.images
+    images = read_images(file, classes=judged.classes)
+    known = {picture().tobytes() for picture in judged.pictures}
+    common = sum(picture().tobytes() in known for picture in images.pictures)
+    if common:
+        raise ConfigError(f"{common} public images are among those that the model is judged by; take others.")
+    rows = examples(model, images)
+    return Pictures(rows, rows.some([]), lesson.classes, lesson.seed)
 
 
 def refuse_judged(public: Tensor, judged: Tensor) -> None:

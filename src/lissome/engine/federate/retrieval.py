@@ -1,7 +1,7 @@
-"""Search over documents that stay with their clients: the query's embedding goes out, scores and places come back.
+"""Search over texts or images that stay with their clients: a query's embedding goes out, scores and places come back.
 
 Every client ranks its own documents by cosine; the server merges the lists. All embed with the same model, so scores
-are of one scale, and the merged list is the one of a central index when all answer. Texts of documents never move.
+are of one scale, and the merged list is the one of a central index when all answer. Texts and images never move.
 """
 
 # Q queries, K results of each, N documents, H residual width
@@ -20,12 +20,13 @@ from lissome.core.errors import ConfigError, FederationError
 from lissome.engine.classify import Encoded
 from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.layout import Layout
-from lissome.engine.federate.lessons import Classes
+from lissome.engine.federate.lessons import Classes, Pictures
 from lissome.engine.federate.merge import Piece, Tensors
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import EVALUATE, Phase, Program, Report
 from lissome.engine.federate.training import Lesson
+from lissome.engine.images import ImageExamples, features
 from lissome.models.model import Model
 from lissome.models.space import Subnet
 
@@ -39,11 +40,13 @@ _NONE = -2.0  # a cosine that nothing has: fills the list of a client with fewer
 
 
 @torch.no_grad()
-def embed(model: Model, texts: Encoded) -> Tensor:
-    """Return the mean hidden state of texts, of length 1, float32[N, H]."""
+def embed(model: Model, given: Encoded | ImageExamples) -> Tensor:
+    """Return the mean hidden state of texts, or the features of images, of length 1, float32[N, H]."""
+    if isinstance(given, ImageExamples):
+        return normalize(features(model, given), dim=-1)
     base: Any = model.module.base_model
     found = [torch.zeros(0, model.anatomy.hidden)]
-    for batch in texts.batches():
+    for batch in given.batches():
         states, weights = base(**batch).last_hidden_state.float(), batch["attention_mask"].unsqueeze(-1).float()
         found.append(normalize((states * weights).sum(1) / weights.sum(1), dim=-1))
     return torch.cat(found)
@@ -119,11 +122,12 @@ class Retrieval(Program):
 
     Raises:
         ConfigError: When the data have no classes to judge by.
+        UnsupportedModelError: When a network of images has no features.
     """
 
     def __init__(self, model: Model, lesson: Lesson, count: int) -> None:
         asked = _labelled(lesson).held_out
-        self._labels, self.owners = asked.labels, list[str]()
+        self._labels, self.owners = labels_in(asked), list[str]()
         shape = (len(asked), count)
         tensors = {QUERIES: embed(model, asked), SCORES: torch.full(shape, _NONE)}
         tensors |= {name: torch.full(shape, -1) for name in (PLACES, CLASSES, OWNERS)}
@@ -199,18 +203,18 @@ class Librarian:
 
     def templates(self, head: OrderHead) -> dict[str, Tensor]:
         """Queries, as many as come."""
-        return {QUERIES: torch.empty(int(head.settings["queries"]), self.base.anatomy.hidden, device="meta")}
+        return {QUERIES: torch.empty(int(head.settings["queries"]), self.index.shape[1], device="meta")}
 
     def act(self, work: Work) -> Answer:
         """Search, or say how well its own documents answer what it holds out."""
         if work.head.action == SEARCH:
-            found = ranked(work.tensors[QUERIES], self.index, self._own.data.labels, self.count)
+            found = ranked(work.tensors[QUERIES], self.index, labels_in(self._own.data), self.count)
             return Answer(weight=len(self.lesson), tensors=found)
         asked = self._own.held_out
         if not len(asked):
             return Answer(weight=0)
-        found = ranked(embed(self.base, asked), self.index, self._own.data.labels, self.count)
-        return Answer(weight=len(asked), metrics=judged(found[CLASSES], asked.labels))
+        found = ranked(embed(self.base, asked), self.index, labels_in(self._own.data), self.count)
+        return Answer(weight=len(asked), metrics=judged(found[CLASSES], labels_in(asked)))
 
 
 def judged(classes: Tensor, labels: Tensor) -> dict[str, float]:
@@ -219,7 +223,12 @@ def judged(classes: Tensor, labels: Tensor) -> dict[str, float]:
     return {"recall": float(right.any(1).float().mean()), "precision": float(right.float().mean())}
 
 
-def _labelled(lesson: Lesson) -> Classes:
-    if not isinstance(lesson, Classes):
-        raise ConfigError("a search is judged by classes of texts; give labelled texts, or learn = classes.")
+def labels_in(given: Encoded | ImageExamples) -> Tensor:
+    """Return the classes of texts or images, int64[N]."""
+    return torch.tensor(given.images.labels) if isinstance(given, ImageExamples) else given.labels
+
+
+def _labelled(lesson: Lesson) -> Classes | Pictures:
+    if not isinstance(lesson, Classes | Pictures):
+        raise ConfigError("a search is judged by classes; give labelled texts or images, or learn = classes.")
     return lesson

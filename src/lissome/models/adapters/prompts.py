@@ -1,14 +1,16 @@
-"""Virtual tokens before every input, trained instead of weights; saved as stock peft's prompt tuning.
+"""Virtual tokens beside every input, trained instead of weights; those of text are saved as stock peft's prompt tuning.
 
 Lester et al. 2021, arXiv 2104.08691. The tokens stand before the embeddings of the others, behind padding on the left,
 and are cut off again behind the last block, so that callers see as many positions as they gave; a cache holds them
-once.
+once. In a vision transformer they stand behind the patches (Jia et al. 2022, arXiv 2203.12119, its shallow form):
+attention there knows no order, and what stands where the class is read does not move. Stock peft has none for images.
 """
 
 # B examples, T tokens, N virtual tokens, D width of the embedding
 
 from __future__ import annotations
 
+import math
 import types
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ from lissome.models.model import Model
 from lissome.models.parts import CACHES
 
 NAME = "prompt"
-"""What the submodule is called in the part of the model that embeds tokens and runs the blocks."""
+"""What the submodule is called. It is in the part of the model that embeds tokens and runs the blocks; in a vision
+transformer in its embeddings."""
 
 _KEY = "prompt_embeddings"
 
@@ -44,37 +47,43 @@ class Prompt(nn.Module):
 
 def prompt_of(model: Model) -> Prompt | None:
     """Return the virtual tokens of a model; None when it has none."""
-    found = _base(model)._modules.get(NAME)
+    found = _host(model)._modules.get(NAME)
     return found if isinstance(found, Prompt) else None
 
 
 def add_prompt(model: Model, tokens: int, *, seed: int = 0) -> None:
-    """Put virtual tokens before every input, in place, and freeze everything else.
+    """Put virtual tokens beside every input, in place, and freeze everything else.
 
     Args:
-        model: A model that reads tokens.
-        tokens: How many; they start as embeddings of tokens drawn with `seed`.
+        model: A model that reads tokens, or a vision transformer.
+        tokens: How many; they start as embeddings of tokens drawn with `seed`, those beside patches as evenly
+            distributed numbers whose spread follows from the sizes of patches and tokens.
         seed: Of the draw.
 
     Raises:
         ConfigError: When the model has virtual tokens already, or none are asked for.
-        UnsupportedModelError: When it reads something else than one row of tokens.
+        UnsupportedModelError: When it reads something else than one row of tokens or patches.
     """
     if prompt_of(model) is not None:
         raise ConfigError(f"{model.name} has virtual tokens already; remove them first.")
     if tokens < 1:
         raise ConfigError(f"the number of virtual tokens must be at least 1, got {tokens}.")
-    embedding = _embedding(model)
-    drawn = torch.randint(embedding.shape[0], (tokens,), generator=torch.Generator().manual_seed(seed))
-    _attach(model, embedding.detach()[drawn.to(embedding.device)].clone())
+    embedding, generator = _embedding(model), torch.Generator().manual_seed(seed)
+    if embedding.dim() == 2:
+        drawn = torch.randint(embedding.shape[0], (tokens,), generator=generator)
+        _attach(model, embedding.detach()[drawn.to(embedding.device)].clone())
+        return
+    width = embedding.shape[0]  # of the convolution that reads patches, [D, C, h, w]
+    most = math.sqrt(6 / (embedding[0].numel() + width))
+    _attach(model, (2 * torch.rand(tokens, width, generator=generator) - 1).mul_(most).to(embedding.device))
 
 
 def remove_prompt(model: Model) -> None:
     """Take the virtual tokens away, in place; all parameters train again."""
-    base = _base(model)
     if prompt_of(model) is not None:
-        delattr(base, NAME)
-        del vars(base)["forward"]
+        delattr(_host(model), NAME)
+        for part in {_host(model), _base(model)}:
+            del vars(part)["forward"]
     model.module.requires_grad_(True)
     model.reread()
 
@@ -82,7 +91,8 @@ def remove_prompt(model: Model) -> None:
 def save_prompt(model: Model, folder: Path) -> Path:
     """Write the virtual tokens as a folder that ``peft.PeftModel.from_pretrained(module, folder)`` opens.
 
-    Stock peft gives the positions of the virtual tokens too: N more, before the others.
+    Stock peft gives the positions of the virtual tokens too: N more, before the others. Those of a vision transformer
+    are opened by `load_prompt` alone.
 
     Raises:
         ConfigError: When the model has none.
@@ -119,7 +129,7 @@ def load_prompt(model: Model, folder: Path) -> None:
         tokens = load_file(folder / WEIGHTS)[_KEY]
     except (OSError, KeyError, SafetensorError) as error:
         raise ArtifactError(f"{folder} is not a readable folder of virtual tokens ({type(error).__name__}).") from error
-    if tokens.dim() != 2 or tokens.shape[1] != _embedding(model).shape[1]:
+    if tokens.dim() != 2 or tokens.shape[1] != _width(model):
         raise ArtifactError(f"the virtual tokens in {folder} do not fit the model; they are of another model.")
     _attach(model, tokens)
 
@@ -130,11 +140,26 @@ def is_prompt_tensor(name: str) -> bool:
 
 
 def _attach(model: Model, tokens: Tensor) -> None:
-    base = _base(model)
+    base, host = _base(model), _host(model)
     model.module.requires_grad_(False)
-    setattr(base, NAME, Prompt(tokens).train(base.training))
-    vars(base)["forward"] = types.MethodType(_forward, base)
+    setattr(host, NAME, Prompt(tokens).train(base.training))
+    if host is base:
+        vars(base)["forward"] = types.MethodType(_forward, base)
+    else:
+        vars(host)["forward"] = types.MethodType(_embedded, host)
+        vars(base)["forward"] = types.MethodType(_without, base)
     model.reread()
+
+
+def _host(model: Model) -> Any:
+    """The part that holds the virtual tokens: the one that embeds patches, or runs everything."""
+    base = _base(model)
+    return base.embeddings if _reads_patches(model) else base
+
+
+def _reads_patches(model: Model) -> bool:
+    """Whether it is a vision transformer as transformers builds it, whose blocks see patches in one row."""
+    return model.anatomy.task == "image" and hasattr(getattr(_base(model), "embeddings", None), "patch_embeddings")
 
 
 def _base(model: Model) -> Any:
@@ -145,10 +170,33 @@ def _base(model: Model) -> Any:
 
 
 def _embedding(model: Model) -> Tensor:
-    embedding = model.module.get_input_embeddings()  # type: ignore[operator]
-    if model.anatomy.task not in {"causal-lm", "encoder"} or not isinstance(embedding, nn.Embedding):
+    """Weight of what embeds: [V, D] of tokens, [D, C, h, w] of patches."""
+    if _reads_patches(model):
+        weight: Tensor = _host(model).patch_embeddings.projection.weight
+        return weight
+    text = model.anatomy.task in {"causal-lm", "encoder"}
+    embedding = model.module.get_input_embeddings() if text else None  # type: ignore[operator]
+    if not isinstance(embedding, nn.Embedding):
         raise UnsupportedModelError(f"{model.name} does not read one row of tokens; virtual tokens need that.")
     return embedding.weight
+
+
+def _width(model: Model) -> int:
+    """D."""
+    return _embedding(model).shape[0 if _reads_patches(model) else 1]
+
+
+def _embedded(self: Any, *given: Any, **named: Any) -> Tensor:
+    """The patches as they are embedded, then the virtual tokens, which have no place."""
+    states: Tensor = type(self).forward(self, *given, **named)
+    return torch.cat([states, self.prompt.tokens.to(states.dtype).expand(len(states), -1, -1)], 1)
+
+
+def _without(self: Any, *given: Any, **named: Any) -> Any:
+    """The model's own forward; what became of the virtual tokens is cut off."""
+    result = type(self).forward(self, *given, **named)
+    result["last_hidden_state"] = result.last_hidden_state[:, : -len(self.embeddings.prompt)]
+    return result
 
 
 def _forward(self: Any, input_ids: Tensor | None = None, **given: Any) -> Any:
