@@ -17,6 +17,7 @@ from lissome.data.parts import Rows, check_part, is_part, read_part
 from lissome.data.sources import Corpus, read_corpus
 from lissome.data.text import Encoder, all_windows
 from lissome.engine.classify import Encoded, encode
+from lissome.engine.federate.hidden import Hidden, HiddenTokens
 from lissome.engine.federate.lessons import Classes, Pictures, Tokens
 from lissome.engine.federate.training import Lesson
 from lissome.engine.images import examples
@@ -31,7 +32,7 @@ class DataConfig(MethodConfig):
         "", "JSON lines with text and label, or text; a folder or .npz of images; what `data` of the recipe says"
     )
     learn: Literal["classes", "tokens"] = option(
-        "classes", "the class of each text or image, or the next token of a text"
+        "classes", "the class of each text or image, or tokens: the next one of a text, of an encoder hidden ones"
     )
     most: int = option(0, "examples to draw from all that there are; 0: all", low=0)
     test: float = option(0.2, "share that the server keeps, for judging the global model", low=0.01, high=0.9)
@@ -190,7 +191,7 @@ def lesson(
         train: Whether there is something to learn from; otherwise all of it is held out.
 
     Raises:
-        DataError: When there are too few rows.
+        DataError: When there are too few rows, or an encoder that is to guess tokens has no mask token.
     """
     share = config.held_out if train else 1.0
     if isinstance(rows, Labelled | Images):
@@ -206,6 +207,9 @@ def lesson(
         return Classes(parts[0], parts[1], len(classes))
     windows = all_windows(rows, Encoder(model.tokenizer, model.anatomy.vocabulary), length=config.length)
     count = min(len(windows) - 1, round(share * len(windows))) if train else len(windows)
+    if model.anatomy.task == "encoder":
+        hidden = HiddenTokens.of(windows, model)
+        return Hidden(hidden.some(range(count, len(windows))), hidden.some(range(count)), hidden.vocabulary)
     return Tokens(windows[count:], windows[:count])
 
 

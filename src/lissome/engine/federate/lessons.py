@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,19 @@ from lissome.models.example import example
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
 
-_Data = TypeVar("_Data", Encoded, ImageExamples)
+
+class _Rows(Protocol):
+    def __len__(self) -> int: ...
+
+    def some(self, indices: Sequence[int]) -> Self: ...
+
+
+_Data = TypeVar("_Data", bound=_Rows)
 
 
 @dataclass(frozen=True, eq=False)
-class _Examples(Generic[_Data]):
-    """Examples of classes to learn from, and others to be judged by."""
+class Examples(Generic[_Data]):
+    """Examples to learn from, and others to be judged by: what lessons about rows of one kind have in common."""
 
     data: _Data
     held_out: _Data
@@ -55,7 +62,7 @@ class _Examples(Generic[_Data]):
 
 
 @dataclass(frozen=True, eq=False)
-class Classes(_Examples[Encoded]):
+class Classes(Examples[Encoded]):
     """Texts into classes: by the model's own head where it has one, else by a linear one on its mean hidden state.
 
     Attributes:
@@ -94,7 +101,7 @@ class Classes(_Examples[Encoded]):
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures(_Examples[ImageExamples]):
+class Pictures(Examples[ImageExamples]):
     """Images into classes: by the model's own outputs where they are as many, else by a linear layer on its features.
 
     Attributes:

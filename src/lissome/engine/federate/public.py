@@ -22,6 +22,7 @@ from lissome.data.sources import read_corpus
 from lissome.data.text import Encoder, all_windows
 from lissome.engine.classify import encode
 from lissome.engine.federate.client import with_threads
+from lissome.engine.federate.hidden import Hidden, HiddenTokens
 from lissome.engine.federate.lessons import Classes, Pictures, Tokens
 from lissome.engine.federate.training import Bound, Lesson
 from lissome.engine.images import examples
@@ -66,19 +67,21 @@ def public_lesson(model: Model, lesson: Lesson, file: str) -> Lesson:
     Args:
         model: Its tokenizer reads the texts.
         lesson: The server's, by whose held-out examples the global model is judged.
-        file: Labelled texts or images, or documents where the next token is learned.
+        file: Labelled texts or images, or documents where tokens are learned.
 
     Raises:
         ConfigError: When the model is judged by some of the examples.
         DataError: When the file cannot be read.
     """
-    if isinstance(lesson, Tokens):
-        corpus = read_corpus(Path(file))
-        windows = all_windows(
-            corpus, Encoder(model.tokenizer, model.anatomy.vocabulary), length=lesson.held_out.shape[1]
-        )
-        refuse_judged(windows, lesson.held_out)
-        return Tokens(windows, windows[:0])
+    if isinstance(lesson, Tokens | Hidden):
+        judged = lesson.held_out if isinstance(lesson, Tokens) else lesson.held_out.windows
+        encoder = Encoder(model.tokenizer, model.anatomy.vocabulary)
+        windows = all_windows(read_corpus(Path(file)), encoder, length=judged.shape[1])
+        refuse_judged(windows, judged)
+        if isinstance(lesson, Tokens):
+            return Tokens(windows, windows[:0])
+        hidden = HiddenTokens.of(windows, model)
+        return Hidden(hidden, hidden.some([]), hidden.vocabulary)
     if isinstance(lesson, Pictures):
         return _public_pictures(model, lesson, file)
     if not isinstance(lesson, Classes):
