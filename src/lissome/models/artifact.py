@@ -5,7 +5,7 @@ When all blocks have one shape the folder has a stock configuration and opens wi
 opens with `lissome.load`, or with ``AutoModelForCausalLM`` and its like after ``import lissome.models.auto``. So it is
 when weights are sparse or lie on a grid of integers, because they are stored so (see `lissome.models.sparse` and
 `lissome.models.integers`). Adapters and virtual tokens that stand beside the weights are folders of their own,
-``adapter`` and ``prompt``, which stock peft opens.
+``adapter`` and ``prompt``, which stock peft opens; learnt maps of kernels are a file, ``crops.safetensors``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from lissome.models.build import (
     stock_class,
     with_generation,
 )
+from lissome.models.crops import FILE as CROPS
+from lissome.models.crops import is_crop_tensor, load_crops, save_crops
 from lissome.models.foreign import foreign_config
 from lissome.models.integers import STORAGE as INTEGERS
 from lissome.models.integers import give, grids, set_grid, take
@@ -93,6 +95,7 @@ def save_model(
             save_adapters(model, part / ADAPTER)
         if prompt_of(model) is not None:
             save_prompt(model, part / PROMPT)
+        save_crops(model.module, part)
         write_preparing(model.preparing, part)
         for name, content in (extras or {}).items():
             target = inside(part, name)
@@ -179,9 +182,8 @@ def describes(config: Mapping[str, Any], module: nn.Module) -> bool:
 
 def own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the model itself, without what stands beside its weights."""
-    return {
-        name: value for name, value in tensors.items() if not is_adapter_tensor(name) and not is_prompt_tensor(name)
-    }
+    beside = (is_adapter_tensor, is_prompt_tensor, is_crop_tensor)
+    return {name: value for name, value in tensors.items() if not any(is_one(name) for is_one in beside)}
 
 
 def load_folder(
@@ -199,7 +201,7 @@ def load_folder(
         name: What the user called it (default: the folder's path).
         into: For a module of a class of the user's own, the whole one; it is copied, and may hold any weights.
         dtype: Type to hold the weights in; None keeps the stored one. Default float32, which every CPU computes fast.
-        bare: Leave the adapters and virtual tokens that lie beside the weights where they are.
+        bare: Leave the adapters, virtual tokens and maps of kernels that lie beside the weights where they are.
 
     Raises:
         ArtifactError: When a file is missing, damaged, unsafe or from a newer version.
@@ -218,6 +220,8 @@ def load_folder(
         load_adapters(model, folder / ADAPTER)
     if (folder / PROMPT).is_dir() and not bare:
         load_prompt(model, folder / PROMPT)
+    if (folder / CROPS).is_file() and not bare:
+        load_crops(model, folder)
     if manifest is not None:
         check_stated(manifest, model.anatomy, str(folder / MANIFEST))
     return model
@@ -227,7 +231,8 @@ def _read_files(folder: Path) -> list[str]:
     """Names of the files of a folder from which its model is read."""
     beside = [path for name in (ADAPTER, PROMPT) for path in (folder / name).glob("*") if path.is_file()]
     tokenizer = [folder / name for name in _TOKENIZER if (folder / name).is_file()]
-    paths = [folder / "config.json", *weight_files(folder), *tokenizer, *beside]
+    crops = [folder / CROPS] if (folder / CROPS).is_file() else []
+    paths = [folder / "config.json", *weight_files(folder), *tokenizer, *beside, *crops]
     return [path.relative_to(folder).as_posix() for path in paths]
 
 

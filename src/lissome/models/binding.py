@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lissome.core.errors import SubnetError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim
+from lissome.models.crops import drop_crops, kernel_of, shrink
 from lissome.models.integers import forget_grid
 from lissome.models.resave import keep_sizes
 from lissome.models.space import Space
@@ -221,6 +222,7 @@ def _swap_parameter(
     stack.callback(undo)
     if name == "weight":
         _swap_fields(stack, owner, stated_sizes(owner, tuple(view.shape)))
+        shrink(stack, owner, whole, index)
 
 
 def _entries(owner: nn.Module, name: str) -> dict[str, Any]:
@@ -307,15 +309,23 @@ def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = No
     """
     with masked(model, subnet, space=space) as masking:
         memo: dict[int, Any] = {
-            id(view): view.detach().clone(memory_format=torch.contiguous_format) for view in masking.views.values()
+            id(view): _cut(masking, path).detach().clone(memory_format=torch.contiguous_format)
+            for path, view in masking.views.items()
         }
         clone: nn.Module = copy.deepcopy(model.module, memo)
         index = model.binding.index_map(masking.subnet)
         for path in masking.views:
             _register(clone, path, model.binding, index[path])
+    drop_crops(clone)
     model.anatomy.family.finish(clone)
     keep_sizes(clone)
     return model.derived(clone)
+
+
+def _cut(masking: Masking, path: str) -> Tensor:
+    """What is left of a parameter: the view of it, or the kernel that is made of it."""
+    made = kernel_of(masking.binding.owner(path)) if path.endswith("weight") else None
+    return masking.views[path] if made is None else made
 
 
 def _register(clone: nn.Module, path: str, binding: Binding, index: Mapping[int, Tensor] | None) -> None:

@@ -16,6 +16,7 @@ from lissome.core.files import sha256_file
 from lissome.core.manifest import MANIFEST
 from lissome.data import assets
 from lissome.models.artifact import ADAPTER, PROMPT
+from lissome.models.crops import FILE as CROPS
 from lissome.models.load import check_target, load_model
 from lissome.models.model import Model
 from lissome.models.nested.folder import nested_folder
@@ -95,9 +96,9 @@ def weights_of(model: Model) -> str:
 
 
 def adapters_of(model: Model) -> str | None:
-    """Hashes of the adapters and virtual tokens that lie beside the weights of a model; None without any."""
-    folder = model.source.path
-    beside = sorted(file for name in (ADAPTER, PROMPT) for file in folder.glob(f"{name}/*.*")) if folder else []
+    """Hashes of adapters, virtual tokens and maps of kernels that lie beside the weights of a model; None without."""
+    folder, patterns = model.source.path, (f"{ADAPTER}/*.*", f"{PROMPT}/*.*", CROPS)
+    beside = sorted(file for pattern in patterns for file in folder.glob(pattern)) if folder else []
     return "+".join(sha256_file(file) for file in beside) or None
 
 

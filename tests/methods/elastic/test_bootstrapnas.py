@@ -25,6 +25,7 @@ from lissome.engine.pictures import image_splits
 from lissome.methods.elastic import bootstrapnas
 from lissome.methods.elastic.bootstrapnas import BootstrapNAS
 from lissome.models.binding import masked
+from lissome.models.crops import FILE as CROPS
 from lissome.models.model import Model
 from lissome.models.space import Space
 from lissome.testing.conformance import difference, outputs
@@ -193,6 +194,7 @@ def test_real_models(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{name} cannot be fetched here: {error}")
     report = pipeline.supernet(name, data=data, settings=settings, out=tmp_path / "S")
     assert report.axes > 10
+    assert (tmp_path / "S" / CROPS).exists() == (name == "efficientnet-lite0"), "it alone has kernels that can shrink"
     found = pipeline.search(tmp_path / "S", out=tmp_path / "S" / "search", trials=3)
     assert found.evaluated == 3
     cut = pipeline.extract_for(tmp_path / "S", budget="block_params<=70%", out=tmp_path / "A")

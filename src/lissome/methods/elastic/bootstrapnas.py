@@ -14,7 +14,7 @@ Differs from the published code (NNCF), and why:
   grouped convolutions need no rule of their own, and what stays rigid is listed with its reason.
 - A group's filters are sorted before the first stage that opens widths, and never again: later, the optimizer's moments
   would belong to other filters. Every stage has an optimizer of its own anyway.
-- Kernels are cropped at the centre, without the learnt matrix that NNCF multiplies into the crop.
+- ``kernels=crop`` leaves the learnt matrix out that NNCF, and ``kernels=matrix`` here, multiplies into a crop.
 - How many of the last blocks of a group are skipped is drawn evenly; the published code flips a coin for each block and
   drops what is illegal, which rarely reaches the ends. The choice is one number for each group, where the published
   search walks all subsets.
@@ -40,6 +40,7 @@ from lissome.engine.ranking import ranking, saliency
 from lissome.engine.spaces import KINDS, Widths, elastic_space, narrowed
 from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
 from lissome.models.binding import reorder
+from lissome.models.crops import add_crops
 from lissome.models.model import Model
 from lissome.models.space import Space
 
@@ -95,6 +96,9 @@ class BootstrapNAS(SupernetMethod):
         order: Literal["l1", "l2", "wanda", "first_order", "random", "none"] = option(
             "l1", "what sorts filters before widths open; the published code has l1, its documentation l2"
         )
+        kernels: Literal["matrix", "crop"] = option(
+            "matrix", "a smaller kernel: the centre of the next larger one, times a learnt matrix or as it is"
+        )
         paths: Literal["random", "sandwich"] = option("random", "sub-networks of a step: one, or the ends and one")
         distil: float = option(0.0, "share of what the teacher says in the loss", low=0.0, high=1.0)
         teacher: Literal["given", "largest"] = option(
@@ -129,6 +133,8 @@ class BootstrapNAS(SupernetMethod):
         making.tune(untrained="untrained" in context.tags)
         given = making.quality()
         known = {kind_of(axis) for axis in space.axes}
+        if "kernel" in known and self.config.kernels == "matrix":
+            add_crops(making.model)
         stages = [stage for stage in stages if known.intersection(stage.kinds)]
         given_teacher = making.teacher() if self.config.distil and self.config.teacher == "given" else None
         whole, sorted_ = sum(stage.part for stage in stages), False

@@ -17,6 +17,7 @@ from lissome.core.errors import ConfigError, NumericsError
 from lissome.models.adapters.elastic import Groups, adaptable, check_ranks, grouped, labels, rank_space
 from lissome.models.adapters.folder import load_adapters, save_adapters
 from lissome.models.adapters.layers import Core, LowRank, Masked, Quantised, adapters, attach, detach, oriented
+from lissome.models.crops import all_crops, drop_crops
 from lissome.models.integers import set_grid
 from lissome.models.model import Model
 from lissome.models.parts import is_conv1d
@@ -144,13 +145,17 @@ def merge_lora(model: Model) -> None:
 
 
 def merged_copy(model: Model) -> Model:
-    """Return a model with its adapters merged, the given one left alone; the model itself when it has none."""
-    return bare_copy(model) if adapters(model.module) else model
+    """Return a model with its adapters merged and without learnt maps of kernels; the given one is left alone.
+
+    The model itself when it has none of either.
+    """
+    return bare_copy(model) if adapters(model.module) or all_crops(model.module) else model
 
 
 def bare_copy(model: Model) -> Model:
     """Return a copy of a model for a method to work on; adapters are merged there, the given one is left alone."""
     result = model.derived(copy.deepcopy(model.module))
+    drop_crops(result.module)
     if adapters(result.module):
         merge_lora(result)
     return result

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lissome.models.crops import drop_crops
+
 
 class Skipped(nn.Module):
     """Stands where a residual block was: hands on what it gets."""
@@ -54,7 +56,9 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
             memo[id(buffer)] = _drawn(name, buffer, generator)
         elif buffer.is_meta:
             memo[id(buffer)] = torch.ones(buffer.shape, dtype=buffer.dtype)
-    return copy.deepcopy(module, memo).eval()
+    result: nn.Module = copy.deepcopy(module, memo).eval()
+    drop_crops(result)  # they have no part in the whole network
+    return result
 
 
 def _drawn(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
