@@ -3,8 +3,10 @@
 MiniLM with a new head learns the languages of short texts with its weights frozen. LoNAS trains ranks and widths
 together; beside it, for each width, the model is cut to it first by magnitude and plain adapters are trained on that,
 with as many steps and the same rank. The ceiling is LoRA on the whole model. Every arm has the best of as many learning
-rates, found with shorter runs on examples to choose by. SmolLM2 becomes elastic in its MLPs on addresses to Congress,
-and is judged on them and on text that it was not tuned to.
+rates, found with shorter runs on examples to choose by. The run that is judged trains three sub-networks at each step
+(the sandwich), which is as many passes as the three runs that it replaces; beside it stands one with a single random
+sub-network at each step, as published. SmolLM2 becomes elastic in its MLPs on addresses to Congress, and is judged on
+them and on text that it was not tuned to.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ LANGUAGE: dict[str, Any] = {
 }
 """Of SmolLM2: one window of 256 tokens at each step."""
 LANGUAGE_USUAL: dict[str, Any] = {"lr": 1e-3, "steps": 60}
-LANGUAGE_RATES: tuple[dict[str, Any], ...] = ({"lr": 5e-4}, {"lr": 2e-3})
+LANGUAGE_RATES: tuple[dict[str, Any], ...] = ({"lr": 5e-4}, {"lr": 2e-3}, {"lr": 4e-3})
 """What is tried of LoNAS, and of LoRA at the middle width: runs of half the length."""
 WINDOWS_OF_EACH = 20
 """Windows of 256 tokens of each text that SmolLM2 is judged on, evenly from all that are held out."""
@@ -95,11 +97,14 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     alike = {"steps": STEPS, "ranks": RANKS}
     known = {**SPACE, **alike, "trials": TRIALS, "cheap": CHEAP}
     for seed in scale.seeds:
-        yield Cell(
-            f"lonas-{seed}",
-            {**known, "seed": seed, "sweep": words["lonas"].described},
-            lambda folder, seed=seed: made(it(), folder, scale, words["lonas"].best(store, scale, "lr"), seed),
-        )
+        drawn = {**known, "seed": seed, "sweep": words["lonas"].described}
+        for name, facts in {"sandwich": {**drawn, "paths": "sandwich", "rank": "chosen"}, "lonas": drawn}.items():
+            yield Cell(
+                f"{name}-{seed}", facts,
+                lambda folder, name=name, seed=seed: made(
+                    it(), folder, scale, words["lonas"].best(store, scale, "lr"), seed, sandwich=name == "sandwich"
+                ),
+            )  # fmt: skip
         for share in WIDTHS:
             sweep = words[f"lora-{share:g}"]
             yield Cell(
@@ -160,25 +165,39 @@ def _settings(scale: Scale, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {**SPACE, **chosen, **steps}
 
 
-def made(it: Subject, folder: Path, scale: Scale, rate: float, seed: int) -> dict[str, Any]:
-    """The super-network, searched; what is cut out of it, and each width."""
-    settings = _settings(scale, {"steps": STEPS, "lr": rate})
+def made(it: Subject, folder: Path, scale: Scale, rate: float, seed: int, *, sandwich: bool) -> dict[str, Any]:
+    """The super-network, searched; what is cut out of it, and each width.
+
+    Args:
+        it: What learns what.
+        folder: Of unfinished work.
+        scale: Shortens it.
+        rate: Peak learning rate.
+        seed: Of draws.
+        sandwich: Train three sub-networks at each step, and choose the rank of each width.
+    """
+    settings = _settings(scale, {"steps": STEPS, "lr": rate, **({"paths": "sandwich"} if sandwich else {})})
     place = _elastic.supernet(it, folder, method="lonas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed)
     found = _elastic.measured(it, place, (CHEAP,), folder / "cut")
     details, (model, space) = read_manifest(place).lineage[0].details, _elastic.opened(place)
-    widths = {f"{share:g}": _elastic.packed(at_width(model, space, share), _elastic.objective(it)) for share in WIDTHS}
+    ranks = RANKS if sandwich else RANKS[:1]
+    widths = {
+        f"{share:g}": _elastic.packed(
+            max((at_width(model, space, share, rank) for rank in ranks), key=lambda one: _elastic.chosen_by(one, it)),
+            _elastic.objective(it),
+        )
+        for share in WIDTHS
+    }
     return {
         **found, "widths": widths, "trained": details["trained"] / details["of"], "rate": rate,
         "latency": _elastic.latency(it, folder / "cut" / f"{CHEAP:g}"),
     }  # fmt: skip
 
 
-def at_width(model: Model, space: Space, share: float) -> Model:
-    """Return what a super-network gives at one share of all widths and the largest rank, adapters merged."""
-    values = {
-        axis.name: axis.full if axis.name.endswith(".rank") else max(c for c in axis.choices if c <= share * axis.full)
-        for axis in space.axes
-    }
+def at_width(model: Model, space: Space, share: float, rank: int | None = None) -> Model:
+    """Return what a super-network gives at one share of all widths and one rank (None: the largest), merged."""
+    most = {axis.name: rank or axis.full if axis.name.endswith(".rank") else share * axis.full for axis in space.axes}
+    values = {axis.name: max(choice for choice in axis.choices if choice <= most[axis.name]) for axis in space.axes}
     small: Model = extract(model, Subnet(values), space=space)
     merge_lora(small)
     return small
@@ -293,7 +312,7 @@ def ratio(mine: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> 
 
 def judge(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     """Turn the cells into inequalities."""
-    made_of = [found[f"lonas-{seed}"] for seed in seeds]
+    made_of = [found[f"sandwich-{seed}"] for seed in seeds]
     lora_of = {share: [found[f"lora-{share:g}-{seed}"]["test"] for seed in seeds] for share in WIDTHS}
     told = [
         _elastic.not_worse(

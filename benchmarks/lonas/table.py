@@ -14,19 +14,20 @@ _ARMS = {"cut": "cut by magnitude, not tuned", "lora": "cut by magnitude, then L
 
 def _widths(result: Mapping[str, Any]) -> str:
     cells, seeds = result["cells"], result["seeds"]
-    made, rows = [cells[f"lonas-{seed}"] for seed in seeds], []
-    for share in made[0]["widths"]:
+    made, rows = [[cells[f"{name}-{seed}"] for seed in seeds] for name in ("sandwich", "lonas")], []
+    for share in made[0][0]["widths"]:
         alone = [cells[f"lora-{share}-{seed}"] for seed in seeds]
-        mine, other = (_elastic.points(tests) for tests in (
-            [one["widths"][share] for one in made], [one["test"] for one in alone],
-        ))  # fmt: skip
+        tests = [[one["widths"][share] for one in runs] for runs in made] + [[one["test"] for one in alone]]
+        rates = f"{made[0][0]['rate']:g}, {alone[0]['rate']:g}"
+        rows.append([f"{float(share):.0%}", *(f"{_elastic.points(each):.2f}" for each in tests), rates])
+    for share in made[0][0]["cut"]:
+        mine = [_elastic.points([one["cut"][share]["test"] for one in runs]) for runs in made]
         rows.append(
-            [f"{float(share):.0%}", f"{mine:.2f}", f"{other:.2f}", f"{made[0]['rate']:g}, {alone[0]['rate']:g}"]
+            [f"searched, at most {share} of the multiply-accumulates", *(f"{each:.2f}" for each in mine), "", ""]
         )
-    for share in made[0]["cut"]:
-        mine = _elastic.points([one["cut"][share]["test"] for one in made])
-        rows.append([f"searched, at most {share} of the multiply-accumulates", f"{mine:.2f}", "", ""])
-    return table(["widths", "LoNAS, one run", "pruned, then LoRA", "learning rates"], rows)
+    return table(
+        ["widths", "LoNAS, one run, sandwich", "LoNAS, one run, one path", "pruned, then LoRA", "learning rates"], rows
+    )
 
 
 def _language(result: Mapping[str, Any]) -> str:
@@ -55,16 +56,15 @@ def _against(found: list[Mapping[str, list[float]]], given: Mapping[str, list[fl
 _TABLES = _elastic.Tables(
     {
         "MiniLM on the languages of short texts, its weights frozen: one run of LoNAS at several widths, beside a run "
-        "of LoRA on a model pruned to each first (accuracy in points on held-out texts, mean of seeds).": _widths
+        "of LoRA on a model pruned to each first (accuracy in points on held-out texts, mean of seeds). All have as "
+        "many steps; a step of the sandwich is three passes, as many as the three runs have together.": _widths
     },
     {
         "SmolLM2, tuned on addresses to Congress, on them and on text that it was not tuned to: perplexity of the mean "
         "loss over seeds, and how many times that of SmolLM2 as it is, with the 95 % interval over windows.": _language,
         "Settings that were tried with one seed and shorter runs, on examples to choose by: accuracy in points (LoNAS: "
         "the mean over its widths; higher is better), of SmolLM2 perplexity (lower is better). A step of the sandwich "
-        "is three passes. Each arm was then trained with the best of its learning rates and else as usual.": (
-            _sweep.tried
-        ),
+        "is three passes. Each arm was then trained with the best of its learning rates.": (_sweep.tried),
     },
     note=_elastic.RESAMPLED,
 )

@@ -20,7 +20,7 @@ def made_up(
     tried = {"arm": "lonas", "set": "lr=0.004", "figure": "accuracy", "value": 0.875}
     cells: dict[str, Any] = {"sweep-lonas-lr-0-004": tried}
     for seed in SEEDS:
-        cells[f"lonas-{seed}"] = {
+        cells[f"sandwich-{seed}"] = cells[f"lonas-{seed}"] = {
             "widths": {f"{share:g}": text(width) for share in run.WIDTHS},
             "cut": {f"{run.CHEAP:g}": {"macs": macs, "params": 0.8, "test": text(cut)}},
             "trained": trained,
@@ -57,7 +57,7 @@ def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None
 
 def test_the_tables_show_every_width() -> None:
     page = table.page([{"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}])
-    assert all(f"| {share:.0%} | 88.00 | 88.00 | 0.002, 0.001 |" in page for share in run.WIDTHS)
+    assert all(f"| {share:.0%} | 88.00 | 88.00 | 88.00 | 0.002, 0.001 |" in page for share in run.WIDTHS)
     shown = f"{math.exp(2.0):.2f} (× {math.exp(-1.0):.3f}, "
     assert all(f"| LoNAS, one run, MLPs at {share:.0%} | {shown}" in page for share in run.WIDTHS)
     assert "| lonas | lr=0.004 | 87.50 |" in page
@@ -70,7 +70,7 @@ def test_the_parts_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     pruned = run.pruned(it, 0.5, scale, 1e-3, 0)
     assert len(pruned["test"]) == 12 and pruned["macs"] < 0.75
     monkeypatch.setattr(run, "CHEAP", 0.9)
-    found = run.made(it, tmp_path / "made", scale, 1e-3, 0)
+    found = run.made(it, tmp_path / "made", scale, 1e-3, 0, sandwich=True)
     assert set(found["widths"]) == {"1", "0.75", "0.5"}
     assert found["trained"] < 0.5
     assert found["cut"]["0.9"]["macs"] <= 0.9
@@ -105,7 +105,7 @@ def test_the_parts_of_language_on_a_small_model(tmp_path: Path, monkeypatch: pyt
     scale, store = Scale((0,), 1 / 30), Store(tmp_path / "results", scratch=tmp_path / "scratch")
     sweeps = run.text_sweeps(scale)
     rates = {name: sweep.best(store, scale, "lr") for name, sweep in sweeps.items()}
-    assert all(rate in (5e-4, 1e-3, 2e-3) for rate in rates.values())
+    assert all(rate in (5e-4, 1e-3, 2e-3, 4e-3) for rate in rates.values())
     first, found = run.untuned(), run.language(scale, tmp_path / "language", rates, 0)
     for share in run.WIDTHS:
         lonas, lora = (found[f"{arm}-{share:g}"] for arm in ("lonas", "lora"))
