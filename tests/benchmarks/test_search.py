@@ -30,13 +30,14 @@ def made_up(better: float) -> dict[str, Any]:
     return cells | {
         "rates": {"rates": {"rows": 3e5, "one by one": 5e4}},
         "latency": {"table": one, "regression": one},
+        **{f"latency-{name}": dict.fromkeys(("table", "regression", "few", "corrected"), one) for name in run.PASSES},
         "winner": {"ratio": [0.85, 0.84, 0.86]},
     }
 
 
 def test_the_judgement() -> None:
     good, bad = run.judge(made_up(1.2), (0,)), run.judge(made_up(0.9), (0,))
-    assert all_hold(good) == len(run.JUDGED) + 5
+    assert all_hold(good) == len(run.JUDGED) + 5 + 2 * len(run.PASSES)
     assert [one.ok for one in bad].count(False) == len(run.JUDGED)
     slow = made_up(1.2) | {"winner": {"ratio": [0.99, 0.97, 1.01]}}
     assert broken(run.judge(slow, (0,)), "latency of the winner")

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from lissome.core.errors import ArtifactError, ConfigError, LissomeError
 from lissome.core.events import Event, EventStream
 from lissome.cost import table as tables
-from lissome.cost.blocks import BlockSum
 from lissome.cost.measured import Request
 from lissome.cost.oracle import SubnetCost
 from lissome.cost.probe import PHASES, Samples, block_kind, choose_probes, collect, spread
@@ -78,7 +77,7 @@ def test_times_are_additive_and_scaled_to_the_wall(imaginary: float) -> None:
     model = toy_model("llama", intermediate_size=96, num_hidden_layers=8)
     space = model.space(width=8)
     table = latency_table(model, space=space, request=REQUEST)
-    sums = BlockSum(model, table.block, LatencyTable.WIDTH)
+    sums = tables._sums(model, table)
     full = table.figures_of(sums.total({}))
     expected = imaginary * truth(model, space.full, space)
     assert full["latency"] == pytest.approx(expected * (1 + 0.1 * REQUEST.steps))
@@ -176,7 +175,7 @@ def test_spread_keeps_both_ends(choices: list[int], count: int) -> None:
 
 def test_slopes_are_not_negative_even_when_noise_says_so() -> None:
     points = [({"width": 1.0}, 1.0), ({"width": 2.0}, 0.9), ({"width": 3.0}, 1.5), ({"width": 4.0}, 1.4)]
-    curve = tables._fit_curve(points)
+    curve = tables.fit_curve(points)
     values = [curve.at({"width": width}) for width in (0.0, 1.0, 1.5, 2.0, 3.0, 4.0, 9.0)]
     assert values == sorted(values)
     assert values[1] == pytest.approx(0.95, abs=0.02)

@@ -221,7 +221,7 @@ def test_one_that_ships_is_extracted_by_its_name(
         ("extract {home}/S --budget macs<=50% --out {home}/S", "is the artifact itself"),
         ("search {home}/S --budget macs<=0.1% --out {tmp}/a", "cannot be met: reachable is"),
         ("search {home}/S --data {home}/other.npz --out {tmp}/a", "is not what"),
-        ("search {home}/S --objective latency --latency table --out {tmp}/a", "a latency table is of a language model"),
+        ("search {home}/S --objective latency --latency table --device {home}/other.npz --out {tmp}/a", "other.npz"),
     ],
 )  # fmt: skip
 def test_mistakes_end_in_one_line(

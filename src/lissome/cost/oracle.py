@@ -13,7 +13,7 @@ from lissome.cost.batch import BatchSum
 from lissome.cost.blocks import BlockSum, Part, Vector
 from lissome.cost.counted import COUNTED, Counter, Counts
 from lissome.cost.memory import CACHE_COPIES, SLACK, Sizes, predict_inference
-from lissome.cost.table import LatencyTable
+from lissome.cost.passes import Table
 from lissome.models.anatomy import Branch
 from lissome.models.codes import Rows
 from lissome.models.model import Model
@@ -24,7 +24,8 @@ class SubnetCost:
     """Figures of any Subnet of one model; an instance is what `lissome.core.protocols.CostOracle` asks for.
 
     ``params``, ``block_params``, ``disk`` and ``macs`` are counted, ``memory`` is predicted, of models with a residual
-    width; ``latency``, ``prefill`` and ``decode`` are predicted from a latency table and missing without one.
+    width; ``latency``, of a language model also ``prefill`` and ``decode``, are predicted from a latency table and
+    missing without one.
 
     Args:
         model: The model, not masked now.
@@ -34,7 +35,7 @@ class SubnetCost:
         ConfigError: When the table was measured on another model.
     """
 
-    def __init__(self, model: Model, *, table: LatencyTable | None = None) -> None:
+    def __init__(self, model: Model, *, table: Table | None = None) -> None:
         if table is not None:
             table.require(model)
         self._table, self._counter = table, Counter(model)
@@ -42,7 +43,7 @@ class SubnetCost:
         self._fixed_memory = None if not model.anatomy.hidden else _fixed_memory(model, whole)
         self._model = model
         self._batch: BatchSum | None = None
-        self._sum = BlockSum(model, self._block, Counter.WIDTH + (LatencyTable.WIDTH if table else 0))
+        self._sum = BlockSum(model, self._block, Counter.WIDTH + (table.WIDTH if table else 0))
 
     def figures(self, subnet: Mapping[str, int]) -> dict[str, float]:
         """Return figures by budget term, in the terms' units; axes that `subnet` does not name are full."""
@@ -83,16 +84,22 @@ class SubnetCost:
         return self.figures(space.smallest)
 
     def _block(self, parts: tuple[Part, ...]) -> Vector:
-        counted = self._counter.block(parts)
-        return counted + self._table.block(parts) if self._table is not None else counted
+        each = [self._counter.block((part,)) for part in parts]
+        counted = tuple(sum(column) for column in zip(*each, strict=True))
+        return counted + self._table.block(parts, list(map(_macs, each))) if self._table is not None else counted
 
     def _part(self, part: Part) -> Vector:
         counted = self._counter.block((part,))
-        return counted + self._table.part(part) if self._table is not None else counted
+        return counted + self._table.part(part, _macs(counted)) if self._table is not None else counted
 
     def _beside(self, branches: Sequence[Branch]) -> Vector:
         counted = (0.0,) * Counter.WIDTH
         return counted + self._table.beside(branches) if self._table is not None else counted
+
+
+def _macs(counted: Vector) -> float:
+    """Multiply-accumulates in what `Counter.block` counts: of weights, and between tokens."""
+    return counted[3] + counted[4]
 
 
 def _fixed_memory(model: Model, whole: Counts) -> float:

@@ -67,6 +67,11 @@ class Curve:
             each.slope * (min(max(values[each.amount], each.low), each.high) - each.low) for each in self.segments
         )
 
+    def times(self, factor: float) -> Curve:
+        """Return the curve of so many times the seconds."""
+        segments = tuple(replace(each, slope=factor * each.slope) for each in self.segments)
+        return Curve(start=factor * self.start, segments=segments)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseTable:
@@ -137,9 +142,10 @@ class LatencyTable:
     WIDTH = 2
     """Length of the vectors that `block` returns."""
 
-    def block(self, parts: tuple[Part, ...]) -> Vector:
-        """Return the seconds of one block: in a prefill and in a decode step."""
-        columns = zip(self.beside([part.branch for part in parts]), *map(self.part, parts), strict=True)
+    def block(self, parts: tuple[Part, ...], macs: Sequence[float]) -> Vector:
+        """Return the seconds of one block: in a prefill and in a decode step; `macs` as in `part`."""
+        each = (self.part(part, count) for part, count in zip(parts, macs, strict=True))
+        columns = zip(self.beside([part.branch for part in parts]), *each, strict=True)
         prefill, decode = (sum(column) for column in columns)
         return prefill, decode
 
@@ -147,8 +153,8 @@ class LatencyTable:
         """Return what a block takes beside the branches that it keeps."""
         return self.prefill.beside(branches), self.decode.beside(branches)
 
-    def part(self, part: Part) -> Vector:
-        """Return what a branch takes."""
+    def part(self, part: Part, macs: float) -> Vector:
+        """Return what a branch takes, which its sizes say; its multiply-accumulates are for tables of passes."""
         return self.prefill.part(part), self.decode.part(part)
 
     def figures_of(self, total: Sequence[Seconds]) -> dict[str, Seconds]:
@@ -301,12 +307,15 @@ def _fit_phase(samples: Samples) -> PhaseTable:
     return PhaseTable(
         outside=float(np.median(samples.outside)),
         blocks={kind: float(np.median(seen)) for kind, seen in samples.blocks.items()},
-        branches={kind: _fit_curve(measured) for kind, measured in points.items()},
+        branches={kind: fit_curve(measured) for kind, measured in points.items()},
     )
 
 
-def _fit_curve(points: Sequence[tuple[Mapping[str, float], float]]) -> Curve:
-    """Fit a monotone, piecewise linear curve; relative errors count, so that small shapes are as good as large ones."""
+def fit_curve(points: Sequence[tuple[Mapping[str, float], float]]) -> Curve:
+    """Fit a monotone, piecewise linear curve to amounts and the seconds that each took.
+
+    Relative errors count, so that small shapes are as good as large ones.
+    """
     names = list(points[0][0])
     spans = [
         (name, low, high)
@@ -315,7 +324,7 @@ def _fit_curve(points: Sequence[tuple[Mapping[str, float], float]]) -> Curve:
     ]
     rows = [[1.0, *(min(max(values[name], low), high) - low for name, low, high in spans)] for values, _ in points]
     seconds = np.array([took for _, took in points])
-    start, *slopes = _nonnegative(np.array(rows) / seconds[:, None], np.ones(len(points)))
+    start, *slopes = nonnegative(np.array(rows) / seconds[:, None], np.ones(len(points)))
     return Curve(
         start=float(start),
         segments=tuple(
@@ -330,7 +339,7 @@ def _pairs(values: list[float], *, many: bool) -> list[tuple[float, float]]:
     return list(pairwise(knots))
 
 
-def _nonnegative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+def nonnegative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """Least squares with coefficients that are not negative, by coordinate descent."""
     scale = np.linalg.norm(matrix, axis=0)
     columns = matrix / scale
@@ -346,11 +355,11 @@ def _calibrated(
     table: LatencyTable, model: Model, probes: Sequence[Subnet], samples: Mapping[str, Samples]
 ) -> LatencyTable:
     """Scale both phases to the original's wall time, and note how well the probes are then predicted."""
-    whole = BlockSum(model, table.block, LatencyTable.WIDTH).total({})
+    whole = _sums(model, table).total({})
     prefill = float(np.median(samples["prefill"].wall)) / (whole[0] + table.prefill.outside)
     decode = float(np.median(samples["decode"].wall)) / (whole[1] + table.decode.outside)
     table = replace(table, prefill=replace(table.prefill, scale=prefill), decode=replace(table.decode, scale=decode))
-    sums = BlockSum(model, table.block, LatencyTable.WIDTH)
+    sums = _sums(model, table)
     base = table.figures_of(sums.total({}))
     ratios = []
     for index, subnet in enumerate(probes):
@@ -362,6 +371,10 @@ def _calibrated(
         ]
         ratios.append(predicted * took[0] / took[1])
     return replace(table, probes=tuple(ratios))
+
+
+def _sums(model: Model, table: LatencyTable) -> BlockSum:
+    return BlockSum(model, lambda parts: table.block(parts, [0.0] * len(parts)), LatencyTable.WIDTH)
 
 
 def _median(samples: Samples, probe: int, which: int) -> float:

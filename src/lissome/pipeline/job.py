@@ -20,7 +20,7 @@ from lissome.core.seeds import derive
 from lissome.cost.duration import measuring_seconds, speeds_here
 from lissome.cost.memory import kept_weights
 from lissome.cost.oracle import SubnetCost
-from lissome.cost.table import LatencyTable, cached_table
+from lissome.cost.passes import Table, read_table, table_here
 from lissome.data.images import read_images
 from lissome.data.labelled import read_labelled
 from lissome.data.masks import read_masks
@@ -71,7 +71,7 @@ class Job:
     budget: Budget
     data: Data
     seed: int
-    table: LatencyTable | None
+    table: Table | None
     untrained: bool = False
 
     @cached_property
@@ -212,9 +212,9 @@ def prepare(  # noqa: PLR0913  the options of the command line, all by name
     ready, splits = data_for(loaded, data, seed=seed, searched=steps.makes == "space")
     table = None
     if device is not None:
-        table = LatencyTable.load(Path(device))
+        table = read_table(Path(device))
     elif bounds.names & MEASURED:
-        table = cached_table(ready, events=events)
+        table = table_here(ready, events=events)
     return Job(
         model=ready, recipe=steps, budget=bounds, data=splits, seed=seed, table=table, untrained=ready is not loaded
     )

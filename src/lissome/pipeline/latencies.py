@@ -20,8 +20,8 @@ from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.events import EventStream
 from lissome.core.protocols import CostOracle
 from lissome.cost.oracle import SubnetCost
+from lissome.cost.passes import read_table, table_here
 from lissome.cost.predicted import LEAST, Agreement, Regression, Timed, held_out, time_subnets, totals
-from lissome.cost.table import LatencyTable, cached_table
 from lissome.engine.search.moves import draw
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
@@ -93,7 +93,7 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
         events: Where progress goes.
 
     Raises:
-        ConfigError: When the model has no latency table, or there is nothing to correct.
+        ConfigError: When a table is of another model, or there is nothing to correct.
         ArtifactError: When a file of times is damaged, or of another model.
     """
     if not names & MEASURED:
@@ -107,14 +107,10 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
         raise ConfigError(f"--correct {wish.correct} is too few to tell how well it does; give {_FEW} or more.")
     if way == "measured":
         return _measured(wish, model, space, events)
-    if way == "table" and model.anatomy.task != "causal-lm":
-        raise ConfigError(
-            f"a latency table is of a language model, which {model.name} is not; give --latency regression or measured."
-        )
     if way == "regression":
         found = _regression(wish, model, space, events)
     else:
-        table = LatencyTable.load(Path(wish.device)) if wish.device else cached_table(model, events=events)
+        table = read_table(Path(wish.device)) if wish.device else table_here(model, events=events)
         found = Timing(cost=SubnetCost(model, table=table), identity=f"table {table.fingerprint}")
     if wish.correct:
         found = _corrected(wish, model, space, found, events)

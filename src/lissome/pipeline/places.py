@@ -8,7 +8,7 @@ from typing import Any
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.files import check_replaceable, check_writable
 from lissome.core.manifest import MANIFEST
-from lissome.cost.table import LatencyTable
+from lissome.cost.passes import read_table
 from lissome.models.gguf.header import read_header
 from lissome.models.marks import check_own
 from lissome.models.model import Model
@@ -62,7 +62,7 @@ def check_table_place(out: Path) -> None:
         return
     try:
         if out.exists():
-            LatencyTable.load(out)
+            read_table(out)
     except (ArtifactError, ConfigError) as error:
         raise ConfigError(f"{out} exists and is not a latency table; name another file, or remove it.") from error
 

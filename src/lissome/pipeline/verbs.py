@@ -21,8 +21,8 @@ from lissome.cost.device import Device
 from lissome.cost.measured import Target
 from lissome.cost.measured import compare as time_pair
 from lissome.cost.measured import measure as time_one
+from lissome.cost.passes import new_table
 from lissome.cost.peak import peak_memory
-from lissome.cost.table import latency_table
 from lissome.engine.decode.packed import accelerated
 from lissome.engine.evaluate import evaluate as score
 from lissome.engine.evaluate import versions
@@ -107,8 +107,6 @@ def measure(
     if save_table is not None:
         check_table_place(Path(save_table))
     model = load(target, events=stream)
-    if save_table is not None:
-        model.anatomy.require("causal-lm", "a latency table")
     base, kernels = None, None
     with peak_memory() as peak:
         if against is None:
@@ -124,7 +122,7 @@ def measure(
             first, second = paired_timings(time_pair(_entrant(base)[0], entrant, events=stream))
             table = rows((base.name, model.name), (theirs | first, own | second))
     if save_table is not None:
-        latency_table(model, events=stream).save(Path(save_table))
+        new_table(model, events=stream).save(Path(save_table))
     notes = (
         *origin_notes(model, base),
         *((kernels,) if kernels else sparse_notes(model)),
