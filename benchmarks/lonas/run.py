@@ -43,22 +43,28 @@ WIDTHS = (1.0, 0.75, 0.5)
 HEADS = (1.0, 0.75, 0.5)
 CHEAP = 0.75
 RANKS = (8, 4, 2)
-SPACE: dict[str, Any] = {"ranks": RANKS, "widths": WIDTHS, "heads": HEADS, "tune_steps": 0, "multiple": 1}
+SPACE: dict[str, Any] = {
+    "ranks": RANKS, "widths": WIDTHS, "heads": HEADS, "tune_steps": 0, "multiple": 1, "adapt": "all",
+}  # fmt: skip
 STEPS = 1500
+PATHS = ("sandwich", "random")
+"""Of a step: the run that is judged, and the published way."""
 TRIALS = 100
 TRIED = 600
-"""Steps of a run in which settings are tried; with a sandwich, a step is three passes."""
+"""Steps of a run in which settings are tried."""
+PASSES = 3
+"""Of a step of a sandwich: the largest sub-network, one at random, the smallest."""
 _WARM = {"warm_steps": TRIED // 4, "steps": TRIED - TRIED // 4}
-USUAL: dict[str, Any] = {"lr": 2e-3, "order": "none", "warm_steps": 0, "paths": "random", "steps": TRIED}
+USUAL: dict[str, Any] = {"lr": 2e-3, "order": "none", "warm_steps": 0, "paths": "sandwich", "steps": TRIED}
 CHANGES: tuple[dict[str, Any], ...] = (
     {"lr": 1e-3},
     {"lr": 4e-3},
     {"order": "random", **_WARM},
     {"order": "wanda", **_WARM},
-    {"paths": "sandwich"},
-    {"paths": "sandwich", "steps": TRIED // 3},
+    {"paths": "random"},
+    {"paths": "random", "steps": PASSES * TRIED},
 )
-LORA: dict[str, Any] = {"lr": 2e-3, "alpha": 16.0, "dropout": 0.1}
+LORA: dict[str, Any] = {"lr": 2e-3, "alpha": 16.0, "dropout": 0.1, "adapt": "all"}
 LORA_RATES: tuple[dict[str, Any], ...] = ({"lr": 1e-3}, {"lr": 4e-3})
 LORA_CHANGES = (*LORA_RATES, {"alpha": 8.0}, {"alpha": 32.0}, {"dropout": 0.0}, {"dropout": 0.2})
 """What is tried of LoRA at the middle width; at the others it is rates alone."""
@@ -97,14 +103,14 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     alike = {"steps": STEPS, "ranks": RANKS}
     known = {**SPACE, **alike, "trials": TRIALS, "cheap": CHEAP}
     for seed in scale.seeds:
-        drawn = {**known, "seed": seed, "sweep": words["lonas"].described}
-        for name, facts in {"sandwich": {**drawn, "paths": "sandwich", "rank": "chosen"}, "lonas": drawn}.items():
+        for paths in PATHS:
             yield Cell(
-                f"{name}-{seed}", facts,
-                lambda folder, name=name, seed=seed: made(
-                    it(), folder, scale, words["lonas"].best(store, scale, "lr"), seed, sandwich=name == "sandwich"
+                f"{paths}-{seed}",
+                {**known, "seed": seed, "sweep": words["lonas"].described, "paths": paths},
+                lambda folder, paths=paths, seed=seed: made(
+                    it(), folder, scale, words["lonas"].best(store, scale, "lr"), seed, paths
                 ),
-            )  # fmt: skip
+            )
         for share in WIDTHS:
             sweep = words[f"lora-{share:g}"]
             yield Cell(
@@ -136,7 +142,7 @@ def word_sweeps(it: Callable[[], Subject], scale: Scale) -> dict[str, Sweep]:
 
     def elastic(settings: Mapping[str, Any], folder: Path) -> float:
         model, space = supernet(it(), folder, scale, settings, 0)
-        accuracy = [_elastic.chosen_by(at_width(model, space, share), it()) for share in WIDTHS]
+        accuracy = [_elastic.chosen_by(_at_best_rank(model, space, share, it()), it()) for share in WIDTHS]
         return sum(accuracy) / len(accuracy)
 
     def alone(share: float, settings: Mapping[str, Any], _: Path) -> float:
@@ -165,33 +171,24 @@ def _settings(scale: Scale, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {**SPACE, **chosen, **steps}
 
 
-def made(it: Subject, folder: Path, scale: Scale, rate: float, seed: int, *, sandwich: bool) -> dict[str, Any]:
-    """The super-network, searched; what is cut out of it, and each width.
-
-    Args:
-        it: What learns what.
-        folder: Of unfinished work.
-        scale: Shortens it.
-        rate: Peak learning rate.
-        seed: Of draws.
-        sandwich: Train three sub-networks at each step, and choose the rank of each width.
-    """
-    settings = _settings(scale, {"steps": STEPS, "lr": rate, **({"paths": "sandwich"} if sandwich else {})})
+def made(it: Subject, folder: Path, scale: Scale, rate: float, seed: int, paths: str) -> dict[str, Any]:
+    """The super-network, searched; what is cut out of it, and each width, whose rank is chosen."""
+    settings = _settings(scale, {"steps": STEPS, "lr": rate, "paths": paths})
     place = _elastic.supernet(it, folder, method="lonas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed)
     found = _elastic.measured(it, place, (CHEAP,), folder / "cut")
     details, (model, space) = read_manifest(place).lineage[0].details, _elastic.opened(place)
-    ranks = RANKS if sandwich else RANKS[:1]
-    widths = {
-        f"{share:g}": _elastic.packed(
-            max((at_width(model, space, share, rank) for rank in ranks), key=lambda one: _elastic.chosen_by(one, it)),
-            _elastic.objective(it),
-        )
-        for share in WIDTHS
-    }
+    best = {share: _at_best_rank(model, space, share, it) for share in WIDTHS}
+    widths = {f"{share:g}": _elastic.packed(one, _elastic.objective(it)) for share, one in best.items()}
     return {
         **found, "widths": widths, "trained": details["trained"] / details["of"], "rate": rate,
         "latency": _elastic.latency(it, folder / "cut" / f"{CHEAP:g}"),
     }  # fmt: skip
+
+
+def _at_best_rank(model: Model, space: Space, share: float, it: Subject) -> Model:
+    """Return what a super-network gives at one share of all widths, and the rank with which that chooses best."""
+    every = (at_width(model, space, share, rank) for rank in RANKS)
+    return max(every, key=lambda one: _elastic.chosen_by(one, it))
 
 
 def at_width(model: Model, space: Space, share: float, rank: int | None = None) -> Model:

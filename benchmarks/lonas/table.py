@@ -7,14 +7,14 @@ from typing import Any
 
 from benchmarks import _elastic, _sweep
 from benchmarks._markdown import table
-from benchmarks.lonas.run import TEXTS, ratio
+from benchmarks.lonas.run import PATHS, TEXTS, ratio
 
 _ARMS = {"cut": "cut by magnitude, not tuned", "lora": "cut by magnitude, then LoRA", "lonas": "LoNAS, one run"}
 
 
 def _widths(result: Mapping[str, Any]) -> str:
     cells, seeds = result["cells"], result["seeds"]
-    made, rows = [[cells[f"{name}-{seed}"] for seed in seeds] for name in ("sandwich", "lonas")], []
+    made, rows = [[cells[f"{name}-{seed}"] for seed in seeds] for name in PATHS], []
     for share in made[0][0]["widths"]:
         alone = [cells[f"lora-{share}-{seed}"] for seed in seeds]
         tests = [[one["widths"][share] for one in runs] for runs in made] + [[one["test"] for one in alone]]
@@ -26,7 +26,7 @@ def _widths(result: Mapping[str, Any]) -> str:
             [f"searched, at most {share} of the multiply-accumulates", *(f"{each:.2f}" for each in mine), "", ""]
         )
     return table(
-        ["widths", "LoNAS, one run, sandwich", "LoNAS, one run, one path", "pruned, then LoRA", "learning rates"], rows
+        ["widths", *(f"LoNAS, one run, {paths}" for paths in PATHS), "pruned, then LoRA", "learning rates"], rows
     )
 
 

@@ -20,7 +20,7 @@ def made_up(
     tried = {"arm": "lonas", "set": "lr=0.004", "figure": "accuracy", "value": 0.875}
     cells: dict[str, Any] = {"sweep-lonas-lr-0-004": tried}
     for seed in SEEDS:
-        cells[f"sandwich-{seed}"] = cells[f"lonas-{seed}"] = {
+        cells[f"sandwich-{seed}"] = cells[f"random-{seed}"] = {
             "widths": {f"{share:g}": text(width) for share in run.WIDTHS},
             "cut": {f"{run.CHEAP:g}": {"macs": macs, "params": 0.8, "test": text(cut)}},
             "trained": trained,
@@ -70,7 +70,7 @@ def test_the_parts_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     pruned = run.pruned(it, 0.5, scale, 1e-3, 0)
     assert len(pruned["test"]) == 12 and pruned["macs"] < 0.75
     monkeypatch.setattr(run, "CHEAP", 0.9)
-    found = run.made(it, tmp_path / "made", scale, 1e-3, 0, sandwich=True)
+    found = run.made(it, tmp_path / "made", scale, 1e-3, 0, "sandwich")
     assert set(found["widths"]) == {"1", "0.75", "0.5"}
     assert found["trained"] < 0.5
     assert found["cut"]["0.9"]["macs"] <= 0.9
