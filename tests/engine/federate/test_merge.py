@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lissome.core.errors import ConfigError, FederationError
+from lissome import load
+from lissome.core.errors import ConfigError, FederationError, LissomeError
 from lissome.engine.federate.layout import Layout, add
 from lissome.engine.federate.merge import Bounded, Holders, Mean, Merger, Overlap, Piece, Private, Trimmed, update_norm
 from lissome.engine.federate.outer import Adam, Momentum, Replace
@@ -85,6 +86,20 @@ def test_equal_weights_come_back_bit_for_bit(family: str, seed: int, count: int,
     for merger in (Overlap, partial(Trimmed, share=0.2), partial(Bounded, norm=1.0)):
         for name, value in merged(merger, base, given).items():
             assert torch.equal(value, base[name]), f"{merger}: {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["minilm", "smollm2-135m", "zoo-resnet", "efficientnet-lite0"])
+def test_equal_real_weights_come_back_bit_for_bit(name: str) -> None:
+    """Weights of many sizes, some of them far from zero, under weights of clients that no binary fraction holds."""
+    try:
+        model = load(name)
+    except LissomeError as error:
+        pytest.skip(f"{name} cannot be fetched here: {error}")
+    base = tensors_of(model)
+    for seed in range(3):
+        found = merged(Overlap, base, pieces(model, [base] * 3, seed, 0.7))
+        assert found and all(torch.equal(value, base[key]) for key, value in found.items())
 
 
 @settings(max_examples=25, deadline=None)
