@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from lissome.core.errors import ArtifactError, ConfigError
+from lissome.core.events import Event, EventStream
 from lissome.cost import passes
 from lissome.cost.counted import Counter
 from lissome.cost.device import Device
 from lissome.cost.measured import Request
 from lissome.cost.oracle import SubnetCost
 from lissome.cost.passes import PassTable, layers_of, pass_table, read_table
-from lissome.cost.table import latency_table
+from lissome.cost.table import latency_table, warn_if_doubtful
 from lissome.models.codes import Codes
 from lissome.models.model import Model
 from lissome.models.space import Subnet
@@ -109,6 +110,14 @@ def test_what_a_table_is_not_of_is_refused(tmp_path: Path) -> None:
     assert not isinstance(read_table(path), PassTable)
     with pytest.raises(ArtifactError, match="no latency table of a model that reads"):
         PassTable.load(path)
+
+
+def test_a_table_that_errs_on_its_own_probes_says_so() -> None:
+    heard: list[Event] = []
+    for probes in ((1.0, 0.95), (1.02, 0.7)):
+        warn_if_doubtful(probes, EventStream(heard.append))
+    (event,) = heard
+    assert "errs by up to 30%" in event.message
 
 
 def test_a_table_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

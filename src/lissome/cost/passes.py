@@ -35,7 +35,16 @@ from lissome.cost.counted import Counter
 from lissome.cost.device import Device
 from lissome.cost.measured import Request
 from lissome.cost.peak import give_back
-from lissome.cost.table import Curve, LatencyTable, Seconds, cached_table, fit_curve, latency_table, nonnegative
+from lissome.cost.table import (
+    Curve,
+    LatencyTable,
+    Seconds,
+    cached_table,
+    fit_curve,
+    latency_table,
+    nonnegative,
+    warn_if_doubtful,
+)
 from lissome.models.anatomy import Branch
 from lissome.models.binding import extract
 from lissome.models.example import example
@@ -213,7 +222,9 @@ def pass_table(
             laps.append(_beside(original, extract(model, subnet, space=space), request, seconds / len(subnets)))
             stage.advance()
     give_back()
-    return _fitted(model, space, subnets, laps, _device_of(model, used), request)
+    table = _fitted(model, space, subnets, laps, _device_of(model, used), request)
+    warn_if_doubtful(table.probes, events)
+    return table
 
 
 def _device_of(model: Model, threads: int | None) -> Device:

@@ -246,13 +246,18 @@ def latency_table(
     )
     give_back()
     table = _calibrated(table, model, probes, samples)
-    worst = max(abs(ratio - 1) for ratio in table.probes)
+    warn_if_doubtful(table.probes, events)
+    return table
+
+
+def warn_if_doubtful(probes: Sequence[float], events: EventStream | None) -> None:
+    """Say that the machine is busy when a table errs on its own probes, given as predicted over measured ratios."""
+    worst = max(abs(ratio - 1) for ratio in probes)
     if events is not None and worst > _DOUBTFUL:
         events.message(
             f"the latency table errs by up to {worst:.0%} on its own probes: this machine is busy; "
             "stop other programs or use fewer threads, then measure again"
         )
-    return table
 
 
 def cached_table(
