@@ -45,7 +45,7 @@ FROZEN = {
     "extract": {"ARTIFACT", "--budget", "--point", "--out", "--json"},
     "search": {
         "S", "--budget", "--objective", "--trials", "--sampler", "--data", "--latency", "--device", "--check",
-        "--workers", "--study", "--set", "--seed", "--out", "--json",
+        "--correct", "--workers", "--study", "--set", "--seed", "--out", "--json",
     },
 }  # fmt: skip
 """Methods add settings (``--set``), never flags: whoever changes this changes what every script relies on."""

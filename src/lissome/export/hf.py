@@ -24,10 +24,10 @@ from lissome.export._padding import Sizes, padded, paddings_of, uniform_sizes
 from lissome.export._report import ExportReport
 from lissome.export._stack import Layer, Piece, Stack, read_stack, stacked, whole
 from lissome.models.anatomy import anatomy_of
-from lissome.models.artifact import config_text, describes, own_tensors, stock_config
+from lissome.models.artifact import describes, own_tensors, stock_config
 from lissome.models.build import skeleton
 from lissome.models.families.decoder import COMPANIONS
-from lissome.models.marks import check_own
+from lissome.models.marks import check_own, config_text
 from lissome.models.model import Model
 from lissome.models.paging import stored_tensors
 from lissome.models.preparing import write_preparing

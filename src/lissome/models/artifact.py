@@ -10,8 +10,6 @@ when weights are sparse or lie on a grid of integers, because they are stored so
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -20,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lissome import __version__
 from lissome.core.errors import ArtifactError, NumericsError, SubnetError
 from lissome.core.files import atomic_folder, inside, read_json, sha256_files
 from lissome.core.manifest import MANIFEST, Manifest, read_manifest, verify_files, write_manifest
@@ -44,7 +41,7 @@ from lissome.models.crops import is_crop_tensor, load_crops, save_crops
 from lissome.models.foreign import foreign_config
 from lissome.models.integers import STORAGE as INTEGERS
 from lissome.models.integers import give, grids, set_grid, take
-from lissome.models.marks import MARK, check_own, read_config
+from lissome.models.marks import MARK, check_own, config_text, read_config, untagged
 from lissome.models.model import Model, Source
 from lissome.models.paging import stored_tensors
 from lissome.models.preparing import read_preparing, write_preparing
@@ -59,7 +56,6 @@ _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json",
     "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
-_FLOAT = "__float__"
 # What a configuration knows of this process: marks of removed branches, where it was read, and who wrote that.
 _RUNTIME_FIELDS = ("kv_sharing_modes", "_attn_implementation_autoset", "_name_or_path", MARK)
 
@@ -149,30 +145,6 @@ def stock_config(model: Model) -> dict[str, Any]:
     return base
 
 
-def config_text(config: Mapping[str, Any]) -> str:
-    """Return a configuration as the text of ``config.json``."""
-    return json.dumps(_tagged({**config, MARK: __version__}), indent=2, sort_keys=True) + "\n"
-
-
-def _tagged(value: Any) -> Any:
-    """Write infinity (an open limit of Mamba-2) as transformers does, because JSON has no such number."""
-    if isinstance(value, dict):
-        return {key: _tagged(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_tagged(inner) for inner in value]
-    return {_FLOAT: f"{'-' if value < 0 else ''}Infinity"} if isinstance(value, float) and math.isinf(value) else value
-
-
-def _untagged(value: Any) -> Any:
-    """Undo `_tagged`."""
-    if isinstance(value, dict):
-        tag = value.get(_FLOAT)
-        if len(value) == 1 and tag in ("Infinity", "-Infinity"):
-            return float(tag)
-        return {key: _untagged(inner) for key, inner in value.items()}
-    return [_untagged(inner) for inner in value] if isinstance(value, list) else value
-
-
 def describes(config: Mapping[str, Any], module: nn.Module) -> bool:
     """Whether a stock configuration alone builds a module of these parts and shapes."""
     ours = {name: value.shape for name, value in own_tensors(module.state_dict()).items()}
@@ -210,7 +182,7 @@ def load_folder(
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
     if manifest is not None:
         verify_files(folder, manifest, read=_read_files(folder))
-    config = _untagged(read_config(folder))
+    config = untagged(read_config(folder))
     files = weight_files(folder)
     module = ready(_fill(folder, config, files, dtype, into))
     check_finite(module)

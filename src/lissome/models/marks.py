@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lissome import __version__
 from lissome.core.errors import ArtifactError
 from lissome.core.files import read_json
 from lissome.core.manifest import MANIFEST
 
 MARK = "lissome_version"
 """Key of ``config.json`` in every folder that lissome writes, by which it knows what it may replace."""
+
+_FLOAT = "__float__"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -29,6 +35,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ArtifactError(f"{file} is not a JSON object; the file is damaged.")
     return config
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return a configuration as the text of ``config.json``."""
+    return json.dumps(_tagged({**config, MARK: __version__}), indent=2, sort_keys=True) + "\n"
+
+
+def _tagged(value: Any) -> Any:
+    """Write infinity (an open limit of Mamba-2) as transformers does, because JSON has no such number."""
+    if isinstance(value, dict):
+        return {key: _tagged(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tagged(inner) for inner in value]
+    return {_FLOAT: f"{'-' if value < 0 else ''}Infinity"} if isinstance(value, float) and math.isinf(value) else value
+
+
+def untagged(value: Any) -> Any:
+    """Read numbers that `config_text` tagged."""
+    if isinstance(value, dict):
+        tag = value.get(_FLOAT)
+        if len(value) == 1 and tag in ("Infinity", "-Infinity"):
+            return float(tag)
+        return {key: untagged(inner) for key, inner in value.items()}
+    return [untagged(inner) for inner in value] if isinstance(value, list) else value
 
 
 def check_own(folder: Path) -> None:

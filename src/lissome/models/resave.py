@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from lissome.core.errors import ConfigError, UnsupportedModelError
+from lissome.models.marks import config_text
 
 
 def keep_sizes(module: nn.Module) -> None:
@@ -28,7 +29,7 @@ def _save(module: Any, save_directory: Any, *args: Any, **options: Any) -> None:
     Raises:
         ConfigError: When it shall go to a hub at once, or is a part that has no configuration of its own.
     """
-    from lissome.models.artifact import config_of, config_text, describes, stock_config
+    from lissome.models.artifact import config_of, describes, stock_config
     from lissome.models.model import Model
 
     model = Model(module)

@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from lissome.core.errors import ArtifactError, LissomeError
 from lissome.core.events import EventStream
 from lissome.core.files import atomic_folder, cache_dir, known_sha256, locked, read_json, write_json
-from lissome.models.artifact import config_text, uneven_config
+from lissome.models.artifact import uneven_config
 from lissome.models.binding import extract
 from lissome.models.build import check_widths
 from lissome.models.gguf.header import Header, damaged, read_header
 from lissome.models.gguf.mapping import config_of, layers_of, takes_of
 from lissome.models.gguf.tokenizer import save_tokenizer
 from lissome.models.gguf.weights import BYTES, StoredType, Take, stored_type, write_safetensors
+from lissome.models.marks import config_text
 from lissome.models.model import Model
 
 Layers = list[dict[str, dict[str, int]]]
