@@ -4,7 +4,7 @@ A regression needs no hooks inside the model, so that it also serves where a lat
 be made: on a device that is only reached through a benchmark, for a Space that is not a model's. Ridge on relative
 errors; its strength is chosen by leaving out one Subnet at a time, in closed form (Golub, Heath & Wahba 1979).
 
-Where another device's times are known already, ten Subnets timed on this one are enough: what is fitted is then the
+Where another device's times are known already, a few Subnets timed on this one correct them: what is fitted is then the
 factor between the two devices, and how it changes with the features (`Regression`, `prior`).
 """
 
