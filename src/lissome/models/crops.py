@@ -69,7 +69,7 @@ class Crops(nn.Module):
 
 def crops_of(layer: nn.Module) -> Crops | None:
     """Return the maps of a layer; None when it has none."""
-    found = layer._modules.get(NAME)
+    found = getattr(layer, NAME, None)  # a scripted part's table of modules is another thing than a dict
     return found if isinstance(found, Crops) else None
 
 
