@@ -36,10 +36,12 @@ from lissome.cost.device import Device
 from lissome.cost.measured import Request
 from lissome.cost.peak import give_back
 from lissome.cost.table import (
+    REMAKE,
     Curve,
     LatencyTable,
     Seconds,
     cached_table,
+    check_device,
     fit_curve,
     latency_table,
     nonnegative,
@@ -111,10 +113,7 @@ class PassTable:
             ConfigError: When it was measured on another one.
         """
         if self.model != fingerprint(model, self.request):
-            raise ConfigError(
-                "the latency table was measured on another model; make one for this model with: lissome bench MODEL "
-                "--save-table FILE"
-            )
+            raise ConfigError(f"the latency table was measured on another model; {REMAKE}")
 
     def save(self, path: Path) -> None:
         """Write it as JSON, atomically."""
@@ -134,10 +133,7 @@ class PassTable:
             version = ascii(fields.get("schema"))[:20]
             raise ArtifactError(f"{path} is a latency table of version {version}; this lissome reads {SCHEMA}.")
         table = from_json(cls, fields, str(path))
-        if table.fingerprint != table.device.fingerprint:
-            raise ArtifactError(
-                f"{path}: the fingerprint is not that of its device; the file was changed, make it again."
-            )
+        check_device(table.device, table.fingerprint, path)
         return table
 
 
@@ -354,8 +350,8 @@ def _fitted(
     wholes = [float(np.median([lap.whole[0] for lap in laps])), *(lap.whole[1] for lap in laps)]
     outside, factor = _line(sums, np.array(wholes))
     # By the clock the original takes what it takes with all its threads; everything is in proportion to that.
-    wall = float(np.median([lap.wall for lap in laps])) / (outside + factor * sums[0])
     whole = outside + factor * sums[0]
+    wall = float(np.median([lap.wall for lap in laps])) / whole
     predicted = (outside + factor * sums[1:]) / whole
     ratios = [ratio * lap.whole[0] / lap.whole[1] for ratio, lap in zip(predicted, laps, strict=True)]
     return PassTable(

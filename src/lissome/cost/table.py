@@ -36,6 +36,9 @@ from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 
 SCHEMA = 1
+REMAKE = "make one for this model with: lissome bench MODEL --save-table FILE"
+"""What to do where a table is of another model."""
+
 Seconds = TypeVar("Seconds", float, NDArray[np.float64])
 
 _PROBES = 4  # with 30 blocks each size is then seen in about twenty blocks
@@ -177,10 +180,7 @@ class LatencyTable:
         mine, other = as_json(self.model), as_json(Shape.of(model))
         wrong = [f"{name} {mine[name]} (model: {other[name]})" for name in mine if mine[name] != other[name]]
         if wrong:
-            raise ConfigError(
-                f"the latency table was measured on another model: {', '.join(wrong)}; "
-                "make one for this model with: lissome bench MODEL --save-table FILE"
-            )
+            raise ConfigError(f"the latency table was measured on another model: {', '.join(wrong)}; {REMAKE}")
 
     def save(self, path: Path) -> None:
         """Write it as JSON, atomically."""
@@ -200,10 +200,7 @@ class LatencyTable:
                 f"{path} is a latency table of version {schema}; this lissome reads up to {SCHEMA}, update it."
             )
         table = from_json(cls, fields, str(path))
-        if table.fingerprint != table.device.fingerprint:
-            raise ArtifactError(
-                f"{path}: the fingerprint is not that of its device; the file was changed, make it again."
-            )
+        check_device(table.device, table.fingerprint, path)
         return table
 
 
@@ -248,6 +245,16 @@ def latency_table(
     table = _calibrated(table, model, probes, samples)
     warn_if_doubtful(table.probes, events)
     return table
+
+
+def check_device(device: Device, fingerprint: str, path: Path) -> None:
+    """Refuse a table whose fingerprint is not that of its device.
+
+    Raises:
+        ArtifactError: The file was changed by hand.
+    """
+    if fingerprint != device.fingerprint:
+        raise ArtifactError(f"{path}: the fingerprint is not that of its device; the file was changed, make it again.")
 
 
 def warn_if_doubtful(probes: Sequence[float], events: EventStream | None) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lissome.core.errors import DataError
 from lissome.core.seeds import derive
-from lissome.engine.federate.lessons import Examples
+from lissome.engine.federate.lessons import Examples, task_of
 from lissome.engine.hooks import Task
 from lissome.models.model import Model
 
@@ -113,10 +113,7 @@ class Hidden(Examples[HiddenTokens]):
 
     def task(self, module: Any) -> Task:
         """Return the task of guessing what is hidden."""
-        return Task(
-            module=module, data=self.data,
-            loss=lambda inner, batch: self.losses(self.outputs(inner, batch.examples), batch.examples),
-        )  # fmt: skip
+        return task_of(self, module)
 
     def outputs(self, module: Any, examples: Any) -> Tensor:
         """Return the logits [B, T, V] of windows."""

@@ -30,6 +30,14 @@ class _Rows(Protocol):
 _Data = TypeVar("_Data", bound=_Rows)
 
 
+def task_of(lesson: Any, module: Any) -> Task:
+    """Return the task of training a module on a lesson's data by its losses of the module's outputs."""
+    return Task(
+        module=module, data=lesson.data,
+        loss=lambda inner, batch: lesson.losses(lesson.outputs(inner, batch.examples), batch.examples),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class Examples(Generic[_Data]):
     """Examples to learn from, and others to be judged by: what lessons about rows of one kind have in common."""
@@ -117,10 +125,7 @@ class Pictures(Examples[ImageExamples]):
 
     def task(self, module: Any) -> Task:
         """Return the task of learning the classes."""
-        return Task(
-            module=module, data=self.data,
-            loss=lambda inner, batch: self.losses(self.outputs(inner, batch.examples), batch.examples),
-        )  # fmt: skip
+        return task_of(self, module)
 
     def outputs(self, module: Any, examples: Any) -> Tensor:
         """Return the logits [B, K] of images."""
@@ -213,10 +218,7 @@ class Tokens:
 
     def task(self, module: Any) -> Task:
         """Return the task of predicting each next token; a loss per window, the mean over its tokens."""
-        return Task(
-            module=module, data=self.data,
-            loss=lambda inner, batch: self.losses(self.outputs(inner, batch.examples), batch.examples),
-        )  # fmt: skip
+        return task_of(self, module)
 
     def outputs(self, module: Any, examples: Any) -> Tensor:
         """Return the logits [B, T-1, V] of all tokens but the last; the head is trained with the rest."""
