@@ -29,7 +29,7 @@ from lissome.cost.measured import compare
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.exampled import OfExamples
 from lissome.engine.norms import batch_norms, reestimate
-from lissome.engine.objective import Classes, objective_of
+from lissome.engine.objective import Classes, faster_head, objective_of
 from lissome.engine.pictures import Pictures
 from lissome.engine.search import Found
 from lissome.engine.search.pareto import hypervolume
@@ -205,26 +205,37 @@ def original(subject: Subject) -> Model:
     return _data(subject.folder, subject.data)[0]
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """A teacher's opinion, its share of the loss, and by what logits are divided there."""
+
+    teacher: Model
+    share: float
+    temperature: float
+
+
 def tuned(
     model: Model,
     judge: OfExamples,
     *,
     steps: int,
     seed: int,
-    teacher: Model | None = None,
-    share: float = 0.9,
-    temperature: float = 2.0,
+    lesson: Lesson | None = None,
+    new_head: bool = False,
     **settings: Any,
 ) -> Model:
     """Return a copy of a model that was trained as a whole; `settings` are of the training loop.
 
-    A teacher is listened to as EFTNAS does: 0.9 of the loss, at temperature 2.
+    A new head learns faster, as in lissome.
     """
     work = model.derived(copy.deepcopy(model.module).requires_grad_(True))
     made = judge.training(steps=steps, lr=settings.pop("lr"), batch=settings.pop("batch", None), max_seconds=None)
     task = judge.task(work)
-    if teacher is not None and share:
-        task = replace(task, loss=judge.lesson(work, teacher, share=share, temperature=temperature))
+    if lesson is not None and lesson.share:
+        told = judge.lesson(work, lesson.teacher, share=lesson.share, temperature=lesson.temperature)
+        task = replace(task, loss=told)
+    if new_head:
+        task = faster_head(task, work)
     train(task, replace(made, **settings), seed=seed)
     return work
 
@@ -236,7 +247,7 @@ def encoder(folder: Path, data: Path, *, steps: int, lr: float = 1e-4, seed: int
         model, splits = data_for(pipeline.load("minilm"), data, seed=seed, searched=True)
         judge = objective_of(splits)
         assert isinstance(judge, Classes)
-        (tuned(model, judge, steps=steps, seed=seed, lr=lr) if steps else model).save(place)
+        (tuned(model, judge, steps=steps, seed=seed, lr=lr, new_head=True) if steps else model).save(place)
     return Subject("minilm", place, data)
 
 

@@ -41,7 +41,7 @@ class Net:
     settings: Mapping[str, Any]
     tune: Mapping[str, Any]
     tried: int
-    rates: tuple[float, float]
+    rates: tuple[float, ...]
     first: int = 0
 
 
@@ -52,8 +52,8 @@ _IMAGES = {
     "order": "l1",
 }  # fmt: skip
 NETS: dict[str, Net] = {
-    "zoo-resnet": Net(800, _IMAGES, _SGD, tried=150, rates=(0.01, 0.05)),
-    "zoo-depthwise": Net(600, _IMAGES, _SGD, tried=120, rates=(0.01, 0.05)),
+    "zoo-resnet": Net(800, _IMAGES, _SGD, tried=150, rates=(0.01, 0.05, 0.1)),
+    "zoo-depthwise": Net(600, _IMAGES, _SGD, tried=120, rates=(0.01, 0.05, 0.1)),
     "minilm": Net(
         500, {"lr": 1e-4, "stages": ("depth2+width",), "widths": (1.0, 0.75, 0.5, 0.25)}, {"lr": 1e-4}, tried=120,
         rates=(5e-5, 2e-4), first=500,
@@ -70,7 +70,7 @@ ELASTIC_CHANGES: Changes = (
     {"order": "none"},
 )
 PRUNED_CHANGES: Changes = (
-    {"lr": 0.005}, {"lr": 0.1}, {"weight_decay": 0.0}, {"weight_decay": 5e-4}, {"batch": 64}, {"batch": 256},
+    {"lr": 0.005}, {"weight_decay": 0.0}, {"weight_decay": 5e-4}, {"weight_decay": 1e-3}, {"batch": 64}, {"batch": 256},
 )  # fmt: skip
 
 

@@ -183,8 +183,8 @@ def asked(place: Path, scale: Scale) -> dict[str, Any]:
     spans = Spans(splits)
     found = {"untrained": _read(spans, model)}
     if not (place / "teacher").exists():
-        tuned = _elastic.tuned(model, spans, steps=scale.of(int(ANSWERS["teacher"])), seed=0, lr=ANSWERS["lr"])
-        tuned.save(place / "teacher")
+        steps = scale.of(int(ANSWERS["teacher"]))
+        _elastic.tuned(model, spans, steps=steps, seed=0, lr=ANSWERS["lr"], new_head=True).save(place / "teacher")
     return {**found, "teacher": _read(spans, pipeline.load(place / "teacher"))}
 
 

@@ -125,7 +125,7 @@ def alone(it: Subject, share: float, scale: Scale, settings: Mapping[str, Any], 
     """One network, cut by torch-pruning to a share of the multiply-accumulates and distilled by itself."""
     return _elastic.tuned(
         _cut(it, share), _elastic.objective(it), steps=scale.of(settings["steps"]), seed=seed, lr=settings["lr"],
-        teacher=_elastic.original(it), share=settings["distil"], temperature=settings["temperature"],
+        lesson=_elastic.Lesson(_elastic.original(it), settings["distil"], settings["temperature"]),
     )  # fmt: skip
 
 

@@ -226,9 +226,6 @@ class Acting(Hooks):
     def mask(self, step: int, name: str, parameter: nn.Parameter) -> Tensor | None:
         return torch.tensor([[1.0], [0.0], [1.0]]) if name == "3.weight" else None
 
-    def rate(self, name: str, parameter: nn.Parameter) -> float:
-        return 0.0 if name == "0.weight" else 1.0
-
     def noise(self, step: int, name: str, parameter: nn.Parameter) -> float:
         return 0.5 if name == "3.bias" else 0.0
 
@@ -246,14 +243,15 @@ class Acting(Hooks):
 def test_hooks_act() -> None:
     hooks, start = Acting(), toy()
     config = TrainConfig(steps=2, lr=0.1, batch=4, accumulation=2, optimizer="sgd", clip=None)
-    trained = run(config, hooks=hooks)
+    slow = {"rates": {"0.weight": 0.0}}
+    trained = run(config, hooks=hooks, **slow)
     assert len(set(hooks.paths)) == 4
     assert hooks.seen == [1, 2]
     assert torch.equal(trained[0].weight, start[0].weight)
     assert not torch.equal(trained[0].bias, start[0].bias)
     assert torch.equal(trained[3].weight[1], start[3].weight[1])
     assert not torch.equal(trained[3].weight[0], start[3].weight[0])
-    assert distance(run(config, hooks=Acting()), trained) == 0
+    assert distance(run(config, hooks=Acting(), **slow), trained) == 0
 
     class Weighing(Hooks):
         def weigh(self, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -61,12 +61,14 @@ class Task:
             accumulation changes nothing; a token-weighted mean would depend on how the batch is cut.
         data: Examples that `default_collate` can stack.
         second: A second data set that is drawn in step with the first (validation for bilevel methods, replay …).
+        rates: Factors on the learning rates of parameters of the module, by name, where they are not 1.
     """
 
     module: nn.Module
     loss: Loss
     data: Examples
     second: Examples | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 class Hooks:
@@ -90,10 +92,6 @@ class Hooks:
     def mask(self, step: int, name: str, parameter: nn.Parameter) -> Tensor | None:
         """Return what the gradient of `parameter` is multiplied with (broadcastable), or None."""
         return None
-
-    def rate(self, name: str, parameter: nn.Parameter) -> float:
-        """Return the factor on the learning rate of `parameter`, asked once."""
-        return 1.0
 
     def noise(self, step: int, name: str, parameter: nn.Parameter) -> float:
         """Return the standard deviation of Gaussian noise added to the clipped gradient; 0 adds none."""

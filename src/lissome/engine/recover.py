@@ -26,7 +26,7 @@ from lissome.cost.peak import give_back
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.elastic import Heard
 from lissome.engine.forward import last_states
-from lissome.engine.hooks import Batch, Hooks, Loss, Task
+from lissome.engine.hooks import Batch, Loss, Task
 from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import adaptable, add_lora, merge_lora, remove_lora
 from lissome.models.model import Model
@@ -113,8 +113,8 @@ def recover(
     try:
         with _thawed(model.module, small):
             train(
-                Task(module=model.module, loss=loss, data=ids), config.training(ids.shape[1]), seed=context.seed,
-                hooks=_Rates(small, config.small_rate), checkpoint=checkpoint, events=context.events,
+                Task(module=model.module, loss=loss, data=ids, rates=dict.fromkeys(small, config.small_rate)),
+                config.training(ids.shape[1]), seed=context.seed, checkpoint=checkpoint, events=context.events,
             )  # fmt: skip
             give_back()  # activations, gradients and fast copies, before the merge touches every weight
             merge_lora(model)
@@ -146,16 +146,6 @@ def _thawed(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
         raise
     for parameter, value in zip(parameters, before, strict=True):
         parameter.data = parameter.data.to(value.dtype)
-
-
-class _Rates(Hooks):
-    """A learning rate of their own for some parameters."""
-
-    def __init__(self, names: Sequence[str], factor: float) -> None:
-        self._names, self._factor = frozenset(names), factor
-
-    def rate(self, name: str, parameter: nn.Parameter) -> float:
-        return self._factor if name in self._names else 1.0
 
 
 def shorter(windows: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.elastic import Elastic, trained
 from lissome.engine.hooks import Hooks, Loss, Task
 from lissome.engine.norms import adapted, batch_norms, reestimate
-from lissome.engine.objective import Objective, objective_of
+from lissome.engine.objective import Objective, faster_head, objective_of
 from lissome.engine.paths import PathSampler
 from lissome.engine.recover import fingerprint
 from lissome.engine.spaces import combinations
@@ -98,25 +98,28 @@ class Making:
     def __init__(self, model: Model, context: Context, config: SupernetConfig) -> None:
         self.model = bare_copy(model)
         self.context, self.config = context, config
+        self._new_head = "untrained" in context.tags
         self.objective: Objective = objective_of(context.data)
         if not self.objective.selects:
             raise DataError("a super-network needs examples to choose by (a split for selection), but there are none.")
 
-    def tune(self, *, untrained: bool) -> None:
+    def tune(self) -> None:
         """Train the whole model first: where its head is new there is no pre-trained model of the task yet."""
         asked = self.config.tune_steps
-        steps = asked if asked is not None else _NEW_HEAD if untrained else 0
+        steps = asked if asked is not None else _NEW_HEAD if self._new_head else 0
         if steps:
             self.train("tune", Hooks(), steps=steps, lr=self.config.tune_lr)
+            self._new_head = False
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Work on a copy inside the ``with`` block; afterwards the model is as it was."""
-        kept, self.model = self.model, self.model.derived(copy.deepcopy(self.model.module))
+        kept = self.model, self._new_head
+        self.model = self.model.derived(copy.deepcopy(self.model.module))
         try:
             yield
         finally:
-            self.model = kept
+            self.model, self._new_head = kept
 
     def teacher(self) -> Model:
         """Return a copy of the model as it is now, to learn from."""
@@ -153,6 +156,8 @@ class Making:
         }  # fmt: skip
         with ExitStack() as stack:
             task = task or self.objective.task(model)
+            if self._new_head and part == "all" and config.optimizer == "adamw":
+                task = faster_head(task, model)
             if part != "given":
                 stack.enter_context(trained(model, part))
             train(

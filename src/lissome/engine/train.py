@@ -258,7 +258,7 @@ class _Loop:
         config, groups = self.config, dict[tuple[float, bool], list[nn.Parameter]]()
         for name, parameter in self.task.module.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault((self.hooks.rate(name, parameter), parameter.ndim >= 2), []).append(parameter)
+                groups.setdefault((self.task.rates.get(name, 1.0), parameter.ndim >= 2), []).append(parameter)
         if not groups:
             raise ConfigError("no parameter requires a gradient, so there is nothing to train; add adapters first.")
         settings = [

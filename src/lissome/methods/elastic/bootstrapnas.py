@@ -130,7 +130,7 @@ class BootstrapNAS(SupernetMethod):
         making = Making(model, context, self.config)
         stages = [_Stage.parse(text) for text in self.config.stages]
         space = self._space(making.model, stages)
-        making.tune(untrained="untrained" in context.tags)
+        making.tune()
         given = making.quality()
         known = {kind_of(axis) for axis in space.axes}
         if "kernel" in known and self.config.kernels == "matrix":

@@ -95,7 +95,7 @@ class EFTNAS(SupernetMethod):
         config, making = self.config, Making(model, context, self.config)
         self._check(making.model)
         with making.aside():
-            making.tune(untrained="untrained" in context.tags)
+            making.tune()
             teacher, given = making.teacher(), making.quality()
         if config.start == "teacher":
             making.model = making.model.derived(copy.deepcopy(teacher.module).requires_grad_(True))

@@ -102,7 +102,7 @@ class SuperSAM(SupernetMethod):
                 f"layers must be of {known} (layer 0 always stays), got {', '.join(map(str, config.layers))}."
             )
         mlps = [name for branches in layers for branch in branches for name in _units(branch)]
-        making.tune(untrained="untrained" in context.tags)
+        making.tune()
         given = making.quality()
         losses = {} if config.layers is not None else self._missed(making, parts)
         most = round(config.removable * len(layers))
