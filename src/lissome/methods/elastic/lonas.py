@@ -72,9 +72,7 @@ class LoNAS(SupernetMethod):
         multiple: int = option(8, "neurons are rounded down to a multiple", low=1)
         min_width: int = option(32, "neurons that stay at least", low=1)
         paths: Literal["random", "sandwich"] = option("random", "sub-networks of a step: one, or the ends and one")
-        distil: float = option(
-            0.0, "share of what a sandwich's largest says in the others' loss", low=0.0, high=1.0
-        )
+        distil: float = option(0.0, "share of what a sandwich's largest says in the others' loss", low=0.0, high=1.0)
         temperature: float = option(2.0, "by which logits are divided there; of text always 1", low=0.01)
         order: Literal["none", "l1", "l2", "wanda", "first_order", "random"] = option(
             "none", "what sorts neurons and heads after the warm-up; none keeps their order"
