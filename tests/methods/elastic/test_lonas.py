@@ -110,8 +110,6 @@ def test_adapters_are_where_the_paper_has_them(home: Path, made: Path, tmp_path:
         ("qwen2", ()),
         pytest.param("bert", ("adapt=all",), marks=pytest.mark.slow),
         pytest.param("bert", ("paths=sandwich",), marks=pytest.mark.slow),
-        ("bert", ("paths=sandwich", "distil=0.5")),
-        pytest.param("llama", ("paths=sandwich", "distil=1"), marks=pytest.mark.slow),
         pytest.param("llama", ("adapt=all", "order=l1", "warm_steps=1"), marks=pytest.mark.slow),
     ],
 )
@@ -170,7 +168,5 @@ def test_untrained_adapters_change_nothing(home: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="set warm_steps too"):
         LoNAS.Config(order="l1")
-    with pytest.raises(ConfigError, match="set paths=sandwich too"):
-        LoNAS.Config(distil=0.5)
     with pytest.raises(ConfigError, match="distinct, positive and descending"):
         LoNAS.Config(ranks=(2, 4))

@@ -25,7 +25,6 @@ from lissome.core.config import option
 from lissome.core.errors import ConfigError
 from lissome.core.method import Context, Outcome
 from lissome.core.seeds import derive
-from lissome.engine.elastic import Elastic
 from lissome.engine.hooks import Hooks
 from lissome.engine.paths import RandomPath, Sandwich
 from lissome.engine.ranking import ranking, saliency
@@ -72,8 +71,6 @@ class LoNAS(SupernetMethod):
         multiple: int = option(8, "neurons are rounded down to a multiple", low=1)
         min_width: int = option(32, "neurons that stay at least", low=1)
         paths: Literal["random", "sandwich"] = option("random", "sub-networks of a step: one, or the ends and one")
-        distil: float = option(0.0, "share of what a sandwich's largest says in the others' loss", low=0.0, high=1.0)
-        temperature: float = option(2.0, "by which logits are divided there; of text always 1", low=0.01)
         order: Literal["none", "l1", "l2", "wanda", "first_order", "random"] = option(
             "none", "what sorts neurons and heads after the warm-up; none keeps their order"
         )
@@ -85,8 +82,6 @@ class LoNAS(SupernetMethod):
                 check_ranks(self.ranks)
             if self.order != "none" and not self.warm_steps:
                 raise ConfigError(f"order={self.order} looks at adapters that were warmed up; set warm_steps too.")
-            if self.distil and self.paths != "sandwich":
-                raise ConfigError("distil is what the largest of a sandwich tells the others; set paths=sandwich too.")
 
     config: Config
 
@@ -113,11 +108,8 @@ class LoNAS(SupernetMethod):
             reorder(
                 making.model, ranking(making.model, scores, axes=[name for name in space.by_name if _is_size(name)])
             )
-        elastic = Elastic(making.model, Sandwich(space) if config.paths == "sandwich" else RandomPath(space))
-        loss = None
-        if config.distil:
-            loss = making.objective.lesson(making.model, elastic, share=config.distil, temperature=config.temperature)
-        making.train("train", elastic, loss=loss, part="given")
+        sampler = Sandwich(space) if config.paths == "sandwich" else RandomPath(space)
+        making.train("train", sampler, part="given")
         numbers = [value.numel() for value in making.model.module.parameters()]
         learnt = [value.numel() for value in making.model.module.parameters() if value.requires_grad]
         return making.outcome(space, given=given, details={"trained": sum(learnt), "of": sum(numbers)})
