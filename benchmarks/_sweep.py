@@ -29,7 +29,7 @@ class Sweep:
 
     Attributes:
         arm: What it is called in cells and tables.
-        facts: What every try depends on besides its settings, JSON-able.
+        facts: What every try depends on besides its settings, JSON-able; a change may set one of them otherwise.
         usual: Settings of the first try, all those that change among them.
         changes: What is set otherwise in each of the others.
         compute: Trains with some settings, in a folder that survives a kill; gives the figure to choose by.
@@ -57,7 +57,7 @@ class Sweep:
         """Return the value of one setting with the best figure, of those that were tried alone."""
         alone = ({}, *(change for change in self.changes if set(change) == {name}))
         found = {
-            {**self.usual, **change}[name]: _elastic.measure(self._cell(change), scale, store)["value"]
+            {**self.facts, **self.usual, **change}[name]: _elastic.measure(self._cell(change), scale, store)["value"]
             for change in alone
         }
         return (min if self.figure == "ppl" else max)(found, key=found.__getitem__)
@@ -68,7 +68,8 @@ class Sweep:
         return Cell(name, {**self.facts, **settings}, partial(self._tried, change))
 
     def _tried(self, change: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        varied = {name: value for name, value in self.usual.items() if any(name in one for one in self.changes)}
+        known = {**self.facts, **self.usual}
+        varied = {name: value for name, value in known.items() if any(name in one for one in self.changes)}
         words = _words(change) if change else f"{_words(varied)} (usual)"
         value = self.compute({**self.usual, **change}, folder)
         return {"arm": self.arm, "set": words, "figure": self.figure, "value": value}

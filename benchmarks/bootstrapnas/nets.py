@@ -20,6 +20,8 @@ from lissome.models.model import Model
 from tools.train_convnets import given
 
 HALF = 0.5
+PASSES = 3
+"""Of a step of a sandwich: the largest sub-network, one at random, the smallest."""
 
 Changes = tuple[Mapping[str, Any], ...]
 
@@ -45,11 +47,13 @@ class Net:
     first: int = 0
 
 
-_SGD = {"lr": 0.02, "batch": 128, "optimizer": "sgd", "weight_decay": 1e-4}
-_STAGES = "kernel+depth2+width"
+_TAUGHT = {"distil": 0.7, "temperature": 2.0}
+_SGD = {"lr": 0.05, "batch": 128, "optimizer": "sgd", "weight_decay": 1e-4, **_TAUGHT}
+_STAGES = "depth1+width"
+_WIDTHS = (1.0, 0.8, 0.65)
 _IMAGES = {
-    **_SGD, "min_width": 8, "multiple": 4, "examples": _elastic.EXAMPLES, "stages": (_STAGES,), "paths": "random",
-    "order": "l1",
+    **_SGD, "min_width": 8, "multiple": 4, "examples": _elastic.EXAMPLES, "stages": (_STAGES,), "paths": "sandwich",
+    "widths": _WIDTHS, "order": "l1",
 }  # fmt: skip
 NETS: dict[str, Net] = {
     "zoo-resnet": Net(800, _IMAGES, _SGD, tried=150, rates=(0.01, 0.05, 0.1)),
@@ -62,15 +66,19 @@ NETS: dict[str, Net] = {
 CLOSELY = "zoo-resnet"
 """The network of which more than rates are tried."""
 ELASTIC_CHANGES: Changes = (
-    {"stages": ("kernel+depth1", "depth2", _STAGES)},
-    {"stages": ("kernel+depth2", "depth2+width2", _STAGES)},
-    {"paths": "sandwich"},
-    {"paths": "sandwich", "steps": NETS[CLOSELY].tried // 3},
+    {"stages": ("depth1", "depth1+width2", _STAGES)},
+    {"stages": ("kernel+depth2+width",)},
+    {"widths": (*_WIDTHS, 0.5)},
+    {"paths": "random"},
+    {"paths": "random", "steps": PASSES * NETS[CLOSELY].tried},
     {"order": "l2"},
     {"order": "none"},
+    {"distil": 0.0},
+    {"distil": 0.9},
 )
 PRUNED_CHANGES: Changes = (
-    {"lr": 0.005}, {"weight_decay": 0.0}, {"weight_decay": 5e-4}, {"weight_decay": 1e-3}, {"batch": 64}, {"batch": 256},
+    {"weight_decay": 0.0}, {"weight_decay": 5e-4}, {"weight_decay": 1e-3}, {"batch": 64}, {"batch": 256},
+    {"temperature": 1.0}, {"temperature": 4.0}, {"distil": 0.0}, {"distil": 0.9},
 )  # fmt: skip
 
 
@@ -112,9 +120,11 @@ def sweeps(net: str, scale: Scale, store: Store) -> dict[str, Sweep]:
 
 
 def tuned(it: Subject, model: Model, scale: Scale, settings: Mapping[str, Any], seed: int) -> Model:
-    """A copy of a model, trained as a whole on the task of a subject."""
+    """A copy of a model, trained as a whole on the task of a subject; the given network teaches it, as in every arm."""
+    plain = {name: value for name, value in settings.items() if name not in _TAUGHT}
+    lesson = _elastic.Lesson(_elastic.original(it), settings["distil"], settings["temperature"])
     return _elastic.tuned(
-        model, _elastic.objective(it), seed=seed, **{**settings, "steps": scale.of(settings["steps"])}
+        model, _elastic.objective(it), seed=seed, lesson=lesson, **{**plain, "steps": scale.of(settings["steps"])}
     )
 
 

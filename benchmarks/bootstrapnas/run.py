@@ -3,14 +3,16 @@
 A small ResNet and a network of depthwise convolutions on CIFAR-10, and MiniLM on the languages of short texts, each
 trained on its task first, become super-networks through `lissome.pipeline`, as on the command line. Beside them, in the
 same run: the given network trained as many steps more, and the network cut to half of its multiply-accumulates by
-torch-pruning and then tuned as many steps. A step is one pass in all three: one random path. Every arm has the best of
-several learning rates, found on examples to choose by. EfficientNet-Lite0 with its weights of ImageNet becomes a
-super-network on CIFAR-10 too, at 96 pixels.
+torch-pruning and then tuned as many steps; the given network teaches every arm. A step of the super-network is three
+passes, the sandwich; beside it stands one with one random path at each step, as published, and as many passes. Every
+arm has the best of several learning rates, found on examples to choose by. EfficientNet-Lite0 with its weights of
+ImageNet becomes a super-network on CIFAR-10 too, at 96 pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from benchmarks import _elastic, _tasks
 from benchmarks._elastic import Cell, Cells, Scale, Subject
 from benchmarks._frame import Inequality, Store
 from benchmarks._sweep import Sweep
-from benchmarks.bootstrapnas.nets import CLOSELY, HALF, NETS, Net, narrow, subject, sweeps, tuned
+from benchmarks.bootstrapnas.nets import CLOSELY, HALF, NETS, PASSES, Net, narrow, subject, sweeps, tuned
 from benchmarks.bootstrapnas.switching import STEPS, SWITCHED, SWITCHES, switching
 from lissome import pipeline
 from lissome.cost.counted import Counter
@@ -109,14 +111,14 @@ def _others(
     scale: Scale,
     store: Store,
 ) -> Iterator[Cell]:
-    """Other ways to half of one network, with the first seed: a sandwich; one width for all; what was found, alone."""
+    """Other ways to half of one network, with the first seed: one random path; one width for all; the found, alone."""
     how, seed = NETS[CLOSELY], scale.seeds[0]
-    sandwich = Net(**{**vars(how), "steps": how.steps // 3, "settings": {**how.settings, "paths": "sandwich"}})
+    single = replace(how, steps=PASSES * how.steps, settings={**how.settings, "paths": "random"})
     facts = made["super"].settings
     yield Cell(
-        f"sandwich-{CLOSELY}-{seed}",
-        {**facts, "settings": sandwich.settings, "steps": sandwich.steps},
-        lambda folder: _super(it(), sandwich, rates["super"](), folder, scale, seed),
+        f"random-{CLOSELY}-{seed}",
+        {**facts, "settings": single.settings, "steps": single.steps},
+        lambda folder: _super(it(), single, rates["super"](), folder, scale, seed),
     )
 
     def alone(model: Callable[[], Model]) -> Callable[[Path], dict[str, Any]]:

@@ -30,9 +30,10 @@ def _arms(result: Mapping[str, Any]) -> str:
             for arm, label in _ALONE.items()
             if (name := f"{arm}-{net}-{seeds[0]}") in cells
         }
-        sandwich = cells.get(f"sandwich-{net}-{seeds[0]}", {"cut": {}})
+        single = cells.get(f"random-{net}-{seeds[0]}", {"cut": {}})
         arms |= {
-            f"sandwich of as many passes, at {at} (one seed)": [one["test"]] for at, one in sandwich["cut"].items()
+            f"one random path at each step, as many passes, at {at} (one seed)": [one["test"]]
+            for at, one in single["cut"].items()
         }
         rows += [[net, arm, f"{_elastic.points(tests):.2f}"] for arm, tests in arms.items()]
     return table(["network", "arm", "accuracy"], rows)

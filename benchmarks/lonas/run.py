@@ -2,11 +2,11 @@
 
 MiniLM with a new head learns the languages of short texts with its weights frozen. LoNAS trains ranks and widths
 together; beside it, for each width, the model is cut to it first by magnitude and plain adapters are trained on that,
-with as many steps and the same rank. The ceiling is LoRA on the whole model. Every arm has the best of as many learning
-rates, found with shorter runs on examples to choose by. The run that is judged trains three sub-networks at each step
-(the sandwich), which is as many passes as the three runs that it replaces; beside it stands one with a single random
-sub-network at each step, as published. SmolLM2 becomes elastic in its MLPs on addresses to Congress, and is judged on
-them and on text that it was not tuned to.
+with as many steps. The ceiling is LoRA on the whole model. Every arm has the best of as many learning rates and ranks,
+found with shorter runs on examples to choose by. The run that is judged trains three sub-networks at each step (the
+sandwich), which is as many passes as the three runs that it replaces; beside it stands one with three ranks and a
+single random sub-network at each step, as published. SmolLM2 becomes elastic in its MLPs on addresses to Congress, and
+is judged on them and on text that it was not tuned to.
 """
 
 from __future__ import annotations
@@ -47,8 +47,6 @@ SPACE: dict[str, Any] = {
     "ranks": RANKS, "widths": WIDTHS, "heads": HEADS, "tune_steps": 0, "multiple": 1, "adapt": "all",
 }  # fmt: skip
 STEPS = 1500
-PATHS = ("sandwich", "random")
-"""Of a step: the run that is judged, and the published way."""
 TRIALS = 100
 TRIED = 600
 """Steps of a run in which settings are tried."""
@@ -59,15 +57,20 @@ USUAL: dict[str, Any] = {"lr": 2e-3, "order": "none", "warm_steps": 0, "paths": 
 CHANGES: tuple[dict[str, Any], ...] = (
     {"lr": 1e-3},
     {"lr": 4e-3},
-    {"order": "random", **_WARM},
+    {"ranks": (8,)},
+    {"ranks": (32, 16, 8)},
+    {"order": "l1"},
+    {"order": "random"},
     {"order": "wanda", **_WARM},
     {"paths": "random"},
     {"paths": "random", "steps": PASSES * TRIED},
 )
 LORA: dict[str, Any] = {"lr": 2e-3, "alpha": 16.0, "dropout": 0.1, "adapt": "all"}
-LORA_RATES: tuple[dict[str, Any], ...] = ({"lr": 1e-3}, {"lr": 4e-3})
-LORA_CHANGES = (*LORA_RATES, {"alpha": 8.0}, {"alpha": 32.0}, {"dropout": 0.0}, {"dropout": 0.2})
-"""What is tried of LoRA at the middle width; at the others it is rates alone."""
+LORA_RATES: tuple[dict[str, Any], ...] = ({"lr": 1e-3}, {"lr": 4e-3}, {"ranks": (4,)}, {"ranks": (16,)})
+LORA_CHANGES = (*LORA_RATES, {"alpha": 8.0}, {"alpha": 32.0}, {"dropout": 0.0}, {"dropout": 0.2}, {"order": "none"})
+"""What is tried of LoRA at the middle width; at the others it is rates and ranks alone."""
+CHOSEN = {"lonas": ("lr", "ranks", "order"), "lora": ("lr", "ranks")}
+"""What of it each arm then takes: the best value of each; neurons and heads of LoRA are sorted by magnitude."""
 DECODER = "smollm2-135m"
 LANGUAGE: dict[str, Any] = {
     "steps": 120,
@@ -100,26 +103,23 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     words, text = word_sweeps(it, scale), text_sweeps(scale)
     for sweep in (*words.values(), *text.values()):
         yield from sweep.cells()
-    alike = {"steps": STEPS, "ranks": RANKS}
-    known = {**SPACE, **alike, "trials": TRIALS, "cheap": CHEAP}
-    for seed in scale.seeds:
-        for paths in PATHS:
-            yield Cell(
-                f"{paths}-{seed}",
-                {**known, "seed": seed, "sweep": words["lonas"].described, "paths": paths},
-                lambda folder, paths=paths, seed=seed: made(
-                    it(), folder, scale, words["lonas"].best(store, scale, "lr"), seed, paths
-                ),
-            )
-        for share in WIDTHS:
-            sweep = words[f"lora-{share:g}"]
-            yield Cell(
-                f"lora-{share:g}-{seed}",
-                {**alike, "seed": seed, "share": share, "sweep": sweep.described},
-                lambda _, share=share, seed=seed, sweep=sweep: pruned(
-                    it(), share, scale, sweep.best(store, scale, "lr"), seed
-                ),
-            )
+    known, best = {**SPACE, "steps": STEPS, "trials": TRIALS, "cheap": CHEAP}, partial(_best, store, scale)
+    ways: list[tuple[int, dict[str, Any]]] = [(seed, {"paths": "sandwich"}) for seed in scale.seeds]
+    for seed, way in [*ways, (scale.seeds[0], {"paths": "random", "ranks": RANKS, "order": "none"})]:
+        yield Cell(
+            f"{way['paths']}-{seed}",
+            {**known, "seed": seed, "sweep": words["lonas"].described, **way},
+            lambda folder, seed=seed, way=way: made(
+                it(), folder, scale, {**best("lonas", words["lonas"]), **way}, seed
+            ),
+        )
+    for seed, share in ((seed, share) for seed in scale.seeds for share in WIDTHS):
+        sweep = words[f"lora-{share:g}"]
+        yield Cell(
+            f"lora-{share:g}-{seed}",
+            {"steps": STEPS, "seed": seed, "share": share, "sweep": sweep.described},
+            lambda _, share=share, seed=seed, sweep=sweep: pruned(it(), share, scale, best("lora", sweep), seed),
+        )
     facts = {"model": DECODER, "settings": LANGUAGE, "windows": vars(WINDOWS), "of_each": WINDOWS_OF_EACH}
     yield Cell("language-given", facts, lambda _: untuned())
     for seed in scale.seeds:
@@ -132,6 +132,11 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
         )
 
 
+def _best(store: Store, scale: Scale, arm: str, sweep: Sweep) -> dict[str, Any]:
+    """The best value of each setting that an arm takes from what was tried of it."""
+    return {name: sweep.best(store, scale, name) for name in CHOSEN[arm]}
+
+
 def fresh(store: Store) -> Subject:
     """MiniLM with a new head, which has learnt nothing."""
     return _elastic.encoder(store.scratch("model", {"steps": 0}), _tasks.languages(), steps=0)
@@ -142,11 +147,12 @@ def word_sweeps(it: Callable[[], Subject], scale: Scale) -> dict[str, Sweep]:
 
     def elastic(settings: Mapping[str, Any], folder: Path) -> float:
         model, space = supernet(it(), folder, scale, settings, 0)
-        accuracy = [_elastic.chosen_by(_at_best_rank(model, space, share, it()), it()) for share in WIDTHS]
+        accuracy = [_elastic.chosen_by(at_best_rank(model, space, share, it()), it()) for share in WIDTHS]
         return sum(accuracy) / len(accuracy)
 
     def alone(share: float, settings: Mapping[str, Any], _: Path) -> float:
-        return _elastic.chosen_by(lora(it(), share, scale.of(TRIED), settings, 0), it())
+        chosen = {"ranks": RANKS, **settings}
+        return _elastic.chosen_by(lora(it(), share, scale.of(TRIED), chosen, 0), it())
 
     found = {"lonas": Sweep("lonas", SPACE, USUAL, CHANGES, elastic)}
     for share in WIDTHS:
@@ -171,23 +177,25 @@ def _settings(scale: Scale, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {**SPACE, **chosen, **steps}
 
 
-def made(it: Subject, folder: Path, scale: Scale, rate: float, seed: int, paths: str) -> dict[str, Any]:
+def made(it: Subject, folder: Path, scale: Scale, chosen: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The super-network, searched; what is cut out of it, and each width, whose rank is chosen."""
-    settings = _settings(scale, {"steps": STEPS, "lr": rate, "paths": paths})
+    settings = _settings(scale, {"steps": STEPS, **chosen})
     place = _elastic.supernet(it, folder, method="lonas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed)
     found = _elastic.measured(it, place, (CHEAP,), folder / "cut")
     details, (model, space) = read_manifest(place).lineage[0].details, _elastic.opened(place)
-    best = {share: _at_best_rank(model, space, share, it) for share in WIDTHS}
+    best = {share: at_best_rank(model, space, share, it) for share in WIDTHS}
     widths = {f"{share:g}": _elastic.packed(one, _elastic.objective(it)) for share, one in best.items()}
     return {
-        **found, "widths": widths, "trained": details["trained"] / details["of"], "rate": rate,
+        **found, "widths": widths, "trained": details["trained"] / details["of"], "rate": chosen["lr"],
+        "ranks": list(chosen["ranks"]), "order": chosen["order"],
         "latency": _elastic.latency(it, folder / "cut" / f"{CHEAP:g}"),
     }  # fmt: skip
 
 
-def _at_best_rank(model: Model, space: Space, share: float, it: Subject) -> Model:
-    """Return what a super-network gives at one share of all widths, and the rank with which that chooses best."""
-    every = (at_width(model, space, share, rank) for rank in RANKS)
+def at_best_rank(model: Model, space: Space, share: float, it: Subject) -> Model:
+    """Return what a super-network gives at one share of all widths, with the rank that is best to choose by."""
+    ranks = sorted({rank for axis in space.axes if axis.name.endswith(".rank") for rank in axis.choices})
+    every = (at_width(model, space, share, rank) for rank in ranks or [None])
     return max(every, key=lambda one: _elastic.chosen_by(one, it))
 
 
@@ -200,22 +208,29 @@ def at_width(model: Model, space: Space, share: float, rank: int | None = None) 
     return small
 
 
-def pruned(it: Subject, share: float, scale: Scale, rate: float, seed: int) -> dict[str, Any]:
+def pruned(it: Subject, share: float, scale: Scale, chosen: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """LoRA at one width by itself."""
     given = _elastic.original(it)
-    small = lora(it, share, scale.of(STEPS), {**LORA, "lr": rate}, seed)
+    small = lora(it, share, scale.of(STEPS), {**LORA, **chosen}, seed)
     macs = Counter(small).count().macs / Counter(given).count().macs
-    return {"test": _elastic.packed(small, _elastic.objective(it)), "macs": macs, "rate": rate}
+    return {
+        "test": _elastic.packed(small, _elastic.objective(it)),
+        "macs": macs,
+        "rate": chosen["lr"],
+        "ranks": list(chosen["ranks"]),
+    }
 
 
 def lora(it: Subject, share: float, steps: int, settings: Mapping[str, Any], seed: int) -> Model:
-    """Prune to a width by magnitude, then train plain adapters of the largest rank and the head; they are merged."""
+    """Prune to a width by magnitude, then train plain adapters and the head; they are merged."""
     judge, given = _elastic.objective(it), _elastic.original(it)
     work = given.derived(extract(given, given.space().full).module)
-    reorder(work, ranking(work, saliency(work, "l1")))
+    if settings.get("order") != "none":
+        reorder(work, ranking(work, saliency(work, "l1")))
     subnet, space = _elastic.uniform(work, share, multiple=1)
     small = extract(work, subnet, space=space)
-    return tuned_by_lora(small, judge, rank=RANKS[0], steps=steps, seed=seed, **settings)
+    plain = {name: value for name, value in settings.items() if name not in {"ranks", "order"}}
+    return tuned_by_lora(small, judge, rank=settings["ranks"][0], steps=steps, seed=seed, **plain)
 
 
 def text_sweeps(scale: Scale) -> dict[str, Sweep]:

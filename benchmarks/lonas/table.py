@@ -7,27 +7,26 @@ from typing import Any
 
 from benchmarks import _elastic, _sweep
 from benchmarks._markdown import table
-from benchmarks.lonas.run import PATHS, TEXTS, ratio
+from benchmarks.lonas.run import TEXTS, ratio
 
 _ARMS = {"cut": "cut by magnitude, not tuned", "lora": "cut by magnitude, then LoRA", "lonas": "LoNAS, one run"}
 
 
 def _widths(result: Mapping[str, Any]) -> str:
     cells, seeds = result["cells"], result["seeds"]
-    made, rows = [[cells[f"{name}-{seed}"] for seed in seeds] for name in PATHS], []
+    made, rows = [[cells[f"sandwich-{seed}"] for seed in seeds], [cells[f"random-{seeds[0]}"]]], []
     for share in made[0][0]["widths"]:
         alone = [cells[f"lora-{share}-{seed}"] for seed in seeds]
         tests = [[one["widths"][share] for one in runs] for runs in made] + [[one["test"] for one in alone]]
-        rates = f"{made[0][0]['rate']:g}, {alone[0]['rate']:g}"
-        rows.append([f"{float(share):.0%}", *(f"{_elastic.points(each):.2f}" for each in tests), rates])
+        chosen = "; ".join(f"{one['rate']:g}, {', '.join(map(str, one['ranks']))}" for one in (made[0][0], alone[0]))
+        rows.append([f"{float(share):.0%}", *(f"{_elastic.points(each):.2f}" for each in tests), chosen])
     for share in made[0][0]["cut"]:
         mine = [_elastic.points([one["cut"][share]["test"] for one in runs]) for runs in made]
         rows.append(
             [f"searched, at most {share} of the multiply-accumulates", *(f"{each:.2f}" for each in mine), "", ""]
         )
-    return table(
-        ["widths", *(f"LoNAS, one run, {paths}" for paths in PATHS), "pruned, then LoRA", "learning rates"], rows
-    )
+    arms = ("LoNAS, one run, sandwich", "LoNAS, one run, one path (one seed)", "pruned, then LoRA")
+    return table(["widths", *arms, "learning rates and ranks of LoNAS; of LoRA"], rows)
 
 
 def _language(result: Mapping[str, Any]) -> str:
@@ -64,7 +63,9 @@ _TABLES = _elastic.Tables(
         "loss over seeds, and how many times that of SmolLM2 as it is, with the 95 % interval over windows.": _language,
         "Settings that were tried with one seed and shorter runs, on examples to choose by: accuracy in points (LoNAS: "
         "the mean over its widths; higher is better), of SmolLM2 perplexity (lower is better). A step of the sandwich "
-        "is three passes. Each arm was then trained with the best of its learning rates.": (_sweep.tried),
+        "is three passes. Arms were then trained with the best of their learning rates and ranks, LoNAS of orders too.": (
+            _sweep.tried
+        ),
     },
     note=_elastic.RESAMPLED,
 )

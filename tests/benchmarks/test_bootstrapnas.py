@@ -37,7 +37,7 @@ def made_up(
         cells[f"super-{net}-{seed}"] = made
         facts = {"test": text(0.9), "macs": used, "rate": 0.02}
         cells |= {f"{arm}-{net}-{seed}": facts for arm in ("longer", "pruned")}
-    return cells | {f"sandwich-{net}-{SEEDS[0]}": made, f"uniform-{net}-{SEEDS[0]}": facts}
+    return cells | {f"random-{net}-{SEEDS[0]}": made, f"uniform-{net}-{SEEDS[0]}": facts}
 
 
 def switched(share: float) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def test_the_tables_show_every_arm() -> None:
     arms = ("given", "torch-pruning to half, tuned", "super-network, at 0.5")
     assert all(f"| zoo-resnet | {arm} |" in page for arm in arms)
     assert "| zoo-resnet | one share of all widths to half, tuned (one seed) | 90.00 |" in page
-    assert "| zoo-resnet | sandwich of as many passes, at 0.5 (one seed) | 90.00 |" in page
+    assert "| zoo-resnet | one random path at each step, as many passes, at 0.5 (one seed) | 90.00 |" in page
     assert "| smollm2-135m | 1.00 | 200 | 0.50% |" in page
     assert "| efficientnet-lite0 | 10% | 80.0 |" in page
     assert "| cut out of it | 48% | 90.00 |" in page

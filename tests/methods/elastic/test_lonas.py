@@ -110,7 +110,7 @@ def test_adapters_are_where_the_paper_has_them(home: Path, made: Path, tmp_path:
         ("qwen2", ()),
         pytest.param("bert", ("adapt=all",), marks=pytest.mark.slow),
         pytest.param("bert", ("paths=sandwich",), marks=pytest.mark.slow),
-        pytest.param("llama", ("adapt=all", "order=l1", "warm_steps=1"), marks=pytest.mark.slow),
+        pytest.param("llama", ("adapt=all", "order=l1"), marks=pytest.mark.slow),
     ],
 )
 def test_extracted_and_merged_is_what_was_masked(
@@ -166,7 +166,5 @@ def test_untrained_adapters_change_nothing(home: Path, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ConfigError, match="set warm_steps too"):
-        LoNAS.Config(order="l1")
     with pytest.raises(ConfigError, match="distinct, positive and descending"):
         LoNAS.Config(ranks=(2, 4))
