@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Net:
         tune: Settings of the arms beside it.
         tried: Steps of a run in which settings are tried.
         rates: Learning rates that are tried of every arm, beside the one in its settings.
-        first: Steps of its first training; of a network of images they are in ``tools/train_convnets.py``.
+        first: Of its first training; that of a network of images is in ``tools/train_convnets.py``.
     """
 
     steps: int
@@ -44,7 +44,7 @@ class Net:
     tune: Mapping[str, Any]
     tried: int
     rates: tuple[float, ...]
-    first: int = 0
+    first: Mapping[str, Any] = field(default_factory=dict)
 
 
 _TAUGHT = {"distil": 0.7, "temperature": 2.0}
@@ -59,8 +59,9 @@ NETS: dict[str, Net] = {
     "zoo-resnet": Net(800, _IMAGES, _SGD, tried=150, rates=(0.01, 0.05, 0.1)),
     "zoo-depthwise": Net(600, _IMAGES, _SGD, tried=120, rates=(0.01, 0.05, 0.1)),
     "minilm": Net(
-        500, {"lr": 1e-4, "stages": ("depth2+width",), "widths": (1.0, 0.75, 0.5, 0.25)}, {"lr": 1e-4}, tried=120,
-        rates=(5e-5, 2e-4), first=500,
+        800,
+        {"lr": 1e-4, "stages": ("width",), "widths": (1.0, 0.75, 0.5), "paths": "sandwich", **_TAUGHT},
+        {"lr": 1e-4, **_TAUGHT}, tried=150, rates=(2e-4, 4e-4), first={"steps": 1500, "lr": 2e-4},
     ),
 }  # fmt: skip
 CLOSELY = "zoo-resnet"
@@ -84,9 +85,10 @@ PRUNED_CHANGES: Changes = (
 
 def subject(net: str, scale: Scale, store: Store) -> Subject:
     """Return a network that was trained on its task; it is trained the first time."""
-    folder = store.scratch(f"given-{net}", {"net": net, "first": NETS[net].first, "part": scale.part})
+    folder = store.scratch(f"given-{net}", {"net": net, "first": dict(NETS[net].first), "part": scale.part})
     if net == "minilm":
-        return _elastic.encoder(folder, _tasks.languages(), steps=scale.of(NETS[net].first))
+        first = NETS[net].first
+        return _elastic.encoder(folder, _tasks.languages(), steps=scale.of(first["steps"]), lr=first["lr"])
     return Subject(net, given(net, folder, part=scale.part), _tasks.photographs())
 
 
@@ -95,7 +97,7 @@ def sweeps(net: str, scale: Scale, store: Store) -> dict[str, Sweep]:
     how, it = NETS[net], partial(subject, net, scale, store)
     rates: Changes = tuple({"lr": rate} for rate in how.rates)
     more = {"super": ELASTIC_CHANGES, "pruned": PRUNED_CHANGES} if net == CLOSELY else {}
-    facts = {"net": net, "first": how.first}
+    facts = {"net": net, "first": dict(how.first)}
 
     def elastic(settings: Mapping[str, Any], folder: Path) -> float:
         """Mean accuracy of the middle network and the smallest."""

@@ -75,7 +75,7 @@ def _of_net(net: str, scale: Scale, store: Store) -> Iterator[Cell]:
     how, it, tried = NETS[net], partial(subject, net, scale, store), sweeps(net, scale, store)
     for sweep in tried.values():
         yield from sweep.cells()
-    facts = {"net": net, "first": how.first}
+    facts = {"net": net, "first": dict(how.first)}
     yield Cell(f"given-{net}", facts, lambda _: whole(it()))
     yield Cell(f"before-{net}", {**facts, "widths": WIDTHS, "orders": ORDERS}, lambda _: before(it()))
     own = {

@@ -24,7 +24,7 @@ SHARES = (HALF, FIFTH)
 SMALL = 0.195
 """What the smallest network of a space shall cost: within 2 % of it, which leaves it below a fifth."""
 TASKS = {"languages": _tasks.languages, "sst2": _tasks.sentences}
-TEACHER, SCORES = 500, 120
+TEACHER, SCORES = 1000, 120
 TRIED, TRIED_SMALL = 250, 80
 """Steps of a run in which rates of teachers and LoRA are tried; and settings of networks that learn from a teacher."""
 

@@ -63,9 +63,8 @@ _TABLES = _elastic.Tables(
         "loss over seeds, and how many times that of SmolLM2 as it is, with the 95 % interval over windows.": _language,
         "Settings that were tried with one seed and shorter runs, on examples to choose by: accuracy in points (LoNAS: "
         "the mean over its widths; higher is better), of SmolLM2 perplexity (lower is better). A step of the sandwich "
-        "is three passes. Arms were then trained with the best of their learning rates and ranks, LoNAS of orders too.": (
-            _sweep.tried
-        ),
+        "is three passes. Arms were then trained with the best of their learning rates and ranks, LoNAS with that of "
+        "orders too.": (_sweep.tried),
     },
     note=_elastic.RESAMPLED,
 )
