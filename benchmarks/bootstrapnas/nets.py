@@ -59,8 +59,8 @@ NETS: dict[str, Net] = {
     "zoo-resnet": Net(800, _IMAGES, _SGD, tried=150, rates=(0.01, 0.05, 0.1)),
     "zoo-depthwise": Net(600, _IMAGES, _SGD, tried=120, rates=(0.01, 0.05, 0.1)),
     "minilm": Net(
-        800,
-        {"lr": 1e-4, "stages": ("width",), "widths": (1.0, 0.75, 0.5), "paths": "sandwich", **_TAUGHT},
+        700,
+        {"lr": 1e-4, "stages": ("width",), "widths": (1.0, 0.75, 0.5, 0.35), "paths": "sandwich", **_TAUGHT},
         {"lr": 1e-4, **_TAUGHT}, tried=150, rates=(2e-4, 4e-4), first={"steps": 1500, "lr": 2e-4},
     ),
 }  # fmt: skip
