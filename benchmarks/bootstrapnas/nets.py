@@ -49,30 +49,31 @@ class Net:
 
 _TAUGHT = {"distil": 0.7, "temperature": 2.0}
 _SGD = {"lr": 0.05, "batch": 128, "optimizer": "sgd", "weight_decay": 1e-4, **_TAUGHT}
-_STAGES = "depth1+width"
-_WIDTHS = (1.0, 0.8, 0.65)
 _IMAGES = {
-    **_SGD, "min_width": 8, "multiple": 4, "examples": _elastic.EXAMPLES, "stages": (_STAGES,), "paths": "sandwich",
-    "widths": _WIDTHS, "order": "l1",
+    **_SGD, "min_width": 8, "multiple": 4, "examples": _elastic.EXAMPLES, "stages": ("width",), "paths": "sandwich",
+    "widths": (1.0, 0.9, 0.8, 0.7), "order": "l1",
 }  # fmt: skip
 NETS: dict[str, Net] = {
-    "zoo-resnet": Net(800, _IMAGES, _SGD, tried=150, rates=(0.01, 0.05, 0.1)),
-    "zoo-depthwise": Net(600, _IMAGES, _SGD, tried=120, rates=(0.01, 0.05, 0.1)),
+    "zoo-resnet": Net(1500, _IMAGES, _SGD, tried=150, rates=(0.01, 0.05, 0.1)),
+    "zoo-depthwise": Net(1500, _IMAGES, _SGD, tried=120, rates=(0.01, 0.05, 0.1)),
     "minilm": Net(
         700,
-        {"lr": 1e-4, "stages": ("width",), "widths": (1.0, 0.75, 0.5, 0.35), "paths": "sandwich", **_TAUGHT},
+        {
+            "lr": 1e-4, "stages": ("width",), "widths": (1.0, 0.8, 0.6, 0.42), "paths": "sandwich",
+            "order": "first_order", **_TAUGHT,
+        },
         {"lr": 1e-4, **_TAUGHT}, tried=150, rates=(2e-4, 4e-4), first={"steps": 1500, "lr": 2e-4},
     ),
 }  # fmt: skip
 CLOSELY = "zoo-resnet"
 """The network of which more than rates are tried."""
 ELASTIC_CHANGES: Changes = (
-    {"stages": ("depth1", "depth1+width2", _STAGES)},
-    {"stages": ("kernel+depth2+width",)},
-    {"widths": (*_WIDTHS, 0.5)},
+    {"stages": ("width2", "width")},
+    {"stages": ("width2", "width3", "width:2")},
     {"paths": "random"},
     {"paths": "random", "steps": PASSES * NETS[CLOSELY].tried},
     {"order": "l2"},
+    {"order": "first_order"},
     {"order": "none"},
     {"distil": 0.0},
     {"distil": 0.9},

@@ -26,7 +26,11 @@ def made_up(
     front = [{"macs": 0.1 + 0.12 * at, "accuracy": 0.8, "held": 0.8} for at in range(sizes)]
     cut = {f"{share:g}": {"macs": macs, "params": 0.5, "test": text(half)} for share in run.SHARES}
     ends = {"largest": text(0.91), "smallest": text(0.7)}
-    orders = {f"{order}-{share:g}": text(0.8 if order == "l1" else 0.5) for order in run.ORDERS for share in run.WIDTHS}
+    orders = {
+        f"{order}-{share:g}": text(0.5 if order in {"random", "none"} else 0.8)
+        for order in run.ORDERS
+        for share in run.WIDTHS
+    }
     cells: dict[str, Any] = {
         f"given-{net}": {"test": text(0.9)},
         f"before-{net}": {"orders": orders, "own": text(0.8), "plain": text(0.2)},
