@@ -54,8 +54,8 @@ _IMAGES = {
     "widths": (1.0, 0.9, 0.8, 0.7), "order": "l1",
 }  # fmt: skip
 NETS: dict[str, Net] = {
-    "zoo-resnet": Net(1500, _IMAGES, _SGD, tried=150, rates=(0.01, 0.05, 0.1)),
-    "zoo-depthwise": Net(1500, _IMAGES, _SGD, tried=120, rates=(0.01, 0.05, 0.1)),
+    "zoo-resnet": Net(1500, _IMAGES, _SGD, tried=150, rates=(0.01, 0.02, 0.1)),
+    "zoo-depthwise": Net(1500, _IMAGES, _SGD, tried=120, rates=(0.01, 0.02, 0.1)),
     "minilm": Net(
         700,
         {
