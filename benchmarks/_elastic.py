@@ -291,7 +291,18 @@ def supernet(
     seed: int,
     quality: str = "accuracy",
 ) -> Path:
-    """Make a super-network of a subject and search it by the default sampler; continues after a kill."""
+    """Make a super-network of a subject and search it by the default sampler; continues after a kill.
+
+    Args:
+        subject: What becomes one.
+        folder: Of unfinished work.
+        method: Makes it.
+        settings: Of the method.
+        trials: Of the search.
+        seed: Of both.
+        quality: What is searched for beside few multiply-accumulates. On some hundred examples the loss tells networks
+            apart whose accuracy is the same.
+    """
     pipeline.supernet(
         str(subject.folder), method=method, data=str(subject.data), settings=assignments(settings), seed=seed,
         out=folder / "S",

@@ -41,6 +41,8 @@ SIZES = 5
 SWITCH = 0.01
 """Share of a training step that switching may take."""
 TRIALS = 150
+QUALITY = "loss"
+"""What is searched for, beside few multiply-accumulates."""
 TRANSFER: Mapping[str, Any] = {
     "steps": 200, "tune_steps": 150, "lr": 0.01, "tune_lr": 0.02, "batch": 32, "optimizer": "sgd", "examples": 128,
     "stages": "kernel+width", "paths": "sandwich", "distil": 0.7, "widths": (1.0, 0.9, 0.8, 0.7),
@@ -67,7 +69,14 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     for net, batch in SWITCHED.items():
         facts = {"net": net, "batch": batch, "switches": SWITCHES, "steps": STEPS[net]}
         yield Cell(f"switching-{net}", facts, lambda _, net=net: switching(net, scale, store))
-    facts = {"pixels": _PIXELS, "trials": TRIALS, "settings": TRANSFER, "images": PHOTOGRAPHS, "share": TRANSFERRED}
+    facts = {
+        "pixels": _PIXELS,
+        "trials": TRIALS,
+        "quality": QUALITY,
+        "settings": TRANSFER,
+        "images": PHOTOGRAPHS,
+        "share": TRANSFERRED,
+    }
     yield Cell("transfer", facts, partial(transfer, scale))
 
 
@@ -79,8 +88,8 @@ def _of_net(net: str, scale: Scale, store: Store) -> Iterator[Cell]:
     yield Cell(f"given-{net}", facts, lambda _: whole(it()))
     yield Cell(f"before-{net}", {**facts, "widths": WIDTHS, "orders": ORDERS}, lambda _: before(it()))
     own = {
-        "super": {"settings": how.settings, "shares": SHARES, "trials": TRIALS}, "longer": {"tune": how.tune},
-        "pruned": {"tune": how.tune, "share": HALF},
+        "super": {"settings": how.settings, "shares": SHARES, "trials": TRIALS, "quality": QUALITY},
+        "longer": {"tune": how.tune}, "pruned": {"tune": how.tune, "share": HALF},
     }  # fmt: skip
     made: dict[str, Cell] = {}
     for seed in scale.seeds:
@@ -163,7 +172,7 @@ def before(it: Subject) -> dict[str, Any]:
 def _super(it: Subject, how: Net, rate: float, folder: Path, scale: Scale, seed: int) -> dict[str, Any]:
     settings = {**how.settings, "lr": rate, "steps": scale.of(how.steps)}
     place = _elastic.supernet(
-        it, folder, method="bootstrapnas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed
+        it, folder, method="bootstrapnas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed, quality=QUALITY
     )
     found = _elastic.measured(it, place, SHARES, folder / "cut")
     return {**found, "rate": rate, "latency": _elastic.latency(it, folder / "cut" / f"{HALF:g}")}
@@ -227,7 +236,9 @@ def transfer(scale: Scale, folder: Path) -> dict[str, Any]:
         "efficientnet-lite0", folder / "model", _tasks.few_photographs(*map(scale.of, PHOTOGRAPHS, (400, 200)))
     )
     settings = {**TRANSFER, "steps": scale.of(TRANSFER["steps"]), "tune_steps": scale.of(TRANSFER["tune_steps"])}
-    place = _elastic.supernet(it, folder, method="bootstrapnas", settings=settings, trials=scale.of(TRIALS, 12), seed=0)
+    place = _elastic.supernet(
+        it, folder, method="bootstrapnas", settings=settings, trials=scale.of(TRIALS, 12), seed=0, quality=QUALITY
+    )
     return _elastic.measured(it, place, (TRANSFERRED,), folder / "cut")
 
 

@@ -47,7 +47,9 @@ SPACE: dict[str, Any] = {
     "ranks": RANKS, "widths": WIDTHS, "heads": HEADS, "tune_steps": 0, "multiple": 1, "adapt": "all",
 }  # fmt: skip
 STEPS = 1500
-TRIALS = 100
+TRIALS = 150
+QUALITY = "loss"
+"""What is searched for, beside few multiply-accumulates."""
 TRIED = 600
 """Steps of a run in which settings are tried."""
 PASSES = 3
@@ -103,7 +105,10 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     words, text = word_sweeps(it, scale), text_sweeps(scale)
     for sweep in (*words.values(), *text.values()):
         yield from sweep.cells()
-    known, best = {**SPACE, "steps": STEPS, "trials": TRIALS, "cheap": CHEAP}, partial(_best, store, scale)
+    known, best = (
+        {**SPACE, "steps": STEPS, "trials": TRIALS, "quality": QUALITY, "cheap": CHEAP},
+        partial(_best, store, scale),
+    )
     ways: list[tuple[int, dict[str, Any]]] = [(seed, {"paths": "sandwich"}) for seed in scale.seeds]
     for seed, way in [*ways, (scale.seeds[0], {"paths": "random", "ranks": RANKS, "order": "none"})]:
         yield Cell(
@@ -180,7 +185,9 @@ def _settings(scale: Scale, chosen: Mapping[str, Any]) -> dict[str, Any]:
 def made(it: Subject, folder: Path, scale: Scale, chosen: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The super-network, searched; what is cut out of it, and each width, whose rank is chosen."""
     settings = _settings(scale, {"steps": STEPS, **chosen})
-    place = _elastic.supernet(it, folder, method="lonas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed)
+    place = _elastic.supernet(
+        it, folder, method="lonas", settings=settings, trials=scale.of(TRIALS, 12), seed=seed, quality=QUALITY
+    )
     found = _elastic.measured(it, place, (CHEAP,), folder / "cut")
     details, (model, space) = read_manifest(place).lineage[0].details, _elastic.opened(place)
     best = {share: at_best_rank(model, space, share, it) for share in WIDTHS}
