@@ -59,7 +59,7 @@ NETS: dict[str, Net] = {
     "minilm": Net(
         700,
         {
-            "lr": 1e-4, "stages": ("width",), "widths": (1.0, 0.75, 0.5, 0.25), "paths": "sandwich",
+            "lr": 1e-4, "stages": ("width",), "widths": (1.0, 0.75, 0.5, 0.34), "paths": "sandwich",
             "order": "first_order", **_TAUGHT,
         },
         {"lr": 1e-4, **_TAUGHT}, tried=150, rates=(2e-4, 4e-4), first={"steps": 1500, "lr": 2e-4},

@@ -40,7 +40,7 @@ SIZES = 5
 """Points of one front that are more than 5 % of multiply-accumulates apart."""
 SWITCH = 0.01
 """Share of a training step that switching may take."""
-TRIALS = 150
+TRIALS = 300
 QUALITY = "loss"
 """What is searched for, beside few multiply-accumulates."""
 TRANSFER: Mapping[str, Any] = {
