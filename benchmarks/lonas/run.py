@@ -105,10 +105,8 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     words, text = word_sweeps(it, scale), text_sweeps(scale)
     for sweep in (*words.values(), *text.values()):
         yield from sweep.cells()
-    known, best = (
-        {**SPACE, "steps": STEPS, "trials": TRIALS, "quality": QUALITY, "cheap": CHEAP},
-        partial(_best, store, scale),
-    )
+    known = {**SPACE, "steps": STEPS, "trials": TRIALS, "quality": QUALITY, "cheap": CHEAP}
+    best = partial(_best, store, scale)
     ways: list[tuple[int, dict[str, Any]]] = [(seed, {"paths": "sandwich"}) for seed in scale.seeds]
     for seed, way in [*ways, (scale.seeds[0], {"paths": "random", "ranks": RANKS, "order": "none"})]:
         yield Cell(
