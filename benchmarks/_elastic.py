@@ -117,7 +117,7 @@ def run(
     if store.pattern is not None:
         return []
     judged = judge(found, scale.seeds)
-    store.publish(claim, {"cells": found, "seeds": scale.seeds, "inequalities": [vars(one) for one in judged]})
+    store.publish(claim, {"seeds": scale.seeds, "inequalities": [vars(one) for one in judged]}, cells=found)
     return judged
 
 

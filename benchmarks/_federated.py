@@ -74,7 +74,7 @@ def judged(
     if store.pattern is not None:
         return []
     found = judge(cells)
-    store.publish("minilm", {"facts": facts, "cells": cells, "inequalities": [vars(one) for one in found]})
+    store.publish("minilm", {"facts": facts, "inequalities": [vars(one) for one in found]}, cells=cells)
     return found
 
 

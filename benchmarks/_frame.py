@@ -35,6 +35,8 @@ _HOLDS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "==": operator.eq,
 }
+CELLS = "cells"
+"""Folder of cells beside published results."""
 _PACKAGES = ("lissome", "torch", "transformers", "peft", "flwr", "lm-eval", "torch-pruning")
 
 
@@ -113,6 +115,7 @@ class Store:
         self.folder, self.pattern, self.quick = folder, pattern, quick
         self._scratch, self._fresh = scratch, fresh
         self._environments: list[dict[str, Any]] = []
+        self._files: dict[str, str] = {}
 
     def wants(self, name: str) -> bool:
         """Whether a cell of this name is to be computed in this run."""
@@ -130,7 +133,8 @@ class Store:
             settings: Everything that the result depends on (JSON-able).
             compute: Measures; returns a JSON-able mapping.
         """
-        path = self.folder / "cells" / f"{name}-{key_of(settings)}.json"
+        self._files[name] = file = f"{name}-{key_of(settings)}.json"
+        path = self.folder / CELLS / file
         if path.exists() and not self._fresh:
             stored = read_json(path)
         else:
@@ -152,11 +156,34 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def publish(self, name: str, result: Mapping[str, Any]) -> Path:
-        """Write a result that tables are made from, with the environments that its cells were measured in."""
+    def publish(self, name: str, result: Mapping[str, Any], *, cells: Iterable[str] = ()) -> Path:
+        """Write a result that tables are made from, with the environments that its cells were measured in.
+
+        Args:
+            name: Of its file.
+            result: What it says, JSON-able.
+            cells: Names of cells that belong to it: their files are named, and `published` reads them.
+        """
         path = self.folder / f"{name}{'-quick' if self.quick else ''}.json"
-        write_json(path, {"quick": self.quick, "environments": self._environments, **result})
+        named = {"cells": {cell: self._files[cell] for cell in cells}} if cells else {}
+        write_json(path, {"quick": self.quick, "environments": self._environments, **result, **named})
         return path
+
+    def unused(self) -> list[str]:
+        """Return files of cells that no setting asked for in this run, such as those of settings that changed since."""
+        return sorted({path.name for path in (self.folder / CELLS).glob("*.json")} - set(self._files.values()))
+
+
+def published(path: Path) -> dict[str, Any]:
+    """Read what `Store.publish` wrote, with the results of its cells by name.
+
+    Raises:
+        FileNotFoundError: When a cell that it names is missing.
+    """
+    found = read_json(path)
+    for name, file in found.get("cells", {}).items():
+        found["cells"][name] = read_json(path.parent / CELLS / file)["result"]
+    return found
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
@@ -191,6 +218,8 @@ def run_claim(root: Path, name: str, *, quick: bool, pattern: str | None = None,
     for inequality in found:
         print(inequality)
     broken = sum(not inequality.ok for inequality in found)
+    if found and not quick and (unused := store.unused()):
+        print(f"{name}: {len(unused)} stored cells belong to no setting any more: {', '.join(unused)}")
     if pattern is not None:
         print(f"{name}: only cells like {pattern!r} were computed; nothing was judged")
     else:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks._frame import claims, part
-from lissome.core.files import read_json, write_text
+from benchmarks._frame import claims, part, published
+from lissome.core.files import write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NONE = (
@@ -17,7 +17,7 @@ NONE = (
 
 def results(folder: Path) -> list[dict[str, Any]]:
     """Return the full results of a claim, in order of their names; quick ones are no table's source."""
-    found = [read_json(path) for path in sorted((folder / "results").glob("*.json"))]
+    found = [published(path) for path in sorted((folder / "results").glob("*.json"))]
     return [result for result in found if not result["quick"]]
 
 

@@ -97,6 +97,16 @@ def test_cells_say_where_they_were_measured_and_new_settings_make_new_ones(root:
     assert all({"cpu", "threads", "versions"} <= cell["environment"].keys() for cell in cells)
     published = read_json(store.publish("a", {"z": 3}))
     assert (published["z"], len(published["environments"])) == (3, 1)
+    assert _frame.published(store.publish("b", {}, cells=["a"]))["cells"] == {"a": {"y": 2}}
+
+
+def test_cells_that_no_setting_asks_for_are_told(root: Path, capsys: pytest.CaptureFixture) -> None:
+    command.main(["toy"], root)
+    assert "belong to no setting" not in capsys.readouterr().out
+    folder = root / "benchmarks" / "toy" / "results" / "cells"
+    (folder / "toy-0-former.json").write_text("{}")
+    command.main(["toy"], root)
+    assert "toy: 1 stored cells belong to no setting any more: toy-0-former.json" in capsys.readouterr().out
 
 
 def test_one_cell_alone_can_be_computed_and_judges_nothing(root: Path) -> None:
