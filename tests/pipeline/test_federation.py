@@ -14,7 +14,8 @@ from lissome.core.errors import BudgetUnmetError, ConfigError, OrderError, Unkno
 from lissome.core.manifest import read_manifest
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.secure.program import SecureProgram
-from lissome.models.labels import labels_of
+from lissome.engine.objective import FASTER
+from lissome.models.labels import head_parameters, labels_of
 from lissome.models.load import load_model
 from lissome.pipeline.federating import federate, plan_federation
 from lissome.pipeline.federation import DeviceConfig, FederationJob, FederationRecipe
@@ -105,6 +106,25 @@ def test_the_result_is_an_artifact_that_learned_something(place: Path) -> None:
     (place / "recipe.toml").write_text(RECIPE.replace("seed = 3", "seed = 4"))
     with pytest.raises(ConfigError, match="another job"):
         federate(place / "recipe.toml", out=place / "out")
+
+
+@pytest.mark.parametrize(("change", "faster"), [("", True), ('optimizer = "sgd"', False), ('trains = "head"', False)])
+def test_a_new_head_learns_faster_than_what_lies_below_it(place: Path, change: str, faster: bool) -> None:
+    one_step = RECIPE.replace("clients = 4", "clients = 1").replace("rounds = 2", "rounds = 1")
+    (place / "recipe.toml").write_text(one_step.replace("lr = 0.01", f"lr = 1e-3\nsteps = 1\n{change}"))
+    before = FederationJob(FederationRecipe.read(place / "recipe.toml")).model
+    federate(place / "recipe.toml", out=place / "out")
+    after = dict(load_model(place / "out").module.named_parameters())
+    head = {id(value) for value in head_parameters(before)}
+    far: dict[bool, float] = {True: 0.0, False: 0.0}
+    for name, value in before.module.named_parameters():
+        far[id(value) in head] = max(far[id(value) in head], float((after[name] - value).detach().abs().max()) / 1e-3)
+    assert far[True] == pytest.approx(FASTER, rel=1e-2) if faster else 0 < far[True] < 1.01
+    if not faster:
+        return
+    assert far[False] == pytest.approx(1.0, rel=1e-2)
+    recipe = replace(FederationRecipe.read(place / "recipe.toml"), model=str(place / "out"))
+    assert not FederationJob(recipe).new_head, "it was trained before"
 
 
 @pytest.mark.long

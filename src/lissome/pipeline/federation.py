@@ -208,10 +208,20 @@ class FederationJob:
         return made
 
     @cached_property
+    def _given(self) -> Model:
+        return load(self.recipe.model, events=self._events)
+
+    @cached_property
+    def new_head(self) -> bool:
+        """Whether the model gets a new head for the classes: an encoder that was not tuned on them."""
+        encodes = self._given.anatomy.task == "encoder"
+        return bool(self.classes) and encodes and labels_of(self._given) != self.classes
+
+    @cached_property
     def model(self) -> Model:
         """The whole model, prepared by the method."""
-        model = load(self.recipe.model, events=self._events)
-        if self.classes and model.anatomy.task == "encoder" and labels_of(model) != self.classes:
+        model = self._given
+        if self.new_head:
             model = with_labels(model, self.classes, seed=derive(self.recipe.seed, "head"))
         model.module.requires_grad_(True)
         self.method.prepare(model, self.recipe.seed)
@@ -306,7 +316,7 @@ class FederationJob:
         """
         site = ClientSite(
             facts=facts or self.profile(name), model=self.model, lesson=lesson or self.silos.client(name, self.model),
-            seed=self.recipe.seed,
+            seed=self.recipe.seed, new_head=self.new_head,
         )  # fmt: skip
         name_of_all = self.name if federation is None else federation
         client, config = self.method.client(site), self.method.config

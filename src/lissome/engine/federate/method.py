@@ -180,12 +180,14 @@ class ClientSite:
         model: The whole model, as `FederatedMethod.prepare` left it; shared with others, not to be changed.
         lesson: What is learned, with this client's examples.
         seed: Of the federation.
+        new_head: Whether the model was given a new head for the classes of this federation.
     """
 
     facts: Profile
     model: Model
     lesson: Lesson
     seed: int
+    new_head: bool = False
 
 
 class FederatedMethod(Method):
@@ -227,10 +229,13 @@ class FederatedMethod(Method):
 
     def training(self, site: ClientSite) -> dict[str, Any]:
         """Return what a `TrainingClient` is built from, by name."""
+        config = self.config
+        # With SGD its larger gradients move a new head further by themselves; adapters learn at rates that suit it too.
+        fast_head = site.new_head and config.optimizer == "adamw" and config.trains == "all"
         return {
             "facts": site.facts, "base": site.model, "lesson": site.lesson,
-            "config": self.config.training(len(site.lesson)), "private": self.config.private,
-            "moments": self.config.moments, "proximal": self.config.proximal, "common": self.config.common,
+            "config": config.training(len(site.lesson)), "private": config.private, "moments": config.moments,
+            "proximal": config.proximal, "common": config.common, "fast_head": fast_head,
         }  # fmt: skip
 
     def plan(self, card: ModelCard, budget: Budget) -> Plan:

@@ -25,6 +25,7 @@ from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.store import Kept
 from lissome.engine.hooks import Batch, Hooks, Loss, Task
+from lissome.engine.objective import faster_head
 from lissome.engine.train import TrainConfig, train
 from lissome.models.binding import extract
 from lissome.models.model import Model
@@ -148,6 +149,7 @@ class TrainingClient:
         moments: Whether the optimizer's moments and the position in the data are kept between rounds; otherwise
             every order starts an optimizer anew, with examples in a new order.
         proximal: μ of FedProx (Li et al. 2020, arXiv 1812.06127): μ/2·‖θ − θ_came‖² beside the task, over what came.
+        fast_head: Whether the head for classes learns faster than what lies below it; see `faster_head`.
         common: α of personal models, α·θ_came + (1 − α)·θ_own, where θ_own is what this client last made of what came.
             They are what it evaluates; it trains from what came. 1: it keeps nothing, and evaluates what came.
         hooks: Where training differs, as of `train`.
@@ -160,6 +162,7 @@ class TrainingClient:
     private: Sequence[str] = ()
     moments: bool = False
     proximal: float = 0.0
+    fast_head: bool = False
     common: float = 1.0
     hooks: Hooks | None = None
 
@@ -197,6 +200,8 @@ class TrainingClient:
         config = TrainConfig.from_mapping({**self.config.to_mapping(), **work.head.settings.get("train", {})})
         extra, said = self.remember(work, bound)
         task = self.task_for(work, bound, extra)
+        if self.fast_head:
+            task = faster_head(task, bound.model)
         if self.proximal:
             came = [(value, value.detach().clone()) for name, value in bound.trained().items() if name in work.tensors]
             task = replace(task, loss=_Near(task.loss, came, self.proximal))
