@@ -42,6 +42,8 @@ from lissome.ops.stats import paired_bootstrap
 from lissome.pipeline.job import data_for
 from lissome.pipeline.supernets import FOUND
 
+PASSES = 3
+"""Of a step of a sandwich: the largest sub-network, one at random, the smallest."""
 EXAMPLES = 512
 """Training examples over which statistics of batch norms are taken."""
 

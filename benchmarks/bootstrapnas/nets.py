@@ -20,8 +20,6 @@ from lissome.models.model import Model
 from tools.train_convnets import given
 
 HALF = 0.5
-PASSES = 3
-"""Of a step of a sandwich: the largest sub-network, one at random, the smallest."""
 
 Changes = tuple[Mapping[str, Any], ...]
 
@@ -71,7 +69,7 @@ ELASTIC_CHANGES: Changes = (
     {"stages": ("width2", "width")},
     {"stages": ("width2", "width3", "width:2")},
     {"paths": "random"},
-    {"paths": "random", "steps": PASSES * NETS[CLOSELY].tried},
+    {"paths": "random", "steps": _elastic.PASSES * NETS[CLOSELY].tried},
     {"order": "l2"},
     {"order": "first_order"},
     {"order": "none"},

@@ -21,7 +21,7 @@ from benchmarks import _elastic, _tasks
 from benchmarks._elastic import Cell, Cells, Scale, Subject
 from benchmarks._frame import Inequality, Store
 from benchmarks._sweep import Sweep
-from benchmarks.bootstrapnas.nets import CLOSELY, HALF, NETS, PASSES, Net, narrow, subject, sweeps, tuned
+from benchmarks.bootstrapnas.nets import CLOSELY, HALF, NETS, Net, narrow, subject, sweeps, tuned
 from benchmarks.bootstrapnas.switching import STEPS, SWITCHED, SWITCHES, switching
 from lissome import pipeline
 from lissome.cost.counted import Counter
@@ -122,7 +122,7 @@ def _others(
 ) -> Iterator[Cell]:
     """Other ways to half of one network, with the first seed: one random path; one width for all; the found, alone."""
     how, seed = NETS[CLOSELY], scale.seeds[0]
-    single = replace(how, steps=PASSES * how.steps, settings={**how.settings, "paths": "random"})
+    single = replace(how, steps=_elastic.PASSES * how.steps, settings={**how.settings, "paths": "random"})
     facts = made["super"].settings
     yield Cell(
         f"random-{CLOSELY}-{seed}",

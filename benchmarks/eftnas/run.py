@@ -38,8 +38,6 @@ LISTS = {"learned": "scores", "uniform": "uniform"}
 ARMS = {"languages": tuple(LISTS), "sst2": ("learned",)}
 ORDERS = ("learned", "l1", "l2", "wanda", "first_order", "random", "none")
 STEPS = {"languages": 400, "sst2": 300}
-PATHS = 3
-"""Passes of a step of a super-network: the largest, one at random, the smallest."""
 TRIALS = {"languages": 60, "sst2": 30}
 BELOW = 0.8
 """What the largest network of a space shall cost where it is not the whole."""
@@ -99,7 +97,8 @@ def _beside(tried: Tried, scale: Scale) -> Iterator[Cell]:
         ends = {**facts, "smallest": SMALL, "largest": BELOW, "seed": seed}
         yield Cell(f"bounds-{seed}", ends, lambda folder, seed=seed: bounds(tried, folder, scale, seed))
     steps = STEPS["languages"]
-    for arm, seeds, length in (("alone", scale.seeds, steps), ("as-many-passes", scale.seeds[:1], PATHS * steps)):
+    arms = (("alone", scale.seeds, steps), ("as-many-passes", scale.seeds[:1], _elastic.PASSES * steps))
+    for arm, seeds, length in arms:
         for share, seed in ((share, seed) for seed in seeds for share in SHARES):
             yield Cell(
                 f"{arm}-{share:g}-{seed}",
@@ -133,7 +132,7 @@ def made(tried: Tried, folder: Path, task: str, arm: str, scale: Scale, seed: in
     found = _elastic.measured(it, place, SHARES, folder / "cut")
     return {
         **found, "volume": _elastic.volume(found["front"], worst=WORST[task]), "rate": rate,
-        "passes": PATHS * settings["steps"], "latency": _elastic.latency(it, folder / "cut" / f"{HALF:g}"),
+        "passes": _elastic.PASSES * settings["steps"], "latency": _elastic.latency(it, folder / "cut" / f"{HALF:g}"),
     }  # fmt: skip
 
 

@@ -52,8 +52,6 @@ QUALITY = "loss"
 """What is searched for, beside few multiply-accumulates."""
 TRIED = 600
 """Steps of a run in which settings are tried."""
-PASSES = 3
-"""Of a step of a sandwich: the largest sub-network, one at random, the smallest."""
 _WARM = {"warm_steps": TRIED // 4, "steps": TRIED - TRIED // 4}
 USUAL: dict[str, Any] = {"lr": 2e-3, "order": "none", "warm_steps": 0, "paths": "sandwich", "steps": TRIED}
 CHANGES: tuple[dict[str, Any], ...] = (
@@ -65,7 +63,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"order": "random"},
     {"order": "wanda", **_WARM},
     {"paths": "random"},
-    {"paths": "random", "steps": PASSES * TRIED},
+    {"paths": "random", "steps": _elastic.PASSES * TRIED},
 )
 LORA: dict[str, Any] = {"lr": 2e-3, "alpha": 16.0, "dropout": 0.1, "adapt": "all"}
 LORA_RATES: tuple[dict[str, Any], ...] = ({"lr": 1e-3}, {"lr": 4e-3}, {"ranks": (4,)}, {"ranks": (16,)})
