@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -49,6 +50,22 @@ def test_what_is_drawn_is_allowed_and_in_its_one_form(space: Space, seed: int, k
         assert space.check(subnet) == subnet
         assert space.canonical(subnet) == subnet
         assert space.check(json.loads(json.dumps(subnet.to_json()))) == subnet
+
+
+@given(spaces(), st.integers(2, 7))
+def test_levels_go_down_on_all_axes_together(space: Space, most: int) -> None:
+    found = space.levels(most)
+    assert (found[0], found[-1]) == (space.full, space.smallest)
+    assert len(found) <= max(2, most)
+    assert all(space.check(subnet) == subnet for subnet in found)
+    for larger, smaller in pairwise(found[:-1]):
+        assert all(smaller[name] <= larger[name] for name in larger)
+
+
+def test_levels_of_equal_lists_are_those_lists() -> None:
+    axes = (Axis("a", (4, 6, 8)), Axis("b", (1, 2, 3)), Axis("c", (5, 9)), Axis("keep", (0, 1)))
+    full, middle, smallest = (tuple(subnet.values()) for subnet in Space(axes).levels())
+    assert (full, middle, smallest) == ((8, 3, 9, 1), (6, 2, 9, 1), (4, 1, 5, 0))
 
 
 @given(spaces(), st.integers(0, 99))

@@ -163,6 +163,19 @@ class Space:
                 self._keep(min(reversed(names), key=lambda name: len(self._before(name))), values)
         return self.canonical(Subnet(values))
 
+    def levels(self, most: int = 7) -> tuple[Subnet, ...]:
+        """Return Subnets that take the same place among the choices of every axis, from the full one to the smallest.
+
+        They are as many as the longest list of choices is long, at most `most`. Between two choices the larger one is
+        taken, so that what can only stay or go stays until the last.
+        """
+        count = min(most, max((len(axis.choices) for axis in self.axes), default=1))
+        between = (
+            Subnet({axis.name: axis.choices[-1 - place * (len(axis.choices) - 1) // (count - 1)] for axis in self.axes})
+            for place in range(1, count - 1)
+        )
+        return (self.full, *filter(self.allows, map(self.canonical, between)), self.smallest)
+
     def sample(self, rng: Random, *, keep: float = 0.7) -> Subnet:
         """Draw a Subnet: uniform over each axis's choices, keep-axes stay with probability `keep`."""
         values = {

@@ -31,7 +31,7 @@ class Problem:
             it breaks the bound is all that the search needs of it.
         selection: Figures of quality on the selection split, on which the front is compared.
         test: Figures of quality on the test split, on which the chosen Subnet is reported.
-        start: Subnets to begin with; None for the full and the smallest one.
+        start: Subnets to begin with; None for the full one, the smallest one, and `Space.levels` between.
         monotone: Whether no Subnet costs more than the full one or less than the smallest, so that a bound beyond both
             can be refused before any work.
         original: Figures of the original, which relative bounds refer to.
@@ -75,7 +75,8 @@ class Problem:
         Raises:
             SubnetError: When one is not of the Space.
         """
-        given = (self.space.full, self.space.smallest) if self.start is None else self.start
+        space = self.space
+        given = (space.full, space.smallest, *space.levels()) if self.start is None else self.start
         return tuple(dict.fromkeys(self.space.check(subnet) for subnet in given))
 
     def figures(self, subnet: Subnet) -> dict[str, float]:

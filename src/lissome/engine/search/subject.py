@@ -54,7 +54,7 @@ def problem_of(
         subject: What is searched.
         goal: What for. When it speaks of costs alone, no quality is taken.
         original: Figures of the original, which relative bounds refer to.
-        start: Subnets to begin with; None for the full and the smallest one.
+        start: Subnets to begin with; None for `Space.levels`.
     """
     costs = subject.costs(subject.space.full)
     spoken = {*goal.names, *(bound.name for bound in goal.bounds)}
