@@ -52,10 +52,10 @@ _IMAGES = {
     "widths": (1.0, 0.9, 0.8, 0.7), "order": "l1",
 }  # fmt: skip
 NETS: dict[str, Net] = {
-    "zoo-resnet": Net(1500, _IMAGES, _SGD, tried=150, rates=(0.01, 0.02, 0.1)),
-    "zoo-depthwise": Net(1500, _IMAGES, _SGD, tried=120, rates=(0.01, 0.02, 0.1)),
+    "zoo-resnet": Net(3000, _IMAGES, _SGD, tried=150, rates=(0.01, 0.02, 0.1)),
+    "zoo-depthwise": Net(3000, _IMAGES, _SGD, tried=120, rates=(0.01, 0.02, 0.1)),
     "minilm": Net(
-        700,
+        1200,
         {
             "lr": 1e-4, "stages": ("width",), "widths": (1.0, 0.75, 0.5, 0.34), "paths": "sandwich",
             "order": "first_order", **_TAUGHT,
