@@ -52,7 +52,10 @@ class FederatedConfig(MethodConfig):
     alpha: float = option(16.0, "adapters are scaled by alpha / rank", low=0.0)
     epochs: float = option(1.0, "passes over a client's examples in a round", low=0.0)
     steps: int | None = option(None, "optimizer steps in a round instead of epochs; equal work for all clients", low=1)
-    lr: float = option(1e-3, "learning rate of the clients", low=0.0)
+    lr: float | None = option(
+        None, "learning rate of the clients; default 3e-4 with adamw where everything is trained, which suits "
+        "pre-trained weights, else 1e-3", low=0.0,
+    )  # fmt: skip
     decay: float = option(1.0, "factor on it from round to round", low=0.0, high=1.0)
     batch: int = option(16, "examples per step", low=1)
     optimizer: Literal["adamw", "sgd"] = option("adamw", "of the clients")
@@ -100,6 +103,13 @@ class FederatedConfig(MethodConfig):
             raise ConfigError("noise needs bound, the norm that updates are shortened to, noise_clients, and no merge.")
 
     @property
+    def rate(self) -> float:
+        """Learning rate of the first round."""
+        if self.lr is not None:
+            return self.lr
+        return 3e-4 if self.trains == "all" and self.optimizer == "adamw" else 1e-3
+
+    @property
     def private_updates(self) -> bool:
         """Whether updates are merged with noise."""
         return self.noise > 0
@@ -120,7 +130,7 @@ class FederatedConfig(MethodConfig):
         """Settings of the training loop for one round with so many examples."""
         steps = self.steps or max(1, math.ceil(self.epochs * examples / self.batch))
         return TrainConfig(
-            steps=steps, lr=self.lr, batch=min(self.batch, max(1, examples)), optimizer=self.optimizer,
+            steps=steps, lr=self.rate, batch=min(self.batch, max(1, examples)), optimizer=self.optimizer,
             weight_decay=self.weight_decay, schedule="constant",
         )  # fmt: skip
 

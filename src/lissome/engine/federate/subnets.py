@@ -97,7 +97,7 @@ class SubnetProgram(Program):
         """
         tensors = global_tensors(site.model, site.lesson, config.private)
         program = cls(
-            site.model, tensors, lesson=site.lesson, rate=lambda number: config.lr * config.decay ** (number - 1),
+            site.model, tensors, lesson=site.lesson, rate=lambda number: config.rate * config.decay ** (number - 1),
             outer=config.server_optimizer(), phases=(config.phase(),),
         )  # fmt: skip
         codec = Codec.parse(config.up)
