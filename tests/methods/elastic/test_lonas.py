@@ -67,6 +67,17 @@ def test_the_base_stays_as_it_was(home: Path, made: Path) -> None:
     assert details["trained"] == heads + added < 0.5 * details["of"]
 
 
+def test_smaller_sub_networks_learn_from_the_largest(home: Path, tmp_path: Path) -> None:
+    learnt = []
+    for share in ("0", "1"):
+        make(home, "bert", home / "words.jsonl", tmp_path / share, "paths=sandwich", f"distil={share}")
+        pairs = adapters(pipeline.load(tmp_path / share).module)
+        learnt.append(torch.cat([pair.B.detach().flatten() for pair in pairs.values()]))
+    assert not torch.equal(*learnt)
+    with pytest.raises(ConfigError, match="paths=sandwich"):
+        LoNAS.Config(distil=0.5)
+
+
 def test_adapters_that_a_model_has_are_merged_first(home: Path, tmp_path: Path) -> None:
     model = pipeline.load(home / "llama")
     add_lora(model, rank=2, seed=0)

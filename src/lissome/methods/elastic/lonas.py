@@ -13,7 +13,8 @@ Differs from the published code, and why:
 - Extraction merges the adapters, since the base is dense; costs are counted of the merged model.
 - ``order`` sorts neurons and heads, perhaps after a warm-up of the adapters (``warm_steps``); the published code keeps
   the original order, and so does the default. What is best depends on the model and the task.
-- ``paths=sandwich`` is there to compare with; the published configurations switch it off.
+- ``paths=sandwich`` is there to compare with; the published configurations switch it off. With ``distil`` its smaller
+  sub-networks learn from the largest one (in-place distillation, Yu & Huang 2019, arXiv 1903.05134).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from lissome.core.config import option
+from lissome.core.errors import ConfigError
 from lissome.core.method import Context, Outcome
 from lissome.core.seeds import derive
+from lissome.engine.elastic import Elastic
 from lissome.engine.hooks import Hooks
 from lissome.engine.paths import RandomPath, Sandwich
 from lissome.engine.ranking import ranking, saliency
@@ -70,6 +73,11 @@ class LoNAS(SupernetMethod):
         multiple: int = option(8, "neurons are rounded down to a multiple", low=1)
         min_width: int = option(32, "neurons that stay at least", low=1)
         paths: Literal["random", "sandwich"] = option("random", "sub-networks of a step: one, or the ends and one")
+        distil: float = option(
+            0.0, "share of what the largest sub-network says in the loss of the others; needs paths=sandwich", low=0.0,
+            high=1.0,
+        )  # fmt: skip
+        temperature: float = option(2.0, "by which logits are divided there; of text always 1", low=0.01)
         order: Literal["none", "l1", "l2", "wanda", "first_order", "random"] = option(
             "none", "what sorts neurons and heads before the training; none keeps their order"
         )
@@ -79,6 +87,8 @@ class LoNAS(SupernetMethod):
             super().__post_init__()
             if self.ranks is not None:
                 check_ranks(self.ranks)
+            if self.distil and self.paths != "sandwich":
+                raise ConfigError("distil teaches the others of a sandwich; set paths=sandwich too.")
 
     config: Config
 
@@ -105,8 +115,11 @@ class LoNAS(SupernetMethod):
             reorder(
                 making.model, ranking(making.model, scores, axes=[name for name in space.by_name if _is_size(name)])
             )
-        sampler = Sandwich(space) if config.paths == "sandwich" else RandomPath(space)
-        making.train("train", sampler, part="given")
+        elastic = Elastic(making.model, Sandwich(space) if config.paths == "sandwich" else RandomPath(space))
+        loss = None
+        if config.distil:
+            loss = making.objective.lesson(making.model, elastic, share=config.distil, temperature=config.temperature)
+        making.train("train", elastic, loss=loss, part="given")
         numbers = [value.numel() for value in making.model.module.parameters()]
         learnt = [value.numel() for value in making.model.module.parameters() if value.requires_grad]
         return making.outcome(space, given=given, details={"trained": sum(learnt), "of": sum(numbers)})
