@@ -53,7 +53,10 @@ QUALITY = "loss"
 TRIED = 600
 """Steps of a run in which settings are tried."""
 _WARM = {"warm_steps": TRIED // 4, "steps": TRIED - TRIED // 4}
-USUAL: dict[str, Any] = {"lr": 2e-3, "order": "none", "warm_steps": 0, "paths": "sandwich", "steps": TRIED}
+USUAL: dict[str, Any] = {
+    "lr": 2e-3, "order": "none", "warm_steps": 0, "paths": "sandwich", "even": 0.0, "distil": 0.0, "dropout": 0.1,
+    "steps": TRIED,
+}  # fmt: skip
 CHANGES: tuple[dict[str, Any], ...] = (
     {"lr": 1e-3},
     {"lr": 4e-3},
@@ -64,12 +67,23 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"order": "wanda", **_WARM},
     {"paths": "random"},
     {"paths": "random", "steps": _elastic.PASSES * TRIED},
+    {"even": 0.5},
+    {"even": 1.0},
+    {"distil": 0.7},
+    {"dropout": 0.0},
 )
 LORA: dict[str, Any] = {"lr": 2e-3, "alpha": 16.0, "dropout": 0.1, "adapt": "all"}
-LORA_RATES: tuple[dict[str, Any], ...] = ({"lr": 1e-3}, {"lr": 4e-3}, {"ranks": (4,)}, {"ranks": (16,)})
-LORA_CHANGES = (*LORA_RATES, {"alpha": 8.0}, {"alpha": 32.0}, {"dropout": 0.0}, {"dropout": 0.2}, {"order": "none"})
-"""What is tried of LoRA at the middle width; at the others it is rates and ranks alone."""
-CHOSEN = {"lonas": ("lr", "ranks", "order"), "lora": ("lr", "ranks")}
+LORA_EVERY: tuple[dict[str, Any], ...] = (
+    {"lr": 1e-3}, {"lr": 4e-3}, {"ranks": (4,)}, {"ranks": (16,)}, {"dropout": 0.0},
+)  # fmt: skip
+LORA_CHANGES = (
+    *LORA_EVERY, {"alpha": 8.0}, {"alpha": 32.0}, {"alpha": 64.0}, {"dropout": 0.2}, {"order": "none"},
+    {"ranks": (32,)}, {"batch": 32}, {"dropout": 0.05},
+)  # fmt: skip
+"""What is tried of LoRA at the middle width; at the others it is rates, ranks and no dropout."""
+PUBLISHED: dict[str, Any] = {"paths": "random", "ranks": RANKS, "order": "none", "even": 0.0, "dropout": 0.1}
+"""How the paper trains a super-network; one seed."""
+CHOSEN = {"lonas": ("lr", "ranks", "order", "even", "dropout"), "lora": ("lr", "ranks", "dropout")}
 """What of it each arm then takes: the best value of each; neurons and heads of LoRA are sorted by magnitude."""
 DECODER = "smollm2-135m"
 LANGUAGE: dict[str, Any] = {
@@ -106,7 +120,7 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     known = {**SPACE, "steps": STEPS, "trials": TRIALS, "quality": QUALITY, "cheap": CHEAP}
     best = partial(_best, store, scale)
     ways: list[tuple[int, dict[str, Any]]] = [(seed, {"paths": "sandwich"}) for seed in scale.seeds]
-    for seed, way in [*ways, (scale.seeds[0], {"paths": "random", "ranks": RANKS, "order": "none"})]:
+    for seed, way in [*ways, (scale.seeds[0], PUBLISHED)]:
         yield Cell(
             f"{way['paths']}-{seed}",
             {**known, "seed": seed, "sweep": words["lonas"].described, **way},
@@ -138,6 +152,10 @@ def _best(store: Store, scale: Scale, arm: str, sweep: Sweep) -> dict[str, Any]:
     return {name: sweep.best(store, scale, name) for name in CHOSEN[arm]}
 
 
+def _told(arm: str, chosen: Mapping[str, Any]) -> str:
+    return ", ".join(_elastic.assignments({name: chosen[name] for name in CHOSEN[arm]}))
+
+
 def fresh(store: Store) -> Subject:
     """MiniLM with a new head, which has learnt nothing."""
     return _elastic.encoder(store.scratch("model", {"steps": 0}), _tasks.languages(), steps=0)
@@ -157,7 +175,7 @@ def word_sweeps(it: Callable[[], Subject], scale: Scale) -> dict[str, Sweep]:
 
     found = {"lonas": Sweep("lonas", SPACE, USUAL, CHANGES, elastic)}
     for share in WIDTHS:
-        changes = LORA_CHANGES if share == _MIDDLE else LORA_RATES
+        changes = LORA_CHANGES if share == _MIDDLE else LORA_EVERY
         known = {"ranks": RANKS, "share": share, "steps": TRIED}
         name = f"lora-{share:g}"
         found[name] = Sweep(name, known, LORA, changes, partial(alone, share))
@@ -189,8 +207,7 @@ def made(it: Subject, folder: Path, scale: Scale, chosen: Mapping[str, Any], see
     best = {share: at_best_rank(model, space, share, it) for share in WIDTHS}
     widths = {f"{share:g}": _elastic.packed(one, _elastic.objective(it)) for share, one in best.items()}
     return {
-        **found, "widths": widths, "trained": details["trained"] / details["of"], "rate": chosen["lr"],
-        "ranks": list(chosen["ranks"]), "order": chosen["order"],
+        **found, "widths": widths, "trained": details["trained"] / details["of"], "chosen": _told("lonas", chosen),
         "latency": _elastic.latency(it, folder / "cut" / f"{CHEAP:g}"),
     }  # fmt: skip
 
@@ -219,8 +236,7 @@ def pruned(it: Subject, share: float, scale: Scale, chosen: Mapping[str, Any], s
     return {
         "test": _elastic.packed(small, _elastic.objective(it)),
         "macs": macs,
-        "rate": chosen["lr"],
-        "ranks": list(chosen["ranks"]),
+        "chosen": _told("lora", chosen),
     }
 
 

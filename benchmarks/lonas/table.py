@@ -18,15 +18,15 @@ def _widths(result: Mapping[str, Any]) -> str:
     for share in made[0][0]["widths"]:
         alone = [cells[f"lora-{share}-{seed}"] for seed in seeds]
         tests = [[one["widths"][share] for one in runs] for runs in made] + [[one["test"] for one in alone]]
-        chosen = "; ".join(f"{one['rate']:g}, {', '.join(map(str, one['ranks']))}" for one in (made[0][0], alone[0]))
-        rows.append([f"{float(share):.0%}", *(f"{_elastic.points(each):.2f}" for each in tests), chosen])
+        rows.append([f"{float(share):.0%}", *(f"{_elastic.points(each):.2f}" for each in tests), alone[0]["chosen"]])
     for share in made[0][0]["cut"]:
         mine = [_elastic.points([one["cut"][share]["test"] for one in runs]) for runs in made]
         rows.append(
             [f"searched, at most {share} of the multiply-accumulates", *(f"{each:.2f}" for each in mine), "", ""]
         )
     arms = ("LoNAS, one run, sandwich", "LoNAS, one run, one path (one seed)", "pruned, then LoRA")
-    return table(["widths", *arms, "learning rates and ranks of LoNAS; of LoRA"], rows)
+    learnt = f"Settings of LoNAS: {made[0][0]['chosen']}."
+    return f"{table(['widths', *arms, 'settings of LoRA'], rows)}\n\n{learnt}"
 
 
 def _language(result: Mapping[str, Any]) -> str:
@@ -63,8 +63,8 @@ _TABLES = _elastic.Tables(
         "loss over seeds, and how many times that of SmolLM2 as it is, with the 95 % interval over windows.": _language,
         "Settings that were tried with one seed and shorter runs, on examples to choose by: accuracy in points (LoNAS: "
         "the mean over its widths; higher is better), of SmolLM2 perplexity (lower is better). A step of the sandwich "
-        "is three passes. Arms were then trained with the best of their learning rates and ranks, LoNAS with that of "
-        "orders too.": (_sweep.tried),
+        "is three passes. Arms were then trained with the best of their learning rates, ranks and dropouts, LoNAS with "
+        "that of its orders and its shares of even paths too.": _sweep.tried,
     },
     note=_elastic.RESAMPLED,
 )

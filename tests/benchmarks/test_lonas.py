@@ -25,11 +25,10 @@ def made_up(
             "cut": {f"{run.CHEAP:g}": {"macs": macs, "params": 0.8, "test": text(cut)}},
             "trained": trained,
             "latency": [0.8, 0.7, 0.9],
-            "rate": 2e-3,
-            "ranks": [8],
+            "chosen": "lr=0.002, ranks=8",
         }
         for share in run.WIDTHS:
-            cells[f"lora-{share:g}-{seed}"] = {"test": text(0.88), "macs": share, "rate": 1e-3, "ranks": [16]}
+            cells[f"lora-{share:g}-{seed}"] = {"test": text(0.88), "macs": share, "chosen": "lr=0.001, ranks=16"}
         arms = {f"{arm}-{share:g}": windows(loss) for arm in ("lonas", "lora") for share in run.WIDTHS}
         cells[f"language-{seed}"] = {**arms, "rates": {}, "params": {f"{share:g}": 1 for share in run.WIDTHS}}
     cells["language-given"] = {name: windows(3.0) for name in ("given", "cut-0.75", "cut-0.5")}
@@ -58,7 +57,8 @@ def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None
 
 def test_the_tables_show_every_width() -> None:
     page = table.page([{"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}])
-    assert all(f"| {share:.0%} | 88.00 | 88.00 | 88.00 | 0.002, 8; 0.001, 16 |" in page for share in run.WIDTHS)
+    assert all(f"| {share:.0%} | 88.00 | 88.00 | 88.00 | lr=0.001, ranks=16 |" in page for share in run.WIDTHS)
+    assert "Settings of LoNAS: lr=0.002, ranks=8." in page
     shown = f"{math.exp(2.0):.2f} (× {math.exp(-1.0):.3f}, "
     assert all(f"| LoNAS, one run, MLPs at {share:.0%} | {shown}" in page for share in run.WIDTHS)
     assert "| lonas | lr=0.004 | 87.50 |" in page
@@ -68,10 +68,11 @@ def test_the_tables_show_every_width() -> None:
 def test_the_parts_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     it = toy(tmp_path)
     scale = Scale((0,), 2 / run.STEPS)
-    pruned = run.pruned(it, 0.5, scale, {"lr": 1e-3, "ranks": (4,)}, 0)
+    pruned = run.pruned(it, 0.5, scale, {"lr": 1e-3, "ranks": (4,), "dropout": 0.0}, 0)
     assert len(pruned["test"]) == 12 and pruned["macs"] < 0.75
     monkeypatch.setattr(run, "CHEAP", 0.9)
-    found = run.made(it, tmp_path / "made", scale, {"lr": 1e-3, "ranks": (8,), "order": "l1", "paths": "sandwich"}, 0)
+    chosen = {"lr": 1e-3, "ranks": (8,), "order": "l1", "even": 0.5, "dropout": 0.0}
+    found = run.made(it, tmp_path / "made", scale, {**chosen, "paths": "sandwich"}, 0)
     assert set(found["widths"]) == {"1", "0.75", "0.5"}
     assert found["trained"] < 0.5
     assert found["cut"]["0.9"]["macs"] <= 0.9

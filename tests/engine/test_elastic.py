@@ -28,7 +28,7 @@ from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import Design, add_adapters
 from lissome.models.binding import extract, masked
 from lissome.models.model import Model
-from lissome.models.space import Space, Subnet
+from lissome.models.space import Axis, Space, Subnet
 from lissome.testing.networks import network_model
 from lissome.testing.toys import toy_ids, toy_model
 
@@ -282,6 +282,18 @@ def test_every_path_of_a_space_with_chains_is_one_of_its_subnets() -> None:
         assert all(space.allows({**space.full, **each}) for each in drawn)
     assert all(sum(not each for each in subnet.values()) <= 4 for subnet in drawn), "two of each of two groups"
     assert Sandwich(space).draw(0, Random(0))[-1] == space.smallest
+
+
+def test_a_sandwich_may_be_even() -> None:
+    axes = tuple(Axis(f"layers.{index}.mlp.width", (4, 8, 12, 16)) for index in range(6))
+    space, rng = Space(axes), Random(0)
+    even, mixed, plain = (
+        [Sandwich(space, even=share).draw(step, rng)[1] in space.levels()[1:-1] for step in range(200)]
+        for share in (1.0, 0.5, 0.0)
+    )
+    assert all(even)
+    assert 60 < sum(mixed) < 140
+    assert sum(plain) < 10
 
 
 @pytest.mark.parametrize(("part", "ends"), [("blocks", "layer1.0"), ("fc", "fc."), ("all", "")])

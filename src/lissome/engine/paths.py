@@ -78,15 +78,21 @@ class Sandwich:
     Args:
         space: The axes to draw from.
         between: Random Subnets per micro-batch.
+        even: Probability with which they are of `Space.levels` instead: those are what people cut first, and what a
+            random path hardly ever is.
     """
 
-    def __init__(self, space: Space, *, between: int = 1) -> None:
-        self.space = space
-        self._random = RandomPath(space, count=between)
+    def __init__(self, space: Space, *, between: int = 1, even: float = 0.0) -> None:
+        self.space, self._even, self._between = space, even, between
+        self._random, self._levels = RandomPath(space, count=between), space.levels()[1:-1]
 
     def draw(self, step: int, rng: random.Random) -> tuple[Subnet, ...]:
         """Draw those between; the largest comes first, so that the others can learn from it."""
-        return (self.space.full, *self._random.draw(step, rng), self.space.smallest)
+        if self._even and self._levels and rng.random() < self._even:
+            drawn = tuple(rng.choices(self._levels, k=self._between))
+        else:
+            drawn = self._random.draw(step, rng)
+        return (self.space.full, *drawn, self.space.smallest)
 
 
 class Together:

@@ -73,6 +73,10 @@ class LoNAS(SupernetMethod):
         multiple: int = option(8, "neurons are rounded down to a multiple", low=1)
         min_width: int = option(32, "neurons that stay at least", low=1)
         paths: Literal["random", "sandwich"] = option("random", "sub-networks of a step: one, or the ends and one")
+        even: float = option(
+            0.0, "of a sandwich: share of steps in which the one between is at the same place of every axis", low=0.0,
+            high=1.0,
+        )  # fmt: skip
         distil: float = option(
             0.0, "share of what the largest sub-network says in the loss of the others; needs paths=sandwich", low=0.0,
             high=1.0,
@@ -115,7 +119,8 @@ class LoNAS(SupernetMethod):
             reorder(
                 making.model, ranking(making.model, scores, axes=[name for name in space.by_name if _is_size(name)])
             )
-        elastic = Elastic(making.model, Sandwich(space) if config.paths == "sandwich" else RandomPath(space))
+        sampler = Sandwich(space, even=config.even) if config.paths == "sandwich" else RandomPath(space)
+        elastic = Elastic(making.model, sampler)
         loss = None
         if config.distil:
             loss = making.objective.lesson(making.model, elastic, share=config.distil, temperature=config.temperature)
