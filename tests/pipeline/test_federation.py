@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from lissome.cli.main import main
 from lissome.core.errors import BudgetUnmetError, ConfigError, OrderError, UnknownNameError
 from lissome.core.manifest import read_manifest
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.secure.program import SecureProgram
+from lissome.engine.federate.training import Bound
 from lissome.engine.objective import FASTER
 from lissome.models.labels import head_parameters, labels_of
 from lissome.models.load import load_model
 from lissome.pipeline.federating import federate, plan_federation
 from lissome.pipeline.federation import DeviceConfig, FederationJob, FederationRecipe
+from lissome.pipeline.outcome import CLASSIFIER
 from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_model
 from tests.cli.test_commands import documented
@@ -316,6 +319,19 @@ def test_a_budget_that_nothing_meets(place: Path) -> None:
     (place / "recipe.toml").write_text(RECIPE.replace("block_params<=50%", "block_params<=1%"))
     with pytest.raises(BudgetUnmetError, match="reachable is block_params"):
         plan_federation(place / "recipe.toml")
+
+
+def test_the_head_of_a_knowledge_network_is_in_the_artifact(place: Path) -> None:
+    whole = toy_model("llama", vocab_size=TOY_VOCABULARY, num_hidden_layers=2)
+    replace(whole, tokenizer=toy_tokenizer()).save(place / "model")
+    recipe = RECIPE.replace('"fedavg"', '"rafl"').replace("rounds = 2", "rounds = 1\nevaluate_every = 0")
+    (place / "recipe.toml").write_text(recipe + 'allocate = "largest"\nknowledge = "block_params<=60%"\n')
+    last = federate(place / "recipe.toml", out=place / "out").rounds[-1]["metrics"]
+    small = load_model(place / "out")
+    lesson = FederationJob(FederationRecipe.read(place / "out" / "recipe.toml")).silos.server(small)
+    bound = Bound.of(small, small, lesson.around(small).eval(), None)
+    bound.load(load_file(place / "out" / CLASSIFIER))
+    assert lesson.score(bound.module)[1]["loss"] == pytest.approx(last["server/loss"], rel=1e-4)
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ from lissome.core.files import json_text
 from lissome.core.manifest import Manifest, Step
 from lissome.core.metrics import Metric
 from lissome.engine.evaluate import versions
+from lissome.engine.federate.mutual import knowledge
 from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import Federation, Round
 from lissome.engine.federate.training import TASK, Bound
@@ -34,6 +35,8 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
     model = program.outcome() or job.model
     bound = Bound.of(job.model, job.model, job.silos.server(job.model).around(job.model), None)
     bound.load({name: value for name, value in program.tensors.items() if name in bound.parameters})
+    # What the task adds to a knowledge network is as large as what it adds to the whole model.
+    bound.load({name: value for name, value in knowledge(program.tensors).items() if name.startswith(TASK)})
     task = {name: value for name, value in bound.values(list(bound.parameters)).items() if name.startswith(TASK)}
     state = folder.state / "server"
     report = _report(federation, seconds)
