@@ -92,6 +92,16 @@ def test_products_are_averaged_as_well_as_the_rank_allows(seed: int, clients: li
     assert bool((found[A].norm(dim=1) > 0.99).all()), "what is zero in B can still be trained"
 
 
+def test_ranks_beyond_the_sides_of_a_matrix_keep_their_size() -> None:
+    base, rank = {A: torch.randn(12, 7), B: torch.zeros(9, 12)}, 12
+    merge, given_pair = Products(base), pair(1, rank)
+    merge.add(piece("c", 1.0, given_pair, rank))
+    found = merge.result()
+    assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in base.items()}
+    assert torch.allclose(found[B] @ found[A], given_pair[B] @ given_pair[A], atol=1e-4)
+    assert bool((found[A].norm(dim=1) > 0).all()), "what is zero in B can still be trained"
+
+
 def test_the_mean_of_factors_is_another_thing() -> None:
     one, other = {A: torch.ones(1, 7), B: torch.ones(9, 1)}, {A: -torch.ones(1, 7), B: -torch.ones(9, 1)}
     results = {}
@@ -149,7 +159,10 @@ def test_pretraining_from_nothing(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"lora": "product", "trains": "all"}, "trains=adapters"),
-        ({"lora": "stack", "merge": "mean"}, "merges products"),
+        ({"lora": "stack", "merge": "mean"}, "merges products"), ({"lora": "stack", "up": "delta+int8"}, "no delta"),
+        ({"lora": "product", "outer": "momentum"}, "anew"), ({"lora": "product", "moments": True}, "anew"),
+        ({"lora": "product", "common": 0.5}, "anew"), ({"lora": "product", "up": "delta+top=5%+feedback"}, "anew"),
+        ({"lora": "product", "recipe": "continual", "protect": "ewc"}, "anew"),
         ({"fresh": True}, "pretrain"), ({"trigger": "drift"}, "continual"),
         ({"public": "x", "lora": "stack"}, "stack"), ({"public": "x", "recipe": "prompt"}, "finetune"),
         ({"proximal": 0.1, "recipe": "retrieve"}, "proximal"),
@@ -183,6 +196,7 @@ def test_virtual_tokens_alone_travel(recipe: str, tmp_path: Path, monkeypatch: p
         assert job.bytes(action="train").payload == 5 * width * 4 * 2 * clients * rounds, "m·d·4·2·|S|·R"
     else:
         assert job.bytes(action="score").payload == 8 * 6 * 4 * clients * rounds, "candidates down, losses up"
+    assert {one.answered for one in job.rounds[1:]} == {clients}, "whether they sent tensors or numbers"
     assert job.rounds[-1].metrics["server/loss"] < job.rounds[0].metrics["server/loss"] - 0.05
     for name, value in frozen.items():
         assert torch.equal(model.module.get_parameter(name), value), name

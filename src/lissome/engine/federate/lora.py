@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lissome.core.errors import FederationError
 from lissome.engine.federate.client import Answer, Work
@@ -105,12 +106,19 @@ class Products:
         return found
 
     def _factored(self, layer: str, mean: Tensor) -> dict[str, Tensor]:
-        """B = U·S and A = Vᵀ: components that are zero stay trainable, because A is not zero there."""
+        """B = U·S and A = Vᵀ: components that are zero stay trainable, because A is not zero there.
+
+        A rank beyond the sides of the matrix has components without a singular value: A stays as it was, B is zero.
+        """
         old = self.base[layer + _A]
         left, values, right = torch.linalg.svd(mean, full_matrices=False)
         signs = torch.sign(right.gather(1, right.abs().argmax(1, keepdim=True)))  # an SVD is free to flip them
         rank = old.shape[0]
-        found = {layer + _A: (right * signs)[:rank], layer + _B: (left * values * signs.T)[:, :rank]}
+        first, second = (right * signs)[:rank], (left * values * signs.T)[:, :rank]
+        lacking = rank - len(first)
+        if lacking > 0:
+            first, second = torch.cat([first, old[-lacking:].to(first)]), pad(second, (0, lacking))
+        found = {layer + _A: first, layer + _B: second}
         return {name: value.to(old.dtype).contiguous() for name, value in found.items()}
 
     def _folded(self, fold: Fold, mean: Tensor) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ class Round:
     Attributes:
         number: From 1; 0 is the start.
         clients: Names of those that took part.
-        answered: How many of them were merged, in the last phase that trains.
+        answered: How many of them were merged, in the last phase that merges tensors, or numbers alone.
         ok: Whether every phase had its quorum, and the result can be used.
         seconds: On the clock of the link.
         metrics: Numbers by name: of each phase ``action/name``, of the server ``server/name``.
@@ -212,16 +212,17 @@ class Federation:
     def _phases(self, cast: _Cast, metrics: dict[str, float]) -> tuple[int, bool]:
         """Run the phases of a round; return how many answers were merged, and whether every phase had its quorum."""
         answered, ok = 0, bool(cast.chosen)
+        numbers = all(phase.merger is None for phase in cast.phases)  # are all that the method merges
         for index, phase in enumerate(cast.phases):
             asked_for = cast.chosen if phase.who == "sampled" else cast.present
             clients = [one for one in asked_for if self.program.takes_part(phase, one)]
             if not clients and asked_for:
-                answered = 0 if phase.merger is not None else answered
+                answered = 0 if phase.merger is not None or numbers else answered
                 continue  # nobody has a reason to take part, which is no failure
             enough = min(len(clients), cast.wanted if phase.who == "sampled" else len(cast.present))
             merged, reports = self._exchange.phase(phase, cast.number, index, clients, cast.subnets, enough=enough)
             ok = bool(reports) and len(reports) >= math.ceil(self.config.quorum * enough)
-            answered = len(reports) if phase.merger is not None else answered
+            answered = len(reports) if phase.merger is not None or numbers else answered
             if not ok:
                 break
             metrics |= _named(phase.action, mean_metrics(reports))

@@ -27,6 +27,7 @@ from lissome.core.errors import ConfigError
 from lissome.core.seeds import derive
 from lissome.engine.federate.blackbox import MOST, Projection, PromptScorer, PromptSearch
 from lissome.engine.federate.client import ClientProgram
+from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.continual import ContinualClient
 from lissome.engine.federate.lora import FoldingClient, FoldingProgram, Products, folded_tensors, folds
 from lissome.engine.federate.method import ClientSite, FederatedConfig, FederatedMethod, ServerSite
@@ -89,10 +90,7 @@ class FFM(FederatedMethod):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.lora != "factors" and self.trains != "adapters":
-                raise ConfigError(f"lora={self.lora} is about adapters; set trains=adapters.")
-            if self.lora in {"product", "stack"} and (self.merge != "overlap" or self.bound is not None):
-                raise ConfigError(f"lora={self.lora} merges products itself; leave merge and bound as they are.")
+            self._check_lora()
             if self.recipe.startswith("prompt") and self.lora != "factors":
                 raise ConfigError(f"recipe={self.recipe} trains virtual tokens, no adapters; leave lora out.")
             if self.recipe == "continual" and (self.moments or self.lora == "stack"):
@@ -116,6 +114,25 @@ class FFM(FederatedMethod):
                 )
             if self.fresh and self.recipe != "pretrain":
                 raise ConfigError("fresh weights are for recipe=pretrain; there is nothing to fine-tune in them.")
+
+        def _check_lora(self) -> None:
+            if self.lora != "factors" and self.trains != "adapters":
+                raise ConfigError(f"lora={self.lora} is about adapters; set trains=adapters.")
+            if self.lora in {"product", "stack"} and (self.merge != "overlap" or self.bound is not None):
+                raise ConfigError(f"lora={self.lora} merges products itself; leave merge and bound as they are.")
+            if self.lora == "product" and self._keeps_factors:
+                raise ConfigError(
+                    "lora=product factors anew in every round, and what is kept of old factors fits no new ones; leave "
+                    "outer, moments, common, the codec's feedback and protect=ewc out."
+                )
+            if self.lora == "stack" and Codec.parse(self.up).delta:
+                raise ConfigError("lora=stack: adapters that come back start anew, and differ from nothing; no delta.")
+
+        @property
+        def _keeps_factors(self) -> bool:
+            """Whether somebody remembers factors of an earlier round."""
+            held = self.outer != "replace" or self.moments or self.common < 1 or Codec.parse(self.up).feedback
+            return held or (self.recipe == "continual" and self.protect == "ewc")
 
         def alone(self) -> Self:
             """As of all; the server learns nothing either, and there is nothing to fold.
