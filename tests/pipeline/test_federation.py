@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lissome.cli.main import main
-from lissome.core.errors import BudgetUnmetError, ConfigError, OrderError, UnknownNameError
+from lissome.core.errors import BudgetUnmetError, ConfigError, LissomeError, OrderError, UnknownNameError
 from lissome.core.manifest import read_manifest
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.secure.program import SecureProgram
@@ -318,6 +318,21 @@ def test_next_tokens_with_adapters_and_owners(place: Path) -> None:
 def test_a_budget_that_nothing_meets(place: Path) -> None:
     (place / "recipe.toml").write_text(RECIPE.replace("block_params<=50%", "block_params<=1%"))
     with pytest.raises(BudgetUnmetError, match="reachable is block_params"):
+        plan_federation(place / "recipe.toml")
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ('method = "fedavg"\nmerge = "mean"', "would send slices, but merge=mean"),
+        ('method = "fedavg"\nprivate = ["clasifier.*"]', r"did you mean 'classifier\.\*'"),
+        ('method = "fedavg"\nfreeze = ["*"]', "would train nothing"),
+        ('method = "ffm"\nrecipe = "prompt"\ntokens = 125', "128 positions, too few for .* 125 virtual ones"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_round(step: str, words: str, place: Path) -> None:
+    (place / "recipe.toml").write_text(RECIPE.partition("[[step]]")[0] + "[[step]]\n" + step)
+    with pytest.raises(LissomeError, match=words):
         plan_federation(place / "recipe.toml")
 
 

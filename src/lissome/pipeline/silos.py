@@ -8,7 +8,7 @@ from random import Random
 from typing import Literal
 
 from lissome.core.config import MethodConfig, option
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ConfigError, DataError
 from lissome.core.seeds import derive
 from lissome.data.images import Images, read_images
 from lissome.data.labelled import Labelled, read_labelled
@@ -21,7 +21,9 @@ from lissome.engine.federate.hidden import Hidden, HiddenTokens
 from lissome.engine.federate.lessons import Classes, Pictures, Tokens
 from lissome.engine.federate.training import Lesson
 from lissome.engine.images import examples
+from lissome.models.adapters.prompts import prompt_of
 from lissome.models.model import Model
+from lissome.models.positions import most_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +193,8 @@ def lesson(
         train: Whether there is something to learn from; otherwise all of it is held out.
 
     Raises:
-        DataError: When there are too few rows, or an encoder that is to guess tokens has no mask token.
+        DataError: When there are too few rows, they are longer than what the model has positions for, or an encoder
+            that is to guess tokens has no mask token.
     """
     share = config.held_out if train else 1.0
     if isinstance(rows, Labelled | Images):
@@ -204,8 +207,10 @@ def lesson(
             encode(model, rows.some(places), length=config.length) if places else _nothing()
             for places in (learned, held)
         ]
+        _require_positions(model, max(part.ids.shape[1] for part in parts))
         return Classes(parts[0], parts[1], len(classes))
     windows = all_windows(rows, Encoder(model.tokenizer, model.anatomy.vocabulary), length=config.length)
+    _require_positions(model, windows.shape[1])
     count = min(len(windows) - 1, round(share * len(windows))) if train else len(windows)
     if model.anatomy.task == "encoder":
         hidden = HiddenTokens.of(windows, model)
@@ -225,6 +230,16 @@ def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     Random(seed).shuffle(order)
     held = min(count - 1, round(share * count))
     return sorted(order[:held]), sorted(order[held:])
+
+
+def _require_positions(model: Model, tokens: int) -> None:
+    """Refuse examples of more tokens than the model has positions for, its virtual ones among them."""
+    most, prompt = most_positions(model), prompt_of(model)
+    virtual = len(prompt) if prompt is not None else 0
+    if most is not None and tokens + virtual > most:
+        beside = f" beside {virtual} virtual ones" if virtual else ""
+        step = f"set length = {most - virtual} in [data]" if virtual < most - 1 else "have fewer virtual ones"
+        raise DataError(f"{model.name} has {most} positions, too few for {tokens} tokens{beside}; {step}.")
 
 
 def _nothing() -> Encoded:

@@ -104,6 +104,12 @@ def test_sandwich_within_budgets(seed: int, budgets: list[str]) -> None:
     assert judged == {one.name: server.largest(one) for one in clients}, "judged by the largest, whatever was trained"
 
 
+def test_a_plain_mean_takes_no_slices() -> None:
+    assert RaFFM.Config(merge="mean", assign="largest").merge == "mean"
+    with pytest.raises(ConfigError, match="assign=largest"):
+        RaFFM.Config(merge="mean")
+
+
 def test_arms_of_other_papers(tmp_path: Path) -> None:
     clients = profiles("block_params<=50%", "block_params<=50%", "")
     heterofl = made(encoder(), tmp_path, order="none", assign="largest")

@@ -84,6 +84,7 @@ class SubnetProgram(Program):
         self.releases: Releases | None = None
         self.own: ServerPhase | None = None
         self._lesson, self._rate = lesson, rate
+        self._plain = False  # whether clients' tensors are merged by a mean that takes no slices
         self._layouts: dict[Subnet, Layout] = {}
 
     @classmethod
@@ -100,6 +101,7 @@ class SubnetProgram(Program):
             site.model, tensors, lesson=site.lesson, rate=lambda number: config.rate * config.decay ** (number - 1),
             outer=config.server_optimizer(), phases=(config.phase(),),
         )  # fmt: skip
+        program._plain = config.merge == "mean"
         codec = Codec.parse(config.up)
 
         def uplink(subnet: Subnet) -> float:
@@ -112,8 +114,18 @@ class SubnetProgram(Program):
         return program
 
     def check(self, client: Profile) -> None:
-        """Refuse a budget that no Subnet meets: one client must not end the federation of all."""
-        self.largest(client)
+        """Refuse whom this method has nothing for: one client must not end the federation of all.
+
+        Raises:
+            BudgetError: When no Subnet meets its budget.
+            ConfigError: When it would send slices where a plain mean is taken: each answer would be a strike.
+        """
+        subnet = self.largest(client)
+        if self._plain and any(self.returns(self._phases[0], 1, client, subnet).keys.values()):
+            raise ConfigError(
+                f"{client.name} would send slices, but merge=mean takes whole tensors from everybody; leave its budget "
+                "out, or set merge=overlap."
+            )
 
     def settings(self, phase: Phase, round: int, client: Profile) -> dict[str, Any]:
         """Tell clients the learning rate of the round."""

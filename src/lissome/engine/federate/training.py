@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lissome.core.errors import FederationError
+from lissome.core.errors import ConfigError, FederationError, unknown_name
 from lissome.engine.checkpoint import Checkpoint, Saved
 from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.layout import local_names
@@ -123,8 +123,17 @@ def global_tensors(model: Model, lesson: Lesson, private: Sequence[str] = ()) ->
         model: The whole model, whose parameters require a gradient where they are trained.
         lesson: Any client's; what it adds to a model starts alike everywhere.
         private: Patterns of names that clients keep for themselves, e.g. ``"task/*"``.
+
+    Raises:
+        ConfigError: When nothing is trained, or a pattern is the name of no tensor: what it was meant for would travel.
     """
     bound = Bound.of(model, model, lesson.around(model), None)
+    if not bound.trained():
+        raise ConfigError("clients would train nothing: all of the model is frozen; change freeze, or trains.")
+    for pattern in private:
+        if not any(is_private(name, (pattern,)) for name in bound.parameters):
+            names = [f"{name.rpartition('.')[0]}.*" for name in reversed(list(bound.parameters))]
+            raise ConfigError(unknown_name("tensor of private", pattern, dict.fromkeys(names)))
     names = [name for name in bound.trained() if not is_private(name, private)]
     return bound.values(names)
 

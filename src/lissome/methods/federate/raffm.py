@@ -73,6 +73,11 @@ class RaFFM(FederatedMethod):
             super().__post_init__()
             if not self.shares or not all(0 < share <= 1 for share in self.shares) or max(self.shares) < 1:
                 raise ConfigError(f"shares must be above 0 and at most 1, the whole (1.0) among them: {self.shares}.")
+            if self.merge == "mean" and self.assign != "largest":
+                raise ConfigError(
+                    f"merge=mean takes whole tensors from everybody, and assign={self.assign} gives slices; set "
+                    "assign=largest, or leave merge out."
+                )
             if self.window == "rolling" and self.trains != "all":
                 raise ConfigError("a rolling window moves what clients hold; that needs trains=all.")
             if self.window == "rolling" and (self.moments or "feedback" in self.up):

@@ -73,8 +73,8 @@ class SecureProgram(Program):
         phases = list(inner.phases(1))
         if len(phases) != 1 or phases[0].merger is not Mean:
             raise ConfigError(
-                "secure aggregation gives a sum of whole tensors, and nothing else; this method, or its setting merge, "
-                'needs each client\'s answer by itself. Set merge = "mean", or leave secure out.'
+                "secure aggregation gives a sum of whole tensors, and nothing else; this method, or its setting merge "
+                'or bound, needs each client\'s answer by itself. Set merge = "mean" and no bound, or leave secure out.'
             )
         if phases[0].up.top < 1 or phases[0].up.delta or phases[0].up.number != "fp32":
             raise ConfigError('secure aggregation sends whole numbers of its own; leave up = "raw".')
@@ -88,8 +88,8 @@ class SecureProgram(Program):
 
     def check(self, client: Profile) -> None:
         """Refuse whom the method refuses, and a device that would send less than all that is exchanged."""
-        self.inner.check(client)
         self._refuse_slices([client], self.inner.assign(1, [client], Random(0)))
+        self.inner.check(client)
 
     def takes_part(self, phase: Phase, client: Profile) -> bool:
         """Whether a client has examples: without, it has no part in the sum, and no masks to be taken away."""
