@@ -35,6 +35,16 @@ def test_an_own_model_is_the_one_that_was_judged(more: str, tmp_path: Path) -> N
     assert sizes[True] < sizes[False]
 
 
+def test_who_kept_nothing_has_no_model_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = make_place(tmp_path)
+    (place / "recipe.toml").write_text(RECIPE.replace("rounds = 2", "rounds = 1"))
+    federate(place / "recipe.toml", out=place / "out")
+    command = ["federate", "export", str(place / "out"), "--client", "client-0", "--out", str(place / "own")]
+    assert main(command) == 2
+    assert "kept nothing" in capsys.readouterr().err
+    assert not (place / "own").exists()
+
+
 def test_settings_that_do_not_go_with_personal_models() -> None:
     for step in ('method = "rafl"', 'method = "raffm"', 'method = "ffm"\nlora = "stack"'):
         text = f'model = "x"\n[[step]]\n{step}\ncommon = 0.5\n'

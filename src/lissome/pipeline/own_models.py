@@ -46,7 +46,7 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
     if not (folder / "recipe.toml").is_file():
         raise ArtifactError(f"{folder} is not the result of a federation, so it has no clients.")
     names = sorted(path.name for path in clients.iterdir()) if clients.is_dir() else []
-    if not names:
+    if not any(clients.rglob("*.safetensors")):  # there is a folder of each client all the same
         raise ConfigError(f"the clients of {folder} kept nothing for themselves; its model is everybody's.")
     if name not in names:
         raise UnknownNameError(unknown_name("client", name, names))
