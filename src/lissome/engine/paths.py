@@ -78,13 +78,17 @@ class Sandwich:
     Args:
         space: The axes to draw from.
         between: Random Subnets per micro-batch.
-        even: Probability with which they are of `Space.levels` instead: those are what people cut first, and what a
+        even: Probability with which they are of `levels` instead.
+        levels: Subnets between the ends (default: those of `Space.levels`). They are what people cut first, and what a
             random path hardly ever is.
     """
 
-    def __init__(self, space: Space, *, between: int = 1, even: float = 0.0) -> None:
+    def __init__(
+        self, space: Space, *, between: int = 1, even: float = 0.0, levels: Sequence[Subnet] | None = None
+    ) -> None:
         self.space, self._even, self._between = space, even, between
-        self._random, self._levels = RandomPath(space, count=between), space.levels()[1:-1]
+        self._random = RandomPath(space, count=between)
+        self._levels = space.levels()[1:-1] if levels is None else tuple(levels)
 
     def draw(self, step: int, rng: random.Random) -> tuple[Subnet, ...]:
         """Draw those between; the largest comes first, so that the others can learn from it."""

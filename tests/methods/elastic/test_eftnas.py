@@ -180,7 +180,7 @@ def test_a_unit_lives_as_long_as_its_strongest_block() -> None:
     "settings",
     [
         (),
-        ("largest=0.8",),
+        ("largest=0.8", "even=1.0"),
         pytest.param(("lists=uniform", "scores=l1", "start=teacher"), marks=pytest.mark.slow),
         pytest.param(("lists=threshold", "largest=0.8"), marks=pytest.mark.slow),
         ("scores=wanda", "multiple=8", "distil=0.0"),

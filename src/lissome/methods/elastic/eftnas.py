@@ -41,7 +41,7 @@ from lissome.engine.ranking import saliency, unit_scores
 from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
 from lissome.models.binding import extract, ranks, reorder
 from lissome.models.model import Model
-from lissome.models.space import Space
+from lissome.models.space import Space, Subnet
 from lissome.ops import importance
 
 
@@ -71,6 +71,10 @@ class EFTNAS(SupernetMethod):
         block: int = option(32, "side of the blocks of an attention's matrices that have a score", low=1)
         multiple: int = option(1, "neurons are rounded up to a multiple; 8 suits vector units", low=1)
         paths: Literal["sandwich", "random"] = option("sandwich", "the ends and one at random, or that one alone")
+        even: float = option(
+            0.0, "of a sandwich: share of steps in which the one between is what one of the costs gives", low=0.0,
+            high=1.0,
+        )  # fmt: skip
         distil: float = option(0.9, "share of what the teacher says in the loss", low=0.0, high=1.0)
         temperature: float = option(2.0, "by which logits are divided there; of text always 1", low=0.01)
         start: Literal["given", "teacher"] = option(
@@ -101,14 +105,15 @@ class EFTNAS(SupernetMethod):
             making.model = making.model.derived(copy.deepcopy(teacher.module).requires_grad_(True))
         worth, order = self.worth(making)
         reorder(making.model, dict(zip(order, ranks(list(order.values())), strict=True)))
-        space, found = self._space(making, worth)
+        space, costs, between = self._space(making, worth)
         loss = None
         if config.distil:
             loss = making.objective.lesson(making.model, teacher, share=config.distil, temperature=config.temperature)
-        sampler = Sandwich(space) if config.paths == "sandwich" else RandomPath(space)
+        sandwich = Sandwich(space, even=config.even, levels=between)
+        sampler = sandwich if config.paths == "sandwich" else RandomPath(space)
         making.train("train", sampler, loss=loss)
         lists = {axis.name: list(axis.choices) for axis in space.axes}
-        details = {"targets": [one.macs for one in found], "lists": lists}
+        details = {"targets": costs, "lists": lists}
         return making.outcome(space, given=given, details=details)
 
     def _check(self, model: Model) -> None:
@@ -139,8 +144,12 @@ class EFTNAS(SupernetMethod):
         worth = unit_scores(making.model, found, sides="both", reduce=importance.strongest)
         return worth, unit_scores(making.model, found)
 
-    def _space(self, making: Making, worth: dict[str, Tensor]) -> tuple[Space, list[Sized]]:
-        """Step 2: the sizes that survive at each cost; the model is cut to the largest of them."""
+    def _space(self, making: Making, worth: dict[str, Tensor]) -> tuple[Space, list[float], list[Subnet]]:
+        """Step 2: the sizes that survive at each cost; the model is cut to the largest of them.
+
+        Returns:
+            The Space, the costs that were met, and the Subnets that meet those between the ends.
+        """
         config = self.config
         bounds = Boundaries(making.model, worth, multiple=config.multiple)
         most = bounds.range()[1]
@@ -158,4 +167,5 @@ class EFTNAS(SupernetMethod):
                 Sized(one.macs, {names[name]: size for name, size in one.sizes.items() if name in names})
                 for one in found
             ]
-        return bounds.space(found), found
+        space = bounds.space(found)
+        return space, [one.macs for one in found], [bounds.subnet(space, one) for one in found[1:-1]]
