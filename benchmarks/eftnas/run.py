@@ -5,7 +5,7 @@ of short texts, super-networks with sizes by learnt scores and with the same sha
 paths, teacher and evaluations; beside them single networks are cut by torch-pruning to a budget and distilled alone, as
 many steps each; and before any training widths are cut in the order of every score. On SST-2 the super-network stands
 beside its teacher, and so it does on questions whose answers are spans (a slice of SQuAD), tested on an article that
-nothing was learnt from. Learning rates are the best of several, found on examples to choose by.
+nothing was learnt from. Settings are the best of several, found on examples to choose by.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ LISTS = {"learned": "scores", "uniform": "uniform"}
 """Where the sizes of an arm come from."""
 ARMS = {"languages": tuple(LISTS), "sst2": ("learned",)}
 ORDERS = ("learned", "l1", "l2", "wanda", "first_order", "random", "none")
-STEPS = {"languages": 400, "sst2": 300}
-TRIALS = {"languages": 60, "sst2": 30}
+STEPS = {"languages": 1000, "sst2": 600}
+TRIALS = {"languages": 150, "sst2": 100}
+QUALITY = "loss"
+"""What is searched for, beside few multiply-accumulates."""
 BELOW = 0.8
 """What the largest network of a space shall cost where it is not the whole."""
 ANSWERS = {"teacher": 200, "steps": 80, "scores": 40, "trials": 10, "lr": 2e-4}
@@ -84,7 +86,7 @@ def _of_task(task: str, tried: Tried, scale: Scale) -> Iterator[Cell]:
             yield Cell(
                 f"{arm}-{task}-{seed}",
                 {**known, "steps": STEPS[task], "scores": SCORES, "smallest": SMALL, "shares": SHARES, "seed": seed,
-                 "arm": arm, "trials": TRIALS[task], "worst": WORST[task]},
+                 "arm": arm, "trials": TRIALS[task], "quality": QUALITY, "worst": WORST[task]},
                 lambda folder, arm=arm, seed=seed: made(tried, folder, task, arm, scale, seed),
             )  # fmt: skip
 
@@ -109,29 +111,33 @@ def _beside(tried: Tried, scale: Scale) -> Iterator[Cell]:
 
 def whole(it: Subject, rate: float) -> dict[str, Any]:
     """The teacher itself."""
-    return {"test": _elastic.packed(_elastic.original(it), _elastic.objective(it)), "rate": rate}
+    return {"test": _elastic.packed(_elastic.original(it), _elastic.objective(it)), "chosen": _told({"lr": rate})}
 
 
 def beside(tried: Tried, task: str, scale: Scale, seed: int) -> dict[str, Any]:
     """MiniLM with LoRA, trained as long as the teacher."""
     it, rate = tried.untuned(task), tried.rate(f"lora-{task}")
     model = by_lora(it, scale, {**LORA, "lr": rate, "steps": TEACHER}, seed)
-    return {"test": _elastic.packed(model, _elastic.objective(it)), "rate": rate}
+    return {"test": _elastic.packed(model, _elastic.objective(it)), "chosen": _told({"lr": rate})}
+
+
+def _told(chosen: Mapping[str, Any]) -> str:
+    return ", ".join(_elastic.assignments(chosen))
 
 
 def made(tried: Tried, folder: Path, task: str, arm: str, scale: Scale, seed: int) -> dict[str, Any]:
     """A super-network, searched, and what is cut out of it."""
-    it, rate = tried.teacher(task), tried.rate("eftnas")
+    it, chosen = tried.teacher(task), tried.chosen("eftnas")
     settings = {
         "lists": LISTS[arm], "steps": scale.of(STEPS[task]), "score_steps": scale.of(SCORES), "smallest": SMALL,
-        "lr": rate,
+        **chosen,
     }  # fmt: skip
     place = _elastic.supernet(
-        it, folder, method="eftnas", settings=settings, trials=scale.of(TRIALS[task], 12), seed=seed
+        it, folder, method="eftnas", settings=settings, trials=scale.of(TRIALS[task], 12), seed=seed, quality=QUALITY
     )
     found = _elastic.measured(it, place, SHARES, folder / "cut")
     return {
-        **found, "volume": _elastic.volume(found["front"], worst=WORST[task]), "rate": rate,
+        **found, "volume": _elastic.volume(found["front"], worst=WORST[task]), "chosen": _told(chosen),
         "passes": _elastic.PASSES * settings["steps"], "latency": _elastic.latency(it, folder / "cut" / f"{HALF:g}"),
     }  # fmt: skip
 
@@ -152,11 +158,11 @@ def bounds(tried: Tried, folder: Path, scale: Scale, seed: int) -> dict[str, Any
 
 def alone(tried: Tried, share: float, scale: Scale, steps: int, seed: int) -> dict[str, Any]:
     """One network, cut by torch-pruning to a budget and distilled by itself."""
-    it, rate = tried.teacher("languages"), tried.rate("alone")
-    model = distilled(it, share, scale, {**ALONE, "lr": rate, "steps": steps}, seed)
+    it, chosen = tried.teacher("languages"), tried.chosen("alone")
+    model = distilled(it, share, scale, {**ALONE, **chosen, "steps": steps}, seed)
     macs = Counter(model).count().macs / Counter(_elastic.original(it)).count().macs
     test = _elastic.packed(model, _elastic.objective(it))
-    return {"test": test, "macs": macs, "rate": rate, "passes": scale.of(steps)}
+    return {"test": test, "macs": macs, "chosen": _told(chosen), "passes": scale.of(steps)}
 
 
 def orders(it: Subject, folder: Path, score_steps: int) -> dict[str, Any]:

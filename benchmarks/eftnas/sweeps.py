@@ -25,7 +25,7 @@ SMALL = 0.195
 """What the smallest network of a space shall cost: within 2 % of it, which leaves it below a fifth."""
 TASKS = {"languages": _tasks.languages, "sst2": _tasks.sentences}
 TEACHER, SCORES = 1000, 120
-TRIED, TRIED_SMALL = 250, 80
+TRIED, TRIED_SMALL = 250, 150
 """Steps of a run in which rates of teachers and LoRA are tried; and settings of networks that learn from a teacher."""
 
 WHOLE: dict[str, Any] = {"lr": 1e-4, "steps": TRIED}
@@ -33,17 +33,22 @@ WHOLE_CHANGES: tuple[dict[str, Any], ...] = ({"lr": 2e-4}, {"lr": 4e-4})
 LORA: dict[str, Any] = {"lr": 2e-3, "rank": 8, "adapt": "all", "steps": TRIED}
 LORA_CHANGES: tuple[dict[str, Any], ...] = ({"lr": 1e-3}, {"lr": 4e-3})
 ELASTIC: dict[str, Any] = {
-    "lr": 1e-4, "scores": "learned", "score_steps": SCORES, "distil": 0.9, "temperature": 2.0, "steps": TRIED_SMALL,
+    "lr": 1e-4, "scores": "learned", "score_steps": SCORES, "distil": 0.9, "temperature": 2.0, "even": 0.0,
+    "steps": TRIED_SMALL,
 }  # fmt: skip
 ELASTIC_CHANGES: tuple[dict[str, Any], ...] = (
     {"lr": 5e-5}, {"lr": 2e-4}, {"scores": "l1"}, {"scores": "first_order"}, {"score_steps": 40}, {"score_steps": 360},
-    {"distil": 0.0}, {"distil": 0.5}, {"temperature": 1.0}, {"temperature": 4.0},
+    {"distil": 0.0}, {"distil": 0.5}, {"temperature": 1.0}, {"temperature": 4.0}, {"even": 0.5}, {"even": 1.0},
 )  # fmt: skip
-ALONE: dict[str, Any] = {"lr": 1e-4, "distil": 0.9, "temperature": 2.0, "steps": TRIED_SMALL}
+ALONE: dict[str, Any] = {
+    "lr": 1e-4, "distil": 0.9, "temperature": 2.0, "weight_decay": 0.0, "steps": TRIED_SMALL,
+}  # fmt: skip
 ALONE_CHANGES: tuple[dict[str, Any], ...] = (
     {"lr": 5e-5}, {"lr": 2e-4}, {"lr": 4e-4}, {"lr": 8e-4}, {"distil": 0.0}, {"distil": 0.5}, {"distil": 1.0},
-    {"temperature": 1.0}, {"temperature": 4.0}, {"temperature": 8.0},
+    {"temperature": 1.0}, {"temperature": 4.0}, {"temperature": 8.0}, {"weight_decay": 0.01}, {"weight_decay": 0.1},
 )  # fmt: skip
+CHOSEN = {"eftnas": ("lr", "scores", "even"), "alone": ("lr", "distil", "temperature")}
+"""What each arm takes: the best value of each."""
 
 
 class Tried:
@@ -75,6 +80,10 @@ class Tried:
     def rate(self, arm: str) -> float:
         """The best learning rate of those that were tried."""
         return float(self.sweeps[arm].best(self._store, self._scale, "lr"))
+
+    def chosen(self, arm: str) -> dict[str, Any]:
+        """The best of what was tried of each setting that an arm takes."""
+        return {name: self.sweeps[arm].best(self._store, self._scale, name) for name in CHOSEN[arm]}
 
     def teacher(self, task: str) -> Subject:
         """MiniLM, fine-tuned on a task at the best rate; made the first time."""
@@ -125,6 +134,7 @@ def alone(it: Subject, share: float, scale: Scale, settings: Mapping[str, Any], 
     """One network, cut by torch-pruning to a share of the multiply-accumulates and distilled by itself."""
     return _elastic.tuned(
         _cut(it, share), _elastic.objective(it), steps=scale.of(settings["steps"]), seed=seed, lr=settings["lr"],
+        weight_decay=settings["weight_decay"],
         lesson=_elastic.Lesson(_elastic.original(it), settings["distil"], settings["temperature"]),
     )  # fmt: skip
 

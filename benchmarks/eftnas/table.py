@@ -18,20 +18,20 @@ def _arms(result: Mapping[str, Any]) -> str:
     for name, cell in cells.items():
         arm, _, seed = name.rpartition("-")
         if name.startswith("teacher-"):
-            rows.append([name.replace("-", ", "), _mean([cell["test"]]), "", "", f"{cell['rate']:g}"])
-        if seed != str(seeds[0]) or "rate" not in cell:
+            rows.append([name.replace("-", ", "), _mean([cell["test"]]), "", "", cell["chosen"]])
+        if seed != str(seeds[0]) or "chosen" not in cell:
             continue
         found = [cells[f"{arm}-{each}"] for each in seeds if f"{arm}-{each}" in cells]
-        label, rate, passes = arm.replace("-", ", "), f"{cell['rate']:g}", f"{cell.get('passes', '')}"
+        label, chosen, passes = arm.replace("-", ", "), cell["chosen"], f"{cell.get('passes', '')}"
         if "cut" not in cell:
             reached = f", at {cell['macs']:.3f}" if "macs" in cell else ""
-            rows.append([f"{label}{reached}", _mean([one["test"] for one in found]), "", passes, rate])
+            rows.append([f"{label}{reached}", _mean([one["test"] for one in found]), "", passes, chosen])
             continue
         volume = sum(one["volume"] for one in found) / len(found)
         for share in cell["cut"]:
             right = [one["cut"][share]["test"] for one in found]
-            rows.append([f"{label}, at {share}", _mean(right), f"{volume:.3f}", passes, rate])
-    return table(["arm", "accuracy", "volume of the front", "passes", "learning rate"], rows)
+            rows.append([f"{label}, at {share}", _mean(right), f"{volume:.3f}", passes, chosen])
+    return table(["arm", "accuracy", "volume of the front", "passes", "settings"], rows)
 
 
 def _mean(tests: Sequence[str]) -> str:
@@ -77,7 +77,7 @@ _TABLES = _elastic.Tables(
         "fewer than 1,800, and so its intervals are wide:": _answers,
         "Settings that were tried with one seed and shorter runs, on examples to choose by (accuracy in points; of "
         "super-networks the mean of the middle and the smallest, of networks distilled alone that of both sizes). Each "
-        "arm was then trained with the best of its learning rates and else as usual.": _sweep.tried,
+        "arm was then trained with the best of the settings that are named with it, and else as usual.": _sweep.tried,
     },
     note=_elastic.RESAMPLED,
 )

@@ -32,16 +32,17 @@ def made_up(
     cells: dict[str, Any] = {"orders": {name: text(order if name == "learned" else 0.7) for name in run.ORDERS}}
     macs = {f"{run.HALF:g}": 0.49, f"{run.FIFTH:g}": small}
     for task, arms in run.ARMS.items():
-        cells[f"teacher-{task}"] = {"test": text(0.9), "rate": 1e-4}
+        cells[f"teacher-{task}"] = {"test": text(0.9), "chosen": "lr=0.0001"}
         for seed in SEEDS:
-            cells[f"lora-{task}-{seed}"] = {"test": text(lora), "rate": 2e-3}
+            cells[f"lora-{task}-{seed}"] = {"test": text(lora), "chosen": "lr=0.002"}
         for arm, seed in itertools.product(arms, SEEDS):
             cut = {key: {"macs": share, "params": 0.5, "test": text(half)} for key, share in macs.items()}
             volume, ends = hand if arm == "uniform" else 0.7, {"least": least, "most": most}
-            facts = {"rate": 1e-4, "passes": 1200}
+            facts = {"chosen": "lr=0.0001", "passes": 1200}
             cells[f"{arm}-{task}-{seed}"] = {"cut": cut, **ends, "volume": volume, "latency": [0.7, 0.6, 0.8], **facts}
     for share, seed in itertools.product(run.SHARES, SEEDS):
-        cells[f"alone-{share:g}-{seed}"] = {"test": text(0.9), "macs": used * share, "rate": 1e-4, "passes": 400}
+        facts = {"chosen": "lr=0.0001", "passes": 400}
+        cells[f"alone-{share:g}-{seed}"] = {"test": text(0.9), "macs": used * share, **facts}
     for seed in SEEDS:
         cells[f"bounds-{seed}"] = {"least": 0.195, "most": below}
         cells[f"answers-{seed}"] = {key: {**read(answered), "macs": share} for key, share in macs.items()}
@@ -78,7 +79,7 @@ def test_the_volume_of_a_front() -> None:
 def test_the_tables_show_every_arm() -> None:
     page = table.page([{"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}])
     assert all(f"| {arm}, {task}, at 0.5 |" in page for task, arms in run.ARMS.items() for arm in arms)
-    assert "| alone, 0.5, at 0.495 | 90.00 |  | 400 | 0.0001 |" in page and "| teacher, sst2 |" in page
+    assert "| alone, 0.5, at 0.495 | 90.00 |  | 400 | lr=0.0001 |" in page and "| teacher, sst2 |" in page
     assert "| lora, sst2 |" in page and "| bounds, 0 | 0.1950 | 0.8000 |" in page
     assert "| 0.5 of the multiply-accumulates | 30.0 | 20.0 |" in page
     assert all(f"| {order} |" in page for order in run.ORDERS)
@@ -108,7 +109,7 @@ def test_super_networks_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     it, scale = toy(tmp_path), Scale((0,), 0.01)
     tried = sweeps.Tried(scale, Store(tmp_path / "results", scratch=tmp_path / "scratch"))
     monkeypatch.setattr(tried, "teacher", lambda _: it)
-    monkeypatch.setattr(tried, "rate", lambda _: 1e-4)
+    monkeypatch.setattr(tried, "chosen", lambda _: {"lr": 1e-4, "scores": "l2", "even": 0.5})
     for module in (run, sweeps):
         monkeypatch.setattr(module, "SMALL", 0.5)
         monkeypatch.setattr(module, "SHARES", (0.6,))
