@@ -336,6 +336,14 @@ def test_what_cannot_work_is_refused_before_the_first_round(step: str, words: st
         plan_federation(place / "recipe.toml")
 
 
+@pytest.mark.parametrize("change", [("clients = 4", "clients = 2"), ("rounds = 2", "rounds = 2\nsample = 0.5")])
+def test_a_sum_of_two_hides_nobody(change: tuple[str, str], place: Path) -> None:
+    recipe = RECIPE.partition("[[device]]")[0].replace(*change)
+    (place / "recipe.toml").write_text(recipe + '[[step]]\nmethod = "fedavg"\nmerge = "mean"\nsecure = true\n')
+    with pytest.raises(ConfigError, match="at least 3 clients in a round, 2 would"):
+        plan_federation(place / "recipe.toml")
+
+
 def test_the_head_of_a_knowledge_network_is_in_the_artifact(place: Path) -> None:
     whole = toy_model("llama", vocab_size=TOY_VOCABULARY, num_hidden_layers=2)
     replace(whole, tokenizer=toy_tokenizer()).save(place / "model")

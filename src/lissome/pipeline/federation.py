@@ -26,6 +26,7 @@ from lissome.engine.federate.method import ClientSite, FederatedMethod, ServerSi
 from lissome.engine.federate.profile import Profile, in_proportion
 from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import RoundsConfig
+from lissome.engine.federate.secure import masks
 from lissome.engine.federate.secure.client import SecureClient
 from lissome.engine.federate.secure.program import SecureProgram
 from lissome.engine.federate.store import ClientStore
@@ -289,10 +290,21 @@ class FederationJob:
         )  # fmt: skip
         program, config = self.method.server(site), self.method.config
         if getattr(config, "secure", False):
+            self._require_a_sum()
             program = SecureProgram(program, largest=config.secure_largest, seed=derive(self.recipe.seed, "secure"))
         for name in {kind: name for name, kind in self.kinds.items()}.values():
             program.check(self.profile(name))  # a kind of the recipe that cannot take part is the recipe's mistake
         return program
+
+    def _require_a_sum(self) -> None:
+        """Refuse secure sums of fewer than three clients: of two, each knows the other's update."""
+        there, rounds = len(self.silos.names), self.rounds
+        wanted = min(there, max(rounds.least, round(rounds.sample * there)))
+        if rounds.train and 0 < wanted < masks.FEWEST:
+            raise ConfigError(
+                f"secure sums need at least {masks.FEWEST} clients in a round, {wanted} would take part; have more "
+                "clients, or a larger sample."
+            )
 
     def worker(
         self,

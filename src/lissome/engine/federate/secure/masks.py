@@ -26,6 +26,9 @@ STEPS = 2**20
 MOST = 2**11 - 1
 """Clients whose sum fits."""
 
+FEWEST = 3
+"""Clients of a sum that hides each: of two, one takes its own away."""
+
 Words = NDArray[np.uint32]
 
 
