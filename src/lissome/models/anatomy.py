@@ -277,17 +277,29 @@ class Anatomy:
         Raises:
             SubnetError: When the blocks are not as many, or a part or a dim is not there.
         """
+        values = self.presence(layers)
+        for index, layer in enumerate(layers):
+            present = {branch.part: branch for branch in self.of_block(index)}
+            for part, sizes in layer.items():
+                values |= {present[part].axis(dim): size for dim, size in sizes.items()}
+        return values
+
+    def presence(self, layers: Sequence[Layer]) -> dict[str, int]:
+        """Return the choices of `choices` that say which branches there are, without sizes.
+
+        Raises:
+            SubnetError: When the blocks are not as many, or a part is not there.
+        """
         if len(layers) != len(self.blocks):
             raise SubnetError(f"{len(layers)} blocks are listed, but the base has {len(self.blocks)}.")
         values = {branch.name: 0 for branch in self.branches if branch.removable}
         for index, layer in enumerate(layers):
             present = {branch.part: branch for branch in self.of_block(index)}
-            for part, sizes in layer.items():
+            for part in layer:
                 if part not in present:
                     raise SubnetError(unknown_name(f"part of block {index}", part, present))
                 if present[part].removable:
                     values[present[part].name] = 1
-                values |= {present[part].axis(dim): size for dim, size in sizes.items()}
         return values
 
     def space(self, *, steps: Mapping[str, int] | None = None, finest: bool = False) -> Space:

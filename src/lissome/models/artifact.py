@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lissome.core.errors import ArtifactError, NumericsError, SubnetError
+from lissome.core.errors import ArtifactError, NumericsError, SubnetError, UnsupportedModelError
 from lissome.core.files import atomic_folder, inside, read_json, sha256_files
 from lissome.core.manifest import MANIFEST, Manifest, read_manifest, verify_files, write_manifest
 from lissome.models.adapters import adapters, load_adapters, save_adapters
@@ -47,7 +47,16 @@ from lissome.models.paging import stored_tensors
 from lissome.models.preparing import read_preparing, write_preparing
 from lissome.models.space import Space
 from lissome.models.sparse import STORAGE, compress, expand, masks, set_mask
-from lissome.models.stored import check_beside, check_entries, check_filled, check_loaded, check_shapes, read_entries
+from lissome.models.stored import (
+    check_beside,
+    check_entries,
+    check_filled,
+    check_loaded,
+    check_shapes,
+    read_entries,
+    share,
+    shared,
+)
 
 WEIGHTS = "model.safetensors"
 ADAPTER, PROMPT = "adapter", "prompt"
@@ -327,7 +336,11 @@ def _fill_skeleton(module: nn.Module, files: list[Path], dtype: torch.dtype | No
     for key, tensor in tensors.items():  # a copy is aligned; kernels add up in another order on a mapped, odd address
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         tensors[key] = tensor.to(wanted, copy=True)
+    tied = shared(module)
     module.load_state_dict(tensors, strict=False, assign=True)
+    for names in tied:  # they are stored once
+        for given in [name for name in names if name in tensors][:1]:
+            share(module, names, given)
     if hasattr(module, "tie_weights"):
         module.tie_weights()  # type: ignore[operator]
     for key, mask in found.items():
@@ -351,8 +364,11 @@ def check_finite(module: nn.Module) -> None:
 
     Raises:
         NumericsError: Names the first such tensor.
+        UnsupportedModelError: When a lazy layer has not run yet.
     """
     for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise UnsupportedModelError(f"{name} has no shape yet; let the module read one input, then give it again.")
         if not torch.isfinite(parameter).all():
             bad = int((~torch.isfinite(parameter)).sum())
             raise NumericsError(f"{name} holds {bad} NaN or infinite values; the weights are damaged, get them again.")

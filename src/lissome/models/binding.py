@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lissome.core.errors import SubnetError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim
+from lissome.models.copies import without_history
 from lissome.models.crops import drop_crops, kernel_of, shrink
 from lissome.models.integers import forget_grid
 from lissome.models.resave import keep_sizes
@@ -312,7 +313,7 @@ def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = No
             id(view): _cut(masking, path).detach().clone(memory_format=torch.contiguous_format)
             for path, view in masking.views.items()
         }
-        clone: nn.Module = copy.deepcopy(model.module, memo)
+        clone: nn.Module = copy.deepcopy(model.module, without_history(model.module) | memo)
         index = model.binding.index_map(masking.subnet)
         for path in masking.views:
             _register(clone, path, model.binding, index[path])

@@ -67,8 +67,8 @@ def skeleton(
     """
     from accelerate import init_empty_weights
 
-    from lissome.models.binding import extract
     from lissome.models.model import Model
+    from lissome.models.reopen import cut_to
 
     if is_foreign(config):
         return foreign_skeleton(config, into)
@@ -81,8 +81,7 @@ def skeleton(
             module: nn.Module = build(configuration(base), **beside)
         if ours:
             check_widths(module)
-            whole = Model(module)
-            module = extract(whole, whole.anatomy.choices(_layers(config.get("layers")))).module
+            module = cut_to(Model(module), _layers(config.get("layers"))).module
     except FAILURES as error:
         if is_memory(error):
             raise

@@ -25,13 +25,15 @@ def example(model: Model, *, tokens: int = 128, batch: int = 1, seed: int = 0) -
     config: Any = getattr(model.module, "config", None)
     generator = torch.Generator().manual_seed(seed)
     device = next(model.module.parameters()).device
+    floating = (value.dtype for value in model.module.parameters() if value.is_floating_point())  # not a complex one
+    dtype = next(floating, torch.float32)
 
     def words(most: int) -> Tensor:
         shape = (batch, min(tokens, most))
         return torch.randint(model.anatomy.vocabulary, shape, generator=generator).to(device)
 
     def numbers(*shape: int) -> Tensor:
-        return torch.randn(batch, *shape, generator=generator).to(device, next(model.module.parameters()).dtype)
+        return torch.randn(batch, *shape, generator=generator).to(device, dtype)
 
     if model.anatomy.inputs:
         return {name: numbers(*shape) for name, shape in model.anatomy.inputs.items()}

@@ -34,7 +34,7 @@ def foreign_skeleton(config: Mapping[str, Any], into: nn.Module | None) -> nn.Mo
     Raises:
         ArtifactError: When there is no module, or it is not the one that was cut.
     """
-    from lissome.models.binding import extract
+    from lissome.models.reopen import cut_to
     from lissome.models.traced.inputs import tell
 
     base: Any = config["base"]
@@ -45,7 +45,6 @@ def foreign_skeleton(config: Mapping[str, Any], into: nn.Module | None) -> nn.Mo
         )
     try:
         tell(into, {name: tuple(shape) for name, shape in base["inputs"].items()})
-        whole = Model(into.eval())
-        return extract(whole, whole.anatomy.choices(config["layers"])).module
+        return cut_to(Model(into.eval()), config["layers"]).module
     except (LissomeError, AttributeError, KeyError, TypeError) as error:
         raise ArtifactError(f"the module is not the one that the folder was cut from: {error}") from error

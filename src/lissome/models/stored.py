@@ -8,7 +8,7 @@ buffers that older versions stored, and the head of another task of the same kin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -117,6 +117,31 @@ def check_filled(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
             raise ArtifactError(f"{name} is stored as {kind}, but only floating numbers are read; {_REMEDY}.")
 
 
+def shared(module: nn.Module) -> list[list[str]]:
+    """Return the names of tensors that are one tensor, wherever it has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        names.setdefault(id(buffer), []).append(name)
+    return [each for each in names.values() if len(each) > 1]
+
+
+def share(module: nn.Module, names: Sequence[str], given: str) -> None:
+    """Let tensors of a module be one again, as `shared` found them.
+
+    Args:
+        module: The module.
+        names: Of the tensors.
+        given: The one of them that was filled.
+    """
+    owner, _, label = given.rpartition(".")
+    value = getattr(module.get_submodule(owner), label)
+    for name in names:
+        owner, _, label = name.rpartition(".")
+        setattr(module.get_submodule(owner), label, value)
+
+
 def check_loaded(info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuse what transformers says it has not found, or has not used, of a stock model.
 
@@ -183,8 +208,7 @@ def _is_buffer(key: str, place: str | None, module: nn.Module) -> bool:
 
 def _missing(module: nn.Module, expected: Mapping[str, Any], found: Collection[str]) -> list[str]:
     """Tensors that no file holds, and that are neither tied to one that is there nor ignored by their class."""
-    owners = {id(value) for name, value in module.named_parameters(remove_duplicate=False) if name in found}
-    tied = {name for name, value in module.named_parameters(remove_duplicate=False) if id(value) in owners}
+    tied = {name for names in shared(module) if not set(found).isdisjoint(names) for name in names}
     tied |= {name for name, source in getattr(module, "all_tied_weights_keys", {}).items() if source in found}
     tied |= {source for name, source in getattr(module, "all_tied_weights_keys", {}).items() if name in found}
     patterns = getattr(module, "_keys_to_ignore_on_load_missing", None) or ()

@@ -6,8 +6,8 @@ part, which with its weights at zero gives zero to an addition, can go by itself
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,18 +20,34 @@ _NEAR = 1e-5  # relative; what is left is rounding
 
 
 @dataclass(frozen=True)
+class Part:
+    """A module of a residual block that can go by itself.
+
+    Attributes:
+        path: Its dotted name.
+        companions: Names of the modules that go with it: its norm before it, its scale behind it.
+        entries: Length of the tuple that it returns; 0 for a tensor.
+        rank: Number of dimensions of what it adds.
+    """
+
+    path: str
+    companions: tuple[str, ...]
+    entries: int
+    rank: int
+
+
+@dataclass(frozen=True)
 class Block:
     """A residual block.
 
     Attributes:
         path: Dotted name of its module.
-        parts: Names of the modules in it that can go one by one, with what goes with each, and the length of the tuple
-            that each returns (0 for a tensor); empty for a block that goes as a whole, or that is gone.
+        parts: What can go one by one; empty for a block that goes as a whole, or that is gone.
         gone: Whether it was removed before.
     """
 
     path: str
-    parts: tuple[tuple[str, tuple[str, ...], int], ...] = ()
+    parts: tuple[Part, ...] = ()
     gone: bool = False
 
 
@@ -117,20 +133,42 @@ def _given(part: nn.Module, taken: Tensor) -> Any:
 
 def _parts(
     module: nn.Module, recording: Recording, block: Call, calls: dict[str, Call], takes: dict[str, Tensor]
-) -> list[tuple[str, tuple[str, ...], int]]:
+) -> list[Part]:
     """Modules of a block, the outermost ones, whose output is added to something, with what only they read."""
     inside = [
         call
         for path, call in reversed(calls.items())
         if path.startswith(f"{block.module}.") and len(call.gives) == 1 and path in takes
     ]
-    found: list[Call] = []
+    found: dict[str, Part] = {}
     for call in inside:
-        held = any(call.module.startswith(f"{other.module}.") for other in found)
-        if not held and _is_added(recording, call) and _vanishes(module.get_submodule(call.module), takes[call.module]):
-            found.append(call)
-    found.sort(key=lambda call: call.start)
-    return [(call.module, _companions(recording, call, inside), call.entries) for call in found]
+        held = any(call.module.startswith(f"{other}.") for other in found)
+        if not held and _is_added(recording, call):
+            rank = _vanishes(module.get_submodule(call.module), takes[call.module])
+            if rank is not None:
+                companions = _companions(recording, call, inside)
+                found[call.module] = Part(call.module, companions, call.entries, rank)
+    ordered = sorted(found.values(), key=lambda part: calls[part.path].start)
+    return _chained(recording, ordered, calls)
+
+
+def _chained(recording: Recording, parts: Sequence[Part], calls: Mapping[str, Call]) -> list[Part]:
+    """Let what only hands on another part, as a layer scale does, go with that part; the last are looked at first."""
+    left = {part.path: part for part in parts}
+    for path in reversed([*left]):
+        part, call = left[path], calls[path]
+        fed = (each for each in left if calls[each].stop <= call.start and _feeds(recording, calls[each], call))
+        before = next(fed, None) if call.alone else None
+        if before is not None:
+            del left[path]
+            companions = (*left[before].companions, path, *part.companions)
+            left[before] = replace(left[before], companions=companions, rank=part.rank)
+    return [replace(part, companions=_outside(part.companions, left)) for part in left.values()]
+
+
+def _outside(paths: Sequence[str], others: Collection[str]) -> tuple[str, ...]:
+    """The modules that are not inside of others."""
+    return tuple(path for path in dict.fromkeys(paths) if not any(_within(path, each) for each in others))
 
 
 def _is_added(recording: Recording, call: Call) -> bool:
@@ -147,26 +185,28 @@ def _is_added(recording: Recording, call: Call) -> bool:
     return False
 
 
-def _vanishes(part: nn.Module, taken: Tensor) -> bool:
-    """Whether a module without weights gives zero."""
+def _within(path: str, outer: str) -> bool:
+    """Whether a module is another one, or inside of it."""
+    return f"{path}.".startswith(f"{outer}.")
+
+
+def _vanishes(part: nn.Module, taken: Tensor) -> int | None:
+    """The number of dimensions of the zeros that a module without weights gives; None when it gives something else."""
     if next(part.parameters(), None) is None:
-        return False
+        return None
     given = _given(part, taken)
     first = given[0] if isinstance(given, tuple) and given else given
-    return isinstance(first, Tensor) and not bool(first.any())
+    return first.ndim if isinstance(first, Tensor) and not bool(first.any()) else None
 
 
 def _companions(recording: Recording, part: Call, inside: Sequence[Call]) -> tuple[str, ...]:
     """Modules of which only this part reads what they give: its norm."""
-    found = []
-    for call in inside:
-        if call.stop > part.start or not call.alone:
-            continue
-        readers = [
-            index
-            for index, step in enumerate(recording.steps)
-            if index >= call.stop and set(call.gives) & set(step.reads)
-        ]
-        if readers and all(part.start <= index < part.stop for index in readers):
-            found.append(call.module)
-    return tuple(path for path in found if not any(path.startswith(f"{other}.") for other in found))
+    found = [call.module for call in inside if call.stop <= part.start and call.alone and _feeds(recording, call, part)]
+    return tuple(path for path in found if not any(_within(path, other) for other in found if other != path))
+
+
+def _feeds(recording: Recording, call: Call, part: Call) -> bool:
+    """Whether only one module reads what another gives."""
+    gives = set(call.gives)
+    readers = [index for index, step in enumerate(recording.steps) if index >= call.stop and gives & set(step.reads)]
+    return bool(readers) and all(part.start <= index < part.stop for index in readers)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lissome.models.anatomy import Cut
 from lissome.models.stated import CROPPED
+from lissome.models.stored import shared
 from lissome.models.traced.atoms import Side
 from lissome.models.traced.recorder import Recording
 
@@ -51,7 +52,7 @@ def widths(module: nn.Module, recording: Recording) -> tuple[list[Found], dict[s
     reasons = recording.atoms.rigid(roots)
     sides = recording.atoms.sides
     makers = [side for side in sides if (side.tensor, side.dim) in recording.makers]
-    found, rigid, known = list[Found](), dict[str, str](), set[str]()
+    found, rigid, known, twice = list[Found](), dict[str, str](), set[str](), _twice(module)
     for members in _together(makers, roots):
         known.update(side.tensor for side in members)
         first = members[0]
@@ -61,6 +62,10 @@ def widths(module: nn.Module, recording: Recording) -> tuple[list[Found], dict[s
         if why is None and any(set(_roots(side, roots).tolist()) != set(units) for side in members):
             why = "its channels are only part of those of another layer that they are added to"
         cuts = None if why else _cuts(sides, units, roots, recording)
+        if cuts is not None:  # a cut reaches a tensor in one layer alone
+            why = next(
+                (f"{cut.parameter} is also {twice[cut.parameter]}" for cut in cuts if cut.parameter in twice), None
+            )
         if why or cuts is None:
             rigid[axis] = why or "its units do not have equally many channels everywhere"
         elif len(units) > 1:
@@ -77,6 +82,17 @@ def widths(module: nn.Module, recording: Recording) -> tuple[list[Found], dict[s
             why = None if side is None else next((reasons[one] for one in _roots(side, roots) if one in reasons), None)
             rigid.setdefault(f"{owner(name)}.width", why or idle)
     return found, rigid
+
+
+def _twice(module: nn.Module) -> dict[str, str]:
+    """The second name of every tensor that two layers share."""
+    layers = {names[0]: [module.get_submodule(name.rpartition(".")[0]) for name in names] for names in shared(module)}
+    return {
+        names[0]: other
+        for names in shared(module)
+        for other, layer in zip(names, layers[names[0]], strict=True)
+        if layer is not layers[names[0]][0]
+    }
 
 
 def owner(tensor: str) -> str:

@@ -54,8 +54,12 @@ def layer_norm(recorder: Recorder, op: Operation) -> list[Marks]:
     value, rank = op.args[0], len(op.args[1])
     over = {-dim for dim in range(1, rank + 1)}
     marks = [*recorder.marks(value), *(mark for each in op.args[2:4] for mark in recorder.marks(each))]
-    passing = tuple(mark for mark in marks if gathered_in(recorder, op, mark, over) is not None)
-    return [passing, *[()] * (len(op.given) - 1)]
+    free = [gathered_in(recorder, op, mark, over) is not None for mark in marks]
+    passing = [mark for mark, is_free in zip(marks, free, strict=True) if is_free]
+    # these pass as well, so that what they meet says why it is rigid
+    rigid = [raised(mark, value.ndim) for mark, is_free in zip(marks, free, strict=True) if not is_free]
+    merged = recorder.seen.atoms.merged(rigid, f"the input of {recorder.place()}")
+    return [(*passing, *merged), *[()] * (len(op.given) - 1)]
 
 
 def weight_norm(recorder: Recorder, op: Operation) -> list[Marks]:

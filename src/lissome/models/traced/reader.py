@@ -107,7 +107,7 @@ class _Plan:
         kind = "image" if any(len(shape) == 3 for shape in self._shapes.values()) else "features"
         config: Any = getattr(self._module, "config", None)
         return Anatomy(
-            family=Traced(tuple(self._names), stated, self._entries()),
+            family=Traced(tuple(self._names), stated, self._given()),
             architecture=str(getattr(config, "model_type", type(self._module).__name__)),
             module=self._module,
             blocks=tuple(self._names),
@@ -118,8 +118,8 @@ class _Plan:
             inputs=self._shapes,
         )
 
-    def _entries(self) -> dict[str, int]:
-        return {part: entries for block in self._blocks.values() for part, _, entries in block.parts}
+    def _given(self) -> dict[str, tuple[int, int]]:
+        return {part.path: (part.entries, part.rank) for block in self._blocks.values() for part in block.parts}
 
     def _dims(self, place: _Place, found: Sequence[Found], users: Mapping[str, set[str]]) -> dict[str, Dim]:
         """Dims of a branch by the names of their axes."""
@@ -223,10 +223,10 @@ class _Plan:
 
     def _in_parts(self, path: str, block: Block) -> Iterator[_Place]:
         taken: set[str] = set()
-        for part, companions, _ in block.parts:
-            tensors = tuple(name for each in (part, *companions) for name in self._below(each))
+        for part in block.parts:
+            tensors = tuple(name for each in (part.path, *part.companions) for name in self._below(each))
             taken.update(tensors)
-            yield _Place(part, part, path, True, companions, tensors)
+            yield _Place(part.path, part.path, path, True, part.companions, tensors)
         rest = tuple(name for name in self._below(path) if name not in taken)
         yield _Place(path, path, path, False, (), rest)
 
@@ -258,7 +258,7 @@ class Traced:
         blocks: Names of the blocks, by their number.
         stated: Attributes that say the size of a dim, by the names of branch and dim: path of the module, name of the
             attribute, and how much a unit counts.
-        entries: Lengths of the tuples that parts of blocks return.
+        given: What parts of blocks return: length of the tuple (0 for a tensor), dimensions of what they add.
     """
 
     name = "traced"
@@ -267,14 +267,14 @@ class Traced:
         self,
         blocks: tuple[str, ...],
         stated: Mapping[tuple[str, str], tuple[tuple[str, str, int], ...]],
-        entries: Mapping[str, int],
+        given: Mapping[str, tuple[int, int]],
     ) -> None:
-        self._blocks, self._stated, self._entries = blocks, stated, entries
+        self._blocks, self._stated, self._given = blocks, stated, given
 
     def absent(self, branch: Branch) -> nn.Module:
         """Return what hands on the input, for a whole block, or adds nothing, for a part of one."""
         block = self._blocks[branch.block]
-        return Skipped() if branch.path == block else NoPart(block, self._entries.get(branch.path, 0))
+        return Skipped() if branch.path == block else NoPart(block, *self._given[branch.path])
 
     def resize(self, module: nn.Module, branch: Branch, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
         """Return the numbers of heads that modules keep; layers state their own sizes."""

@@ -195,12 +195,12 @@ class Recorder(TorchDispatchMode):
     def place(self) -> str:
         """Word the module that is running."""
         path = self.where()
-        return f"{path} ({type(self._module.get_submodule(path)).__name__})"
+        return f"{path} ({type(self._module.get_submodule(path)).__name__})".strip()
 
     def blame(self, error: str) -> str:
         """Word a failure: the module and the operation that were running."""
         line = next((each for each in error.splitlines() if each.strip()), "no reason given")
-        return f"{self.place().strip()} cannot be traced, {self._at}: {line.strip()[:160].rstrip('.')}"
+        return f"{self.place()} cannot be traced, {self._at}: {line.strip()[:160].rstrip('.')}"
 
     def hooked(self) -> contextlib.ExitStack:
         """Return a context in which calls of modules are written down."""
@@ -259,7 +259,7 @@ class Recorder(TorchDispatchMode):
         varied = any(id(value) in self._varied for value in taken)
         if varied and (packet in _ASKS_FOR_NUMBERS or self._picks_by_mask(packet, args)):
             raise UnsupportedModelError(
-                f"{self.place().strip()} cannot be traced: it asks for the numbers of a tensor ({packet}); "
+                f"{self.place()} cannot be traced: it asks for the numbers of a tensor ({packet}); "
                 "what runs may depend on shapes alone"
             )
         reads = tuple(self.number(value) for value in taken)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lissome.models.copies import without_history
 from lissome.models.crops import drop_crops
 
 
@@ -29,16 +30,17 @@ class NoPart(nn.Module):
     Args:
         block: Dotted name of the block.
         entries: Length of the tuple that the part returned, whose first entry counts; 0 when it returned a tensor.
+        rank: Number of dimensions of what the part added.
     """
 
-    def __init__(self, block: str, entries: int = 0) -> None:
+    def __init__(self, block: str, entries: int, rank: int) -> None:
         super().__init__()
-        self.block, self.entries = block, entries
+        self.block, self.entries, self.rank = block, entries, rank
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a zero without dimensions: it broadcasts."""
+        """Return one zero of as many dimensions: it broadcasts, and code that asks for a size finds one."""
         inputs = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        zero = inputs.new_zeros(())
+        zero = inputs.new_zeros((1,) * self.rank)
         return (zero, *[None] * (self.entries - 1)) if self.entries else zero
 
 
@@ -48,7 +50,7 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     What follows from it depends on the architecture alone: neither on training nor on whether there are weights yet.
     """
     generator = torch.Generator().manual_seed(seed)
-    memo: dict[int, Any] = {}
+    memo = without_history(module)
     for name, value in module.named_parameters():
         memo[id(value)] = nn.Parameter(_drawn(name, value, generator), requires_grad=False)
     for name, buffer in module.named_buffers():
@@ -56,6 +58,8 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
             memo[id(buffer)] = _drawn(name, buffer, generator)
         elif buffer.is_meta:
             memo[id(buffer)] = torch.ones(buffer.shape, dtype=buffer.dtype)
+        elif buffer.is_floating_point():
+            memo[id(buffer)] = buffer.to(torch.float32, copy=True)
     result: nn.Module = copy.deepcopy(module, memo).eval()
     drop_crops(result)  # they have no part in the whole network
     return result

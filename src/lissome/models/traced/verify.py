@@ -7,6 +7,7 @@ gives with zeros in place of what is gone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
@@ -109,13 +110,10 @@ class _Trial:
 
     def _fails_in_training(self) -> str | None:
         """Return what goes wrong in a forward as in training; None when nothing does."""
-        self._module.train()
         try:
-            results(self._module, self._inputs)
+            results(copy.deepcopy(self._module).train(), self._inputs)  # a copy: training moves running statistics
         except Exception as error:  # noqa: BLE001 - whatever a network's own code raises
             return _line(error)
-        finally:
-            self._module.eval()
         return None
 
     def _zeroed(self, cut: Mapping[str, int]) -> dict[str, Tensor]:
