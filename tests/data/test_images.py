@@ -127,12 +127,49 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"image": PIXELS, "label": LABELS.astype(str)}, "not one whole number for each image"),
         ({"image": PIXELS, "label": np.eye(3, dtype=int)[LABELS]}, "not one whole number for each image"),
         ({"image": np.array([None] * 12), "label": LABELS}, "cannot be read"),
+        ({"image": np.uint8(3), "label": LABELS}, "not uint8 of"),
+        ({"image": PIXELS[:, :0], "label": LABELS}, "not uint8 of"),
+        ({"image": PIXELS, "label": LABELS, "is_train": np.int64(1)}, "is_train is not one mark for each of 12"),
+        ({"image": PIXELS, "label": LABELS, "classes": np.array("cat")}, "not a list of distinct names"),
+        ({"image": PIXELS, "label": LABELS, "classes": np.array(["a", "b", "a"])}, "not a list of distinct names"),
+        ({"blob": PIXELS.ravel(), "offsets": np.int64(3), "label": LABELS}, "whole numbers in a row"),
+        ({"blob": PIXELS.ravel(), "offsets": np.arange(13.0), "label": LABELS}, "whole numbers in a row"),
     ],
 )
 def test_archives_that_are_no_images_are_refused(arrays: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=words) as error:
         read_images(archive(tmp_path / "x.npz", **arrays))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("at", "byte"),
+    [(8, 99), (6, 1), (60, 0xFF), (81, 0x3C)],
+    ids=["packed in an unknown way", "encrypted", "bytes changed", "a stream that cannot be unpacked"],
+)
+def test_damaged_archives_are_one_line(at: int, byte: int, tmp_path: Path) -> None:
+    """Both copies of what the archive says of its first array, or bytes of that array."""
+    file = tmp_path / "x.npz"
+    np.savez_compressed(file, image=PIXELS, label=LABELS)
+    whole = bytearray(file.read_bytes())
+    entry = whole.index(b"PK\x01\x02")
+    for place in [at, entry + at + 2] if at < 20 else [at, at + 1]:
+        whole[place] ^= byte
+    file.write_bytes(whole)
+    with pytest.raises(DataError, match="cannot be read as an archive of images") as error:
+        read_images(file)
+    assert "\n" not in str(error.value)
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    """Of a picture any will do; that of a class is written into the model's configuration."""
+    root = folder(tmp_path / "images", splits=False)
+    before = read_images(root).sha256
+    (root / "class0" / os.fsdecode(b"\xff.png")).write_bytes(png(PIXELS[0]))
+    assert len(read_images(root)) == 13 and read_images(root).sha256 != before
+    (root / "class0").rename(root / os.fsdecode(b"class\xff"))
+    with pytest.raises(DataError, match="is not UTF-8; rename it"):
+        read_images(root)
 
 
 def test_a_column_of_labels_is_read_as_labels(tmp_path: Path) -> None:
@@ -230,7 +267,7 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
     root = folder(tmp_path / "images", splits=False)
     (root / "class0" / "00.png").write_bytes(b"no picture")
     images = read_images(root)
-    with pytest.raises(DataError, match=r"00\.png is no picture"):
+    with pytest.raises(DataError, match=r"00\.png is no picture that can be read \(none of the formats"):
         [picture() for picture in images.pictures]
 
 

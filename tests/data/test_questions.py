@@ -13,6 +13,11 @@ from lissome.data.questions import exact, holds_questions, overlap, read_questio
 from lissome.testing.examples import asked_texts
 
 
+def one_asked(context: Any = "abc", question: Any = "?", answers: Any = ()) -> dict[str, Any]:
+    asked = {"context": context, "qas": [{"question": question, "answers": list(answers)}]}
+    return {"data": [{"title": "x", "paragraphs": [asked]}]}
+
+
 def test_questions_are_dealt_by_articles_and_paragraphs(tmp_path: Path) -> None:
     data = read_questions(asked_texts(tmp_path / "q.json"))
     assert all(row.context[start : start + len(text)] == text for row in data.rows for start, text in row.answers)
@@ -55,6 +60,12 @@ def test_answers_are_compared_as_squad_does(said: str, wanted: list[str], f1: fl
             ]}]},
             "does not stand at 0",
         ),
+        (one_asked(answers=[{"text": "b", "answer_start": -2}]), "does not stand at -2"),
+        (one_asked(answers=[{"text": "", "answer_start": 1}]), "'' does not stand at 1"),
+        (one_asked(answers=[{"text": "b", "answer_start": "first"}]), "'first'"),
+        (one_asked(question=None), "the question None is no text"),
+        (one_asked(context=" "), "the context ' ' is no text"),
+        (one_asked(context="ab\ud800"), "the context .* is no text"),
     ],
 )  # fmt: skip
 def test_what_is_no_file_of_questions_is_refused(whole: Any, words: str, tmp_path: Path) -> None:
@@ -62,6 +73,12 @@ def test_what_is_no_file_of_questions_is_refused(whole: Any, words: str, tmp_pat
     file.write_text(whole if isinstance(whole, str) else json.dumps(whole))
     with pytest.raises(DataError, match=words):
         read_questions(file)
+
+
+def test_a_mark_of_the_encoding_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(json.dumps(one_asked()), encoding="utf-8-sig")
+    assert len(read_questions(file)) == 1
 
 
 def test_questions_on_one_article_are_too_few(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
         (b"fine\nfine\nbad \xff here", "a.txt:3: byte 0xff is not UTF-8"),
         (b"fine\nbad \x00 here", "a.txt:2: there is a NUL character"),
         (b"\x1f\x8bbroken", "cannot be read"),
+        (b"\x1f\x8b\x08" + bytes(7) + b"broken bits", "cannot be read"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, content: bytes, words: str) -> None:

@@ -61,7 +61,7 @@ def test_reading(tmp_path: Path) -> None:
     [
         ("no json", "not JSON"), ("[1]", "no usable"), ('{"text": "a"}', "no usable"),
         ('{"text": " ", "label": "x"}', "no usable"), ('{"text": "a", "label": true}', "no usable"),
-        ('{"text": "a", "label": 1.5}', "no usable"),
+        ('{"text": "a", "label": 1.5}', "no usable"), ('{"text": "\\ud800", "label": "x"}', "half a character"),
     ],
 )  # fmt: skip
 def test_lines_that_cannot_be_used(line: str, words: str, tmp_path: Path) -> None:
@@ -78,6 +78,9 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"text": "a", "label": "x"}')
     with pytest.raises(DataError, match="two classes"):
         read_labelled(tmp_path / "one.jsonl")
+    (tmp_path / "packed.csv.gz").write_bytes(b"\x1f\x8b\x08" + bytes(7) + b"broken bits")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_labelled(tmp_path / "packed.csv.gz")
 
 
 @settings(deadline=None)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from lissome.core.errors import DataError, unknown_name
 from lissome.core.optional import optional_import
+from lissome.data.archive import read_arrays
 from lissome.data.labelled import dealt
+from lissome.data.sources import halved
 
 _PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 _FORMS = (
@@ -176,7 +178,9 @@ def _readable(where: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
-        raise DataError(f"{where} is no picture that can be read ({error}); remove or replace it.") from error
+        # Pillow names the object in memory when it knows no format, which tells a user nothing.
+        reason = "none of the formats that Pillow knows" if isinstance(error, module.UnidentifiedImageError) else error
+        raise DataError(f"{where} is no picture that can be read ({reason}); remove or replace it.") from error
 
 
 def _pixels(picture: Any) -> NDArray[np.uint8]:
@@ -236,8 +240,10 @@ def _of_folder(path: Path) -> Images:
             hidden = any(name.startswith(".") for name in inside)  # what editors and systems leave behind
             if file.suffix.lower() in _PICTURES and not hidden and file.is_file():
                 label = inside[0]
+                if halved(label):
+                    raise DataError(f"{path}: the name of the folder {label!a} is not UTF-8; rename it.")
                 rows.append((_from_file(file), label, split))
-                digest.update(f"{split}/{label}/{file.name}/{file.stat().st_size}/".encode())
+                digest.update(os.fsencode(f"{split}/{label}/{file.name}/{file.stat().st_size}/"))
                 with file.open("rb") as opened:  # all of them would take as long as to read them for training
                     digest.update(opened.read(_HEAD))
     flat = sorted({label for _, label, _ in rows}) if not parts else []
@@ -258,10 +264,9 @@ def _from_file(file: Path) -> Picture:
 
 def _of_archive(path: Path) -> Images:
     try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = {Path(name).stem: _array(archive, name) for name in archive.namelist() if name.endswith(".npy")}
+        arrays = read_arrays(path)
         rows = _rows_of(path, arrays)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{path} cannot be read as an archive of images ({error}); get or write it again.") from error
     names = [str(name) for name in arrays["classes"]] if "classes" in arrays else []
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(value).tobytes() for _, value in sorted(arrays.items())))
@@ -274,12 +279,6 @@ def _of_archive(path: Path) -> Images:
     return replace(found, owners=tuple(map(str, arrays["group"].ravel())) if "group" in arrays else ())
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with archive.open(name) as file:
-        found: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    return found
-
-
 def _rows_of(path: Path, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[Picture, str, str]]:
     if "label" not in arrays or not ("image" in arrays or {"blob", "offsets"} <= arrays.keys()):
         raise ValueError(
@@ -289,15 +288,30 @@ def _rows_of(path: Path, arrays: Mapping[str, NDArray[Any]]) -> list[tuple[Pictu
     labels = labels.ravel() if labels.shape[1:] == (1,) else labels  # a column of them is meant alike
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
         raise ValueError("its labels are not one whole number for each image; names of classes go into classes")
-    count = len(arrays["image"]) if "image" in arrays else len(arrays["offsets"]) - 1
-    if len(labels) != count or ("is_train" in arrays and len(arrays["is_train"]) != count):
+    count = _count(arrays)
+    if len(labels) != count:
         raise ValueError(f"it has {count} images, but {len(labels)} labels")
+    if "is_train" in arrays and arrays["is_train"].shape != (count,):
+        raise ValueError(f"its is_train is not one mark for each of {count} images")
+    if "classes" in arrays and (len(set(map(str, arrays["classes"].ravel()))),) != arrays["classes"].shape:
+        raise ValueError("its classes are not a list of distinct names")
     if "group" in arrays and (arrays["group"].size != count or arrays["group"].dtype.kind not in "iubU"):
         raise ValueError(f"its group is not one whole number or name for each of {count} images")
-    if "image" in arrays and (arrays["image"].dtype != np.uint8 or arrays["image"].ndim not in {3, 4}):
-        raise ValueError("its images are not uint8 of N×H×W or N×H×W×C")
     split = ["train" if one else "test" for one in arrays["is_train"]] if "is_train" in arrays else [""] * count
     return [(_from_arrays(path, arrays, at), str(int(labels[at])), split[at]) for at in range(count)]
+
+
+def _count(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """Number of images; refuses those that are none."""
+    if "image" in arrays:
+        image = arrays["image"]
+        if image.dtype != np.uint8 or image.ndim not in {3, 4} or not all(image.shape[1:]):
+            raise ValueError("its images are not uint8 of N×H×W or N×H×W×C")
+        return len(image)
+    offsets = arrays["offsets"]
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or arrays["blob"].ndim != 1:
+        raise ValueError("its blob and its offsets are not bytes in a row and whole numbers in a row")
+    return max(0, len(offsets) - 1)
 
 
 def _from_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], at: int) -> Picture:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from random import Random
 from typing import Any
 
 from lissome.core.errors import DataError, unknown_name
-from lissome.data.sources import refuse_whole_json
+from lissome.data.sources import halved, refuse_whole_json
 
 _RECORD = '{"text": "…", "label": "…"}'
 _FORMS = f"give JSON lines, {_RECORD}, or a .csv or .tsv file with the columns text and label"
@@ -120,7 +121,7 @@ def read_labelled(path: Path | str, *, classes: Sequence[str] = ()) -> Labelled:
     try:
         data = file.read_bytes()
         body = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{file} cannot be read as labelled text ({error}); {_FORMS}.") from error
     separator = _SEPARATORS.get(Path(file.name.removesuffix(".gz")).suffix.lower())
     found: dict[str, tuple[str, str]] = {}
@@ -172,6 +173,8 @@ def _rows(file: Path, body: str, separator: str) -> Iterator[_Row]:
 def _usable(where: str, text: Any, label: Any, owner: Any) -> _Row:
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{where}: no usable text; {_FORMS}.")
+    if halved(text) or halved(str(label)):
+        raise DataError(f"{where}: the text or its label holds half a character (a lone surrogate); repair the row.")
     if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
         raise DataError(f"{where}: no usable label; {_FORMS}.")
     return where, text, str(label), str(owner) if isinstance(owner, str | int) else ""

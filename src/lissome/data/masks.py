@@ -4,18 +4,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lissome.core.errors import DataError
+from lissome.data.archive import read_arrays
 
 _KEYS = ("image", "point", "mask")
 _FORM = "give an .npz archive with image (uint8, N×H×W×C), point (N×2: x and y in pixels) and mask (N×H×W, 0 or 1)"
@@ -79,8 +80,9 @@ def holds_masks(source: str | Path) -> bool:
     path = Path(source)
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         return "mask.npy" in archive.namelist()
+    return False
 
 
 def read_masks(source: str | Path) -> Prompted:
@@ -96,10 +98,8 @@ def read_masks(source: str | Path) -> Prompted:
     if not holds_masks(path):
         raise DataError(f"{source} is no archive of images with masks; {_FORM}.")
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-            arrays = {name.removesuffix(".npy"): _array(archive, name) for name in names}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+    except ValueError as error:
         raise DataError(f"{path} cannot be read ({error}); {_FORM}.") from error
     missing = [name for name in _KEYS if name not in arrays]
     if missing:
@@ -111,6 +111,9 @@ def read_masks(source: str | Path) -> Prompted:
         shapes = ", ".join(f"{name} {list(arrays[name].shape)}" for name in _KEYS)
         raise DataError(f"{path}: {shapes} do not go together; {_FORM}.")
     count = len(images)
+    for name in ("group", "is_train"):
+        if name in arrays and (arrays[name].shape != (count,) or arrays[name].dtype.kind not in "iub"):
+            raise DataError(f"{path}: its {name} is not one whole number for each of {count} images; write it again.")
     groups = np.asarray(arrays.get("group", np.arange(count)), dtype=np.int64)
     tests = ~np.asarray(arrays["is_train"], dtype=bool) if "is_train" in arrays else np.zeros(count, dtype=bool)
     digest = hashlib.sha256()
@@ -119,9 +122,3 @@ def read_masks(source: str | Path) -> Prompted:
     return Prompted(
         str(source), images, points.astype(np.float32), masks.astype(bool), groups, tests, digest.hexdigest()
     )
-
-
-def _array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    with archive.open(name) as file:
-        found: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    return found

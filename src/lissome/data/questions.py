@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from lissome.core.errors import DataError
+from lissome.data.sources import halved
 
 _FORM = (
     'give JSON as SQuAD writes it: {"data": [{"title": …, "paragraphs": [{"context": …, "qas": [{"question": …, '
@@ -114,7 +115,7 @@ def read_questions(source: str | Path) -> Questions:
     """
     path = Path(source)
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}); {_FORM}.") from error
     rows = []
@@ -122,7 +123,7 @@ def read_questions(source: str | Path) -> Questions:
         for article in whole["data"]:
             for paragraph in article["paragraphs"]:
                 rows += [_row(path, str(article["title"]), paragraph["context"], one) for one in paragraph["qas"]]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(f"{path} lacks or has a wrong {error}; {_FORM}.") from error
     if not rows:
         raise DataError(f"{path} has no questions; {_FORM}.")
@@ -131,10 +132,14 @@ def read_questions(source: str | Path) -> Questions:
 
 def _row(path: Path, article: str, context: str, given: Mapping[str, Any]) -> Question:
     answers = tuple(dict.fromkeys((int(one["answer_start"]), str(one["text"])) for one in given["answers"]))
+    question = given["question"]
+    for what, text in (("question", question), ("context", context)):
+        if not isinstance(text, str) or not text.strip() or halved(text):
+            raise DataError(f"{path}: the {what} {ascii(text)[:60]} is no text that can be used; repair it.")
     for start, text in answers:
-        if context[start : start + len(text)] != text:
+        if start < 0 or not text or context[start : start + len(text)] != text:
             raise DataError(f"{path}: the answer {ascii(text)[:60]} does not stand at {start} in its text; repair it.")
-    return Question(str(given["question"]), context, answers, article)
+    return Question(question, context, answers, article)
 
 
 def exact(answer: str, wanted: Sequence[str]) -> float:

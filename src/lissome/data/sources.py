@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -152,7 +153,7 @@ def _decode(path: Path) -> str:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); check the file, or copy it again.") from error
     try:
         text = data.decode("utf-8-sig")
@@ -202,9 +203,14 @@ def _text_of(where: str, record: Any, template: Template) -> str:
             raise DataError(f"{where}: expected an object, got {type(record).__name__}; write {_RECORD}.")
     if not text.strip():
         raise DataError(f"{where}: the text is empty; remove the record or fill it.")
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+    if halved(text):
         raise DataError(f"{where}: the text holds half a character (a lone surrogate); repair the record.")
     return text
+
+
+def halved(text: str) -> bool:
+    """Whether a text holds half a character (a lone surrogate), which JSON can write and UTF-8 cannot."""
+    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _render(where: str, messages: list[Any], template: Template) -> str:
