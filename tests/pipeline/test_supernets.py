@@ -21,7 +21,7 @@ from lissome.cost.counted import Counter
 from lissome.data.images import read_images
 from lissome.engine.norms import reestimate, statistics
 from lissome.engine.pictures import Pictures, image_splits
-from lissome.engine.search import Found
+from lissome.engine.search import Found, Goal
 from lissome.models.binding import extract
 from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
 from lissome.models.load import load_model
@@ -216,6 +216,11 @@ def test_one_that_ships_is_extracted_by_its_name(
         ("fit {home}/llama --method bootstrapnas --out {tmp}/a", "run it with: lissome supernet"),
         ("extract {home}/net --budget macs<=50% --out {tmp}/a", "manifest.json"),
         ("extract {home}/net --out {tmp}/a", "make a super-network with: lissome supernet"),
+        ("extract {home}/SS --budget macs<=50% --out {tmp}/a", "did you mean '{home}/S'?"),
+        ("extract zoo-resnet --budget macs<=50% --out {tmp}/a", "with: lissome supernet zoo-resnet --out S"),
+        ("extract {home}/S --point largst --out {tmp}/a", "did you mean 'largest'?"),
+        ("extract {home}/S --budget energy<=50% --out {tmp}/a", "unknown figure 'energy'"),
+        ("search {home}/net --out {tmp}/a", "make a super-network first, with: lissome supernet {home}/net"),
         ("extract {home}/S --budget macs<=0.1% --out {tmp}/a", "macs<=0.1% cannot be met: the bound is"),
         ("extract {home}/S --point 999 --out {tmp}/a", "there is no point 999"),
         ("extract {home}/S --budget macs<=50% --out {home}/S", "is the artifact itself"),
@@ -230,7 +235,7 @@ def test_mistakes_end_in_one_line(
     striped_images(home / "other.npz", count=200)
     assert main(line.format(home=home, tmp=tmp_path).split()) in {2, 3}
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("error: ") and error in said
+    assert said.startswith("error: ") and error.format(home=home) in said
 
 
 def test_before_a_search_there_is_nothing_to_extract(home: Path, tmp_path: Path) -> None:
@@ -255,6 +260,34 @@ def test_what_was_changed_afterwards_is_noticed(name: str, home: Path, made: Pat
     (tmp_path / "S" / name).write_bytes((tmp_path / "S" / name).read_bytes()[:-5])
     with pytest.raises(LissomeError):
         pipeline.extract_for(tmp_path / "S", budget="macs<=60%", out=tmp_path / "A")
+
+
+def test_what_a_damaged_manifest_lacks_is_named(home: Path, made: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(made, tmp_path / "S"))
+    whole = json.loads((place / "manifest.json").read_text())
+    for name in ("found.json", "statistics.safetensors"):  # a search that was killed while it put them in
+        files = {key: value for key, value in whole["files"].items() if key != name}
+        (place / "manifest.json").write_text(json.dumps({**whole, "files": files}))
+        with pytest.raises(ArtifactError, match=rf"does not list {name}: a search was cut short"):
+            pipeline.extract_for(place, budget="macs<=60%", out=tmp_path / "A")
+    (place / "manifest.json").write_text(json.dumps({**whole, "lineage": []}))
+    assert pipeline.extract_for(place, budget="macs<=60%", out=tmp_path / "A").figures
+    (place / "curve.jsonl").unlink()
+    with pytest.raises(SubnetError, match="unknown point 'middle'; known: none"):
+        pipeline.extract_for(place, point="middle", out=tmp_path / "B")
+    (place / "manifest.json").unlink()
+    (place / ".run").mkdir()
+    with pytest.raises(ArtifactError, match="belongs to a job that is not finished"):
+        pipeline.extract_for(place, budget="macs<=60%", out=tmp_path / "B")
+
+
+def test_a_search_in_which_nothing_held_leaves_nothing_to_extract(home: Path, made: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(made, tmp_path / "S"))
+    found, model = Found.load(place / "found.json"), pipeline.load(place)
+    none = replace(found, goal=Goal.of(found.goal.objectives, "macs<=1")).sorted()
+    keep_found(place, model, none, ())
+    with pytest.raises(BudgetUnmetError, match="found nothing that holds macs<=1; give one with a wider bound"):
+        pipeline.extract_for(place, budget="macs<=60%", out=tmp_path / "A")
 
 
 def test_a_source_without_the_split_is_refused(home: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lissome.core.budget import Budget
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.events import EventStream
-from lissome.core.manifest import MANIFEST, read_manifest
+from lissome.core.manifest import read_manifest
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.planner import Planner
 from lissome.models.artifact import save_model
@@ -37,17 +37,12 @@ def extract_within(
         What the cut model costs by budget term, its choice on every axis, and what the whole costs.
 
     Raises:
-        ArtifactError: When the folder says no sizes.
+        ArtifactError: When the folder is no artifact, or says no sizes.
         ConfigError: When a bound is on something that is not counted.
         BudgetUnmetError: When even the smallest size is too large; says what can be reached.
     """
     folder = Path(artifact)
     check_extract_place(folder, Path(out))
-    if folder.is_dir() and not (folder / MANIFEST).exists():
-        raise ArtifactError(
-            f"{folder} has no {MANIFEST}, so it was not trained for many sizes; make a super-network with: "
-            f"lissome supernet {folder} --out S"
-        )
     manifest = read_manifest(folder)
     if manifest.space is None or _ELASTIC not in manifest.tags:
         raise ArtifactError(

@@ -63,21 +63,32 @@ def load(
         return replace(model, source=replace(model.source, name=target))
     if isinstance(target, str) and target in zoo() and not Path(target).exists():
         return load_zoo(target, dtype=dtype)
-    if (
-        isinstance(target, str | Path)
-        and (Path(target) / RUN_FOLDER).is_dir()
-        and not (Path(target) / MANIFEST).exists()
-    ):
-        raise ArtifactError(f"{target} belongs to a job that is not finished; give its command again to continue it.")
+    if isinstance(target, str | Path):
+        check_finished(Path(target))
     try:
         return load_model(target, example=example, into=into, dtype=dtype, events=events)
     except UnknownNameError as error:
-        names, local = [*sorted(assets.assets()), *sorted(zoo())], _models_beside(Path(str(target)))
-        guess, known = nearest(os.path.normpath(str(target)), [*local, *names]), ", ".join(names)
-        hint = f" did you mean {'' if guess in local else 'the asset '}{guess!r}?" if guess else ""
-        raise UnknownNameError(
-            f"{str(target)!r} is not an asset, a file, a folder or a hub id (owner/name);{hint} assets: {known}."
-        ) from error
+        raise unknown_model(str(target)) from error
+
+
+def check_finished(folder: Path) -> None:
+    """Refuse a folder whose artifact is not whole yet.
+
+    Raises:
+        ArtifactError: When a job works there, or was interrupted.
+    """
+    if (folder / RUN_FOLDER).is_dir() and not (folder / MANIFEST).exists():
+        raise ArtifactError(f"{folder} belongs to a job that is not finished; give its command again to continue it.")
+
+
+def unknown_model(target: str) -> UnknownNameError:
+    """Return what to raise for a name that is nothing; it names the nearest model beside it, or asset."""
+    names, local = [*sorted(assets.assets()), *sorted(zoo())], _models_beside(Path(target))
+    guess, known = nearest(os.path.normpath(target), [*local, *names]), ", ".join(names)
+    hint = f" did you mean {'' if guess in local else 'the asset '}{guess!r}?" if guess else ""
+    return UnknownNameError(
+        f"{target!r} is not an asset, a file, a folder or a hub id (owner/name);{hint} assets: {known}."
+    )
 
 
 def _models_beside(path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lissome import __version__
 from lissome.core.budget import Budget
 from lissome.core.config import check_seed
-from lissome.core.errors import ArtifactError, ConfigError, DataError, unknown_name
+from lissome.core.errors import ArtifactError, ConfigError, DataError, UnsupportedModelError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.files import check_writable
 from lissome.core.typed import as_json, from_json
@@ -29,6 +29,7 @@ from lissome.engine.search import search as search_problem
 from lissome.engine.search.found import Split
 from lissome.engine.search.subject import Masked, MaskedText, problem_of
 from lissome.models.adapters import merged_copy
+from lissome.models.anatomy import TASKS
 from lissome.models.labels import answers_by_spans
 from lissome.models.model import Model
 from lissome.models.space import Space
@@ -167,6 +168,8 @@ def _check(asked: Asked) -> None:
     if Path(asked.out).exists() and not Path(asked.out).is_dir():
         raise ArtifactError(f"{asked.out} exists and is not a folder; name another place for the search.")
     check_writable(Path(asked.out))
+    if is_elastic(asked.target):  # where what is found is put in at the end
+        check_writable(Path(asked.target))
     Goal.of(_objectives(asked, "ppl"))
 
 
@@ -182,6 +185,11 @@ def _objectives(asked: Asked, quality: str) -> tuple[str, ...]:
 def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -> _Prepared:
     """Load what is searched, and make what gives its figures."""
     model = load(target, into=into, events=events)
+    if model.anatomy.task != "causal-lm" and not is_elastic(target):
+        raise UnsupportedModelError(
+            f"{asked.target} is {TASKS[model.anatomy.task]}: only a language model is searched as it is; make a "
+            f"super-network first, with: lissome supernet {asked.target} --data X --out S"
+        )
     quality = _quality(model)
     budget = Budget.parse(asked.budget) if asked.budget else Budget()
     names = {*Goal.of(_objectives(asked, quality)).names, *budget.names}

@@ -7,6 +7,7 @@ and, for networks with batch norms, the statistics of those that can be taken: s
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,19 +18,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lissome.core.budget import TERMS, Bounds, Budget
-from lissome.core.errors import ArtifactError, SubnetError
+from lissome.core.errors import ArtifactError, BudgetUnmetError, SubnetError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.files import atomic_file, json_text, read_json, sha256_file
-from lissome.core.manifest import CURVE, FileRecord, Manifest, Step, read_curve, read_manifest, write_manifest
+from lissome.core.manifest import CURVE, MANIFEST, FileRecord, Manifest, Step, read_curve, read_manifest, write_manifest
 from lissome.core.method import Outcome
 from lissome.core.metrics import Metric
 from lissome.core.typed import as_json, from_json
 from lissome.cost.counted import Counter
 from lissome.cost.peak import peak_memory
+from lissome.data.assets import assets
 from lissome.engine.evaluate import versions
 from lissome.engine.norms import adapted, batch_norms, statistics, take_statistics
 from lissome.engine.search import Found, Point
 from lissome.engine.search.goal import QUALITIES
+from lissome.engine.spaces import combinations
 from lissome.models.adapters import adapters, merge_lora
 from lissome.models.artifact import WEIGHTS, save_model
 from lissome.models.binding import extract as cut
@@ -42,7 +45,7 @@ from lissome.pipeline.compare import quiet
 from lissome.pipeline.extracting import extract_within
 from lissome.pipeline.fitting import context_of, lineage
 from lissome.pipeline.job import Job, prepare
-from lissome.pipeline.loading import load
+from lissome.pipeline.loading import check_finished, load, unknown_model
 from lissome.pipeline.places import check_extract_place
 from lissome.pipeline.reports import ExtractReport, SupernetReport
 from lissome.pipeline.run import RESULT, RunFolder, check_place
@@ -148,14 +151,14 @@ def read_supernet(place: Path) -> SupernetReport:
     """
     fields, manifest, elastic = read_json(place / RESULT), read_manifest(place), read_elastic(place)
     points = tuple(point.to_json() for point in read_curve(place))
-    space, details = space_of(manifest, place), manifest.lineage[-1].details
+    space = space_of(manifest, place)
     return SupernetReport(
         out=place,
         sha256=manifest.files[WEIGHTS].sha256,
         model=manifest.base.name,
         method=elastic.method,
         axes=len(space.axes),
-        log10_subnets=float(details["log10_subnets"]),
+        log10_subnets=math.log10(combinations(space)),
         points=points,
         data=fields["data"],
         seconds=fields["seconds"],
@@ -198,17 +201,17 @@ def keep_found(place: Path, model: Model, found: Found, examples: Sequence[Any])
         found: What was found in its Space.
         examples: Batches of training examples.
     """
+    statistical, tensors = bool(batch_norms(model.module)), dict[str, Tensor]()
+    for index in found.kept if statistical else ():
+        with masked(model, found.subnet(index), space=found.space), adapted(model.module, examples):
+            seen = statistics(model.module)
+        tensors |= {f"{found.points[index].number}/{name}": value.contiguous() for name, value in seen.items()}
     manifest = read_manifest(place)
     bare = {name: record for name, record in manifest.files.items() if name not in {FOUND, STATISTICS}}
     write_manifest(place, replace(manifest, files=bare))  # so that a kill between the files leaves no wrong hash
     found.save(place / FOUND)
     kept = [FOUND]
-    if batch_norms(model.module):
-        tensors: dict[str, Tensor] = {}
-        for index in found.kept:
-            with masked(model, found.subnet(index), space=found.space), adapted(model.module, examples):
-                seen = statistics(model.module)
-            tensors |= {f"{found.points[index].number}/{name}": value.contiguous() for name, value in seen.items()}
+    if statistical:
         with atomic_file(place / STATISTICS) as part:
             save_file(tensors, part)
         kept.append(STATISTICS)
@@ -243,6 +246,7 @@ def extract_for(
         SubnetError: When there is no such point, or neither a budget nor a point was given.
     """
     start, place = time.monotonic(), place_of(artifact)
+    _check_artifact(str(artifact), place)
     if not is_elastic(place) and point is None:
         bounds = str(Budget.parse(budget)) if budget else ""
         sizes, taken, original = extract_within(place, bounds, out, events=events)
@@ -257,19 +261,21 @@ def extract_for(
     if not (place / FOUND).is_file():
         raise ArtifactError(f"{place} was not searched yet; give: lissome search {place} --trials 100")
     found = Found.load(place / FOUND)
-    model = load(place, into=into, events=events)
-    chosen, index = _chosen(place, found, budget, point, statistical=bool(batch_norms(model.module)))
+    model, manifest = load(place, into=into, events=events), read_manifest(place)
+    statistical = bool(batch_norms(model.module))
+    _check_listed(place, manifest, (FOUND, STATISTICS) if statistical else (FOUND,))
+    chosen, index = _chosen(place, found, budget, point, statistical=statistical)
     subnet = found.subnet(index)
     small = cut(model, subnet, space=found.space)
     if batch_norms(small.module):
         prefix = f"{chosen.number}/"
-        stored = load_file(place / STATISTICS) if (place / STATISTICS).is_file() else {}
+        stored = load_file(place / STATISTICS)
         own = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
         take_statistics(small.module, own)
     if adapters(small.module):
         merge_lora(small)
-    manifest = _of_point(read_manifest(place), chosen, found, elastic, small)
-    save_model(small, Path(out), manifest=replace(manifest, subnet=subnet.to_json()))
+    stated = _of_point(manifest, chosen, found, elastic, small)
+    save_model(small, Path(out), manifest=replace(stated, subnet=subnet.to_json()))
     figures = {**chosen.judged, **Counter(small).count().figures()}
     return ExtractReport(
         out=Path(out), artifact=place, number=chosen.number, figures=figures, test=dict(chosen.test),
@@ -277,14 +283,35 @@ def extract_for(
     )  # fmt: skip
 
 
+def _check_artifact(name: str, place: Path) -> None:
+    """Refuse what is no artifact, as the user calls it."""
+    if (place / MANIFEST).exists():
+        return
+    check_finished(place)
+    if not place.exists() and name not in assets():
+        raise unknown_model(name)
+    raise ArtifactError(
+        f"{name} has no {MANIFEST}, so it was not trained for many sizes; make a super-network with: "
+        f"lissome supernet {name} --out S"
+    )
+
+
+def _check_listed(place: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    """Refuse what a search found when nothing tells that it is whole, and of this super-network."""
+    for name in names:
+        if name not in manifest.files:
+            raise ArtifactError(
+                f"{place} does not list {name}: a search was cut short while it put in what it found; give its "
+                f"command again: lissome search {place} …"
+            )
+
+
 def _extract_named(place: Path, name: str, out: Path, into: Any, events: EventStream) -> ExtractReport:
     """Cut out what the making judged by name; of LoNAS the middle is what its paper reports without a search."""
-    start, (given, *rest) = time.monotonic(), read_curve(place)
-    named = {one.change: one for one in rest}
+    start, curve = time.monotonic(), read_curve(place)
+    named = {one.change: one for one in curve[1:]}
     if name not in named:
-        raise SubnetError(
-            f"there is no point {name!r} in {place}; there are {', '.join(named)}, and a search's numbers."
-        )
+        raise SubnetError(unknown_name("point", name, named, "A search's points go by their numbers."))
     model, manifest = load(place, into=into, events=events), read_manifest(place)
     if batch_norms(model.module):
         raise SubnetError(
@@ -302,7 +329,7 @@ def _extract_named(place: Path, name: str, out: Path, into: Any, events: EventSt
     stated = _stated(manifest, f"the {name}", read_elastic(place), small, metrics)
     save_model(small, out, manifest=replace(stated, subnet=dict(point.subnet)))
     return ExtractReport(
-        out=out, artifact=place, number=None, figures=figures, test={}, original=dict(given.figures),
+        out=out, artifact=place, number=None, figures=figures, test={}, original=dict(curve[0].figures),
         subnet=dict(point.subnet), seconds=time.monotonic() - start,
     )  # fmt: skip
 
@@ -313,6 +340,11 @@ def _chosen(
     """The point to take, and its place; of a network with batch norms one whose statistics are stored."""
     numbers = {one.number: index for index, one in enumerate(found.points)}
     allowed = [found.points[index].number for index in found.kept] if statistical else list(numbers)
+    if not allowed:
+        bounds = ", ".join(map(str, found.goal.bounds))
+        raise BudgetUnmetError(
+            f"the search of {place} found nothing that holds {bounds}; give one with a wider bound, or more --trials."
+        )
     if point is not None:
         if point not in allowed:
             shown = ", ".join(map(str, sorted(allowed)[:24]))
@@ -342,12 +374,12 @@ def _of_point(manifest: Manifest, point: Point, found: Found, elastic: Elastic, 
 
 
 def _stated(manifest: Manifest, which: str, elastic: Elastic, small: Model, metrics: tuple[Metric, ...]) -> Manifest:
-    last = replace(manifest.lineage[-1], after=metrics)
+    made = tuple(replace(one, after=metrics) for one in manifest.lineage[-1:])
     return replace(
         manifest,
         name=f"{manifest.base.name}: {which} of a super-network by {elastic.method}",
         tags=tuple(tag for tag in manifest.tags if tag != "elastic"),
         layers=tuple(small.anatomy.layers()),
-        lineage=(*manifest.lineage[:-1], last),
+        lineage=(*manifest.lineage[:-1], *made),
         files={},
     )

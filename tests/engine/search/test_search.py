@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lissome.core.budget import Budget
 from lissome.core.errors import BudgetError, BudgetUnmetError, NumericsError, SubnetError, UnknownNameError
 from lissome.core.events import Event, EventStream
-from lissome.engine.search import Bound, Found, Goal, Objective, Problem, SearchConfig, search
+from lissome.engine.search import Bound, Found, Goal, Objective, Point, Problem, SearchConfig, search
 from lissome.engine.search import samplers as every_sampler
 from lissome.engine.search.history import History, Seen
 from lissome.engine.search.moves import crossed, differed, draw, every, nudged, polls, redrawn
@@ -209,6 +209,16 @@ def test_another_budget_chooses_from_what_was_evaluated() -> None:
         found.choose(Budget.parse("macs<=1%"))
     with pytest.raises(BudgetError, match=r"unknown figure 'latency'"):
         found.choose(Budget.parse("latency<=1s"))
+
+
+def test_a_budget_on_what_was_not_taken_is_named_even_where_nothing_was_judged() -> None:
+    space = Space((Axis("a", (1, 2, 3)),))
+    points = tuple(Point(number=at, choices=(at + 1,), figures={"macs": at + 1.0}) for at in range(3))
+    found = Found(space=space, goal=Goal.of(("accuracy", "macs"), "macs<=0.5"), points=points, original={"macs": 3.0})
+    with pytest.raises(BudgetError, match="unknown figure 'latency'; known: macs"):
+        found.choose(Budget.parse("latency<=50%"))
+    with pytest.raises(BudgetUnmetError, match="no evaluated Subnet holds macs<=50%; search on"):
+        found.choose(Budget.parse("macs<=50%"))
 
 
 def test_a_small_space_is_gone_through_and_then_it_ends() -> None:

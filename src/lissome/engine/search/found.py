@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lissome.core.budget import Budget
-from lissome.core.errors import ArtifactError, BudgetUnmetError, ConfigError, SubnetError
+from lissome.core.errors import (
+    ArtifactError,
+    BudgetError,
+    BudgetUnmetError,
+    ConfigError,
+    SubnetError,
+    unknown_name,
+)
 from lissome.core.files import read_json, write_json
 from lissome.core.metrics import Provenance
 from lissome.core.typed import as_json, from_json
@@ -138,10 +145,11 @@ class Found:
             BudgetError: When the budget bounds a figure that was not taken.
             BudgetUnmetError: When no point holds it; names the range that the points reach.
         """
-        goal = replace(self.goal, bounds=Goal.of(self.goal.objectives, budget, original=self.original).bounds)
         figures = [point.judged for point in self.points]
-        for bound in goal.bounds:
-            replace(goal, bounds=(bound,)).require({name: 0.0 for each in figures for name in each})
+        known = {name for each in figures for name in each}
+        for name in sorted(budget.names - known):  # before a relative bound is read, which needs the original's
+            raise BudgetError(unknown_name("figure", name, known, "This search took no other ones."))
+        goal = replace(self.goal, bounds=Goal.of(self.goal.objectives, budget, original=self.original).bounds)
         place = self.choice(goal)
         if place is None:
             low, high = (
