@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lissome.cli._session import DataOption, JsonFlag, SeedOption, SetOption, answer, derived_folder, working
+from lissome.cli._session import JsonFlag, SeedOption, SetOption, answer, derived_folder, working
 from lissome.core.errors import BudgetUnmetError
 
 SubjectArgument = Annotated[
@@ -26,6 +26,15 @@ ObjectiveOption = Annotated[
     ),
 ]
 
+ExamplesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="X",
+        help="Of a super-network: where the examples that it was trained on lie now (default: where they lay then). "
+        "Of a language model as it is: a text file, JSON lines, or a datasets id (default: shipped text).",
+    ),
+]
 CheckOption = Annotated[
     int, typer.Option("--check", metavar="N", min=0, help="Time N sub-networks to see how latency is predicted.")
 ]
@@ -53,7 +62,7 @@ def command(
     sampler: Annotated[
         str, typer.Option("--sampler", metavar="NAME", help="nsga2, tpe, random, climb or ensemble.")
     ] = "nsga2",
-    data: DataOption = None,
+    data: ExamplesOption = None,
     latency: LatencyOption = "auto",
     device: Annotated[
         Path | None,

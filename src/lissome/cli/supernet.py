@@ -18,7 +18,8 @@ ExamplesOption = Annotated[
         "--data",
         metavar="X",
         help="What it learns: labelled images (a folder of folders, .npz, a datasets id), labelled texts (CSV or JSON "
-        "lines) for an encoder, text for a language model (default: shipped text).",
+        "lines) or questions (SQuAD's JSON) for an encoder, images with masks (.npz) for a segmenter, text for a "
+        "language model (default: shipped text).",
     ),
 ]
 
