@@ -160,6 +160,8 @@ def test_a_misuse_is_one_line_that_helps(run, words, expected):
         (MemoryLimitError("big"), 5, "error: big"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "disk full while writing /x/y"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "disk full"),
+        (OSError(errno.EFBIG, "File too large", "/x/y"), 1, "/x/y is larger than its file system, or ulimit -f"),
+        (RuntimeError("I/O error: File too large (os error 27)"), 1, "a file is larger than its file system"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"), 1, "a.txt: No such file"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x: Permission denied; check"),
         (MemoryError(), 1, "out of memory"),

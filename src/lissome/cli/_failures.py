@@ -32,6 +32,7 @@ USAGE: type[Exception] = getattr(typer, "TyperException", None) or import_module
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Libraries written in other languages hand the reason on as text only.
 _FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded", "disk is full")
+_LARGE_TEXTS = ("file too large", "os error 27")
 _MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 _FILES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
@@ -52,9 +53,8 @@ def failure(error: BaseException, *, continues: bool = True) -> tuple[str, int]:
         return f"{word}; the same command continues." if continues else f"{word}.", code
     if isinstance(error, LissomeError):
         return _line(error), 1 if _is_disk_full(error) else error.exit_code  # full: not what was asked for
-    if _is_disk_full(error):
-        then = "the same command continues" if continues else "give the command again"
-        return f"{_disk_full(error)}; free some space, then {then}.", 1
+    if _is_disk_full(error) or _is_too_large(error):
+        return _no_room(error, continues), 1
     if isinstance(error, USAGE):
         return _usage(error), int(getattr(error, "exit_code", 2))
     if _is_memory(error):
@@ -86,9 +86,26 @@ def _is_disk_full(error: BaseException) -> bool:
     )
 
 
-def _disk_full(error: BaseException) -> str:
+def _is_too_large(error: BaseException) -> bool:
+    return any(
+        (isinstance(link, OSError) and link.errno == errno.EFBIG)
+        or any(text in str(link).lower() for text in _LARGE_TEXTS)
+        for link in _chain(error)
+    )
+
+
+def _written(error: BaseException) -> str | None:
+    """The file that was being written, where an error says it."""
     names = [link.filename for link in _chain(error) if isinstance(link, OSError) and link.filename]
-    return f"disk full while writing {names[0]}" if names else "disk full"
+    return str(names[0]) if names else None
+
+
+def _no_room(error: BaseException, continues: bool) -> str:
+    name = _written(error)
+    if not _is_disk_full(error):
+        return f"{name or 'a file'} is larger than its file system, or ulimit -f, allows; write to another place."
+    then = "the same command continues" if continues else "give the command again"
+    return f"disk full{f' while writing {name}' if name else ''}; free some space, then {then}."
 
 
 def _is_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from lissome.core.errors import ArtifactError, ConfigError, MissingExtraError
 from lissome.engine.search import Found, Goal, Problem, SearchConfig, search
-from lissome.engine.search._connection import file_of
+from lissome.engine.search._connection import file_of, guarded
 from lissome.engine.search.database import Database
 from lissome.engine.search.samplers import names
 from lissome.models.space import Axis, Space, Subnet
@@ -237,6 +237,11 @@ def test_a_damaged_study_is_one_clear_line(damage: str, begun: Path) -> None:
     with pytest.raises(ArtifactError) as error:
         search(problem(3), replace(CONFIG, trials=6), study=begun)
     assert "is damaged" in one_line(error)
+
+
+def test_a_study_without_room_says_so() -> None:
+    with pytest.raises(ArtifactError, match=r"study.db has no room .*free some space"), guarded("study.db"):
+        raise sqlite3.OperationalError("database or disk is full")
 
 
 def test_a_locked_study_is_one_clear_line(begun: Path) -> None:

@@ -106,7 +106,11 @@ def _failure(name: str, error: Exception) -> LissomeError:
             f"the study {name} is locked by another program; close that, then give the same command again."
         )
     if any(word in reason for word in _DAMAGED):
-        return ArtifactError(f"the study {name} is damaged ({reason}); restore it, or remove it to begin anew.")
+        return ArtifactError(
+            f"the study {name} is damaged, or is none ({reason}); restore it, name another, or remove it to begin anew."
+        )
+    if "is full" in reason:
+        return ArtifactError(f"the study {name} has no room ({reason}); free some space, then give the command again.")
     return ArtifactError(f"the study {name} cannot be used ({reason}); check the place and the permissions.")
 
 
