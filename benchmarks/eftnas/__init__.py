@@ -1,1 +1,1 @@
-"""The claim on EFTNAS: spaces and orders from learnt scores, beside lists made by hand and other orders."""
+"""The claim on EFTNAS: spaces and orders from scores, beside lists made by hand and other orders."""

@@ -1,7 +1,7 @@
-"""Claim: sizes and orders that follow from learnt scores do at least as well as lists made by hand.
+"""Claim: sizes and orders that follow from scores do at least as well as lists made by hand.
 
 MiniLM, fine-tuned on a task, is the teacher and the start of every arm; beside it stands tuned LoRA. On the languages
-of short texts, super-networks with sizes by learnt scores and with the same share of every layer get the same steps,
+of short texts, super-networks with sizes by scores and with the same share of every layer get the same steps,
 paths, teacher and evaluations; beside them single networks are cut by torch-pruning to a budget and distilled alone, as
 many steps each; and before any training widths are cut in the order of every score. On SST-2 the super-network stands
 beside its teacher, and so it does on questions whose answers are spans (a slice of SQuAD), tested on an article that
@@ -33,9 +33,11 @@ from lissome.models.binding import extract, ranks, reorder
 from lissome.ops.stats import Interval, paired_bootstrap
 from lissome.pipeline.job import data_for
 
-LISTS = {"learned": "scores", "uniform": "uniform"}
+LISTS = {"scored": "scores", "uniform": "uniform", "published": "scores"}
 """Where the sizes of an arm come from."""
-ARMS = {"languages": tuple(LISTS), "sst2": ("learned",)}
+ARMS = {"languages": ("scored", "uniform"), "sst2": ("scored",)}
+PUBLISHED = {"scores": "learned", "even": 0.0}
+"""What of the paper's settings the other arms may choose otherwise: scores that are learnt, and all paths at random."""
 ORDERS = ("learned", "l1", "l2", "wanda", "first_order", "random", "none")
 STEPS = {"languages": 1000, "sst2": 600}
 TRIALS = {"languages": 150, "sst2": 100}
@@ -67,11 +69,12 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     yield from _beside(tried, scale)
     at = partial(store.scratch, "answers", {"part": scale.part, **ANSWERS})
     yield Cell("answers-teacher", {"settings": ANSWERS}, lambda _: asked(at(), scale))
+    known = {"settings": ANSWERS, "smallest": SMALL, "shares": SHARES, "sweep": tried.sweeps["eftnas"].described}
     for seed in scale.seeds:
         yield Cell(
             f"answers-{seed}",
-            {"settings": ANSWERS, "smallest": SMALL, "shares": SHARES, "seed": seed},
-            lambda folder, seed=seed: answers(at(), folder, scale, seed),
+            {**known, "seed": seed},
+            lambda folder, seed=seed: answers(at(), folder, tried, scale, seed),
         )
 
 
@@ -82,13 +85,14 @@ def _of_task(task: str, tried: Tried, scale: Scale) -> Iterator[Cell]:
     lora = {"task": task, "steps": TEACHER, "sweep": tried.sweeps[f"lora-{task}"].described}
     for seed in scale.seeds:
         yield Cell(f"lora-{task}-{seed}", {**lora, "seed": seed}, lambda _, seed=seed: beside(tried, task, scale, seed))
-        for arm in ARMS[task]:
-            yield Cell(
-                f"{arm}-{task}-{seed}",
-                {**known, "steps": STEPS[task], "scores": SCORES, "smallest": SMALL, "shares": SHARES, "seed": seed,
-                 "arm": arm, "trials": TRIALS[task], "quality": QUALITY, "worst": WORST[task]},
-                lambda folder, arm=arm, seed=seed: made(tried, folder, task, arm, scale, seed),
-            )  # fmt: skip
+    published = [("published", scale.seeds[0])] if task == "languages" else []
+    for arm, seed in [*((arm, seed) for seed in scale.seeds for arm in ARMS[task]), *published]:
+        yield Cell(
+            f"{arm}-{task}-{seed}",
+            {**known, "steps": STEPS[task], "scores": SCORES, "smallest": SMALL, "shares": SHARES, "seed": seed,
+             "arm": arm, "trials": TRIALS[task], "quality": QUALITY, "worst": WORST[task]},
+            lambda folder, arm=arm, seed=seed: made(tried, folder, task, arm, scale, seed),
+        )  # fmt: skip
 
 
 def _beside(tried: Tried, scale: Scale) -> Iterator[Cell]:
@@ -127,7 +131,7 @@ def _told(chosen: Mapping[str, Any]) -> str:
 
 def made(tried: Tried, folder: Path, task: str, arm: str, scale: Scale, seed: int) -> dict[str, Any]:
     """A super-network, searched, and what is cut out of it."""
-    it, chosen = tried.teacher(task), tried.chosen("eftnas")
+    it, chosen = tried.teacher(task), tried.chosen("eftnas") | (PUBLISHED if arm == "published" else {})
     settings = {
         "lists": LISTS[arm], "steps": scale.of(STEPS[task]), "score_steps": scale.of(SCORES), "smallest": SMALL,
         **chosen,
@@ -193,13 +197,13 @@ def asked(place: Path, scale: Scale) -> dict[str, Any]:
     return {**found, "teacher": _read(spans, pipeline.load(place / "teacher"))}
 
 
-def answers(place: Path, folder: Path, scale: Scale, seed: int) -> dict[str, Any]:
-    """What is cut out of a super-network of the teacher that finds answers."""
+def answers(place: Path, folder: Path, tried: Tried, scale: Scale, seed: int) -> dict[str, Any]:
+    """What is cut out of a super-network of the teacher that finds answers; all but its rate as on the languages."""
     if not (place / "teacher").exists():
         asked(place, scale)
     settings = {
-        "steps": scale.of(int(ANSWERS["steps"])), "score_steps": scale.of(int(ANSWERS["scores"])), "lr": ANSWERS["lr"],
-        "smallest": SMALL,
+        **tried.chosen("eftnas"), "lr": ANSWERS["lr"], "smallest": SMALL, "steps": scale.of(int(ANSWERS["steps"])),
+        "score_steps": scale.of(int(ANSWERS["scores"])),
     }  # fmt: skip
     it, found = Subject("minilm", place / "teacher", _tasks.questions()), dict[str, Any]()
     made_of = _elastic.supernet(
@@ -222,19 +226,19 @@ def _read(spans: Spans, model: Any) -> dict[str, list[float]]:
 
 def judge(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     """Turn the cells into inequalities."""
-    learned = {task: [found[f"learned-{task}-{seed}"] for seed in seeds] for task in TASKS}
-    told = _ends(found, [one for made_of in learned.values() for one in made_of], seeds)
+    scored = {task: [found[f"scored-{task}-{seed}"] for seed in seeds] for task in TASKS}
+    told = _ends(found, [one for made_of in scored.values() for one in made_of], seeds)
     mine, hand = (
-        sum(found[f"{arm}-languages-{seed}"]["volume"] for seed in seeds) / len(seeds) for arm in ("learned", "uniform")
+        sum(found[f"{arm}-languages-{seed}"]["volume"] for seed in seeds) / len(seeds) for arm in ("scored", "uniform")
     )
     told.append(Inequality.of("languages: volume of the front over that of lists made by hand", mine / hand, ">=", 1.0))
-    for task, arms in learned.items():
+    for task, arms in scored.items():
         test = found[f"teacher-{task}"]["test"]
         lora = [found[f"lora-{task}-{seed}"]["test"] for seed in seeds]
         told.append(_elastic.not_worse(f"{task}: teacher against tuned LoRA, points", [test] * len(lora), lora, MARGIN))
         told += _at_half(task, arms, test)
         told.append(_at_fifth(task, arms, test))
-    told += _against_alone(found, learned["languages"], seeds)
+    told += _against_alone(found, scored["languages"], seeds)
     by = {order: _elastic.points([found["orders"][order]]) for order in ORDERS}
     others = ", ".join(f"{order} {value:.1f}" for order, value in by.items() if order != "learned")
     name = "half of all widths untrained, learnt order against the given"
@@ -256,11 +260,11 @@ def _ends(found: Cells, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int])
     ]
 
 
-def _against_alone(found: Cells, learned: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Inequality]:
+def _against_alone(found: Cells, scored: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Inequality]:
     told = []
     for share in SHARES:
         beside = [found[f"alone-{share:g}-{seed}"] for seed in seeds]
-        mine = [one["cut"][f"{share:g}"]["test"] for one in learned]
+        mine = [one["cut"][f"{share:g}"]["test"] for one in scored]
         name = f"languages: one run at {share:.0%} against a network distilled alone, points"
         told.append(_elastic.not_worse(name, mine, [one["test"] for one in beside], MARGIN))
         used = min(one["macs"] for one in beside) / share

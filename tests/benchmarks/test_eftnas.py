@@ -35,7 +35,7 @@ def made_up(
         cells[f"teacher-{task}"] = {"test": text(0.9), "chosen": "lr=0.0001"}
         for seed in SEEDS:
             cells[f"lora-{task}-{seed}"] = {"test": text(lora), "chosen": "lr=0.002"}
-        for arm, seed in itertools.product(arms, SEEDS):
+        for arm, seed in itertools.product((*arms, "published"), SEEDS):
             cut = {key: {"macs": share, "params": 0.5, "test": text(half)} for key, share in macs.items()}
             volume, ends = hand if arm == "uniform" else 0.7, {"least": least, "most": most}
             facts = {"chosen": "lr=0.0001", "passes": 1200}

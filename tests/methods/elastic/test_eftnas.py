@@ -149,10 +149,10 @@ def test_sizes_find_their_layers_when_one_in_the_middle_goes_for_good(family: st
     making.model = model
     costs = [share * Boundaries(model, worth).range()[1] for share in (0.2, 0.31, 0.42)]
     method = EFTNAS(EFTNAS.Config(smallest=0.2, largest=0.42, targets=3))
-    space, _ = method._space(making, worth)
+    space, _, between = method._space(making, worth)
     assert len(making.model.anatomy.branches) <= 6, "the second layer went as a whole"
     counter = Counter(making.model)
-    for subnet, cost in ((space.full, costs[-1]), (space.smallest, costs[0])):
+    for subnet, cost in zip((space.smallest, *between, space.full), costs, strict=True):
         assert counter.figures(subnet)["macs"] == pytest.approx(cost, rel=NEAR)
 
 
