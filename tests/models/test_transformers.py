@@ -301,3 +301,13 @@ def test_a_folder_that_names_no_class_is_a_language_model(tmp_path: Path) -> Non
     assert torch.equal(
         conformance.outputs(load_model(folder).module, inputs), conformance.outputs(model.module, inputs)
     )
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mamba2"])
+def test_what_is_remembered_in_inference_mode_serves_training(family: str) -> None:
+    model = toy_model(family)
+    for subnet in (model.space().sample(Random(seed)) for seed in range(4)):
+        with torch.inference_mode():
+            extract(model, subnet)
+        with masked(model, subnet):
+            model.module(input_ids=torch.arange(8).unsqueeze(0)).logits.sum().backward()

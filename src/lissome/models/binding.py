@@ -107,7 +107,9 @@ class Binding:
                 flags[place][cut.dropped(size)] = False
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[key] = {place: flag.nonzero().flatten() for place, flag in flags.items()}
+            # What is remembered serves training too: indices made in inference mode could not.
+            with torch.inference_mode(False):
+                self._known[key] = {place: flag.clone().nonzero().flatten() for place, flag in flags.items()}
         return self._known[key]
 
     def index_map(self, subnet: Mapping[str, int]) -> dict[str, dict[int, Tensor] | None]:
