@@ -101,14 +101,11 @@ class Binding:
         if key not in self._known:
             flags: dict[tuple[str, int], Tensor] = {}
             for cut in dim.cuts:
-                place = (cut.parameter, cut.dim)
-                if place not in flags:
-                    flags[place] = torch.ones(self.shapes[cut.parameter][cut.dim], dtype=torch.bool)
-                flags[place][cut.dropped(size)] = False
+                every = torch.ones(self.shapes[cut.parameter][cut.dim], dtype=torch.bool)
+                flags.setdefault((cut.parameter, cut.dim), every)[cut.dropped(size)] = False
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            # What is remembered serves training too: indices made in inference mode could not.
-            with torch.inference_mode(False):
+            with torch.inference_mode(False):  # what is remembered must serve training too
                 self._known[key] = {place: flag.clone().nonzero().flatten() for place, flag in flags.items()}
         return self._known[key]
 
