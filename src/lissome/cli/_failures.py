@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -32,6 +32,7 @@ USAGE: type[Exception] = getattr(typer, "TyperException", None) or import_module
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Libraries written in other languages hand the reason on as text only.
 _FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded", "disk is full")
+_LARGE = frozenset({errno.EFBIG})
 _LARGE_TEXTS = ("file too large", "os error 27")
 _MEMORY_TEXTS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 _FILES = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -80,16 +81,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    return any(
-        (isinstance(link, OSError) and link.errno in _FULL) or any(text in str(link).lower() for text in _FULL_TEXTS)
-        for link in _chain(error)
-    )
+    return _says(error, _FULL, _FULL_TEXTS)
 
 
 def _is_too_large(error: BaseException) -> bool:
+    return _says(error, _LARGE, _LARGE_TEXTS)
+
+
+def _says(error: BaseException, numbers: frozenset[int], texts: Sequence[str]) -> bool:
     return any(
-        (isinstance(link, OSError) and link.errno == errno.EFBIG)
-        or any(text in str(link).lower() for text in _LARGE_TEXTS)
+        (isinstance(link, OSError) and link.errno in numbers) or any(text in str(link).lower() for text in texts)
         for link in _chain(error)
     )
 
