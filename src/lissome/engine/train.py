@@ -32,7 +32,7 @@ from lissome.engine.checkpoint import Checkpoint, Saved, restore_rng, rng_state
 from lissome.engine.hooks import Batch, Hooks, Task
 from lissome.engine.order import Order
 from lissome.engine.sharded import full, like
-from lissome.models.precision import fast_dtype, frozen_in
+from lissome.models.precision import depthwise_in_float32, fast_dtype, frozen_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,11 @@ def train(
         raise DataError("there are no examples to train on; give more text or shorter windows.")
     with _as_before(task.module, config):
         loop = _Loop(task, config, seed, hooks or Hooks(), checkpoint)
-        half = frozen_in(task.module, torch.bfloat16) if loop.bf16 and not loop.sharded else contextlib.nullcontext()
-        with half:
+        with contextlib.ExitStack() as fast:
+            if loop.bf16 and not loop.sharded:
+                fast.enter_context(frozen_in(task.module, torch.bfloat16))
+            if loop.bf16 and loop.accelerator.device.type == "cpu":
+                fast.enter_context(depthwise_in_float32(task.module))
             return loop.run(events or EventStream())
 
 

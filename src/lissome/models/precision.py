@@ -1,13 +1,14 @@
-"""Which number type a device multiplies fastest, and a model in it."""
+"""Which number type a device multiplies fastest, and a model or parts of it in one."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lissome.models.model import Model
 from lissome.models.paging import page_out
@@ -56,3 +57,26 @@ def frozen_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for part, weight in zip(frozen, originals, strict=True):
             part.weight = weight
+
+
+@contextlib.contextmanager
+def depthwise_in_float32(module: nn.Module) -> Iterator[None]:
+    """Let convolutions of one channel per group stay out of autocast inside the block.
+
+    On a CPU their gradient in bfloat16 takes several times as long as in float32; all others gain from bfloat16.
+    """
+    depthwise = [
+        part for part in module.modules() if isinstance(part, nn.Conv2d) and 1 < part.groups == part.in_channels
+    ]
+    try:
+        for part in depthwise:
+            vars(part)["forward"] = partial(_without_autocast, part, part.forward)
+        yield
+    finally:
+        for part in depthwise:
+            vars(part).pop("forward", None)
+
+
+def _without_autocast(part: nn.Conv2d, forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    with torch.autocast(inputs.device.type, enabled=False):
+        return forward(inputs.to(part.weight.dtype))
