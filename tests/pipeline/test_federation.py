@@ -223,10 +223,20 @@ def test_one_client_with_all_data_is_guarded_from_nobody(settings: str, place: P
     assert FederationRecipe.from_toml(job.recipe.to_toml()).acted() == job.recipe, "as `membership` reads it"
 
 
-def test_late_answers_have_no_place_in_a_sum_of_masks() -> None:
-    text = RECIPE.replace("[federation]", '[federation]\nlate = "use"') + 'secure = true\nmerge = "mean"\n'
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("fedavg", 'secure = true\nmerge = "mean"'), ("ffm", 'lora = "product"\nup = "delta+int8"')],
+)
+def test_late_answers_have_no_place_among_masks_or_new_factors(method: str, settings: str) -> None:
+    text = RECIPE.replace("[federation]", '[federation]\nlate = "use"').replace('"fedavg"', f'"{method}"')
     with pytest.raises(ConfigError, match="late=drop"):
-        FederationRecipe.from_toml(text)
+        FederationRecipe.from_toml(f"{text}{settings}\n")
+    FederationRecipe.from_toml(text)
+
+
+def test_a_norm_that_lets_nothing_through_is_refused() -> None:
+    with pytest.raises(ConfigError, match="bound"):
+        FederationRecipe.from_toml(f"{RECIPE}bound = 0\n")
 
 
 @pytest.mark.long

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, option
@@ -24,12 +25,13 @@ from lissome.engine.hooks import Hooks, Loss, Task
 from lissome.engine.norms import adapted, batch_norms, reestimate
 from lissome.engine.objective import Objective, faster_head, objective_of
 from lissome.engine.paths import PathSampler
+from lissome.engine.ranking import Sides, ranking, saliency
 from lissome.engine.recover import fingerprint
 from lissome.engine.spaces import combinations
 from lissome.engine.supernet import heuristic
 from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import bare_copy, merged_copy
-from lissome.models.binding import masked
+from lissome.models.binding import masked, reorder
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 
@@ -124,6 +126,18 @@ class Making:
     def teacher(self) -> Model:
         """Return a copy of the model as it is now, to learn from."""
         return self.model.derived(copy.deepcopy(self.model.module).requires_grad_(False))
+
+    def saliency(self, score: str) -> dict[str, Tensor]:
+        """Score every weight of the model as it is now; see `lissome.engine.ranking.saliency`."""
+        return saliency(
+            self.model, score, batches=self.objective.batches(self.config.examples),
+            task=self.objective.task(self.model), seed=self.context.seed,
+        )  # fmt: skip
+
+    def sort(self, score: str, axes: Iterable[str], *, sides: Sides = "makes") -> None:
+        """Put the units of axes that score best first, in place; the function stays. ``"none"``: do not."""
+        if score != "none":
+            reorder(self.model, ranking(self.model, self.saliency(score), sides=sides, axes=axes))
 
     def train(
         self,

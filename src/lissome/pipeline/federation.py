@@ -22,7 +22,7 @@ from lissome.cost.oracle import SubnetCost
 from lissome.data.partition import PartitionConfig
 from lissome.engine.federate.client import LARGEST, Worker
 from lissome.engine.federate.local import Device, LocalLink
-from lissome.engine.federate.method import ClientSite, FederatedMethod, ServerSite
+from lissome.engine.federate.method import ClientSite, FederatedConfig, FederatedMethod, ServerSite
 from lissome.engine.federate.profile import Profile, in_proportion
 from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import RoundsConfig
@@ -95,8 +95,8 @@ class FederationRecipe:
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise ConfigError(unknown_name("arm", str(self.arm), ARMS))
-        if self.rounds.late == "use" and getattr(self.step.config, "secure", False):
-            raise ConfigError("the masks of a late answer are those of a sum that is over; with secure, set late=drop.")
+        if self.rounds.late == "use" and isinstance(self.step.config, FederatedConfig):
+            self.step.config.check_late()
 
     @classmethod
     def from_toml(cls, text: str, base: Path | None = None) -> FederationRecipe:

@@ -70,7 +70,7 @@ class FederatedConfig(MethodConfig):
         "overlap", "mean over those who hold a coordinate; mean: whole tensors only; trimmed: without the extremes"
     )
     trim: float = option(0.1, "of trimmed: share that goes at either end", low=0.0, high=0.49)
-    bound: float | None = option(None, "largest L2 norm of a client's update; longer ones are shortened", low=0.0)
+    bound: float | None = option(None, "largest L2 norm of a client's update; longer ones are shortened", low=1e-9)
     noise: float = option(
         0.0, "differential privacy: noise on the sum of updates, times `bound`; every client counts alike then",
         low=0.0,
@@ -113,6 +113,15 @@ class FederatedConfig(MethodConfig):
     def private_updates(self) -> bool:
         """Whether updates are merged with noise."""
         return self.noise > 0
+
+    def check_late(self) -> None:
+        """Check that an answer of an earlier round can join a later one.
+
+        Raises:
+            ConfigError: When it cannot; says why.
+        """
+        if self.secure:
+            raise ConfigError("the masks of a late answer are those of a sum that is over; with secure, set late=drop.")
 
     def alone(self) -> Self:
         """Return the settings with which clients train all the same, but nothing travels.

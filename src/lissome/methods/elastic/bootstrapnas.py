@@ -36,10 +36,8 @@ from lissome.core.method import Context, Outcome
 from lissome.engine.elastic import Elastic
 from lissome.engine.hooks import Loss
 from lissome.engine.paths import PathSampler, RandomPath, Sandwich, depth_groups, kind_of
-from lissome.engine.ranking import ranking, saliency
 from lissome.engine.spaces import KINDS, Widths, elastic_space, narrowed
 from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
-from lissome.models.binding import reorder
 from lissome.models.crops import add_crops
 from lissome.models.model import Model
 from lissome.models.space import Space
@@ -140,7 +138,7 @@ class BootstrapNAS(SupernetMethod):
         whole, sorted_ = sum(stage.part for stage in stages), False
         for number, stage in enumerate(stages, start=1):
             if "width" in stage.kinds and not sorted_:
-                self._sort(making, space)
+                making.sort(self.config.order, space.by_name)
                 sorted_ = True
             opened = narrowed(space, stage.kinds, choices=stage.widths, depth=stage.depth)
             steps = max(1, round(self.config.steps * stage.part / whole))
@@ -163,16 +161,6 @@ class BootstrapNAS(SupernetMethod):
             group if most is None else group[max(0, len(group) - most) :] for group in depth_groups(model.anatomy)
         ]
         return elastic_space(model, rule, kinds=kinds, chains=chains)
-
-    def _sort(self, making: Making, space: Space) -> None:
-        """Put the strongest filters of every group first; the function of the whole network stays."""
-        if self.config.order == "none":
-            return
-        scores = saliency(
-            making.model, self.config.order, batches=making.objective.batches(self.config.examples),
-            task=making.objective.task(making.model), seed=making.context.seed,
-        )  # fmt: skip
-        reorder(making.model, ranking(making.model, scores, axes=space.by_name))
 
     def _lesson(self, making: Making, teacher: Model | Elastic) -> Loss:
         share, temperature = self.config.distil, self.config.temperature

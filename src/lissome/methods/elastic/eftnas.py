@@ -126,11 +126,7 @@ class EFTNAS(SupernetMethod):
         """Return, by axis, what decides when a unit goes, and what sorts it: step 1 of the method."""
         config = self.config
         if config.scores != "learned":
-            found = saliency(
-                making.model, config.scores, batches=making.objective.batches(config.examples),
-                task=making.objective.task(making.model), seed=making.context.seed,
-            )  # fmt: skip
-            both = unit_scores(making.model, found, sides="both")
+            both = unit_scores(making.model, making.saliency(config.scores), sides="both")
             return both, both
         with making.aside():
             plain = making.objective.task(making.model)

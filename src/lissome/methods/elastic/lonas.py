@@ -29,13 +29,11 @@ from lissome.core.seeds import derive
 from lissome.engine.elastic import Elastic
 from lissome.engine.hooks import Hooks
 from lissome.engine.paths import RandomPath, Sandwich
-from lissome.engine.ranking import ranking, saliency
 from lissome.engine.spaces import Widths, elastic_space
 from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
 from lissome.models.adapters import Design, adapters, add_adapters
 from lissome.models.adapters.elastic import adaptable, check_ranks
 from lissome.models.anatomy import Dim
-from lissome.models.binding import reorder
 from lissome.models.model import Model
 from lissome.models.space import Space
 
@@ -111,14 +109,7 @@ class LoNAS(SupernetMethod):
         if config.warm_steps:
             making.train("warm", Hooks(), steps=config.warm_steps, part="given")
         space = self._space(making.model)
-        if config.order != "none":
-            scores = saliency(
-                making.model, config.order, batches=making.objective.batches(config.examples),
-                task=making.objective.task(making.model), seed=context.seed,
-            )  # fmt: skip
-            reorder(
-                making.model, ranking(making.model, scores, axes=[name for name in space.by_name if _is_size(name)])
-            )
+        making.sort(config.order, [name for name in space.by_name if not name.endswith(".rank")])
         sampler = Sandwich(space, even=config.even) if config.paths == "sandwich" else RandomPath(space)
         elastic = Elastic(making.model, sampler)
         loss = None
@@ -173,7 +164,3 @@ def _groups(model: Model, *, everything: bool) -> tuple[dict[str, str], frozense
         found |= dict.fromkeys(readers, label) | {name: name.rpartition(".")[2] for name in others}
         writers |= set(others)
     return found, frozenset(writers)
-
-
-def _is_size(axis: str) -> bool:
-    return not axis.endswith(".rank")

@@ -33,11 +33,10 @@ from lissome.core.config import option
 from lissome.core.errors import ConfigError, UnsupportedModelError
 from lissome.core.method import Context, Outcome
 from lissome.engine.paths import RandomPath, Sandwich
-from lissome.engine.ranking import ranking, saliency
 from lissome.engine.spaces import Widths, elastic_space
 from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
 from lissome.models.anatomy import Branch, Dim
-from lissome.models.binding import masked, reorder
+from lissome.models.binding import masked
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 
@@ -107,12 +106,7 @@ class SuperSAM(SupernetMethod):
         losses = {} if config.layers is not None else self._missed(making, parts)
         most = round(config.removable * len(layers))
         gone = config.layers if config.layers is not None else sorted(losses, key=lambda layer: losses[layer])[:most]
-        if config.order != "none":
-            scores = saliency(
-                making.model, config.order, batches=making.objective.batches(config.examples),
-                task=making.objective.task(making.model), seed=context.seed,
-            )  # fmt: skip
-            reorder(making.model, ranking(making.model, scores, sides="both", axes=mlps))
+        making.sort(config.order, mlps, sides="both")
         elastic = [name for branches in layers[1:] for branch in branches for name in _units(branch)]
         space = self._space(making.model, elastic, [parts[layer] for layer in sorted(gone)])
         sampler = Sandwich(space) if config.update == "together" else Turns(space)

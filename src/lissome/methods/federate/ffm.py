@@ -134,6 +134,14 @@ class FFM(FederatedMethod):
             held = self.outer != "replace" or self.moments or self.common < 1 or Codec.parse(self.up).feedback
             return held or (self.recipe == "continual" and self.protect == "ewc")
 
+        def check_late(self) -> None:
+            """As of all; where factors are made anew in every round, a difference to older ones says nothing."""
+            super().check_late()
+            if self.lora == "product" and Codec.parse(self.up).delta:
+                raise ConfigError(
+                    "lora=product: a late difference is to factors that are gone; set late=drop, or up=raw."
+                )
+
         def alone(self) -> Self:
             """As of all; the server learns nothing either, and there is nothing to fold.
 
