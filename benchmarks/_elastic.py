@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -144,27 +144,23 @@ class Tables:
     """Markdown of a claim.
 
     Attributes:
-        first: Tables for the README and for the page.
-        more: Tables for the page alone.
+        line: Gives the README's line.
+        tables: For the page.
         note: A sentence above the inequalities.
     """
 
-    first: Shown
-    more: Shown = field(default_factory=dict)
+    line: Callable[[Mapping[str, Any]], str]
+    tables: Shown
     note: str = ""
 
     def summary(self, results: Results) -> str:
-        """Return the first tables, and what they were measured on."""
-        return "\n\n".join([*_shown(results, self.first), environment(results)])
+        """Return the README's line."""
+        return self.line(results[0])
 
     def page(self, results: Results) -> str:
-        """Return all tables and the inequalities."""
-        parts = [self.summary(results), *_shown(results, self.more)]
-        return "\n\n".join([*parts, *filter(None, [self.note]), inequalities(results)])
-
-
-def _shown(results: Results, tables: Shown) -> list[str]:
-    return [part for result in results for title, made in tables.items() for part in (title, made(result))]
+        """Return what was measured on which machines, all tables, and the inequalities."""
+        shown = [part for result in results for title, made in self.tables.items() for part in (title, made(result))]
+        return "\n\n".join([environment(results), *shown, *filter(None, [self.note]), inequalities(results)])
 
 
 @dataclass(frozen=True)

@@ -42,15 +42,20 @@ def update(root: Path, *, check: bool = False) -> int:
 
 
 def blocks(root: Path) -> dict[Path, str]:
-    """Return the text that belongs between the markers, by file: the README, and each claim's page if it has one."""
-    summaries, found = [], {}
+    """Return the text that belongs between the markers, by file: a line each in the README, and each claim's page."""
+    lines, found = [], {}
     for name, folder in claims(root).items():
         stored = results(folder)
         table = part(folder, "table")
-        summaries += [table.summary(stored)] if stored else []
         for page in root.glob(f"docs/**/{name}.md"):
             found[page] = table.page(stored) if stored else NONE
-    return {root / "README.md": "\n\n".join(summaries) or NONE, **found}
+            lines += [f"- {_link(page, root)}: {table.summary(stored)}"] if stored else []
+    return {root / "README.md": "\n".join(lines) or NONE, **found}
+
+
+def _link(page: Path, root: Path) -> str:
+    title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return f"[{title}]({page.relative_to(root).as_posix()})"
 
 
 def replaced(text: str, block: str, path: Path) -> str:

@@ -93,12 +93,24 @@ def _fronts(result: Mapping[str, Any]) -> str:
     return table(["network", "multiply-accumulates", "accuracy"], rows)
 
 
+def _line(result: Mapping[str, Any]) -> str:
+    cells, seeds, found = result["cells"], result["seeds"], []
+    for net in (name.removeprefix("given-") for name in cells if name.startswith("given-")):
+        made, beside = ([cells[f"{arm}-{net}-{seed}"] for seed in seeds] for arm in ("super", "pruned"))
+        half = _elastic.points([one["cut"]["0.5"]["test"] for one in made])
+        cut = _elastic.points([one["test"] for one in beside])
+        found.append(f"{half:.1f} % ({net}; given: {_points(cells[f'given-{net}']['test'])}, torch-pruning: {cut:.1f})")
+    return (
+        "networks cut to half of their multiply-accumulates out of super-networks that were made without annotations: "
+        f"{', '.join(found)}."
+    )
+
+
 _TABLES = _elastic.Tables(
+    _line,
     {
         "One super-network by BootstrapNAS, cut to half of the multiply-accumulates, beside the given network and what "
-        "torch-pruning cuts and is tuned as long (accuracy in points on held-out examples, mean of seeds).": _arms
-    },
-    {
+        "torch-pruning cuts and is tuned as long (accuracy in points on held-out examples, mean of seeds).": _arms,
         "One front (seed 0), on the split that nothing was searched on:": _fronts,
         "Before any training: the same share of all widths by what sorted them, with batch norm statistics of its own, "
         "and without:": _before,

@@ -1,4 +1,4 @@
-"""Markdown of the claim's stored results: a short table for the README, the whole for the engine's page."""
+"""Markdown of the claim's stored results: a line for the README, the whole for the engine's page."""
 
 from __future__ import annotations
 
@@ -6,39 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks._markdown import Results, environment, inequalities, of_bandwidth, table
-from benchmarks.decode.names import SPARSE, TORCH, llama
+from benchmarks.decode.names import SPARSE, llama
 
-_SHOWN = ("nested 4 bits", "nested 3 bits", llama("Q4_1"), llama("Q4_0"), llama("Q4_K_M"), llama("Q8_0"), *TORCH)
 _PROMPT = 512
 
 
 def summary(results: Results) -> str:
-    """Return the README's table: decoding, prompts and perplexity on one thread."""
-    parts = []
-    for result in results:
-        model = result["models"][0]
-        short, long = (result["tables"][f"{model}-{kind}-1"] for kind in ("short", "long"))
-        intro = (
-            f"{model} on one thread, in turns, every library in a process of its own: tokens/s of decoding and of a "
-            f"prompt of {_PROMPT}, bytes of weights that a token reads, what share that is of the bandwidth measured "
-            "before each turn by reading as much, held-out perplexity. Two threads, other models, pruned weights and "
-            "what failed: [decoding](docs/explanation/decode.md)."
-        )
-        rows = [
-            [
-                arm,
-                _speed(row["decode"]),
-                f"{long['rows'][arm]['prefill']:.0f}",
-                f"{row['mb']:.0f} MB",
-                of_bandwidth(row),
-                _ppl(result["ppl"][model].get(arm)),
-            ]
-            for arm, row in short["rows"].items()
-            if arm in _SHOWN or arm.startswith("openvino")
-        ]
-        head = ["", "decode", f"prompt of {_PROMPT}", "a token reads", "of the bandwidth", "perplexity"]
-        parts += [intro, table(head, rows)]
-    return "\n\n".join([*parts, environment(results)])
+    """Return the README's line: decoding on one thread, beside llama.cpp with as many bits."""
+    model = results[0]["models"][0]
+    rows, ppl = results[0]["tables"][f"{model}-short-1"]["rows"], results[0]["ppl"][model]
+    (mine, own), (theirs, other) = (
+        (rows[arm]["decode"]["value"], _ppl(ppl[arm])) for arm in ("nested 4 bits", llama("Q4_1"))
+    )
+    return (
+        f"{model} on one thread at {mine:.0f} tokens/s from 4 bits, where "
+        f"llama.cpp reaches {theirs:.0f} (Q4_1), with perplexity {own} and {other}."
+    )
 
 
 def page(results: Results) -> str:

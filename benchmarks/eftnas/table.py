@@ -64,13 +64,22 @@ def _bounds(result: Mapping[str, Any]) -> str:
     return table(["space", "smallest", "largest"], rows)
 
 
+def _line(result: Mapping[str, Any]) -> str:
+    cells, seeds, found = result["cells"], result["seeds"], []
+    for task in ("languages", "sst2"):
+        made = [cells[f"scored-{task}-{seed}"]["cut"] for seed in seeds]
+        cut = ", ".join(f"{_mean([one[share]['test'] for one in made])} % at {share}" for share in made[0])
+        teacher = _mean([cells[f"teacher-{task}"]["test"]])
+        found.append(f"{task}: {cut} of the multiply-accumulates (teacher: {teacher} %)")
+    return f"MiniLM cut out of one super-network, {'; '.join(found)}."
+
+
 _TABLES = _elastic.Tables(
+    _line,
     {
         "MiniLM by EFTNAS: one super-network cut to shares of the multiply-accumulates, beside lists made by hand, the "
         "teacher, LoRA, and networks cut by torch-pruning and distilled alone (accuracy in points on held-out texts, "
-        "mean of seeds; those with as many passes as a super-network are one seed).": _arms
-    },
-    {
+        "mean of seeds; those with as many passes as a super-network are one seed).": _arms,
         "Half of all widths, untrained, by what sorted them:": _orders,
         "Multiply-accumulates of the ends of every space, as a share of the whole:": _bounds,
         "Answers in a text (SQuAD), an article that nothing was learnt from (mean of seeds). Its questions are far "

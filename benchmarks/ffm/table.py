@@ -19,8 +19,8 @@ def summary(results: Results) -> str:
     left, right = (100 * final(of[arm]) for arm in ("lora", "centralised"))
     share = mean(cell["spent"][-1] for cell in of["lora"]) / mean(cell["spent"][-1] for cell in of["full"])
     return (
-        f"FFM: adapters of MiniLM trained across ten silos reach {left:.1f} % where pooled data reach {right:.1f} %, "
-        f"with {share:.1%} of the bytes of whole models. Details: [FFM](docs/methods/federate/ffm.md)."
+        f"adapters of MiniLM trained across ten silos reach {left:.1f} % where pooled data reach {right:.1f} %, "
+        f"with {share:.1%} of the bytes of whole models."
     )
 
 

@@ -29,6 +29,10 @@ def _widths(result: Mapping[str, Any]) -> str:
     return f"{table(['widths', *arms, 'settings of LoRA'], rows)}\n\n{learnt}"
 
 
+def _shown(points: list[float]) -> str:
+    return ", ".join(f"{each:.1f}" for each in points)
+
+
 def _language(result: Mapping[str, Any]) -> str:
     """Perplexity of both texts by arm and width, over that of SmolLM2 as it is."""
     cells = result["cells"]
@@ -52,13 +56,24 @@ def _against(found: list[Mapping[str, list[float]]], given: Mapping[str, list[fl
     return columns
 
 
+def _line(result: Mapping[str, Any]) -> str:
+    cells, seeds = result["cells"], result["seeds"]
+    shares = cells[f"sandwich-{seeds[0]}"]["widths"]
+    one = [_elastic.points([cells[f"sandwich-{seed}"]["widths"][share] for seed in seeds]) for share in shares]
+    each = [_elastic.points([cells[f"lora-{share}-{seed}"]["test"] for seed in seeds]) for share in shares]
+    return (
+        f"adapters of MiniLM at {', '.join(f'{float(at):.0%}' for at in shares)} of its widths have an accuracy of "
+        f"{_shown(one)} % from one run, "
+        f"{_shown(each)} % from a run of LoRA for each."
+    )
+
+
 _TABLES = _elastic.Tables(
+    _line,
     {
         "MiniLM on the languages of short texts, its weights frozen: one run of LoNAS at several widths, beside a run "
         "of LoRA on a model pruned to each first (accuracy in points on held-out texts, mean of seeds). All have as "
-        "many steps; a step of the sandwich is three passes, as many as the three runs have together.": _widths
-    },
-    {
+        "many steps; a step of the sandwich is three passes, as many as the three runs have together.": _widths,
         "SmolLM2, tuned on addresses to Congress, on them and on text that it was not tuned to: perplexity of the mean "
         "loss over seeds, and how many times that of SmolLM2 as it is, with the 95 % interval over windows.": _language,
         "Settings that were tried with one seed and shorter runs, on examples to choose by: accuracy in points (LoNAS: "

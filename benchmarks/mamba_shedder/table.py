@@ -1,4 +1,4 @@
-"""Markdown of the claim's stored results: a short table for the README, the whole for the method's page."""
+"""Markdown of the claim's stored results: a line for the README, the whole for the method's page."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ _HYBRID = {
 
 
 def summary(results: Results) -> str:
-    """Return the README's table: bits per byte of the arms, of pure models."""
-    intro = (
-        "Held-out loss in bits per byte (lower is better) of small Mamba models, trained here, without some of their "
-        f"12 blocks or scans; {_of(results[0])}. Details and what failed: "
-        "[Mamba-Shedder](docs/methods/compress/mamba_shedder.md)."
+    """Return the README's line: the first model with most scans or blocks less."""
+    first, count = next(result for result in results if result["model"] in PURE), max(COUNTS)
+    kept, scans, blocks = (
+        first["dense"]["bits"],
+        *(first["arms"][f"{target} {count}"]["greedy"]["bits"] for target in ("ssm", "blocks")),
     )
-    return "\n\n".join([intro, _arms(results), environment(results, note=" (times: one)")])
+    return (
+        f"{first['model']}, a small Mamba trained here, at "
+        f"{kept:.3f} bits per byte, {scans:.3f} without {count} of its 12 scans, {blocks:.3f} without {count} blocks."
+    )
 
 
 def page(results: Results) -> str:

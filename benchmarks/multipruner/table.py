@@ -1,4 +1,4 @@
-"""Markdown of the claim's stored results: a short table for the README, the whole for the method's page."""
+"""Markdown of the claim's stored results: a line for the README, the whole for the method's page."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from benchmarks.multipruner.names import LABELS, TASKS
 
 
 def summary(results: Results) -> str:
-    """Return the README's table: perplexity at the targets, all arms, all models."""
-    intro = (
-        "Held-out perplexity (lower is better) at a share of the block parameters, embeddings not counted; "
-        f"{_of(results[0])}. Details, accuracy, time and what failed: "
-        "[MultiPruner](docs/methods/compress/multipruner.md)."
-    )
-    return "\n\n".join([intro, _perplexities(results), environment(results)])
+    """Return the README's line: each model at its smallest target, beside the best of the baselines."""
+    found = []
+    for result in results:
+        target = min(result["targets"], key=float)
+        ppl = {arm: cell["ppl"] for arm, cell in result["targets"][target].items()}
+        best = min((arm for arm in ppl if arm not in {"auto", "blocks"}), key=lambda arm: float(ppl[arm]["value"]))
+        found.append(
+            f"{result['model']} with {float(target):.0%} of its blocks has perplexity {_ppl(ppl['auto'])} (whole: "
+            f"{_ppl(result['dense']['ppl'])}; {LABELS[best]}: {_ppl(ppl[best])})"
+        )
+    return f"without any training, {'; '.join(found)}."
 
 
 def page(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""Markdown of the claim's stored results: a short table for the README, the whole for the method's page."""
+"""Markdown of the claim's stored results: a line for the README, the whole for the method's page."""
 
 from __future__ import annotations
 
@@ -10,23 +10,16 @@ from benchmarks.pmpd.names import SCHEDULERS
 
 
 def summary(results: Results) -> str:
-    """Return the README's table: half of the tokens at more bits, first or last."""
-    parts = []
-    for result in results:
-        intro = (
-            f"Half of {result['tokens']} new tokens at more bits, the other half at fewer: divergence from more bits "
-            f"alone, nats per token (lower is better), {result['prompts']} held-out prompts. Schedulers, times and "
-            "what failed: [PMPD](docs/methods/infer/pmpd.md)."
-        )
-        rows = []
-        for case in result["cases"].values():
-            by_name = {point["name"]: point for point in case["points"]}
-            first, last = (by_name[f"{way} first, 50% high"]["kl"] for way in ("high", "low"))
-            speed = case["speed"]["1"]["rows"]["half"]["faster"]
-            what = f"{case['model']}, {case['high']} and {case['low']} bits"
-            rows.append([what, _interval(first), _interval(last), f"{speed['value']:.2f}"])
-        parts += [intro, table(["", "more bits first", "more bits last", "× as fast as more bits alone"], rows)]
-    return "\n\n".join([*parts, environment(results)])
+    """Return the README's line: half of the tokens at more bits, first or last."""
+    found = []
+    for case in results[0]["cases"].values():
+        by_name = {point["name"]: point for point in case["points"]}
+        first, last = (by_name[f"{way} first, 50% high"]["kl"]["value"] for way in ("high", "low"))
+        found.append(f"{first:.3f} or {last:.3f} ({case['model']}, {case['high']} and {case['low']} bits)")
+    return (
+        "half of an answer's tokens at more bits, first or last, differ from more "
+        f"bits alone by {'; '.join(found)} nats per token."
+    )
 
 
 def page(results: Results) -> str:

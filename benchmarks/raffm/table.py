@@ -20,8 +20,8 @@ def summary(results: Results) -> str:
     own, whole = of["raffm"], of["full"]
     share = mean(cell["payload"] for cell in own) / mean(cell["payload"] for cell in whole)
     return (
-        f"RaFFM: devices of three sizes train MiniLM to {100 * final(own):.1f} % where whole copies reach "
-        f"{100 * final(whole):.1f} %, with {share:.0%} of the bytes. Details: [RaFFM](docs/methods/federate/raffm.md)."
+        f"devices of three sizes train MiniLM to {100 * final(own):.1f} % where whole copies reach "
+        f"{100 * final(whole):.1f} %, with {share:.0%} of the bytes."
     )
 
 

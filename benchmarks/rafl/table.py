@@ -18,9 +18,8 @@ def summary(results: Results) -> str:
         100 * mean(cell["mean_client"] for cell in of[f"{arm}-all"]) for arm in ("knowledge", "weakest", "tuned")
     )
     return (
-        f"RaFL: clients in four tiers of devices reach {own:.1f} % on their own texts with models of their own, "
-        f"{common:.1f} % with the weakest common model, {tuned:.1f} % when each tunes that. "
-        "Details: [RaFL](docs/methods/federate/rafl.md)."
+        f"clients in four tiers of devices reach {own:.1f} % on their own texts with models of their own, "
+        f"{common:.1f} % with the weakest common model, {tuned:.1f} % when each tunes that."
     )
 
 

@@ -50,14 +50,25 @@ def _agreement(words: str, one: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def _line(result: Mapping[str, Any]) -> str:
+    by = volumes(result["cells"])
+    most = list(next(iter(by.values())))[-1]
+    mean = {name: statistics.mean(by_trials[most]) for name, by_trials in by.items()}
+    rate = result["cells"]["rates"]["rates"]["rows"]
+    return (
+        f"after {most} evaluations the fronts of NSGA-II and of an ensemble of techniques hold "
+        f"{mean['nsga2'] / mean['random']:.3f} and {mean['ensemble'] / mean['random']:.3f} × what random ones do; "
+        f"{rate:,.0f} sub-networks of SmolLM2 are counted a second."
+    )
+
+
 _TABLES = _elastic.Tables(
+    _line,
     {
         "Search of a language model of bytes for perplexity and parameters, without training: the share of the plane "
         "that each sampler's front leaves behind it after so many evaluations (mean of seeds; higher is better).": (
             _volumes
-        )
-    },
-    {
+        ),
         "Counted figures of distinct Subnets of SmolLM2, 150 axes, a second of processor time:": _rates,
         "Predicted latency of sub-networks against measurements that it never saw. One thread stands for another "
         "device: what is known of it is used as it is, or corrected.": _latency,

@@ -1,4 +1,4 @@
-"""Markdown of the claim's stored results: a short table for the README, the whole for the method's page."""
+"""Markdown of the claim's stored results: a line for the README, the whole for the method's page."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ _ONE_THREAD = " (times: one)"
 
 
 def summary(results: Results) -> str:
-    """Return the README's table: accuracy and perplexity of the decisive arms by rank."""
-    words, text = _of(results, ENCODER), _of(results, DECODER)
-    intro = (
-        f"Half of the block weights zeroed by Wanda, then adapters of ranks {_listed(RANKS)}: accuracy of {ENCODER} "
-        f"({_texts(words)}, {len(words['seeds'])} seeds; higher is better) and held-out perplexity of {DECODER} "
-        f"({_windows(text)}, {len(text['seeds'])} seeds; lower is better). "
-        "Details and what failed: [Shears](docs/methods/elastic/shears.md)."
+    """Return the README's line: one run for all ranks beside a run for each."""
+    words = _of(results, ENCODER)
+    alone = _each_rank(words["arms"])
+    runs = [words["arms"]["nls"]["cuts"][f"{rank}"] for rank in RANKS], [alone[f"{rank}"][f"{rank}"] for rank in RANKS]
+    one, each = (_listed([f"{cut['value']:.1f}" for cut in found]) for found in runs)
+    return (
+        f"{ENCODER} with half of its block weights zero and adapters of ranks "
+        f"{_listed(RANKS)} tells languages apart with {one} % right from one run, {each} % from a run of LoRA for each."
     )
-    head = ["", *(f"{ENCODER}, rank {rank}" for rank in RANKS), *(f"{DECODER}, rank {rank}" for rank in RANKS)]
-    beside = {label: cells for label, *cells in _text_rows(text, f"{SHARE:g}")}
-    rows = [[*row, *beside.get(row[0], [""] * len(RANKS))] for row in _by_rank(words)]
-    return "\n\n".join([intro, table(head, rows), environment(results, note=_ONE_THREAD)])
 
 
 def page(results: Results) -> str:
@@ -63,8 +60,7 @@ def _rows(found: Mapping[str, Any], show: Callable[[Mapping[str, Any]], str]) ->
     for arm, row in found.items():
         cuts = row["cuts"]
         if arm == "lora":
-            own = {f"{rank}": found[f"lora-{rank}"]["cuts"] for rank in RANKS if f"lora-{rank}" in found}
-            own[f"{RANKS[0]}"] = cuts
+            own = _each_rank(found)
             rows.append(
                 ["LoRA, a run for each rank", *(_shown(own.get(f"{rank}", {}), f"{rank}", show) for rank in RANKS)]
             )
@@ -73,6 +69,12 @@ def _rows(found: Mapping[str, Any], show: Callable[[Mapping[str, Any]], str]) ->
         elif ARMS[arm].ranks and not arm.startswith("lora-"):
             rows.append([ARMS[arm].label, *(_shown(cuts, f"{rank}", show) for rank in RANKS)])
     return rows
+
+
+def _each_rank(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What the runs of LoRA with a rank of their own gave, by rank."""
+    own = {f"{rank}": found[f"lora-{rank}"]["cuts"] for rank in RANKS if f"lora-{rank}" in found}
+    return {**own, f"{RANKS[0]}": found["lora"]["cuts"]}
 
 
 def _shown(cuts: Mapping[str, Any], cut: str, show: Callable[[Mapping[str, Any]], str]) -> str:

@@ -1,4 +1,4 @@
-"""Markdown of the claim's stored results: a short table for the README, the whole for a page."""
+"""Markdown of the claim's stored results: a line for the README, the whole for a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks._markdown import Results, environment, inequalities, of_bandwidth, table
-from benchmarks.sparamx.names import DENSE, TORCH, sparse
+from benchmarks.sparamx.names import sparse
 
 _SHOWN = (0.5, 0.8)
 _CACHES = (
@@ -16,17 +16,20 @@ _CACHES = (
 
 
 def summary(results: Results) -> str:
-    """Return the README's table: half and four fifths of zeros beside dense layers."""
-    parts = []
-    for result in results:
-        intro = (
-            f"{result['layers']} linear layers of {result['size']} × {result['size']} with zeros, out of cache, one "
-            f"row of inputs, one thread, on {result['kernels']} kernels: times as fast as our own dense kernel, "
-            "and what share of this machine's bandwidth, measured before each turn, is reached."
-        )
-        names = [*DENSE.values()][:2] + [sparse(kind, share) for kind in ("bf16", "int8") for share in _SHOWN]
-        parts += [intro, _rows(result["tables"]["linears-1"], [*names, *TORCH])]
-    return "\n\n".join([*parts, environment(results)])
+    """Return the README's line: half and four fifths of zeros beside dense layers."""
+    rows = results[0]["tables"]["linears-1"]
+    found = [
+        f"{share:.0%} of zeros: {' and '.join(_times(rows[sparse(kind, share)]) for kind in ('bf16', 'int8'))} ×"
+        for share in _SHOWN
+    ]
+    return (
+        "linear layers with zeros in bf16 and int8 beside our own dense ones, on one thread; "
+        f"{'; '.join(found)} as fast."
+    )
+
+
+def _times(row: Mapping[str, Any]) -> str:
+    return f"{row['faster']['value']:.2f}"
 
 
 def page(results: Results) -> str:

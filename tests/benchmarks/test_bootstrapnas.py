@@ -70,7 +70,9 @@ def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None
 def test_the_tables_show_every_arm() -> None:
     cells = made_up("zoo-resnet") | {"transfer": made_up("x")["super-x-0"]}
     cells |= {f"switching-{net}": switched(0.005) for net in run.SWITCHED}
-    page = table.page([{"cells": cells, "seeds": SEEDS, "environments": [], "inequalities": []}])
+    stored = {"cells": cells, "seeds": SEEDS, "environments": [], "inequalities": []}
+    page, line = table.page([stored]), table.summary([stored])
+    assert "90.0 % (zoo-resnet; given: 90.00, torch-pruning: 90.0)" in line
     arms = ("given", "torch-pruning to half, tuned", "super-network, at 0.5")
     assert all(f"| zoo-resnet | {arm} |" in page for arm in arms)
     assert "| zoo-resnet | one share of all widths to half, tuned (one seed) | 90.00 |" in page

@@ -77,7 +77,9 @@ def test_the_volume_of_a_front() -> None:
 
 
 def test_the_tables_show_every_arm() -> None:
-    page = table.page([{"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}])
+    stored = {"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}
+    page, line = table.page([stored]), table.summary([stored])
+    assert "sst2: " in line and "at 0.5" in line
     assert all(f"| {arm}, {task}, at 0.5 |" in page for task, arms in run.ARMS.items() for arm in arms)
     assert "| alone, 0.5, at 0.495 | 90.00 |  | 400 | lr=0.0001 |" in page and "| teacher, sst2 |" in page
     assert "| lora, sst2 |" in page and "| bounds, 0 | 0.1950 | 0.8000 |" in page

@@ -56,7 +56,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (claim / "table.py").write_text(TABLE)
     (claim / "bound").write_text("20")
     for path in (page, tmp_path / "README.md"):
-        path.write_text(f"before\n{_tables.BEGIN}\nold\n{_tables.END}\nafter\n")
+        path.write_text(f"# Toy\n{_tables.BEGIN}\nold\n{_tables.END}\nafter\n")
     return tmp_path
 
 
@@ -126,7 +126,8 @@ def test_tables_come_from_full_results_alone(root: Path, capsys: pytest.CaptureF
     assert "README.md: out of date" in capsys.readouterr().out
     assert _tables.NONE in readme.read_text()
     assert command.main(["table"], root) == 0
-    assert readme.read_text() == f"before\n{_tables.BEGIN}\nbest 11\n{_tables.END}\nafter\n"
+    line = "- [Toy](docs/methods/compress/toy.md): best 11"
+    assert readme.read_text() == f"# Toy\n{_tables.BEGIN}\n{line}\n{_tables.END}\nafter\n"
     assert "| 11 |" in page.read_text()
     assert command.main(["table", "--check"], root) == 0
 

@@ -107,5 +107,5 @@ def test_tables_name_every_arm_and_mark_what_failed(monkeypatch: pytest.MonkeyPa
     assert all(label in page for label in LABELS.values())
     assert page.count("**fails**") == 2
     assert "75% [75%, 75%]" in page
-    assert "smollm2-135m at 80%" in table.summary([{**result, "environments": [one]}])
+    assert "smollm2-135m with 80% of its blocks" in table.summary([{**result, "environments": [one]}])
     assert "—" not in page

@@ -56,7 +56,9 @@ def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None
 
 
 def test_the_tables_show_every_width() -> None:
-    page = table.page([{"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}])
+    stored = {"cells": made_up(), "seeds": list(SEEDS), "environments": [], "inequalities": []}
+    page = table.page([stored])
+    assert "88.0, 88.0, 88.0 % from one run, 88.0, 88.0, 88.0 % from a run" in table.summary([stored])
     assert all(f"| {share:.0%} | 88.00 | 88.00 | 88.00 | lr=0.001, ranks=16 |" in page for share in run.WIDTHS)
     assert "Settings of LoNAS: lr=0.002, ranks=8." in page
     shown = f"{math.exp(2.0):.2f} (× {math.exp(-1.0):.3f}, "

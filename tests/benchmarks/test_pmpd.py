@@ -77,7 +77,7 @@ def test_the_judgement() -> None:
     stored = [{**facts, **result, "inequalities": [vars(one) for one in found]}]
     assert "| high first, 50% high | 3.50 | 0.2500" in table.page(stored)
     assert "- confidence: a threshold" in table.page(stored)
-    assert "| toy, 4 and 3 bits | 0.2500 [" in table.summary(stored)
+    assert "0.250 or " in table.summary(stored) and "(toy, 4 and 3 bits)" in table.summary(stored)
     late = judging.judge(made_up(early=1.1), [CASE], [1])[1]
     assert [one.ok for one in late[:6]] == [False] * 6
     dear = judging.judge(made_up(deciding=0.1), [CASE], [1])[1]
