@@ -5,7 +5,7 @@ They are judged on examples that are there to choose by. No test example is look
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,17 +62,26 @@ class Sweep:
         }
         return (min if self.figure == "ppl" else max)(found, key=found.__getitem__)
 
+    def chosen(self, store: Store, scale: Scale, names: Iterable[str]) -> dict[str, Any]:
+        """Return the best value of each of some settings."""
+        return {name: self.best(store, scale, name) for name in names}
+
     def _cell(self, change: Mapping[str, Any]) -> Cell:
         settings = {**self.usual, **change}
-        name = f"{_START}{file_name(self.arm)}-{file_name(_words(change)) if change else 'usual'}"
+        name = f"{_START}{file_name(self.arm)}-{file_name(told(change)) if change else 'usual'}"
         return Cell(name, {**self.facts, **settings}, partial(self._tried, change))
 
     def _tried(self, change: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         known = {**self.facts, **self.usual}
         varied = {name: value for name, value in known.items() if any(name in one for one in self.changes)}
-        words = _words(change) if change else f"{_words(varied)} (usual)"
+        words = told(change) if change else f"{told(varied)} (usual)"
         value = self.compute({**self.usual, **change}, folder)
         return {"arm": self.arm, "set": words, "figure": self.figure, "value": value}
+
+
+def told(settings: Mapping[str, Any]) -> str:
+    """Write settings as cells and tables name them."""
+    return ", ".join(_elastic.assignments(settings))
 
 
 def tried(result: Mapping[str, Any]) -> str:
@@ -83,7 +92,3 @@ def tried(result: Mapping[str, Any]) -> str:
         if name.startswith(_START)
     ]
     return table(["arm", "set", "on examples to choose by"], rows)
-
-
-def _words(settings: Mapping[str, Any]) -> str:
-    return ", ".join(_elastic.assignments(settings))

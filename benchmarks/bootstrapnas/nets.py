@@ -48,8 +48,8 @@ class Net:
 _TAUGHT = {"distil": 0.7, "temperature": 2.0}
 _SGD = {"lr": 0.05, "batch": 128, "optimizer": "sgd", "weight_decay": 1e-4, **_TAUGHT}
 _IMAGES = {
-    **_SGD, "min_width": 8, "multiple": 4, "examples": _elastic.EXAMPLES, "stages": ("width",), "paths": "sandwich",
-    "widths": (1.0, 0.9, 0.8, 0.7), "order": "l1",
+    **_SGD, "min_width": 8, "multiple": 1, "examples": _elastic.EXAMPLES, "stages": ("width",), "paths": "sandwich",
+    "widths": (1.0, 0.83, 0.66, 0.48), "streams": (1.0,), "order": "l1", "sides": "both",
 }  # fmt: skip
 NETS: dict[str, Net] = {
     "zoo-resnet": Net(3000, _IMAGES, _SGD, tried=150, rates=(0.01, 0.02, 0.1)),
@@ -73,6 +73,8 @@ ELASTIC_CHANGES: Changes = (
     {"order": "l2"},
     {"order": "first_order"},
     {"order": "none"},
+    {"sides": "makes"},
+    {"streams": None, "widths": (1.0, 0.9, 0.8, 0.7)},
     {"distil": 0.0},
     {"distil": 0.9},
 )

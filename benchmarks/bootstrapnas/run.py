@@ -45,7 +45,8 @@ QUALITY = "loss"
 """What is searched for, beside few multiply-accumulates."""
 TRANSFER: Mapping[str, Any] = {
     "steps": 200, "tune_steps": 150, "lr": 0.01, "tune_lr": 0.02, "batch": 32, "optimizer": "sgd", "examples": 128,
-    "stages": "kernel+width", "paths": "sandwich", "distil": 0.7, "widths": (1.0, 0.9, 0.8, 0.7),
+    "stages": "kernel+width", "paths": "sandwich", "distil": 0.7, "widths": (1.0, 0.88, 0.76, 0.64), "streams": (1.0,),
+    "sides": "both",
 }  # fmt: skip
 PHOTOGRAPHS = (8000, 2000)
 """Images of CIFAR-10 to learn from, search and choose by, and its own test images, for the transfer."""
@@ -205,7 +206,7 @@ def _sorted(it: Subject) -> Model:
     """A copy with its filters sorted as BootstrapNAS sorts them."""
     given = _elastic.original(it)
     work = given.derived(extract(given, given.space().full).module)
-    reorder(work, ranking(work, saliency(work, "l1")))
+    reorder(work, ranking(work, saliency(work, "l1"), sides="both"))
     return work
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks import _elastic, _tasks
 from benchmarks._elastic import Cell, Cells, Scale, Subject
 from benchmarks._frame import Inequality, Store
+from benchmarks._sweep import told
 from benchmarks.eftnas.sweeps import ALONE, FIFTH, HALF, LORA, SCORES, SHARES, SMALL, TASKS, TEACHER, Tried, by_lora
 from benchmarks.eftnas.sweeps import alone as distilled
 from lissome import pipeline
@@ -115,18 +116,14 @@ def _beside(tried: Tried, scale: Scale) -> Iterator[Cell]:
 
 def whole(it: Subject, rate: float) -> dict[str, Any]:
     """The teacher itself."""
-    return {"test": _elastic.packed(_elastic.original(it), _elastic.objective(it)), "chosen": _told({"lr": rate})}
+    return {"test": _elastic.packed(_elastic.original(it), _elastic.objective(it)), "chosen": told({"lr": rate})}
 
 
 def beside(tried: Tried, task: str, scale: Scale, seed: int) -> dict[str, Any]:
     """MiniLM with LoRA, trained as long as the teacher."""
     it, rate = tried.untuned(task), tried.rate(f"lora-{task}")
     model = by_lora(it, scale, {**LORA, "lr": rate, "steps": TEACHER}, seed)
-    return {"test": _elastic.packed(model, _elastic.objective(it)), "chosen": _told({"lr": rate})}
-
-
-def _told(chosen: Mapping[str, Any]) -> str:
-    return ", ".join(_elastic.assignments(chosen))
+    return {"test": _elastic.packed(model, _elastic.objective(it)), "chosen": told({"lr": rate})}
 
 
 def made(tried: Tried, folder: Path, task: str, arm: str, scale: Scale, seed: int) -> dict[str, Any]:
@@ -141,7 +138,7 @@ def made(tried: Tried, folder: Path, task: str, arm: str, scale: Scale, seed: in
     )
     found = _elastic.measured(it, place, SHARES, folder / "cut")
     return {
-        **found, "volume": _elastic.volume(found["front"], worst=WORST[task]), "chosen": _told(chosen),
+        **found, "volume": _elastic.volume(found["front"], worst=WORST[task]), "chosen": told(chosen),
         "passes": _elastic.PASSES * settings["steps"], "latency": _elastic.latency(it, folder / "cut" / f"{HALF:g}"),
     }  # fmt: skip
 
@@ -166,7 +163,7 @@ def alone(tried: Tried, share: float, scale: Scale, steps: int, seed: int) -> di
     model = distilled(it, share, scale, {**ALONE, **chosen, "steps": steps}, seed)
     macs = Counter(model).count().macs / Counter(_elastic.original(it)).count().macs
     test = _elastic.packed(model, _elastic.objective(it))
-    return {"test": test, "macs": macs, "chosen": _told(chosen), "passes": scale.of(steps)}
+    return {"test": test, "macs": macs, "chosen": told(chosen), "passes": scale.of(steps)}
 
 
 def orders(it: Subject, folder: Path, score_steps: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Tried:
 
     def chosen(self, arm: str) -> dict[str, Any]:
         """The best of what was tried of each setting that an arm takes."""
-        return {name: self.sweeps[arm].best(self._store, self._scale, name) for name in CHOSEN[arm]}
+        return self.sweeps[arm].chosen(self._store, self._scale, CHOSEN[arm])
 
     def teacher(self, task: str) -> Subject:
         """MiniLM, fine-tuned on a task at the best rate; made the first time."""

@@ -24,7 +24,7 @@ from benchmarks._elastic import Cell, Cells, Scale, Subject
 from benchmarks._frame import Inequality, Store
 from benchmarks._lora import lora as tuned_by_lora
 from benchmarks._numbers import exponential
-from benchmarks._sweep import Sweep
+from benchmarks._sweep import Sweep, told
 from lissome import pipeline
 from lissome.core.manifest import read_manifest
 from lissome.cost.counted import Counter
@@ -118,14 +118,13 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     for sweep in (*words.values(), *text.values()):
         yield from sweep.cells()
     known = {**SPACE, "steps": STEPS, "trials": TRIALS, "quality": QUALITY, "cheap": CHEAP}
-    best = partial(_best, store, scale)
     ways: list[tuple[int, dict[str, Any]]] = [(seed, {"paths": "sandwich"}) for seed in scale.seeds]
     for seed, way in [*ways, (scale.seeds[0], PUBLISHED)]:
         yield Cell(
             f"{way['paths']}-{seed}",
             {**known, "seed": seed, "sweep": words["lonas"].described, **way},
             lambda folder, seed=seed, way=way: made(
-                it(), folder, scale, {**best("lonas", words["lonas"]), **way}, seed
+                it(), folder, scale, {**words["lonas"].chosen(store, scale, CHOSEN["lonas"]), **way}, seed
             ),
         )
     for seed, share in ((seed, share) for seed in scale.seeds for share in WIDTHS):
@@ -133,7 +132,9 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
         yield Cell(
             f"lora-{share:g}-{seed}",
             {"steps": STEPS, "seed": seed, "share": share, "sweep": sweep.described},
-            lambda _, share=share, seed=seed, sweep=sweep: pruned(it(), share, scale, best("lora", sweep), seed),
+            lambda _, share=share, seed=seed, sweep=sweep: pruned(
+                it(), share, scale, sweep.chosen(store, scale, CHOSEN["lora"]), seed
+            ),
         )
     facts = {"model": DECODER, "settings": LANGUAGE, "windows": vars(WINDOWS), "of_each": WINDOWS_OF_EACH}
     yield Cell("language-given", facts, lambda _: untuned())
@@ -147,13 +148,8 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
         )
 
 
-def _best(store: Store, scale: Scale, arm: str, sweep: Sweep) -> dict[str, Any]:
-    """The best value of each setting that an arm takes from what was tried of it."""
-    return {name: sweep.best(store, scale, name) for name in CHOSEN[arm]}
-
-
 def _told(arm: str, chosen: Mapping[str, Any]) -> str:
-    return ", ".join(_elastic.assignments({name: chosen[name] for name in CHOSEN[arm]}))
+    return told({name: chosen[name] for name in CHOSEN[arm]})
 
 
 def fresh(store: Store) -> Subject:

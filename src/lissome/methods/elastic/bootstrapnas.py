@@ -20,6 +20,8 @@ Differs from the published code (NNCF), and why:
   search walks all subsets.
 - ``paths=sandwich`` (the largest, one at random, the smallest) is not in the published code, which rarely sees the
   ends; nor is ``teacher=largest``, in-place distillation (Yu & Huang 2019, arXiv 1903.05134).
+- ``streams`` gives channels of residual streams shares of their own: cutting them costs more than cutting the inside of
+  blocks as much. ``sides=both`` also counts the weights that read a filter.
 - No label smoothing; the published example for CIFAR-10 uses 0.1.
 """
 
@@ -27,7 +29,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lissome.core.config import option
@@ -38,6 +40,7 @@ from lissome.engine.hooks import Loss
 from lissome.engine.paths import PathSampler, RandomPath, Sandwich, depth_groups, kind_of
 from lissome.engine.spaces import KINDS, Widths, elastic_space, narrowed
 from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
+from lissome.models.anatomy import Dim
 from lissome.models.crops import add_crops
 from lissome.models.model import Model
 from lissome.models.space import Space
@@ -87,12 +90,19 @@ class BootstrapNAS(SupernetMethod):
         widths: tuple[float, ...] | None = option(
             (1.0, 0.8, 0.6, 0.5), "shares of channels and heads; none: steps of width_step", low=0.01, high=1.0
         )
+        streams: tuple[float, ...] | None = option(
+            None, "shares of channels that run between blocks, along residual sums; none: as widths; 1: all stay",
+            low=0.01, high=1.0,
+        )  # fmt: skip
         width_step: int = option(32, "channels of a step, where widths=none", low=1)
         min_width: int = option(32, "channels that stay at least", low=1)
         multiple: int = option(8, "channels are rounded down to a multiple", low=1)
         max_widths: int | None = option(None, "choices of a width at most, the largest ones", low=1)
         order: Literal["l1", "l2", "wanda", "first_order", "random", "none"] = option(
             "l1", "what sorts filters before widths open; the published code has l1, its documentation l2"
+        )
+        sides: Literal["makes", "both"] = option(
+            "makes", "weights that count for a filter: those that make it, as published, or those that read it too"
         )
         kernels: Literal["matrix", "crop"] = option(
             "matrix", "a smaller kernel: the centre of the next larger one, times a learnt matrix or as it is"
@@ -138,7 +148,7 @@ class BootstrapNAS(SupernetMethod):
         whole, sorted_ = sum(stage.part for stage in stages), False
         for number, stage in enumerate(stages, start=1):
             if "width" in stage.kinds and not sorted_:
-                making.sort(self.config.order, space.by_name)
+                making.sort(self.config.order, space.by_name, sides=self.config.sides)
                 sorted_ = True
             opened = narrowed(space, stage.kinds, choices=stage.widths, depth=stage.depth)
             steps = max(1, round(self.config.steps * stage.part / whole))
@@ -160,7 +170,12 @@ class BootstrapNAS(SupernetMethod):
         chains = [
             group if most is None else group[max(0, len(group) - most) :] for group in depth_groups(model.anatomy)
         ]
-        return elastic_space(model, rule, kinds=kinds, chains=chains)
+        streams = rule if config.streams is None else replace(rule, shares=config.streams)
+
+        def sizes(name: str, dim: Dim) -> tuple[int, ...]:
+            return (streams if dim.shared else rule)(name, dim)
+
+        return elastic_space(model, sizes, kinds=kinds, chains=chains)
 
     def _lesson(self, making: Making, teacher: Model | Elastic) -> Loss:
         share, temperature = self.config.distil, self.config.temperature
