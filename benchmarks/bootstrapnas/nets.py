@@ -80,7 +80,7 @@ ELASTIC_CHANGES: Changes = (
 )
 PRUNED_CHANGES: Changes = (
     {"weight_decay": 0.0}, {"weight_decay": 5e-4}, {"weight_decay": 1e-3}, {"batch": 64}, {"batch": 256},
-    {"temperature": 1.0}, {"temperature": 4.0}, {"distil": 0.0}, {"distil": 0.9},
+    {"temperature": 1.0}, {"temperature": 4.0}, {"temperature": 8.0}, {"distil": 0.0}, {"distil": 0.9}, {"distil": 1.0},
 )  # fmt: skip
 
 

@@ -117,6 +117,32 @@ def test_stages_open_more_and_more(stripes: Path, tmp_path: Path, monkeypatch: p
     assert outcome.details["stages"] == ["depth", "depth width"]
 
 
+def test_streams_have_shares_of_their_own(stripes: Path, tmp_path: Path) -> None:
+    def widths(*settings: str) -> dict[str, tuple[int, ...]]:
+        _, outcome = run(stripes, tmp_path / "-".join(settings), "steps=1", "lr=0.0", "stages=width", *settings)
+        return {axis.name: axis.choices for axis in Space.from_json(outcome.space).axes}
+
+    every, inside, few = (
+        widths("widths=1,0.5"),
+        widths("widths=1,0.5", "streams=1"),
+        widths("widths=1", "streams=1,0.75"),
+    )
+    assert {name for name in every if name.startswith("stream.")}
+    assert inside == {name: sizes for name, sizes in every.items() if not name.startswith("stream.")}
+    assert few.keys() == every.keys() - inside.keys()
+    assert all(sizes == (int(0.75 * sizes[-1]), sizes[-1]) for sizes in few.values())
+
+
+def test_weights_that_read_a_filter_can_count(stripes: Path, tmp_path: Path) -> None:
+    """The order of filters is another one then; the function of the whole stays either way."""
+    wholes = [
+        run(stripes, tmp_path / sides, "steps=1", "lr=0.0", f"sides={sides}")[1].value for sides in ("makes", "both")
+    ]
+    assert difference(*(outputs(whole.module, IMAGES) for whole in wholes)) < 1e-4
+    makes, both = (dict(whole.module.named_parameters()) for whole in wholes)
+    assert any(not torch.equal(makes[name], both[name]) for name in makes)
+
+
 def test_a_kind_that_is_not_there_leaves_nothing(stripes: Path, tmp_path: Path) -> None:
     with pytest.raises(SubnetError, match="the Space leaves nothing to choose"):
         run(stripes, tmp_path, "stages=kernel")
