@@ -48,7 +48,7 @@ class Net:
 _TAUGHT = {"distil": 0.7, "temperature": 2.0}
 _SGD = {"lr": 0.05, "batch": 128, "optimizer": "sgd", "weight_decay": 1e-4, **_TAUGHT}
 _IMAGES = {
-    **_SGD, "min_width": 8, "multiple": 1, "examples": _elastic.EXAMPLES, "stages": ("width",), "paths": "sandwich",
+    **_SGD, "min_width": 8, "multiple": 1, "examples": 2000, "stages": ("width",), "paths": "sandwich",
     "widths": (1.0, 0.83, 0.66, 0.48), "streams": (1.0,), "order": "l1", "sides": "both",
 }  # fmt: skip
 NETS: dict[str, Net] = {
