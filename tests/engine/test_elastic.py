@@ -20,7 +20,7 @@ from lissome.core.errors import ConfigError, DataError
 from lissome.engine.checkpoint import Checkpoint
 from lissome.engine.elastic import Elastic, Heard, divergence, inplace_loss, task_loss, taught_loss, trained
 from lissome.engine.hooks import Batch, Hooks, Loss, Task
-from lissome.engine.norms import adapted, reestimate
+from lissome.engine.norms import adapted, reestimate, statistics, take_statistics
 from lissome.engine.paths import RandomPath, Sandwich, depth_groups, kind_of
 from lissome.engine.recover import token_loss
 from lissome.engine.spaces import elastic_space, narrowed
@@ -361,3 +361,12 @@ def test_statistics_need_a_batch_unless_there_are_none() -> None:
     with pytest.raises(DataError, match="at least one batch"):
         reestimate(network_model("resnet").module, [])
     assert reestimate(network_model("convnext").module, []) == 0
+
+
+def test_norms_that_are_no_batch_norms_keep_their_statistics_when_others_are_taken() -> None:
+    """An instance norm may have running statistics too, and so may a norm that is frozen; none are taken again."""
+    module = nn.Sequential(nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True))
+    values = {name: torch.full_like(value, 2.0) for name, value in statistics(module).items()}
+    take_statistics(module, values)
+    assert module[0].running_mean.tolist() == [2.0] * 3
+    assert module[1].running_mean.tolist() == [0.0] * 3

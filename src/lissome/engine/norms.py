@@ -85,8 +85,8 @@ def take_statistics(module: nn.Module, values: Mapping[str, Tensor]) -> None:
     Raises:
         ArtifactError: When they are of another network.
     """
-    own = {name: value for name, value in module.named_buffers() if name.endswith(("running_mean", "running_var"))}
-    for name, value in own.items():
+    for name in statistics(module):  # of batch norms alone: what else keeps such buffers was cut out with its weights
+        value = module.get_buffer(name)
         if name not in values or values[name].shape != value.shape:
             raise ArtifactError(f"there are no statistics of {name} that fit it; search the super-network again.")
         value.copy_(values[name])
