@@ -239,6 +239,22 @@ def test_a_damaged_study_is_one_clear_line(damage: str, begun: Path) -> None:
     assert "is damaged" in one_line(error)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE trial_user_attributes SET value_json = '{half' WHERE trial_id = 2",
+        """UPDATE trial_system_attributes SET value_json = '{"a": 77}' WHERE key = 'fixed_params' AND trial_id = 2""",
+    ],
+)
+def test_a_row_that_was_not_written_by_a_search_is_one_clear_line(damage: str, begun: Path) -> None:
+    with closing(sqlite3.connect(begun)) as connection:
+        connection.execute(damage)
+        connection.commit()
+    with pytest.raises(ArtifactError) as error:
+        search(problem(3), replace(CONFIG, trials=6), study=begun)
+    assert "is damaged" in one_line(error)
+
+
 def test_a_study_without_room_says_so() -> None:
     with pytest.raises(ArtifactError, match=r"study.db has no room .*free some space"), guarded("study.db"):
         raise sqlite3.OperationalError("database or disk is full")

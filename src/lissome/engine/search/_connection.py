@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,8 @@ def guarded(name: str) -> Iterator[None]:
         missing: str = getattr(_root(error), "name", None) or "the database's driver"
         driver = _PACKAGES.get(missing, missing)
         raise MissingExtraError(f"{name} needs a driver; install it with: pip install {driver}") from error
+    except json.JSONDecodeError as error:  # of a value that Optuna keeps as JSON
+        raise damaged(name, str(error)) from error
     except RuntimeError as error:  # Optuna's, when the tables are of another version of it
         raise ArtifactError(f"{name}: {' '.join(str(error).split())}") from error
 
@@ -106,12 +109,17 @@ def _failure(name: str, error: Exception) -> LissomeError:
             f"the study {name} is locked by another program; close that, then give the same command again."
         )
     if any(word in reason for word in _DAMAGED):
-        return ArtifactError(
-            f"the study {name} is damaged, or is none ({reason}); restore it, name another, or remove it to begin anew."
-        )
+        return damaged(name, reason)
     if "is full" in reason:
         return ArtifactError(f"the study {name} has no room ({reason}); free some space, then give the command again.")
     return ArtifactError(f"the study {name} cannot be used ({reason}); check the place and the permissions.")
+
+
+def damaged(name: str, reason: str) -> ArtifactError:
+    """Return what to raise for a study that holds what lissome did not write."""
+    return ArtifactError(
+        f"the study {name} is damaged, or is none ({reason}); restore it, name another, or remove it to begin anew."
+    )
 
 
 def _root(error: BaseException) -> BaseException:

@@ -28,11 +28,11 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from lissome.core.errors import ArtifactError
 from lissome.core.files import locked
-from lissome.engine.search._connection import connect, guarded, shown
+from lissome.engine.search._connection import connect, damaged, guarded, shown
 from lissome.engine.search._optuna import distributions_of, quiet
 from lissome.engine.search.goal import Goal
 from lissome.engine.search.ledger import State, Trial
-from lissome.models.space import Space
+from lissome.models.space import Space, Subnet
 
 NAME = "search"
 """Name of the study in a file, which holds one."""
@@ -225,7 +225,7 @@ class Database:
         state = _STATES[frozen.state]
         trial = Trial(
             number=_first_number(frozen),
-            subnet=self._space.full.replace(frozen.system_attrs[_FIXED]),
+            subnet=self._subnet(frozen),
             state=state if state != "failed" or error else "waiting",  # failed without a reason: it will be repeated
             by=mine.get(f"{_OURS}:by", ""),
             notes=notes,
@@ -236,6 +236,14 @@ class Database:
         if frozen.state.is_finished():
             self._finished[frozen.number] = trial
         return trial
+
+    def _subnet(self, frozen: FrozenTrial) -> Subnet:
+        """The Subnet of a trial; a study in which it makes choices that there are not was written by something else."""
+        fixed = frozen.system_attrs[_FIXED]
+        for name, choice in fixed.items():
+            if name not in self._distributions or choice not in self._space.by_name[name].choices:
+                raise damaged(self._shown, f"trial {frozen.number} chooses {name}={choice}, which cannot be")
+        return self._space.full.replace(fixed)
 
     def _rescue(self) -> None:
         """Write down again what dead processes were working on."""
