@@ -225,7 +225,8 @@ class SearchReport:
         failed: How many gave no figures, by the reason.
         front: Points that hold every bound and that nothing beats: number, figures, selection, test, by, subnet.
         chosen: The point that is chosen; None when nothing holds the bounds, or there is no bound to choose by.
-        original: Figures of the original.
+        original: Figures of the original, quality on the search split like that of points; none where it broke a bound.
+        whole: The whole network as a point; None where it was not evaluated.
         hypervolume: What the front leaves behind it, up to its own worst figures and a tenth further.
         provenance: How each figure came about.
         splits: What the splits are.
@@ -243,6 +244,7 @@ class SearchReport:
     front: tuple[Mapping[str, Any], ...]
     chosen: Mapping[str, Any] | None
     original: Mapping[str, float]
+    whole: Mapping[str, Any] | None
     hypervolume: float
     provenance: Mapping[str, str]
     splits: Mapping[str, str]

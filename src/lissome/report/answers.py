@@ -307,15 +307,21 @@ def search(fields: Fields) -> Parts:
     """The front of a search, the original above it, and the choice."""
     names = [objective.partition(" ")[2] for objective in fields["objectives"]]
     table = sheet("point", *(LABELS.get(name, plain(name)) for name in names), "held out", "", title=_asked(fields))
-    table.add_row("original", *(figure_of(name, fields["original"], {}) for name in names), "", "")
-    chosen = fields["chosen"] and fields["chosen"]["number"]
-    for point in _spread(fields["front"]):
+    whole, chosen = fields["whole"], fields["chosen"]
+    original = (figure_of(name, fields["original"], {}) for name in names)
+    table.add_row("original", *original, _qualities(whole["selection"]) if whole else "", "")
+    front = _spread(fields["front"])
+    if chosen and chosen["number"] not in [point["number"] for point in front]:
+        front.append(chosen)
+    for point in front:
         shown = [figure_of(name, point["figures"], fields["original"]) for name in names]
-        held = ", ".join(
-            f"{LABELS.get(name, plain(name))} {number(value)}" for name, value in point["selection"].items()
-        )
-        table.add_row(str(point["number"]), *shown, held, "← chosen" if point["number"] == chosen else "")
+        mark = "← chosen" if chosen and point["number"] == chosen["number"] else ""
+        table.add_row(str(point["number"]), *shown, _qualities(point["selection"]), mark)
     return [table, *_found(fields)]
+
+
+def _qualities(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{LABELS.get(name, plain(name))} {number(value)}" for name, value in figures.items())
 
 
 def _asked(fields: Fields) -> str:
@@ -335,7 +341,7 @@ def _found(fields: Fields) -> list[RenderableType]:
     chosen = fields["chosen"]
     lines = []
     if chosen and chosen["test"]:
-        told = ", ".join(f"{LABELS.get(name, plain(name))} {number(value)}" for name, value in chosen["test"].items())
+        told = _qualities(chosen["test"])
         lines.append(f"chosen: point {chosen['number']}; on the test split, which had no part in it: {told}")
     elif not chosen:
         lines.append("no point is chosen: " + ("none holds the bounds" if fields["bounds"] else "give a --budget"))
