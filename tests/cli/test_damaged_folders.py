@@ -78,3 +78,10 @@ def test_a_mistyped_folder_names_the_nearest(run, tmp_path, monkeypatch):
         assert result.code == 2
         assert f"did you mean {str(meant or tmp_path / 'my-llama')!r}?" in result.err
     assert "did you mean the asset 'zoo-mamba'?" in run("inspect", "zoo-mammba").err
+
+
+def test_the_page_of_an_unfinished_job_says_how_to_go_on(run, tmp_path):
+    (tmp_path / "S" / ".run").mkdir(parents=True)
+    for command in ("report", "extract", "inspect"):
+        told = run(command, str(tmp_path / "S"))
+        assert told.code == 2 and "belongs to a job that is not finished" in told.err

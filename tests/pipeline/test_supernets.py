@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -203,6 +204,42 @@ def test_one_that_ships_is_extracted_by_its_name(
         pipeline.search("supernet-toy", out=tmp_path / "search")
 
 
+def test_a_result_is_not_replaced_by_what_is_cut_out(home: Path, made: Path, tmp_path: Path) -> None:
+    other = tmp_path / "T"
+    shutil.copytree(made, other)
+    with pytest.raises(ConfigError, match=r"T is the result of a job .* would be lost"):
+        pipeline.extract_for(made, budget="macs<=60%", out=other)
+    outer = tmp_path / "outer"
+    pipeline.extract_for(made, budget="macs<=60%", out=outer)
+    pipeline.extract_for(made, budget="macs<=80%", out=outer)  # what was cut out is
+    shutil.move(other, outer / "T")
+    with pytest.raises(ConfigError, match=r"T lies in .*outer, which would be replaced"):
+        pipeline.extract_for(outer / "T", budget="macs<=60%", out=outer)
+    assert (outer / "T" / "elastic.json").exists()
+
+
+def test_refused_examples_leave_no_unfinished_job(home: Path, tmp_path: Path) -> None:
+    """The same place is free for the examples that were mended."""
+    held = dict(np.load(home / "stripes.npz"))
+    wide = np.concatenate([held["image"], held["image"][..., :1]], -1)
+    np.savez(tmp_path / "wide.npz", **{**held, "image": wide})
+    with pytest.raises(DataError, match="channels, but the model reads"):
+        make(home, tmp_path / "S", data=tmp_path / "wide.npz")
+    assert not (tmp_path / "S").exists()
+
+
+def test_figures_stand_beside_those_of_the_same_examples(made: Path, tmp_path: Path) -> None:
+    """The original is on the search split as points are, and not on the one to choose by."""
+    place = Path(shutil.copytree(made, tmp_path / "S"))
+    report = pipeline.search(place, out=place / "search", trials=16, settings=("population=6",))
+    found = Found.load(place / "found.json")
+    (whole,) = [point for place, point in enumerate(found.points) if found.subnet(place) == found.space.full]
+    assert report.original["accuracy"] == whole.figures["accuracy"]
+    assert report.whole is not None and report.whole["selection"] == whole.selection
+    bounded = pipeline.search(place, out=tmp_path / "b", trials=6, budget=("macs<=50%",))
+    assert "accuracy" not in bounded.original, "it broke the bound, so nothing was evaluated"
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [
@@ -225,6 +262,8 @@ def test_one_that_ships_is_extracted_by_its_name(
         ("extract {home}/S --point 999 --out {tmp}/a", "there is no point 999"),
         ("extract {home}/S --budget macs<=50% --out {home}/S", "is the artifact itself"),
         ("search {home}/S --budget macs<=0.1% --out {tmp}/a", "cannot be met: reachable is"),
+        ("search {home}/S --device {home}/other.npz --out {tmp}/a", "--device {home}/other.npz says where latency"),
+        ("search {home}/S --latency measured --out {tmp}/a", "--latency measured says where latency comes from, but"),
         ("search {home}/S --data {home}/other.npz --out {tmp}/a", "is not what"),
         ("search {home}/S --objective latency --latency table --device {home}/other.npz --out {tmp}/a", "other.npz"),
     ],
@@ -254,8 +293,6 @@ def test_before_a_search_there_is_nothing_to_extract(home: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["found.json", "statistics.safetensors", "model.safetensors", "elastic.json"])
 def test_what_was_changed_afterwards_is_noticed(name: str, home: Path, made: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(made, tmp_path / "S")
     (tmp_path / "S" / name).write_bytes((tmp_path / "S" / name).read_bytes()[:-5])
     with pytest.raises(LissomeError):
@@ -291,7 +328,6 @@ def test_a_search_in_which_nothing_held_leaves_nothing_to_extract(home: Path, ma
 
 
 def test_a_source_without_the_split_is_refused(home: Path, tmp_path: Path) -> None:
-    import numpy as np
 
     stored = dict(np.load(home / "stripes.npz"))
     np.savez(tmp_path / "test.npz", **stored, is_train=np.zeros(len(stored["label"]), dtype=bool))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lissome.cli._session import JsonFlag, answer
+from lissome.core.manifest import MANIFEST
 
 
 def command(
@@ -28,5 +29,9 @@ def command(
     from lissome.report import answers
     from lissome.report.page import write_page
 
+    if not (artifact / MANIFEST).exists():
+        from lissome.pipeline.loading import check_finished
+
+        check_finished(artifact)
     path = write_page(artifact, out)
     answer({"path": str(path), "bytes": path.stat().st_size}, answers.path, as_json)

@@ -93,10 +93,11 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
         events: Where progress goes.
 
     Raises:
-        ConfigError: When a table is of another model, or there is nothing to correct.
+        ConfigError: When a table is of another model, there is nothing to correct, or no latency is looked at.
         ArtifactError: When a file of times is damaged, or of another model.
     """
     if not names & MEASURED:
+        _refuse_idle(wish)
         return Timing(cost=SubnetCost(model))
     way = wish.way
     if way == "auto":
@@ -115,6 +116,19 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
     if wish.correct:
         found = _corrected(wish, model, space, found, events)
     return replace(found, notes=(*found.notes, *_checked(wish, way, model, space, found.cost, events)))
+
+
+def _refuse_idle(wish: Wish) -> None:
+    """Refuse what speaks of latency in a search that looks at none: the device would be ignored without a word."""
+    given = {
+        f"--latency {wish.way}": wish.way != "auto", f"--device {wish.device}": wish.device is not None,
+        f"--correct {wish.correct}": wish.correct > 0, f"--check {wish.check}": wish.check > 0,
+    }  # fmt: skip
+    for option in (option for option, asked in given.items() if asked):
+        raise ConfigError(
+            f"{option} says where latency comes from, but the search looks at none; add --objective latency, or a "
+            "bound such as --budget latency<=80%."
+        )
 
 
 def _measured(wish: Wish, model: Model, space: Space, events: EventStream) -> Timing:

@@ -12,6 +12,7 @@ from lissome.cost.passes import read_table
 from lissome.models.gguf.header import read_header
 from lissome.models.marks import check_own
 from lissome.models.model import Model
+from lissome.pipeline.run import RESULT
 
 _MARK = "lissome.version"  # in the header of every GGUF file that lissome writes
 
@@ -34,6 +35,7 @@ def check_export_place(target: Any, out: Path) -> None:
     if out.is_dir():
         check_replaceable(out)
         check_own(out)
+        _check_no_result(out)
     elif out.is_file() and out.suffix == ".gguf" and not _written_here(out):
         raise ConfigError(f"{out} exists and was not written by lissome; name another file, or remove that one.")
 
@@ -42,13 +44,26 @@ def check_extract_place(artifact: Path, out: Path) -> None:
     """Refuse to write a step of a curve over its own artifact, or over anything that is no artifact.
 
     Raises:
-        ConfigError: When it is the artifact, or cannot be written.
+        ConfigError: When it is or holds the artifact, is the result of another job, or cannot be written.
         ArtifactError: When something else stands there.
     """
     check_writable(out)
     if out.exists() and artifact.exists() and out.samefile(artifact):
         raise ConfigError(f"{out} is the artifact itself, whose curve would be lost; name another folder.")
     check_replaceable(out, (MANIFEST,))
+    if out.exists() and artifact.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(
+            f"{artifact} lies in {out}, which would be replaced with all that is in it; name another folder."
+        )
+    _check_no_result(out)
+
+
+def _check_no_result(out: Path) -> None:
+    """Refuse to replace what a job took long to make, such as a super-network, by what is made from it in seconds."""
+    if (out / RESULT).is_file():
+        raise ConfigError(
+            f"{out} is the result of a job (fit, supernet or federate), which would be lost; name another folder."
+        )
 
 
 def check_table_place(out: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lissome.core.errors import ArtifactError, ConfigError
+from lissome.core.errors import ArtifactError, ConfigError, LissomeError
 from lissome.core.files import check_writable, read_json, write_json
 from lissome.core.manifest import MANIFEST
 from lissome.pipeline.loading import RUN_FOLDER
@@ -23,6 +23,7 @@ from lissome.pipeline.loading import RUN_FOLDER
 RESULT = "result.json"
 _JOB = "job.json"
 _STAGED = "artifact"
+_LOCK = "lock"
 
 
 class RunFolder:
@@ -69,7 +70,7 @@ class RunFolder:
             ConfigError: When another process works in it.
         """
         self.state.mkdir(parents=True, exist_ok=True)
-        with (self.state / "lock").open("w") as file:
+        with (self.state / _LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -77,7 +78,19 @@ class RunFolder:
                     f"another process is working in {self.out}; wait for it, or choose another --out."
                 ) from error
             write_json(self.state / _JOB, self.identity)
-            yield
+            try:
+                yield
+            except LissomeError:
+                self._forget()
+                raise
+
+    def _forget(self) -> None:
+        """Drop the state of a job that was refused before it had anything to continue from."""
+        files = {path.name for path in self.state.rglob("*") if path.is_file()}
+        if files <= {_JOB, _LOCK}:
+            shutil.rmtree(self.state)
+            with contextlib.suppress(OSError):  # something else lies there
+                self.out.rmdir()
 
     def step(self, index: int, name: str) -> Path:
         """Folder of one step's checkpoints."""
