@@ -365,3 +365,23 @@ def test_adapters_are_summed_within_a_step_though_one_leaves(
         assert float((masked.program.tensors[name] - value).abs().max()) <= SMALL_STEP / masks.STEPS, name
     before, after = (one.metrics["server/loss"] for one in plain.rounds)
     assert after < before - 1e-3, "something was learned that could be lost"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sum_that_hides_nobody_is_never_unmasked(count: int, tmp_path: Path) -> None:
+    """All share their secrets and would open the sum, but too few sent a summand: one alone would stand there bare."""
+    made = clients(tmp_path, 5, True)
+    silent = {f"a{index}" for index in range(count, 5)}
+
+    class Lost(Seen):
+        """Orders to train are lost."""
+
+        def send(self, orders: Any) -> None:
+            super().send([one for one in orders if one.parcel.head["action"] != "train" or one.address not in silent])
+
+    job, _ = run(tmp_path, 5, link=Lost(made), rounds=1, deadline=5.0, quorum=0.2)
+    assert not job.rounds[-1].ok
+    assert all(torch.equal(job.program.tensors[name], value) for name, value in START.items())
+    lines = [line for line in job.audit.lines if line["event"] == "failed"]
+    assert len(lines) == 5
+    assert all(f"a sum of {count} hides nobody" in str(line["reason"]) for line in lines)

@@ -113,6 +113,8 @@ class SecureClient:
         answered, gone = set(settings["answered"]), set(settings["gone"])
         if answered & gone:
             raise FederationError("both secrets of a client were asked for, which would unmask it")
+        if len(answered) < masks.FEWEST:
+            raise FederationError(f"a sum of {len(answered)} hides nobody, at least {masks.FEWEST} must be in it")
         found: dict[str, Any] = {"self": {}, "mask": {}}
         if self.profile().name in answered:
             found["seed"] = _secret(nonce, "self").hex()

@@ -222,6 +222,8 @@ class SecureProgram(Program):
 
     def _unmasked(self, round: int, reports: Sequence[Report]) -> Mapping[str, float]:
         assert self._sum is not None
+        if len(self._answered) < masks.FEWEST:
+            raise FederationError(f"a sum of {len(self._answered)} hides nobody; no client takes its masks away")
         words = self._sum.numpy().astype(np.uint32)
         shares: dict[str, dict[str, dict[int, int]]] = {"self": {}, "mask": {}}
         for one in [one for one in reports if one.client in self._keys]:
