@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lissome.cli.main import main
+from lissome.core.errors import DataError
 from lissome.pipeline.federating import federate
 from lissome.pipeline.membership import area, membership, standard_error
 from tests.cli.test_commands import documented
@@ -62,6 +63,17 @@ def test_what_was_learned_by_heart_is_told(tmp_path: Path, capsys: pytest.Captur
     assert "50 % is guessing" in capsys.readouterr().out
     assert main(["federate", "membership", str(place / "model")]) == 2
     assert main(["federate", "membership"]) == 2
+
+
+def test_other_data_than_it_was_trained_on_tell_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("flwr_datasets", reason="needs flwr-datasets: pip install 'lissome[federate]'")
+    place = make_place(tmp_path)
+    (place / "recipe.toml").write_text(RECIPE.replace("epochs = 2", "steps = 1").replace("rounds = 2", "rounds = 1"))
+    federate(place / "recipe.toml", out=place / "out")
+    rows = (place / "rows.jsonl").read_text().splitlines()
+    (place / "rows.jsonl").write_text("\n".join(rows[1:]))
+    with pytest.raises(DataError, match=r"is not what .* was trained on"):
+        membership(place / "out")
 
 
 def hash_of(index: int) -> int:

@@ -21,6 +21,7 @@ from lissome.core.errors import ArtifactError, DataError
 from lissome.core.events import EventStream
 from lissome.core.manifest import read_manifest
 from lissome.core.typed import as_json
+from lissome.data.partition import Partition
 from lissome.engine.federate.training import Bound, Lesson
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.loading import load
@@ -62,7 +63,7 @@ def membership(artifact: Path | str, *, events: EventStream | None = None) -> Me
 
     Raises:
         ArtifactError: When the folder is of no federation.
-        DataError: When its data are not here any more, or clients brought their own.
+        DataError: When its data are not here any more or were changed, or clients brought their own.
     """
     folder = Path(artifact)
     _ = read_manifest(folder)
@@ -71,6 +72,11 @@ def membership(artifact: Path | str, *, events: EventStream | None = None) -> Me
     job = FederationJob(FederationRecipe.read(folder / "recipe.toml"), events)
     if not job.silos.names:
         raise DataError("clients brought their own data, which are not here; whoever has them must check.")
+    if job.silos.partition.fingerprint != Partition.load(folder / "partition.json").fingerprint:
+        raise DataError(
+            f"{job.recipe.data.source} is not what {folder} was trained on, so that nobody knows who is a member; "
+            "restore it."
+        )
     model = load(folder, events=events)
     task = load_file(folder / CLASSIFIER) if (folder / CLASSIFIER).is_file() else {}
 
