@@ -78,7 +78,7 @@ def test_a_score_that_is_no_cosine_is_refused() -> None:
     assert names == ["c"]
 
 
-def run(folder: Path, dropout: float = 0.0) -> tuple[Any, Any]:
+def run(folder: Path, dropout: float = 0.0, *, train: bool = True) -> tuple[Any, Any]:
     model = encoder()
     method = FFM(FFM.Config(recipe="retrieve", results=3))
     method.prepare(model, 0)
@@ -90,7 +90,7 @@ def run(folder: Path, dropout: float = 0.0) -> tuple[Any, Any]:
         )
         who[name] = partial(Worker, client, ClientStore(folder / name))
     devices = {"c": Device(dropout=dropout)}
-    job = federation(server, who, folder / "s", rounds=1, evaluate_every=1, devices=devices, deadline=5.0)
+    job = federation(server, who, folder / "s", rounds=1, evaluate_every=1, devices=devices, deadline=5.0, train=train)
     job.run()
     return job, server
 
@@ -110,6 +110,8 @@ def test_all_answer_or_one_is_down(tmp_path: Path) -> None:
     part, fewer = run(tmp_path / "down", dropout=1.0)
     assert part.rounds[-1].ok
     assert fewer.owners == ["a", "b"]
+    nobody, _ = run(tmp_path / "zero-shot", train=False)
+    assert not any(name.startswith("server/") for name in nobody.rounds[-1].metrics), "nothing was looked for"
     assert bool((fewer.tensors[SCORES] <= server.tensors[SCORES]).all())
     assert not any("embeddings" in name for name in server.tensors)
     sent = whole.bytes(action="search")

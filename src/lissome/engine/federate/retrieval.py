@@ -127,11 +127,11 @@ class Retrieval(Program):
 
     def __init__(self, model: Model, lesson: Lesson, count: int) -> None:
         asked = _labelled(lesson).held_out
-        self._labels, self.owners = labels_in(asked), list[str]()
+        self._labels, self.owners, self._came = labels_in(asked), list[str](), list[str]()
         shape = (len(asked), count)
         tensors = {QUERIES: embed(model, asked), SCORES: torch.full(shape, _NONE)}
         tensors |= {name: torch.full(shape, -1) for name in (PLACES, CLASSES, OWNERS)}
-        found = Phase(action=SEARCH, kind="query", merger=lambda base: Best(base, self.owners))
+        found = Phase(action=SEARCH, kind="query", merger=lambda base: Best(base, self._came))
         super().__init__(tensors, phases=(found,))
 
     def evaluation(self) -> Phase:
@@ -155,11 +155,15 @@ class Retrieval(Program):
     ) -> dict[str, float]:
         """Take the merged lists, whole, in place of those of the round before."""
         self.tensors |= merged
+        self.owners[:] = self._came
         return {}
 
     def evaluate(self, round: int) -> dict[str, float]:
-        """Return how many queries have a document of their class in their list, and how many documents have it."""
-        return judged(self.tensors[CLASSES], self._labels) if round else {}
+        """Return how many queries have a document of their class in their list, and how many documents have it.
+
+        Before anybody has searched there is nothing to say.
+        """
+        return judged(self.tensors[CLASSES], self._labels) if bool((self.tensors[PLACES] >= 0).any()) else {}
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         """Whose documents are in the lists."""
