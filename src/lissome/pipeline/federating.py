@@ -195,6 +195,7 @@ def federate(
         (folder.state / "recipe.toml").write_text(job.recipe.to_toml(), encoding="utf-8")
         with peak_memory() as peak:
             federation = _run(job, folder, backend, server, stream)
+        federation.require_a_change()
         stage(job, federation, folder, time.monotonic() - start, float(peak.above))
         folder.publish()
     return read_federation(Path(out))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lissome.core.errors import ArtifactError, FederationError
 from lissome.core.events import Event, EventStream
+from lissome.engine.federate.audit import Audit
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.link import Incoming
@@ -380,3 +381,24 @@ def test_slow_orders_may_be_sent_again(tmp_path: Path) -> None:
     Federation(program, link, config, folder=tmp_path / "s", identity={"federation": "test"}).run()
     federation(expected, adders(zeros(), 3, tmp_path / "firm"), tmp_path / "firm" / "s", rounds=2).run()
     assert digest(program.tensors) == digest(expected.tensors)
+
+
+def test_a_federation_of_which_nothing_can_be_used_is_never_done(tmp_path: Path) -> None:
+    """Its model is the given one; the same command must not call that a result the second time either."""
+    for _ in range(2):
+        job = federation(Program(zeros()), adders(zeros(), 2, tmp_path), tmp_path / "server", deadline=0.5)
+        assert not any(one.ok for one in job.run()[1:])
+        with pytest.raises(FederationError, match=r"all 2 rounds had no quorum .* name another --out"):
+            job.require_a_change()
+    zero_shot = federation(Program(zeros()), adders(zeros(), 2, tmp_path), tmp_path / "other", train=False)
+    zero_shot.run()
+    zero_shot.require_a_change()
+
+
+def test_a_line_that_was_cut_short_costs_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    Audit(file).note("silent", round=1, client="a", action="train", reason="nothing came")
+    with file.open("a") as log:
+        log.write('{"time": 1')
+    Audit(file).note("silent", round=2, client="b", action="train", reason="nothing came")
+    assert [line["client"] for line in Audit(file).lines] == ["a", "b"]

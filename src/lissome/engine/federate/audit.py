@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -48,8 +49,9 @@ class Audit:
         self.lines.append(line)
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with self._file.open("a+b") as file:
+                half = file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n"  # of one that was killed
+                file.write(b"\n" * bool(half) + json.dumps(line).encode() + b"\n")
         self.heard(line)
         if event == "rejected" and self.strikes[client] == self._most:
             why = f"{self._most} of its answers were rejected; it is asked no more"

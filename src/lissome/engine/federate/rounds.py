@@ -46,7 +46,9 @@ class RoundsConfig(MethodConfig):
     )
     sample: float = option(1.0, "share of the clients that takes part in a round", low=0.0, high=1.0)
     least: int = option(1, "fewest clients of a round; with fewer there, it changes nothing", low=1)
-    oversample: float = option(1.0, "how many are asked for each that is wanted; 1.3 makes up for one in four", low=1.0)
+    oversample: float = option(
+        1.0, "how many are asked for each that is wanted; 1.3 makes up for one in four", low=1.0, high=100.0
+    )
     quorum: float = option(0.5, "share of the wanted answers without which a round changes nothing", low=0.0, high=1.0)
     deadline: float | None = option(None, "seconds after which a phase ends; none: when all have answered", low=0.0)
     resend: float | None = option(
@@ -283,16 +285,28 @@ class Federation:
     def _give_up_when_hopeless(self) -> None:
         """End what goes on failing; a round whose spoilers were found and struck is no failure, they are soon gone."""
         self._failures = 0 if self.rounds[-1].ok else self._failures + (not self._blamed)
-        if self._failures < self.config.failures:
-            return
+        if self._failures >= self.config.failures:
+            raise FederationError(f"{self._failures} rounds in a row {self._what_failed()}")
+
+    def require_a_change(self) -> None:
+        """Refuse to take the model of a federation of which nothing can be used: it is the given one.
+
+        Raises:
+            FederationError: When it should train, and every round changed nothing.
+        """
+        tried = self.rounds[1:]
+        if self.config.train and not any(one.ok for one in tried):
+            which = "the only round" if len(tried) == 1 else f"all {len(tried)} rounds"
+            raise FederationError(f"{which} {self._what_failed()} Then name another --out.")
+
+    def _what_failed(self) -> str:
+        """Say what rounds lacked that changed nothing, where more about it stands, and what to do."""
         what = f"had no quorum ({self.config.quorum:.0%} of the answers wanted)"
         step = "lower the quorum, lengthen the deadline, or mend the clients."
         if self._void:
             what = f"gave nothing that can be used (the last one: {self._void})"
             step = "lower the learning rate, set bound, or leave out who took part."
-        raise FederationError(
-            f"{self._failures} rounds in a row {what}; see {self._folder / 'audit.jsonl'}, then {step}"
-        )
+        return f"{what}; see {self._folder / 'audit.jsonl'}, then {step}"
 
     def _line(self, record: Round) -> str:
         sent = self.bytes(round=record.number).message
