@@ -118,6 +118,7 @@ def test_an_unknown_key_is_refused_with_the_nearest() -> None:
         ("sparsity", None),
         ("sparsity", 0.96),
         ("sparsity", float("nan")),
+        ("clip", 10**400),
         ("steps", 2.0),
         ("steps", 0),
         ("steps", False),
@@ -210,3 +211,9 @@ def test_a_setting_cannot_hide_what_every_config_has() -> None:
 
         class Bad(MethodConfig):
             names: int = option(1, "hides the list of settings")
+
+
+def test_what_no_file_holds_is_refused_by_name() -> None:
+    Config(clip=3.0).check_finite()
+    with pytest.raises(ConfigError, match="'clip' must be finite, got inf"):
+        Config(clip=float("inf")).check_finite()

@@ -56,6 +56,7 @@ def test_a_recipe_round_trips(place: Path) -> None:
         (RECIPE.replace('model = "model"', ""), ConfigError, "model ="),
         (RECIPE.replace("lr = 0.01", 'up = "delta+int3"'), ConfigError, "int3"),
         (RECIPE.replace("lr = 0.01", 'down = "delta"'), ConfigError, "down"),
+        (RECIPE.replace("lr = 0.01", "lr = inf"), ConfigError, "'lr' must be finite"),
         (RECIPE.replace("[partition]", "partition = 3\n[x]"), ConfigError, "."),
     ],
 )  # fmt: skip
@@ -325,9 +326,16 @@ def test_next_tokens_with_adapters_and_owners(place: Path) -> None:
     assert (place / "out" / "adapter").is_dir()
 
 
-def test_a_budget_that_nothing_meets(place: Path) -> None:
-    (place / "recipe.toml").write_text(RECIPE.replace("block_params<=50%", "block_params<=1%"))
-    with pytest.raises(BudgetUnmetError, match="reachable is block_params"):
+@pytest.mark.parametrize(
+    ("one", "other", "error", "words"),
+    [
+        ("block_params<=50%", "block_params<=1%", BudgetUnmetError, "reachable is block_params"),
+        ("rounds = 2", "rounds = 2\nleast = 5", ConfigError, "5 clients are waited for .* to 4"),
+    ],
+)
+def test_what_nobody_meets(one: str, other: str, error: type[Exception], words: str, place: Path) -> None:
+    (place / "recipe.toml").write_text(RECIPE.replace(one, other))
+    with pytest.raises(error, match=words):
         plan_federation(place / "recipe.toml")
 
 

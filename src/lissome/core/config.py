@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -111,6 +112,16 @@ class MethodConfig:
             ConfigError: When the text is not TOML, or as `from_mapping`.
         """
         return cls.from_mapping(read_toml(text))
+
+    def check_finite(self) -> None:
+        """Refuse infinite numbers, which no file of a job can hold.
+
+        Raises:
+            ConfigError: Names the setting.
+        """
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isinf(value):
+                raise ConfigError(f"the setting {name!r} must be finite, got {value}.")
 
     def to_toml(self) -> str:
         """Write the settings as TOML text that `from_toml` reads back to an equal value."""
@@ -256,8 +267,9 @@ def _typed(value: Any, kind: Any) -> Any:
         if isinstance(value, list | tuple):
             return tuple(_typed(item, one) for item, one in zip(value, _item_kinds(arguments, len(value)), strict=True))
     elif kind is float:
-        if type(value) in (int, float) and not math.isnan(value):
-            return float(value)
+        with contextlib.suppress(OverflowError):  # a whole number that no float holds
+            if type(value) in (int, float) and not math.isnan(value):
+                return float(value)
     elif type(value) is kind:
         return value
     raise ValueError

@@ -137,6 +137,10 @@ def _check(count: int, classes: Sequence[int], owners: Sequence[str], config: Pa
         )
     if config.scheme != "natural" and count < config.clients:
         raise DataError(f"{count} examples cannot be dealt out to {config.clients} clients; give more, or have fewer.")
+    if config.scheme == "dirichlet" and count < config.clients * config.least:
+        raise DataError(
+            f"{count} examples cannot give each of {config.clients} clients {config.least}; lower least or clients."
+        )
     if config.scheme == "pathological" and config.classes > len(set(classes)):
         raise DataError(f"pathological: {config.classes} classes per client, but there are {len(set(classes))}.")
 

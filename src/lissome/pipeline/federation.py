@@ -47,10 +47,10 @@ class DeviceConfig(MethodConfig):
     """A kind of device that clients have."""
 
     name: str = option("device", "what it is called in tables")
-    share: float = option(1.0, "share of the clients that have it, relative to the other kinds", low=0.0)
+    share: float = option(1.0, "share of the clients that have it, relative to the other kinds", low=0.0, high=1e9)
     budget: str = option("", "what it can hold, such as params<=50%; empty: the whole model")
-    seconds: float = option(1.0, "simulated seconds for one order", low=0.0)
-    spread: float = option(0.0, "standard deviation of their logarithm", low=0.0)
+    seconds: float = option(1.0, "simulated seconds for one order", low=0.0, high=1e9)
+    spread: float = option(0.0, "standard deviation of their logarithm", low=0.0, high=10.0)
     bandwidth: float | None = option(None, "simulated bytes per second, either way; none: no limit", low=1.0)
     dropout: float = option(0.0, "simulated probability that an order is never answered", low=0.0, high=1.0)
     threads: int = option(1, "threads that it trains with; back ends give the same bits with one alone", low=1)
@@ -95,6 +95,8 @@ class FederationRecipe:
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
             raise ConfigError(unknown_name("arm", str(self.arm), ARMS))
+        for part in (self.data, self.partition, self.rounds, *self.devices, self.step.config):
+            part.check_finite()
         if self.rounds.late == "use" and isinstance(self.step.config, FederatedConfig):
             self.step.config.check_late()
 
@@ -288,6 +290,7 @@ class FederationJob:
             model=self.model, lesson=self.silos.server(self.model), cost=SubnetCost(self.model), seed=self.recipe.seed,
             folder=folder, kinds=[(one.budget, one.share) for one in self.recipe.devices],
         )  # fmt: skip
+        self._require_enough()
         program, config = self.method.server(site), self.method.config
         if getattr(config, "secure", False):
             self._require_a_sum()
@@ -295,6 +298,12 @@ class FederationJob:
         for name in {kind: name for name, kind in self.kinds.items()}.values():
             program.check(self.profile(name))  # a kind of the recipe that cannot take part is the recipe's mistake
         return program
+
+    def _require_enough(self) -> None:
+        """Refuse to wait for more clients than have a part of the data: nobody else is let in."""
+        there, wanted = len(self.silos.names), max(self.rounds.least, self.rounds.clients or 0)
+        if 0 < there < wanted:
+            raise ConfigError(f"{wanted} clients are waited for (clients, least), but data are dealt out to {there}.")
 
     def _require_a_sum(self) -> None:
         """Refuse secure sums of fewer than three clients: of two, each knows the other's update."""

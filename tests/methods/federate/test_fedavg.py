@@ -154,3 +154,10 @@ def test_the_count_of_noise_is_never_taken_for_less(tmp_path: Path) -> None:
         (tmp_path / "releases.json").write_text(damaged)
         with pytest.raises(ArtifactError, match="how often noise was released"):
             releases.one_more(6)
+
+
+@pytest.mark.parametrize(("key", "codec"), [("down", "top=5%"), ("up", "top=5%+int8")])
+def test_what_is_left_out_of_whole_tensors_would_be_zero(key: str, codec: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}: what top leaves out"):
+        FedAvg.Config(**{key: codec})
+    assert FedAvg.Config(up="delta+top=5%+int8").up == "delta+top=5%+int8"

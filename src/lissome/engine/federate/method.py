@@ -94,6 +94,10 @@ class FederatedConfig(MethodConfig):
             Codec.parse(text)
         if Codec.parse(self.down).delta:
             raise ConfigError("down: the server does not know what clients have kept; delta is for what comes back.")
+        if Codec.parse(self.down).top < 1:
+            raise ConfigError("down: what top leaves out would be zero at the clients; it is for what comes back.")
+        if Codec.parse(self.up).top < 1 and not Codec.parse(self.up).delta:
+            raise ConfigError(f"up: what top leaves out of whole tensors would be zero; write delta+{self.up}.")
         if 0 < self.noise < _LEAST_NOISE:
             raise ConfigError(
                 f"noise={self.noise:g} promises nothing (epsilon is beyond {0.5 / self.noise**2:.0f} after one round); "
