@@ -372,9 +372,29 @@ def uniform(model: Model, share: float, *, multiple: int = 8) -> tuple[Subnet, S
     return (space.smallest if share < 1 else space.full), space
 
 
-def latency(subject: Subject, folder: Path) -> list[float]:
-    """Median latency of an extracted model over the original's, measured in turns, with its interval."""
-    ratio = compare(original(subject), pipeline.load(folder)).ratios["latency"]
+def latency_of(made: Cell, share: float, it: Callable[[], Subject], scale: Scale, store: Store) -> Cell:
+    """Return a cell for the latency of what a search found; of its own, to be measured when nothing else runs.
+
+    Args:
+        made: A cell with the result of `measured`.
+        share: Of the multiply-accumulates, which was asked for.
+        it: Gives the subject.
+        scale: As of the claim.
+        store: As of the claim.
+    """
+
+    def compute(_: Path) -> dict[str, Any]:
+        return {"latency": latency(it(), measure(made, scale, store)["cut"][f"{share:g}"]["subnet"])}
+
+    return Cell(f"latency-{made.name}", {"of": made.settings, "share": share}, compute)
+
+
+def latency(subject: Subject, subnet: Mapping[str, int]) -> list[float]:
+    """Median latency of a sub-network, its adapters merged, over the original's: in turns, with its interval."""
+    model = original(subject)
+    full = model.anatomy.space(finest=True).full
+    small = extract(model, {name: subnet.get(name, size) for name, size in full.items()})
+    ratio = compare(model, small).ratios["latency"]
     return [ratio.value, float(ratio.low or math.nan), float(ratio.high or math.nan)]
 
 

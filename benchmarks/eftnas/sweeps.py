@@ -60,7 +60,7 @@ class Tried:
     """
 
     def __init__(self, scale: Scale, store: Store) -> None:
-        self._scale, self._store = scale, store
+        self._scale, self.store = scale, store
         ways = {"teacher": (WHOLE, WHOLE_CHANGES, self._taught), "lora": (LORA, LORA_CHANGES, self._by_lora)}
         self.sweeps = {
             f"{arm}-{task}": Sweep(f"{arm}-{task}", {"task": task}, usual, changes, partial(compute, task))
@@ -79,11 +79,11 @@ class Tried:
 
     def rate(self, arm: str) -> float:
         """The best learning rate of those that were tried."""
-        return float(self.sweeps[arm].best(self._store, self._scale, "lr"))
+        return float(self.sweeps[arm].best(self.store, self._scale, "lr"))
 
     def chosen(self, arm: str) -> dict[str, Any]:
         """The best of what was tried of each setting that an arm takes."""
-        return self.sweeps[arm].chosen(self._store, self._scale, CHOSEN[arm])
+        return self.sweeps[arm].chosen(self.store, self._scale, CHOSEN[arm])
 
     def teacher(self, task: str) -> Subject:
         """MiniLM, fine-tuned on a task at the best rate; made the first time."""
@@ -96,7 +96,7 @@ class Tried:
     def _encoder(self, task: str, steps: int, rate: float) -> Subject:
         facts = {"part": self._scale.part, "task": task, "steps": steps, "lr": rate}
         count = self._scale.of(steps) if steps else 0
-        return _elastic.encoder(self._store.scratch("model", facts), TASKS[task](), steps=count, lr=rate)
+        return _elastic.encoder(self.store.scratch("model", facts), TASKS[task](), steps=count, lr=rate)
 
     def _taught(self, task: str, settings: Mapping[str, Any], _: Path) -> float:
         it = self._encoder(task, settings["steps"], settings["lr"])

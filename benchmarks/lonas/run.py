@@ -120,13 +120,16 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     known = {**SPACE, "steps": STEPS, "trials": TRIALS, "quality": QUALITY, "cheap": CHEAP}
     ways: list[tuple[int, dict[str, Any]]] = [(seed, {"paths": "sandwich"}) for seed in scale.seeds]
     for seed, way in [*ways, (scale.seeds[0], PUBLISHED)]:
-        yield Cell(
+        elastic = Cell(
             f"{way['paths']}-{seed}",
             {**known, "seed": seed, "sweep": words["lonas"].described, **way},
             lambda folder, seed=seed, way=way: made(
                 it(), folder, scale, {**words["lonas"].chosen(store, scale, CHOSEN["lonas"]), **way}, seed
             ),
         )
+        yield elastic
+        if way is not PUBLISHED:
+            yield _elastic.latency_of(elastic, CHEAP, it, scale, store)
     for seed, share in ((seed, share) for seed in scale.seeds for share in WIDTHS):
         sweep = words[f"lora-{share:g}"]
         yield Cell(
@@ -204,7 +207,6 @@ def made(it: Subject, folder: Path, scale: Scale, chosen: Mapping[str, Any], see
     widths = {f"{share:g}": _elastic.packed(one, _elastic.objective(it)) for share, one in best.items()}
     return {
         **found, "widths": widths, "trained": details["trained"] / details["of"], "chosen": _told("lonas", chosen),
-        "latency": _elastic.latency(it, folder / "cut" / f"{CHEAP:g}"),
     }  # fmt: skip
 
 
@@ -350,7 +352,7 @@ def judge(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     ]  # fmt: skip
     cut = [one["cut"][f"{CHEAP:g}"] for one in made_of]
     most, few = max(one["macs"] for one in cut), max(one["trained"] for one in made_of)
-    tests, slow = [one["test"] for one in cut], max(one["latency"][2] for one in made_of)
+    tests, slow = [one["test"] for one in cut], max(found[f"latency-sandwich-{seed}"]["latency"][2] for seed in seeds)
     return [
         *told,
         Inequality.of("multiply-accumulates of what was found, most", most, "<=", CHEAP),

@@ -37,8 +37,8 @@ def made_up(
     }
     for seed in SEEDS:
         ratio = [latency, latency - 0.02, latency + 0.02]
-        made = {"front": front, "cut": cut, "ends": ends, "least": 0.1, "latency": ratio, "rate": 0.02}
-        cells[f"super-{net}-{seed}"] = made
+        made = {"front": front, "cut": cut, "ends": ends, "least": 0.1, "rate": 0.02}
+        cells |= {f"super-{net}-{seed}": made, f"latency-super-{net}-{seed}": {"latency": ratio}}
         facts = {"test": text(0.9), "macs": used, "rate": 0.02}
         cells |= {f"{arm}-{net}-{seed}": facts for arm in ("longer", "pruned")}
     return cells | {f"random-{net}-{SEEDS[0]}": made, f"uniform-{net}-{SEEDS[0]}": facts}
@@ -130,7 +130,7 @@ def test_the_parts_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["cut"]["0.6"]["macs"] <= 0.6 and set(found["ends"]) == {"largest", "smallest"}
     first = run.before(it)
     assert set(first["orders"]) == {f"{order}-{share:g}" for order in run.ORDERS for share in run.WIDTHS}
-    assert len(_elastic.latency(it, tmp_path / "cut" / "0.6")) == 3
+    assert len(_elastic.latency(it, found["cut"]["0.6"]["subnet"])) == 3
     assert _elastic.apart([{"macs": 0.1}, {"macs": 0.12}, {"macs": 0.2}]) == 2
     half = run._uniform(it)
     assert 0.3 * whole < Counter(half).count().macs <= 0.5 * whole

@@ -15,7 +15,13 @@ from tests.benchmarks.elastic import SEEDS, all_hold, broken, text, toy
 
 
 def made_up(
-    *, width: float = 0.88, cut: float = 0.9, trained: float = 0.01, macs: float = 0.7, loss: float = 2.0
+    *,
+    width: float = 0.88,
+    cut: float = 0.9,
+    trained: float = 0.01,
+    macs: float = 0.7,
+    loss: float = 2.0,
+    slow: float = 0.9,
 ) -> dict[str, Any]:
     tried = {"arm": "lonas", "set": "lr=0.004", "figure": "accuracy", "value": 0.875}
     cells: dict[str, Any] = {"sweep-lonas-lr-0-004": tried}
@@ -24,9 +30,9 @@ def made_up(
             "widths": {f"{share:g}": text(width) for share in run.WIDTHS},
             "cut": {f"{run.CHEAP:g}": {"macs": macs, "params": 0.8, "test": text(cut)}},
             "trained": trained,
-            "latency": [0.8, 0.7, 0.9],
             "chosen": "lr=0.002, ranks=8",
         }
+        cells[f"latency-sandwich-{seed}"] = {"latency": [0.8, 0.7, slow]}
         for share in run.WIDTHS:
             cells[f"lora-{share:g}-{seed}"] = {"test": text(0.88), "macs": share, "chosen": "lr=0.001, ranks=16"}
         arms = {f"{arm}-{share:g}": windows(loss) for arm in ("lonas", "lora") for share in run.WIDTHS}
@@ -48,7 +54,7 @@ def test_everything_holds_when_it_does() -> None:
     ("changes", "words"),
     [
         ({"width": 0.86}, "one run at"), ({"cut": 0.86}, "whole model"), ({"trained": 0.2}, "optimizer"),
-        ({"macs": 0.8}, "most"), ({"loss": 3.0}, "without tuning"),
+        ({"macs": 0.8}, "most"), ({"slow": 1.1}, "latency"), ({"loss": 3.0}, "without tuning"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None:
@@ -88,7 +94,7 @@ def test_every_setting_of_the_sweep_trains_a_toy(tmp_path: Path) -> None:
         found = [measure(cell, scale, store) for cell in sweep.cells()]
         assert len(found) == 1 + len(sweep.changes) and all(0 <= one["value"] <= 1 for one in found), name
         assert sweep.best(store, scale, "lr") in (1e-3, 2e-3, 4e-3)
-        best = run._best(store, scale, name.partition("-")[0], sweep)
+        best = sweep.chosen(store, scale, run.CHOSEN[name.partition("-")[0]])
         assert best["ranks"][0] in (4, 8, 16, 32) and best.get("order", "l1") in ("none", "l1", "random")
 
 
