@@ -27,6 +27,7 @@ from lissome.models.binding import extract
 from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
 from lissome.models.load import load_model
 from lissome.models.model import Model
+from lissome.models.zoo import zoo
 from lissome.pipeline.reports import SupernetReport
 from lissome.pipeline.supernets import keep_found
 from lissome.testing.conformance import outputs
@@ -202,6 +203,14 @@ def test_one_that_ships_is_extracted_by_its_name(
     assert Counter(pipeline.load(tmp_path / "A")).count().macs == report.figures["macs"]
     with pytest.raises(ArtifactError, match="ships with lissome and stays as it is; copy"):
         pipeline.search("supernet-toy", out=tmp_path / "search")
+
+
+@pytest.mark.parametrize("name", [name for name in zoo() if name.startswith("supernet-")])
+def test_super_networks_that_ship_give_what_they_state(name: str, tmp_path: Path) -> None:
+    budget = str(zoo()[name].training["budget"])
+    small = pipeline.extract_for(name, budget=budget, out=tmp_path / "A")
+    assert small.figures["macs"] / small.original["macs"] == pytest.approx(zoo()[name].quality["macs_share"])
+    assert Counter(pipeline.load(tmp_path / "A")).count().macs == small.figures["macs"]
 
 
 def test_a_result_is_not_replaced_by_what_is_cut_out(home: Path, made: Path, tmp_path: Path) -> None:
