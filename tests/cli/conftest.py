@@ -115,7 +115,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             out=Path("out"), study="out/study.db", model="m", objectives=("min ppl", "min params"),
             bounds=("params<=80M",), provenance={"params": "counted", "ppl": "measured"},
             evaluated=9, failed={"the loss is NaN.": 1}, front=(POINT,), chosen=POINT,
-            original={"ppl": 29.0, "params": 100e6}, hypervolume=2.5,
+            original={"ppl": 29.0, "params": 100e6}, whole=None, hypervolume=2.5,
             splits={"search": "4 windows of 256 tokens"}, notes=("a note",), seconds=3.0,
         ),
         "plan": PlanReport(
