@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
+import sys
 import time
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from lissome.core.errors import BudgetError, ConfigError, DataError, FederationError
+from lissome.core.events import EventStream
 from lissome.data.parts import write_parts
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
 from lissome.pipeline.federating import federate
@@ -36,7 +41,9 @@ from tests.pipeline.federated import RECIPE, WORDS, make_place
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
-from lissome.engine.federate.flower.deployment import Deployment, Node, check_address, join, listens
+from lissome.engine.federate.flower import deployment
+from lissome.engine.federate.flower.deployment import Deployment, Node, join
+from lissome.engine.federate.flower.ports import check_address, listens
 from lissome.pipeline.flower import join_federation, worker_of
 
 ROUNDS = 3
@@ -158,6 +165,61 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
             Deployment(tmp_path, tmp_path, [], port=port).start_superlink()
     assert not listens("127.0.0.1", port)
     assert not listens("no.such.host.invalid", 80)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "words"),
+    [("127.0.0.1", 70_000, "70000 is no port"), ("127.0.0.1", -1, "is no port"), ("256.1.1.1", 0, "can listen")],
+)
+def test_places_that_nothing_can_listen_at(host: str, port: int, words: str, tmp_path: Path) -> None:
+    keys = make_credentials(tmp_path / "keys", [])
+    with pytest.raises(ConfigError, match=words):
+        Deployment(tmp_path, tmp_path, [], security=keys.server, host=host, port=port)
+
+
+def test_credentials_that_cannot_be_made(tmp_path: Path) -> None:
+    for host in ("", "not a host!", "-x"):
+        with pytest.raises(ConfigError, match="is not a host"):
+            make_credentials(tmp_path / "keys", [], hosts=[host])
+    assert not (tmp_path / "keys").exists()
+    made = make_credentials(tmp_path / "keys", ["alice"], hosts=["fed.example.org", "10.0.0.1", "::1"])
+    made.server.authority.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"ca\.key or ca\.crt beside it is missing or damaged"):
+        make_credentials(tmp_path / "keys", ["bob"])
+    assert not made.client("bob").exists()
+
+
+def test_who_comes_without_credentials_is_told_that_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's node would try for ever, and say nothing but that it does."""
+    made = make_credentials(tmp_path / "keys", [])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.server.certificate, made.server.key)
+    monkeypatch.setattr(deployment, "node_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(99)"])
+    with socket.create_server(("127.0.0.1", 0)) as plain, context.wrap_socket(plain, server_side=True) as server:
+        port = server.getsockname()[1]
+        Thread(target=greet, args=(server,), daemon=True).start()
+        with pytest.raises(ConfigError, match="lets in who has credentials alone"):
+            join(Node(name="alice"), f"127.0.0.1:{port}", None, tmp_path / "alice")
+
+
+def test_why_a_node_was_not_let_in_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    events = EventStream(lambda event: said.append(event.message))
+    line = [sys.executable, "-c", "print('ERROR : certificate verify failed')"]
+    monkeypatch.setattr(deployment, "node_command", lambda *_: line)
+    monkeypatch.setattr(deployment, "_ENDING_AT_ONCE", 0.0)  # as on a busy machine, where Python takes long to start
+    monkeypatch.setattr(deployment, "_RESTARTS", 3)
+    with pytest.raises(FederationError, match="the node ended: ERROR : certificate verify failed"):
+        join(Node(name="alice"), "127.0.0.1:9", tmp_path / "ca.crt", tmp_path / "alice", events)
+    assert sum("certificate verify failed" in one for one in said) == 1
+
+
+def greet(server: ssl.SSLSocket) -> None:
+    while server.fileno() >= 0:
+        with contextlib.suppress(OSError):  # who only looks whether somebody listens says nothing
+            server.accept()[0].close()
 
 
 def test_credentials_may_be_named_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from lissome.cli.main import main
-from lissome.core.errors import ConfigError, DataError, FederationError
+from lissome.core.errors import ConfigError, DataError, FederationError, LissomeError
 from lissome.core.files import read_json
 from lissome.data.images import read_images
 from lissome.data.parts import PICTURES
@@ -45,7 +45,7 @@ from tests.pipeline.test_federated_images import place as picture_place
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
-from lissome.engine.federate.flower.deployment import free_port
+from lissome.engine.federate.flower.ports import free_port
 from lissome.engine.federate.flower.processes import Processes
 from lissome.pipeline.flower import join_federation, local_nodes, worker_of
 
@@ -252,6 +252,10 @@ def test_a_folder_that_is_not_this_clients_is_refused_before_it_joins(tmp_path: 
     (empty / "rows.jsonl").write_text("{")
     with pytest.raises(DataError, match=r"rows\.jsonl:1: not JSON"):
         join_federation("127.0.0.1:9", data=empty / "rows.jsonl", state=tmp_path / "state")
+    (empty / "rows.jsonl").write_text('{"text": "a", "label": "b"}\n' * 2)
+    for name, words in (("", "say who this client is with --set name=NAME"), ("a b", "'a b' is not a name")):
+        with pytest.raises(LissomeError, match=words):
+            join_federation("127.0.0.1:9", data=empty / "rows.jsonl", state=tmp_path / "state", facts={"name": name})
     assert not (tmp_path / "state").exists()
     with pytest.raises(DataError, match="the federation dealt out 000000000000"):
         worker_of(job.recipe.to_toml(), context(job, other.config, partition="0" * 64))

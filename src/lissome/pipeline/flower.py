@@ -19,13 +19,14 @@ from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError, LissomeError
 from lissome.core.events import Event, EventStream, JsonLines
 from lissome.core.files import write_text
-from lissome.data.parts import write_parts
+from lissome.data.parts import is_part, write_parts
 from lissome.engine.federate.client import LARGEST, Worker
 from lissome.engine.federate.flower.app import client_app, server_app
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
-from lissome.engine.federate.flower.deployment import Node, check_address, join
+from lissome.engine.federate.flower.deployment import Node, join
+from lissome.engine.federate.flower.ports import check_address
 from lissome.engine.federate.link import Link
-from lissome.engine.federate.profile import Profile
+from lissome.engine.federate.profile import Profile, check_name
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.silos import check_rows, own_lesson
 
@@ -247,9 +248,15 @@ def join_federation(
     if not (threads := given.get("threads", "1")).isdecimal() or not 0 < int(threads) <= _MOST_THREADS:
         raise ConfigError(f"threads must be a number from 1 to {_MOST_THREADS}, got {threads!r}.")
     check_rows(data)
+    if not is_part(data):  # a folder that was dealt out says whose it is
+        if not given.get("name"):
+            raise ConfigError(f"{data} does not say whose data it holds; say who this client is with --set name=NAME.")
+        check_name(given["name"])
     key = credentials / "key" if credentials is not None else None
     if key is not None and not key.exists():
         raise ConfigError(f"{credentials} holds no key; give the folder that the server's owner made for this client.")
+    if credentials is not None and not (credentials / "ca.crt").exists():
+        raise ConfigError(f"{credentials} holds no ca.crt, by which the server is known; have its owner give it again.")
     config = {"data": str(data.resolve()), "state": str(state.resolve()), **given}
     node = Node(name=given.get("name") or data.stem, config=config, key=key)
     authority = credentials / "ca.crt" if credentials is not None else None

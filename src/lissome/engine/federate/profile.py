@@ -65,13 +65,20 @@ class Profile:
             _ = profile.bounds
         except LissomeError as error:
             raise FederationError(str(error)) from error
-        if not _NAME.fullmatch(profile.name):
-            raise FederationError(
-                f"{profile.name[:80]!r} is not a name of a client; use letters, digits, '.', '_', '-'"
-            )
+        check_name(profile.name)
         if not 0 <= profile.examples <= _MOST or len(profile.facts) > _FACTS:
             raise FederationError("the profile has a number of examples that cannot be, or too many facts")
         return profile
+
+
+def check_name(name: str) -> None:
+    """Refuse what no client can be called.
+
+    Raises:
+        FederationError: Says what a name is made of.
+    """
+    if not _NAME.fullmatch(name):
+        raise FederationError(f"{name[:80]!r} is not a name of a client; use letters, digits, '.', '_', '-'")
 
 
 def in_proportion(shares: Sequence[float], count: int) -> list[int]:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lissome.core.errors import ConfigError
+from lissome.core.files import write_text
 from lissome.core.optional import optional_import
 from lissome.engine.federate.flower.deployment import Security
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HOST = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*_.-]{0,252}|[0-9a-fA-F.:]*:[0-9a-fA-F.:]*")
 _OWN = ("127.0.0.1", "localhost")  # the server's own commands reach it so
 _SKEW = datetime.timedelta(hours=1)  # clocks of machines differ
 
@@ -68,6 +70,9 @@ def make_credentials(
     for name in clients:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is not a name of a client; use letters, digits, '.', '_' and '-'.")
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise ConfigError(f"{host!r} is not a host; give --host a name such as fed.example.org, or an address.")
     made = Credentials(folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     authority = _authority(made, days)
@@ -83,8 +88,14 @@ def _authority(made: Credentials, days: int) -> tuple[Any, Any]:
     x509, serialization = _library("x509"), _library("hazmat.primitives.serialization")
     file = made.folder / "ca.key"
     if made.server.authority.exists():
-        key = serialization.load_pem_private_key(file.read_bytes(), None)
-        return x509.load_pem_x509_certificate(made.server.authority.read_bytes()), key
+        try:
+            key = serialization.load_pem_private_key(file.read_bytes(), None)
+            return x509.load_pem_x509_certificate(made.server.authority.read_bytes()), key
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{file} or {made.server.authority.name} beside it is missing or damaged; restore them, or make new "
+                "credentials in another folder, which all clients then need."
+            ) from error
     key, name = _new_key(), _named("lissome federation authority")
     usage = x509.KeyUsage(
         digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
@@ -96,7 +107,7 @@ def _authority(made: Credentials, days: int) -> tuple[Any, Any]:
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     certificate = _signed(builder.add_extension(identifier, critical=False), key)
     _secret(file, _pem(key))
-    made.server.authority.write_bytes(_pem_certificate(certificate))
+    write_text(made.server.authority, _pem_certificate(certificate))
     return certificate, key
 
 
@@ -114,7 +125,7 @@ def _serve(made: Credentials, authority: tuple[Any, Any], hosts: Sequence[str], 
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     issued = _signed(builder.add_extension(issuer, critical=False), signer)
     _secret(made.server.key, _pem(key))
-    made.server.certificate.write_bytes(_pem_certificate(issued))
+    write_text(made.server.certificate, _pem_certificate(issued))
 
 
 def _admit(made: Credentials, name: str) -> None:
@@ -130,8 +141,8 @@ def _admit(made: Credentials, name: str) -> None:
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     _secret(folder / "key", private)
-    (folder / "key.pub").write_bytes(public + b"\n")
-    (folder / "ca.crt").write_bytes(made.server.authority.read_bytes())
+    write_text(folder / "key.pub", public.decode() + "\n")
+    write_text(folder / "ca.crt", made.server.authority.read_text())
 
 
 def _library(name: str) -> Any:
@@ -176,9 +187,9 @@ def _pem(key: Any) -> bytes:
     return found
 
 
-def _pem_certificate(certificate: Any) -> bytes:
+def _pem_certificate(certificate: Any) -> str:
     found: bytes = certificate.public_bytes(_library("hazmat.primitives.serialization").Encoding.PEM)
-    return found
+    return found.decode()
 
 
 def _secret(file: Path, content: bytes) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,13 +20,13 @@ from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError, FederationError, MissingExtraError
 from lissome.core.events import EventStream, Followed
 from lissome.core.files import write_text
+from lissome.engine.federate.flower.ports import HERE, check_address, free_port, listens, port_at, speaks_tls
 from lissome.engine.federate.flower.processes import Processes
 from lissome.engine.federate.flower.simulation import QUIET
 
 NAME = "lissome"
 """Name of the connection in Flower's configuration."""
 
-_HERE = "127.0.0.1"
 _EVERYWHERE = "0.0.0.0"  # noqa: S104  compared with, not bound to
 _STARTING = 120.0  # seconds that a SuperLink may take to listen: Python on a busy machine is slow to import
 _ENDING_AT_ONCE = 10.0  # seconds of life below which a node is not started again
@@ -101,22 +100,22 @@ class Deployment:
         *,
         known: Mapping[str, Path] | None = None,
         security: Security | None = None,
-        host: str = _HERE,
+        host: str = HERE,
         port: int = 0,
     ) -> None:
         self.folder, self._app, self._nodes = folder.resolve(), app.resolve(), tuple(nodes)
         self._known = {**(known or {}), **{one.name: one.public for one in nodes if one.public is not None}}
         self._security, self._host = security.resolved() if security is not None else None, host
-        if security is None and host != _HERE:
+        if security is None and host != HERE:
             raise ConfigError(f"a server at {host} is reached by others; give it credentials (TLS and keys of nodes).")
-        self.port = port or free_port(host)
+        self.port = port_at(host, port)
         self._processes = Processes(self.folder, environment(self._home))
         self._restarts: dict[str, int] = {}
 
     @property
     def address(self) -> str:
         """Where the SuperLink is reached from this machine."""
-        return f"{_HERE if self._host == _EVERYWHERE else self._host}:{self.port}"
+        return f"{HERE if self._host == _EVERYWHERE else self._host}:{self.port}"
 
     def run(self, events: EventStream | None = None, log: Path | None = None) -> None:
         """Start everything, wait until the run has ended, and end everything.
@@ -253,7 +252,7 @@ def node_command(node: Node, address: str, authority: Path | None) -> list[str]:
         authority: Certificate to check that against; None connects in the clear.
     """
     command = [
-        tool("flower-supernode"), "--superlink", address, "--host", _HERE, "--port", str(free_port(_HERE)),
+        tool("flower-supernode"), "--superlink", address, "--host", HERE, "--port", str(free_port(HERE)),
         "--node-config", " ".join(f"{key}={_quoted(value)}" for key, value in node.config.items()),
     ]  # fmt: skip
     if authority is None:
@@ -282,33 +281,6 @@ def tool(name: str) -> str:
     if found is None:
         raise MissingExtraError(f"the command {name} is not here. Install it with: pip install 'lissome[federate]'")
     return found
-
-
-def free_port(host: str = _HERE) -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def listens(host: str, port: int) -> bool:
-    """Whether somebody listens on a port."""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1.0):
-        return True
-    return False  # refused, out of reach, or of a name that nobody knows
-
-
-def check_address(address: str) -> tuple[str, int]:
-    """Return host and port of an address.
-
-    Raises:
-        ConfigError: When it has no port.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise ConfigError(f"{address!r} is not an address; write HOST:PORT.")
-    return host.strip("[]"), int(port)
 
 
 def _node_name(number: int) -> str:
@@ -344,17 +316,19 @@ def join(
         log: File that the client's app writes its events to; they are handed on.
 
     Raises:
+        ConfigError: When the server wants credentials, and there are none.
         FederationError: When the SuperNode ends again and again; names the log.
         MissingExtraError: When Flower is not installed.
     """
+    place = check_address(address)
     stream, processes = events or EventStream(), Processes(folder, environment(folder / "flwr"))
     followed, patient, told = Followed(log) if log is not None else None, processes.log("node").exists(), ""
     processes.stop_former()
     try:
         for start in range(_RESTARTS):
             stream.message(f"{node.name} joins {address}" if not start else f"{node.name} is started again")
-            begun = time.monotonic()
-            if not listens(*check_address(address)):
+            begun, met = time.monotonic(), False
+            if not listens(*place):
                 patient = True
                 stream.message(f"nothing listens at {address} yet; it is tried again until something does")
             process = processes.start("node", node_command(node, address, authority))
@@ -362,14 +336,15 @@ def join(
                 time.sleep(_POLL)
                 if followed is not None:
                     followed.hand_on(stream)
-            if time.monotonic() - begun >= _ENDING_AT_ONCE:
-                patient = True
-            elif not patient:
+                if not met and authority is None and (met := listens(*place)) and speaks_tls(*place):
+                    raise ConfigError(f"{address} lets in who has credentials alone; give their folder: --credentials.")
+            brief = time.monotonic() - begun < _ENDING_AT_ONCE
+            if brief and not patient:
                 break  # it will end again: a key that is not known, a certificate that is another's
-            else:
-                if told != (told := processes.said("node")):
-                    stream.message(f"{node.name} was not let in: {told}; it is tried again")
-                time.sleep(_FORGOTTEN / _RESTARTS)
+            patient = True
+            if told != (told := processes.said("node")):
+                stream.message(f"{node.name} {'was not let in' if brief else 'ended'}: {told}; it is tried again")
+            time.sleep(_FORGOTTEN / _RESTARTS * brief)
     finally:
         processes.stop()
     raise FederationError(f"the node ended: {processes.said('node')}.")
