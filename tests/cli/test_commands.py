@@ -13,6 +13,7 @@ import pytest
 from lissome import pipeline
 from lissome.core.budget import Term, Verdict
 from lissome.core.metrics import Metric
+from lissome.models.zoo import folder_of, zoo
 from tests.report import samples
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/json.md").read_text(encoding="utf-8")
@@ -262,6 +263,15 @@ def test_report_writes_where_it_is_told(run, artifact, tmp_path):
     assert not (artifact / "report.html").exists()
     run("report", str(artifact), "--out", str(tmp_path / "t.md"))
     assert (tmp_path / "t.md").read_text(encoding="utf-8").startswith("|  | smollm2-135m | ")
+
+
+def test_the_page_of_a_super_network_that_ships_is_written_here(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (name for name in zoo() if name.startswith("supernet-")):
+        assert run("report", name).out == f"{name}.html\n"
+        page = Path(f"{name}.html").read_text(encoding="utf-8")
+        assert f"lissome extract {name} --point " in page and str(folder_of(name).parent) not in page
+        assert "Before and after" not in page, "nothing of it was measured against its original"
 
 
 def test_a_folder_that_is_no_artifact_is_refused(run, tmp_path):

@@ -101,8 +101,9 @@ def test_the_script_gets_every_point_and_its_command(tmp_path: Path) -> None:
     assert [point["number"] for point in data["points"] if point["chosen"]] == [2]
     chosen = data["points"][2]
     assert chosen["cut"] == {"layers.0.mlp.width": 16, "layers.1.mlp": 0} and chosen["test"] == {"accuracy": 0.78}
-    assert chosen["figures"] == {"accuracy": 0.79, "macs": 2e6}, "the split to choose by goes before the search's"
-    assert data["original"] == {"accuracy": 0.88, "macs": 4e6}
+    assert chosen["figures"] == {"accuracy": 0.8, "macs": 2e6}, "all points of a chart are of one split, the search's"
+    assert chosen["selection"] == {"accuracy": 0.79} and data["points"][3]["selection"] == {}
+    assert data["original"] == {"accuracy": 0.9, "macs": 4e6}
     assert (data["across"], data["up"]) == ("macs", "accuracy")
     assert data["limits"] == [{"name": "macs", "term": "macs<=2.5M", "value": 2.5e6}]
     assert "2".join(data["extract"]) == f"lissome extract {place} --point 2 --out S-point2"

@@ -13,25 +13,32 @@ from lissome.core.manifest import MANIFEST
 
 def command(
     artifact: Annotated[
-        Path, typer.Argument(metavar="ARTIFACT", help="A folder that lissome fit, supernet or federate wrote.")
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT",
+            help="A folder that lissome fit, supernet or federate wrote, or the name of a super-network that ships.",
+        ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="FILE",
-            help="The page (default: report.html in the artifact); FILE.md gets the table alone.",
+            help="The page (default: report.html in the artifact, NAME.html of one that ships); FILE.md gets the "
+            "table alone.",
         ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the page that shows how a model came about: one HTML file that opens without a network."""
+    from lissome.models.zoo import place_of
     from lissome.report import answers
     from lissome.report.page import write_page
 
-    if not (artifact / MANIFEST).exists():
+    place = place_of(str(artifact))
+    if not (place / MANIFEST).exists():
         from lissome.pipeline.loading import check_finished
 
-        check_finished(artifact)
-    path = write_page(artifact, out)
+        check_finished(place)
+    path = write_page(place, out or (None if place == artifact else Path(f"{artifact}.html")))
     answer({"path": str(path), "bytes": path.stat().st_size}, answers.path, as_json)

@@ -107,6 +107,11 @@ def place_of(target: Path | str) -> Path:
     return folder_of(target) if isinstance(target, str) and not path.exists() and target in zoo() else path
 
 
+def called(folder: Path) -> str:
+    """Return how a user names a folder: by its path, or by its name where it ships."""
+    return folder.name if folder.parent == ZOO and folder.name in zoo() else str(folder)
+
+
 def load_zoo(name: str, *, dtype: torch.dtype | None, root: Path | None = None) -> Model:
     """Read one of the models.
 

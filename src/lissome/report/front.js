@@ -1,9 +1,10 @@
 (() => {
   const { data, $, color, safe, quantity, percent, label, unit, fill, element, copyable, looks } = page;
   const { points, original, better } = data;
-  const front = points.filter((point) => point.front);
+  const cost = (point) => point.figures[data.across];
+  const front = points.filter((point) => point.front).sort((a, b) => cost(a) - cost(b));
   if (!front.length) return;
-  let shown = points.find((point) => point.chosen) || front[0];
+  let shown = points.find((point) => point.chosen) || front[Math.floor(front.length / 2)];
   const view = { x: data.across, y: data.up };
   const names = Object.keys(front[0].figures);
   const known = (point) => Number.isFinite(point.figures[view.x]) && Number.isFinite(point.figures[view.y]);
@@ -76,10 +77,11 @@
   function figures() {
     const rows = Object.entries(shown.figures).map(([name, value]) => {
       const before = original[name];
-      const held = name in shown.test ? quantity(shown.test[name], unit(name)) : "–";
-      return [label(name), quantity(value, unit(name)), before ? percent(value / before) : "–", held];
+      const held = (split) => name in split ? quantity(split[name], unit(name)) : "–";
+      const share = before ? percent(value / before) : "–";
+      return [label(name), quantity(value, unit(name)), share, held(shown.selection), held(shown.test)];
     });
-    table("figures", ["", "this point", "of the original", "test split"], rows);
+    table("figures", ["", "this point", "of the original", "to choose by", "test split"], rows);
   }
 
   function subnet() {

@@ -25,7 +25,7 @@ class Front:
 
     Attributes:
         found: What was found; None where nothing was searched yet.
-        path: How the user calls the artifact's folder.
+        path: How the user calls the artifact: its folder, or its name where it ships.
         all_extractable: Whether every point can be extracted, and not the front and the chosen one alone.
     """
 
@@ -43,13 +43,14 @@ def read_front(folder: Path, manifest: Manifest) -> Front | None:
     if "elastic" not in manifest.tags:
         return None
     from lissome.engine.search import Found
+    from lissome.models.zoo import called
     from lissome.pipeline.supernets import FOUND, STATISTICS, is_elastic
 
     if not is_elastic(folder):
         return None
     place = folder / FOUND
     found = Found.load(place) if place.is_file() else None
-    return Front(found=found, path=str(folder), all_extractable=not (folder / STATISTICS).is_file())
+    return Front(found=found, path=called(folder), all_extractable=not (folder / STATISTICS).is_file())
 
 
 def front(data: Front, text: Callable[[object], str]) -> str:
@@ -69,8 +70,8 @@ def front(data: Front, text: Callable[[object], str]) -> str:
     sampler = f" by {text(data.found.sampler)}" if data.found.sampler else ""
     return (
         "<section><h2>The trade-off</h2>"
-        f"<p>{len(data.found.points)} sub-networks were evaluated{sampler}; those on the front are beaten by none. "
-        "Quality is that on the examples to choose by where a point was compared there, else on those of the search. "
+        f"<p>{len(data.found.points)} sub-networks were evaluated{sampler}; those on the front are beaten by none on "
+        "the examples of the search, by which the chart is drawn. Some were also compared on examples to choose by. "
         "Click a point to see its sub-network and the command that gives you that model.</p>"
         f'<div class="tools">{selects}</div><div id="chart"></div>'
         '<div class="tools"><label for="step">along the front</label>'
@@ -86,12 +87,18 @@ def front(data: Front, text: Callable[[object], str]) -> str:
 
 def _table(found: Found, text: Callable[[object], str]) -> str:
     names = _names(found)
-    lines = [_row("th", ["point", *(LABELS.get(name, name) for name in names)], text)]
+    compared = [name for name in names if any(name in found.points[place].selection for place in found.front)]
+    heads = [
+        *(LABELS.get(name, name) for name in names),
+        *(f"{LABELS.get(name, name)}, to choose" for name in compared),
+    ]
+    lines = [_row("th", ["point", *heads], text)]
     for place in found.front:
-        judged = found.points[place].judged
-        shown = (quantity(judged[name], _unit(name)) if name in judged else "–" for name in names)
+        point = found.points[place]
+        known = [*((point.figures, name) for name in names), *((point.selection, name) for name in compared)]
+        shown = (quantity(figures[name], _unit(name)) if name in figures else "–" for figures, name in known)
         mark = " (chosen)" if place == found.chosen else ""
-        lines.append(_row("td", [f"{found.points[place].number}{mark}", *shown], text))
+        lines.append(_row("td", [f"{point.number}{mark}", *shown], text))
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
@@ -114,7 +121,8 @@ def script_data(data: Front) -> dict[str, Any]:
         "points": [
             {
                 "number": point.number,
-                "figures": {name: point.judged[name] for name in names if name in point.judged},
+                "figures": {name: point.figures[name] for name in names if name in point.figures},
+                "selection": dict(point.selection),
                 "test": dict(point.test),
                 "cut": _cut(found, point.choices),
                 "front": place in on_front,
@@ -138,14 +146,14 @@ def script_data(data: Front) -> dict[str, Any]:
 
 def _names(found: Found) -> list[str]:
     """Figures of the front: objectives first."""
-    known = dict.fromkeys(name for place in found.front for name in found.points[place].judged)
+    known = dict.fromkeys(name for place in found.front for name in found.points[place].figures)
     return [*(name for name in found.goal.names if name in known), *(n for n in known if n not in found.goal.names)]
 
 
 def _original(found: Found, names: Iterable[str]) -> dict[str, float]:
     """Figures of the whole: costs, and its quality where it was evaluated, which it is by default."""
     whole = [point for point in found.points if not _cut(found, point.choices)]
-    known: Mapping[str, float] = {**found.original, **(whole[0].judged if whole else {})}
+    known: Mapping[str, float] = {**found.original, **(whole[0].figures if whole else {})}
     return {name: known[name] for name in names if name in known}
 
 

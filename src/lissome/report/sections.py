@@ -129,12 +129,13 @@ def _cells(tag: str, values: Iterable[object]) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """The result tables."""
-    if not rows:
+    shown = [_table(grid) for grid in grids(rows) if grid.lines]
+    if not shown:
         return ""
     return (
         "<section><h2>Before and after</h2><p>Measured in one run, interleaved with the original; text quality on "
         "held-out text that no method has seen. Brackets are 95 % intervals.</p>"
-        f"{''.join(map(_table, grids(rows)))}</section>\n"
+        f"{''.join(shown)}</section>\n"
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from lissome.models.zoo import called
 from lissome.report.answers import Fields, Parts, figure_of, text_of
 from lissome.report.rows import LABELS, plain
 from lissome.report.table import pairs, sheet
@@ -34,5 +37,5 @@ def extracted(fields: Fields) -> Parts:
     lines = {LABELS.get(name, plain(name)): figure_of(name, figures, original) for name in figures}
     lines |= {f"{LABELS.get(name, plain(name))}, test split": number(value) for name, value in fields["test"].items()}
     point = "cut out of" if fields["number"] is None else f"point {fields['number']} of"
-    title = f"{point} {fields['artifact']}"
+    title = f"{point} {called(Path(fields['artifact']))}"
     return [pairs(lines, title=plain(title)), text_of(f"{fields['path']} ({duration(fields['seconds'])})", "bold")]
