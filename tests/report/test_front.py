@@ -144,7 +144,7 @@ def test_a_front_that_nothing_reaches_says_so(tmp_path: Path) -> None:
 def test_the_scripts_are_javascript(tmp_path: Path) -> None:
     from lissome.report.page import _source
 
-    for name in ("page.js", "front.js"):
+    for name in ("page.js", "front.js", "federation.js"):
         file = tmp_path / name
         file.write_text(_source("common.js") + _source(name), encoding="utf-8")
         subprocess.run(["node", "--check", str(file)], check=True)

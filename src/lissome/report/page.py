@@ -121,6 +121,9 @@ def _drawn(data: PageData) -> tuple[str, dict[str, Any]] | None:
     if data.front is not None:
         searched = data.front.found is not None and data.front.found.front
         return ("front.js", front.script_data(data.front)) if searched else None
+    if data.federation:
+        told = rounds.script_data(data.federation, data.sent)
+        return ("federation.js", told) if told else None
     return ("page.js", _script_data(data)) if data.curve else None
 
 

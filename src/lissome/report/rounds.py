@@ -1,4 +1,4 @@
-"""The part of the page that shows a federation: rounds, clients, bytes and sizes, as tables, lines and bars."""
+"""The part of the page that shows a federation: rounds, clients, bytes and sizes, as charts and tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import inf, isfinite
 from statistics import mean, quantiles
 from typing import Any
 
@@ -15,10 +16,15 @@ from lissome.report.units import duration, percent, quantity
 Bytes = Mapping[int, Mapping[str, int]]
 """Bytes of messages of each round, ``down`` and ``up``."""
 
-_WIDTH, _HEIGHT, _EDGE = 640, 180, 34
 _SHARES = frozenset({"accuracy", "precision", "recall"})
 _CLIENTS = 200  # of the table; more are summed up all the same
-_COLOURS = ("--accent", "--mlp", "--attention", "--groups")
+_FEWEST = 2  # rounds that make a curve
+_WHO = {"server": "server", "evaluate": "clients, mean", "train": "while training"}
+_CHARTS = (
+    '<div class="tools"><label>across <select id="across"></select></label><label>up <select id="up"></select></label>'
+    '</div><div id="chart"></div><div class="pair"><div><h3>Messages of each round</h3><div id="traffic"></div></div>'
+    '<div><h3>Clients after the last round</h3><div id="clients"></div></div></div>'
+)
 
 
 def bytes_of(ledger: str) -> dict[int, dict[str, int]]:
@@ -41,7 +47,8 @@ def federation(result: Mapping[str, Any], sent: Bytes, text: Any) -> str:
     rounds = result.get("rounds")
     if not isinstance(rounds, list) or not rounds:
         return ""
-    parts = [_facts(result, rounds, text), _lines(rounds, text), _rounds(rounds, sent, text)]
+    charts = _CHARTS if script_data(result, sent) else ""
+    parts = [_facts(result, rounds, text), charts, _rounds(rounds, sent, text)]
     parts += [_clients(rounds, text), _sizes(result.get("subnets", {}), text)]
     return f"<section><h2>Federation</h2>{''.join(parts)}</section>\n"
 
@@ -65,35 +72,53 @@ def _facts(result: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], text:
     return f'<dl class="facts">{terms}</dl>'
 
 
-def _lines(rounds: Sequence[Mapping[str, Any]], text: Any) -> str:
-    """Draw shares (accuracy …) of the server and the clients over the rounds, else the losses."""
-    names = list(dict.fromkeys(name for one in rounds for name in one["metrics"]))
-    wanted = [name for name in names if _is_share(name)] or [name for name in names if name.endswith("/loss")]
-    drawn = [name for name in wanted if sum(name in one["metrics"] for one in rounds) > 1][: len(_COLOURS)]
-    if not drawn:
-        return ""
-    values = [one["metrics"][name] for name in drawn for one in rounds if name in one["metrics"]]
-    low, high = (0.0, 1.0) if _is_share(drawn[0]) else (min(values), max(values))
-    last = max(1, rounds[-1]["number"])
-    paths, legend = [], []
-    for name, colour in zip(drawn, _COLOURS, strict=False):
-        points = " ".join(
-            f"{_EDGE + (_WIDTH - _EDGE) * one['number'] / last:.1f},"
-            f"{_HEIGHT - 18 - (_HEIGHT - 28) * (one['metrics'][name] - low) / ((high - low) or 1):.1f}"
-            for one in rounds
-            if name in one["metrics"]
-        )
-        paths.append(f'<polyline fill="none" stroke="var({colour})" stroke-width="2" points="{points}"/>')
-        legend.append(f'<span style="color:var({colour})">■</span> {text(name)}')
-    ticks = "".join(
-        f'<text x="0" y="{y}" font-size="11" fill="var(--soft)">{text(_shown(drawn[0], value))}</text>'
-        for y, value in ((14, high), (_HEIGHT - 18, low))
-    )
-    end = f'<text x="{_WIDTH - 60}" y="{_HEIGHT - 2}" font-size="11" fill="var(--soft)">round {last}</text>'
-    return (
-        f'<p>{" · ".join(legend)}</p><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" role="img" '
-        f'aria-label="{text(", ".join(drawn))} by round">{ticks}{"".join(paths)}{end}</svg>'
-    )
+def script_data(result: Mapping[str, Any], sent: Bytes) -> dict[str, Any] | None:
+    """What the script draws: measures by round and by bytes so far, bytes of rounds, scores of clients; None: nothing.
+
+    Args:
+        result: As of `federation`.
+        sent: Bytes by round.
+    """
+    rounds = result.get("rounds") or []
+    measures = _measures(rounds)
+    if len(rounds) < _FEWEST or not measures:
+        return None
+    told, so_far = [], 0
+    for one in rounds:
+        moved = sent.get(one["number"], {"down": 0, "up": 0})
+        so_far += moved["down"] + moved["up"]
+        told.append({"number": one["number"], "bytes": so_far, **moved, "values": _values(one, measures)})
+    return {
+        "rounds": told,
+        "measures": measures,
+        "shares": [name for name in measures if _is_share(name)],
+        "clients": [
+            {"name": plain(name), "scores": {key: value for key, value in scores.items() if isfinite(value)}}
+            for name, scores in _last_scores(rounds).items()
+        ],
+        "labels": {"round": "round", "bytes": "messages so far"},
+    }
+
+
+def _measures(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of what was measured in some rounds, by whomever: shares first, then the rest in their order."""
+    known = (name for one in rounds for name, value in one["metrics"].items() if isfinite(value))
+    found = dict.fromkeys(name.rpartition("/")[2] for name in known)
+    return sorted(found, key=lambda name: not _is_share(name))
+
+
+def _values(one: Mapping[str, Any], measures: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What a round measured, by measure and by who measured it, with the worst decile of its clients."""
+    found: dict[str, dict[str, float]] = {name: {} for name in measures}
+    for name, value in one["metrics"].items():
+        who, _, measure = name.rpartition("/")
+        if isfinite(value):
+            found[measure][_WHO.get(who, plain(who))] = value
+    for measure in measures:
+        values = [scores[measure] for scores in one["scores"].values() if isfinite(scores.get(measure, inf))]
+        if len(values) > 1:
+            found[measure]["clients, worst decile"] = worst_decile(values, low_is_bad=_is_share(measure))
+    return found
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]], sent: Bytes, text: Any) -> str:
@@ -110,7 +135,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]], sent: Bytes, text: Any) -> str:
 
 
 def _clients(rounds: Sequence[Mapping[str, Any]], text: Any) -> str:
-    scores: Mapping[str, Mapping[str, float]] = next((one["scores"] for one in reversed(rounds) if one["scores"]), {})
+    scores = _last_scores(rounds)
     names = list(dict.fromkeys(name for one in scores.values() for name in one))
     if not names:
         return ""
@@ -127,7 +152,11 @@ def _clients(rounds: Sequence[Mapping[str, Any]], text: Any) -> str:
         [client, *(_shown(name, one[name]) if name in one else "" for name in names)]
         for client, one in ordered[:_CLIENTS]
     ]
-    return _folded(f"{len(scores)} clients after the last round", ["client", *names], rows, text, shown=True)
+    return _folded(f"{len(scores)} clients after the last round", ["client", *names], rows, text)
+
+
+def _last_scores(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, float]]:
+    return next((one["scores"] for one in reversed(rounds) if one["scores"]), {})
 
 
 def _sizes(sizes: Mapping[str, int], text: Any) -> str:
@@ -142,14 +171,14 @@ def _sizes(sizes: Mapping[str, int], text: Any) -> str:
         for size, count in sizes.items()
     )
     head = "<tr><th>share of the parameters</th><th>orders to train it</th><th></th></tr>"
-    return f'<h3>Sizes trained</h3><div class="scroll"><table>{head}{bars}</table></div>'
+    return f'<h3 class="after">Sizes trained</h3><div class="scroll"><table>{head}{bars}</table></div>'
 
 
-def _folded(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], text: Any, *, shown: bool = False) -> str:
+def _folded(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], text: Any) -> str:
     lines = [f"<tr>{''.join(f'<th>{text(one)}</th>' for one in head)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{text(one)}</td>' for one in row)}</tr>" for row in rows]
     table = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
-    return f"<details{' open' * shown}><summary>{text(title)}</summary>{table}</details>"
+    return f"<details><summary>{text(title)}</summary>{table}</details>"
 
 
 def _is_share(name: str) -> bool:
