@@ -66,7 +66,7 @@ def result(fields: Fields) -> Sequence[RenderableType]:
     """Rounds, scores of clients, bytes, sizes."""
     rounds = fields["rounds"]
     names = list(dict.fromkeys(name for one in rounds for name in one["metrics"]))
-    table = sheet("round", "clients", "seconds", *names, title="Rounds")
+    table = sheet("round", "clients", "clock, s", *names, title="Rounds")
     shown = rounds if len(rounds) <= _SHOWN_ROUNDS else [*rounds[:2], *rounds[2 - _SHOWN_ROUNDS :]]
     for one in shown:
         values = (f"{one['metrics'][name]:.4g}" if name in one["metrics"] else "" for name in names)

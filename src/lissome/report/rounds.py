@@ -123,7 +123,7 @@ def _values(one: Mapping[str, Any], measures: Sequence[str]) -> dict[str, dict[s
 
 def _rounds(rounds: Sequence[Mapping[str, Any]], sent: Bytes, text: Any) -> str:
     names = list(dict.fromkeys(name for one in rounds for name in one["metrics"]))
-    head = ["round", "clients", "time", "down", "up", *names]
+    head = ["round", "clients", "clock", "down", "up", *names]
     rows = []
     for one in rounds:
         moved = sent.get(one["number"], {"down": 0, "up": 0})
