@@ -97,6 +97,7 @@ def _refused(result, out, words):
         (("--budget", "parms=50%"), "did you mean 'params'?"),
         (("--set", "splt=auto"), "did you mean 'split'?"),
         (("--set", "split=1:2"), "split"),
+        (("--set", f"recover_rank={10**18}"), "is more than any layer of "),
         (("--max-memory", "1000"), "memory"),
         (("--data", "missing.txt"), "missing.txt"),
     ],

@@ -64,6 +64,7 @@ def given(name):
         ("llama", "shears", ("ranks=",), "got none; write for example 32,24,16"),
         ("mamba", "shears", ("groups=up_proj",), "unknown kind of linear layer 'up_proj'; did you mean 'x_proj'?"),
         ("llama", "shears", ("groups=up_proj+down_proj,up_proj",), "is in the groups up_proj+down_proj and up_proj"),
+        ("llama", "shears", (f"ranks={10**18},8",), f"rank {10**18} is more than any layer of "),
         ("mamba", "multipruner", (), "multipruner needs a model that is decoder (a language model with attention)"),
         ("llama", "mamba_shedder", (), "mamba_shedder needs a model that is mixer (a language model with Mamba"),
     ],

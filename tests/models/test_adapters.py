@@ -513,6 +513,16 @@ def test_ranks_that_make_no_sense(ranks: tuple[int, ...]) -> None:
         assert "write 8,4" in str(caught.value)
 
 
+def test_a_rank_is_at_most_that_of_a_layer_or_a_usual_one() -> None:
+    model = toy_model("llama", hidden_size=96, num_attention_heads=4, head_dim=24, intermediate_size=200)
+    for rank in (97, 10**18):
+        with pytest.raises(ConfigError, match=rf"rank {rank} is more than any layer of .* can use; .* at most 96\."):
+            add_lora(model, rank=rank)
+        assert not adapters(model.module)
+    add_lora(model, rank=96)
+    add_lora(toy_model(), rank=64)
+
+
 def test_refusals(tmp_path: Path) -> None:
     model = shaken(toy_model())
     with pytest.raises(ConfigError, match="already"):

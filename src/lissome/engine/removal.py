@@ -43,6 +43,7 @@ from lissome.engine.judge import Divergence
 from lissome.engine.recover import RecoverConfig, recover
 from lissome.engine.target import Target
 from lissome.engine.walk import Walk
+from lissome.models.adapters.elastic import check_sides
 from lissome.models.binding import Masking, extract, reorder
 from lissome.models.model import Model
 from lissome.models.paging import park, spill
@@ -150,7 +151,12 @@ def expected_plan(
         damage: As in `Removal`.
         competing: Whether unlike kinds compete in every stage.
         kinds: Moves that a block has (attention, MLP, width …).
+
+    Raises:
+        ConfigError: When no layer has the rank of the recovery.
     """
+    if config.recover_steps:
+        check_sides(config.recover_rank, (one.stored for one in card.linears.values()), card.name)
     kept = kept_weights(card, figures)
     memory = predict_fit(card, windows=card.windows, recover=config.recover_steps > 0, kept=kept)
     # what scans take does not follow from operations
@@ -219,13 +225,9 @@ class Removal:
         trace, small, ended = self._cut()
         details: dict[str, Any] = {"subnet": trace.subnet.to_json(), "scored": sum(step.scored for step in trace.steps)}
         return Outcome(
-            kind="model",
-            value=self._recover(small),
-            curve=self._curve(trace),
-            space=self._space.to_json(),
-            tensors=ranking,
-            details=details | ({"ended": ended} if ended else {}),
-        )
+            kind="model", value=self._recover(small), curve=self._curve(trace), space=self._space.to_json(),
+            tensors=ranking, details=details | ({"ended": ended} if ended else {}),
+        )  # fmt: skip
 
     @cached_property
     def _space(self) -> Space:
@@ -386,15 +388,11 @@ class Removal:
     def _curve(self, trace: Trace) -> tuple[CurvePoint, ...]:
         losses = [trace.start_nll, *(step.nll for step in trace.steps)]
         changes = ["original", *(str(step.move) for step in trace.steps)]
+        steps = zip(changes, trace.subnets(self._space), losses, strict=True)
         return tuple(
             CurvePoint(
-                step=index,
-                change=change,
-                subnet=subnet.to_json(),
-                figures=self.context.cost.figures(subnet),
+                step=index, change=change, subnet=subnet.to_json(), figures=self.context.cost.figures(subnet),
                 quality={"ppl": math.exp(min(loss, 700.0))},
             )
-            for index, (change, subnet, loss) in enumerate(
-                zip(changes, trace.subnets(self._space), losses, strict=True)
-            )
-        )
+            for index, (change, subnet, loss) in enumerate(steps)
+        )  # fmt: skip

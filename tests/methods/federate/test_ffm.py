@@ -24,13 +24,14 @@ from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.lessons import Classes, Pictures, Tokens
 from lissome.engine.federate.lora import Fold, Products
 from lissome.engine.federate.merge import Overlap, Piece
-from lissome.engine.federate.method import ClientSite, ServerSite
+from lissome.engine.federate.method import ClientSite, FederatedMethod, ServerSite
 from lissome.engine.federate.mutual import bound_of
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Report
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.store import ClientStore
+from lissome.methods.federate.fedavg import FedAvg
 from lissome.methods.federate.ffm import FFM
 from lissome.models.adapters.prompts import add_prompt
 from lissome.models.model import Model
@@ -171,6 +172,25 @@ def test_pretraining_from_nothing(tmp_path: Path) -> None:
 def test_settings_that_do_not_go_together(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         FFM.Config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipe": "prompt-search", "dimensions": 4097}, "'dimensions' must be at most 4096, got 4097"),
+        ({"recipe": "prompt", "tokens": 10**18}, "'tokens' must be at most 4096"),
+    ],
+)
+def test_sizes_that_nothing_holds(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        FFM.Config(**changes)
+
+
+@pytest.mark.parametrize("kind", [FFM, FedAvg])
+def test_a_rank_that_no_layer_has(kind: type[FederatedMethod]) -> None:
+    method = kind(kind.Config(trains="adapters", rank=10**18))
+    with pytest.raises(ConfigError, match=r"rank 1000000000000000000 is more than any layer of .* at most 24"):
+        method.prepare(encoder(), 0)
 
 
 def speaker(**changes: Any) -> Model:

@@ -33,6 +33,8 @@ from lissome.models.space import Subnet
 CANDIDATES, SCORE = "candidates", "score"
 MOST = 60
 """Candidates of a round: each brings a number, and an answer may bring few."""
+WIDEST = 4096
+"""Numbers of a candidate: an evolution strategy learns nothing of more, and the matrix has a row for each."""
 
 
 def prompt_name(model: Model) -> str:

@@ -32,7 +32,7 @@ from lissome.engine.paths import RandomPath, Sandwich
 from lissome.engine.spaces import Widths, elastic_space
 from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
 from lissome.models.adapters import Design, adapters, add_adapters
-from lissome.models.adapters.elastic import adaptable, check_ranks
+from lissome.models.adapters.elastic import adaptable, check_ranks, check_sides, linear_shapes
 from lissome.models.anatomy import Dim
 from lissome.models.model import Model
 from lissome.models.space import Space
@@ -98,11 +98,15 @@ class LoNAS(SupernetMethod):
         """Put adapters on a frozen copy, train them at all ranks and widths; continues after a kill.
 
         Raises:
+            ConfigError: When no layer has the largest rank.
             SubnetError: When nothing is left to choose.
             DataError: When there are no examples to train on or to choose by.
             NumericsError: When training fails; names the step.
         """
-        config, making = self.config, Making(model, context, self.config)
+        config = self.config
+        if config.ranks is not None:
+            check_sides(config.ranks[0], (one.stored for one in linear_shapes(model).values()), model.name)
+        making = Making(model, context, config)
         making.tune()
         given = making.quality()
         self.adapt(making.model, seed=derive(context.seed, "adapters"))

@@ -59,7 +59,7 @@ from lissome.models.adapters import (
     merge_lora,
     rank_space,
 )
-from lissome.models.adapters.elastic import check_ranks, chosen_shapes, grouped, linear_shapes
+from lissome.models.adapters.elastic import check_ranks, check_sides, chosen_shapes, grouped, linear_shapes
 from lissome.models.adapters.folder import adapter_files
 from lissome.models.adapters.layers import quantise
 from lissome.models.binding import extract, masked
@@ -147,8 +147,8 @@ class Shears(Method):
 
         Raises:
             BudgetUnmetError: When the bound on disk asks for more zeros than are set, or than any model bears.
-            ConfigError: When classes are to be learnt, but the settings train nothing; when a group names no layer, or
-                a given mask or the pattern does not fit one.
+            ConfigError: When classes are to be learnt, but the settings train nothing; when a group names no layer, no
+                layer has the rank, or a given mask or the pattern does not fit one.
             DataError: When the masks cannot be read.
         """
         self._check(card)
@@ -179,6 +179,8 @@ class Shears(Method):
             for one in card.linears.values():
                 pattern.check(one.inputs)
         adapted = chosen_shapes(card.linears, self._groups()) if config.adapter != "none" else {}
+        if adapted:
+            check_sides(config.ranks[0], (one.stored for one in adapted.values()), card.name)
         if config.masks is not None:
             pruned = check_masks(Path(config.masks), {name: one.stored for name, one in card.linears.items()})
             dense = [name for name in adapted if name not in pruned]

@@ -25,7 +25,7 @@ from typing import ClassVar, Literal, Self
 from lissome.core.config import option
 from lissome.core.errors import ConfigError
 from lissome.core.seeds import derive
-from lissome.engine.federate.blackbox import MOST, Projection, PromptScorer, PromptSearch
+from lissome.engine.federate.blackbox import MOST, WIDEST, Projection, PromptScorer, PromptSearch
 from lissome.engine.federate.client import ClientProgram
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.continual import ContinualClient
@@ -44,6 +44,7 @@ from lissome.models.labels import head_parameters, labels_of
 from lissome.models.model import Model
 
 _LEARN = ("finetune", "pretrain", "continual")
+_MOST_TOKENS = 4096  # more than any prompt that was ever tuned has; positions, where a model counts them, are fewer
 
 
 class FFM(FederatedMethod):
@@ -66,9 +67,9 @@ class FFM(FederatedMethod):
             "factors", "how adapters are merged: factor by factor; their products, factored again; B alone, A frozen; "
             "products folded into the weights, after which adapters start anew"
         )  # fmt: skip
-        tokens: int = option(16, "of prompt and prompt-search: virtual tokens", low=1)
+        tokens: int = option(16, "of prompt and prompt-search: virtual tokens", low=1, high=_MOST_TOKENS)
         candidates: int = option(20, "of prompt-search: candidates of a round", low=4, high=MOST)
-        dimensions: int = option(50, "of prompt-search: numbers of a candidate", low=1)
+        dimensions: int = option(50, "of prompt-search: numbers of a candidate", low=1, high=WIDEST)
         slices: int = option(4, "of continual: slices of time, each a part of a client's rows in their order", low=1)
         period: int = option(1, "of continual: rounds that a slice lasts", low=1)
         protect: Literal["none", "replay", "ewc", "distil"] = option("replay", "of continual: against forgetting")

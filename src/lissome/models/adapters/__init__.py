@@ -14,13 +14,21 @@ from dataclasses import dataclass
 import torch
 
 from lissome.core.errors import ConfigError, NumericsError
-from lissome.models.adapters.elastic import Groups, adaptable, check_ranks, grouped, labels, rank_space
+from lissome.models.adapters.elastic import (
+    Groups,
+    adaptable,
+    check_ranks,
+    check_sides,
+    grouped,
+    labels,
+    rank_space,
+)
 from lissome.models.adapters.folder import load_adapters, save_adapters
 from lissome.models.adapters.layers import Core, LowRank, Masked, Quantised, adapters, attach, detach, oriented
 from lissome.models.crops import all_crops, drop_crops
 from lissome.models.integers import set_grid
 from lissome.models.model import Model
-from lissome.models.parts import is_conv1d
+from lissome.models.parts import inputs, is_conv1d, outputs
 from lissome.models.sparse import set_mask
 
 __all__ = [
@@ -79,16 +87,19 @@ def add_adapters(model: Model, design: Design | None = None, *, seed: int = 0) -
         seed: Decides A; see `LowRank.start`.
 
     Raises:
-        ConfigError: When the model has adapters already, a kind is unknown, or a layer does not suit the design.
+        ConfigError: When the model has adapters already, a kind is unknown, a layer does not suit the design, or no
+            layer has the rank.
     """
     design = design or Design()
     if adapters(model.module):
         raise ConfigError(f"{model.name} has adapters already; merge them first.")
     generator, made = torch.Generator().manual_seed(seed), {}
-    for name, label in grouped(model, design.groups).items():
-        layer = model.module.get_submodule(name)
+    labelled = grouped(model, design.groups)
+    layers = {name: model.module.get_submodule(name) for name in labelled}
+    check_sides(design.ranks[0], ((outputs(one), inputs(one)) for one in layers.values()), model.name)
+    for name, layer in layers.items():
         made[name] = design.make(layer, design.ranks, alpha=design.alpha, dropout=design.dropout)
-        made[name].group = label
+        made[name].group = labelled[name]
         made[name].start(layer, generator)
     model.module.requires_grad_(False)
     for name, adapter in made.items():
@@ -112,7 +123,7 @@ def add_lora(
         seed: Decides A (Kaiming uniform); B starts at zero.
 
     Raises:
-        ConfigError: When the model has adapters already, or a kind is unknown.
+        ConfigError: When the model has adapters already, a kind is unknown, or no layer has the rank.
     """
     known = labels(model)
     groups = {name: known[name] for name in adaptable(model, kinds)}

@@ -8,7 +8,7 @@ masking, extraction and counting treat ranks and widths alike, and an adapter al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lissome.core.errors import ConfigError, unknown_name
@@ -24,6 +24,8 @@ Groups = Sequence[Sequence[str]] | Mapping[str, str]
 of its group for every layer by name."""
 
 RANK = "rank"
+_USUAL = 64
+"""Ranks up to this are of use to somebody, and cost next to nothing where they are not."""
 
 
 def adaptable(model: Model, kinds: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -125,6 +127,24 @@ def check_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
             f"ranks must be distinct, positive and descending, got {','.join(map(str, ranks)) or 'none'}; {advice}."
         )
     return wanted
+
+
+def check_sides(rank: int, sides: Iterable[tuple[int, int]], name: str) -> None:
+    """Refuse a rank that no layer has a use for: a product has at most the rank of the layer's smaller side.
+
+    What is usual passes on any model, so that methods work on tiny ones with what they do by default.
+
+    Args:
+        rank: The largest one.
+        sides: The two sizes of the layers that get adapters.
+        name: How to call the model.
+
+    Raises:
+        ConfigError: Says the largest rank that is of use.
+    """
+    most = max(map(min, sides), default=rank)
+    if rank > max(most, _USUAL):
+        raise ConfigError(f"rank {rank} is more than any layer of {name} can use; set a rank of at most {most}.")
 
 
 def with_adapters(anatomy: Anatomy) -> Anatomy:
