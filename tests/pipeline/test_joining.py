@@ -47,7 +47,7 @@ pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'"
 
 from lissome.engine.federate.flower.ports import free_port
 from lissome.engine.federate.flower.processes import Processes
-from lissome.pipeline.flower import join_federation, local_nodes, worker_of
+from lissome.pipeline.flower import EVENTS, _noting_worker, join_federation, local_nodes, worker_of
 
 LONG = 900.0  # seconds: every order starts a process that imports torch, on a machine that may be busy
 
@@ -261,6 +261,20 @@ def test_a_folder_that_is_not_this_clients_is_refused_before_it_joins(tmp_path: 
         worker_of(job.recipe.to_toml(), context(job, other.config, partition="0" * 64))
     with pytest.raises(DataError, match="the federation learns 2 classes"):
         worker_of(job.recipe.to_toml(), context(job, other.config, classes='["0", "1"]'))
+
+
+def test_a_server_learns_neither_where_rows_lie_nor_what_is_in_them(tmp_path: Path) -> None:
+    place = make_place(tmp_path)
+    own = RECIPE.replace("clients = 4\nalpha = 0.5", 'scheme = "own"')
+    job = FederationJob(FederationRecipe.from_toml(own, place))
+    (place / "mine.jsonl").write_text('{"text": "fox", "label": "animals"}\n{"text": "fern", "label": "plants"}\n')
+    node = {"data": str(place / "mine.jsonl"), "state": str(tmp_path / "state"), "name": "me"}
+    for name, words in (("mine.jsonl", "its data cannot be used"), ("gone.jsonl", "its data cannot be used")):
+        with pytest.raises(FederationError, match=rf"^{words}; its own log says why$"):
+            _noting_worker(context(job, {**node, "data": str(place / name)}))
+    said = (tmp_path / "state" / EVENTS).read_text()
+    assert "mine.jsonl:2: unknown label 'plants'" in said
+    assert "gone.jsonl cannot be read" in said
 
 
 def test_pictures_of_a_clients_own_are_numbered_as_the_federation_says(tmp_path: Path) -> None:

@@ -344,7 +344,7 @@ class FederationJob:
         if getattr(config, "secure", False):
             client = SecureClient(inner=client, largest=config.secure_largest)
         worker = Worker(client, ClientStore(folder), federation=name_of_all, largest=largest)
-        worker.threads = self.kinds[name].threads if facts is None else 1
+        worker.threads, worker.discreet = self.kinds[name].threads if facts is None else 1, facts is not None
         return worker
 
     def local_link(self, folder: Path, names: Sequence[str] = ()) -> LocalLink:

@@ -16,11 +16,11 @@ from typing import Any
 
 from lissome.core.budget import Budget, parse_bytes
 from lissome.core.config import to_toml
-from lissome.core.errors import ConfigError, LissomeError
+from lissome.core.errors import ConfigError, FederationError, LissomeError
 from lissome.core.events import Event, EventStream, JsonLines
 from lissome.core.files import write_text
 from lissome.data.parts import is_part, write_parts
-from lissome.engine.federate.client import LARGEST, Worker
+from lissome.engine.federate.client import LARGEST, Worker, tellable
 from lissome.engine.federate.flower.app import client_app, server_app
 from lissome.engine.federate.flower.credentials import Credentials, make_credentials
 from lissome.engine.federate.flower.deployment import Node, join
@@ -89,14 +89,21 @@ def make_client_app() -> Any:
 
 
 def _noting_worker(context: Any) -> tuple[str, Worker]:
-    """Make the worker of a node; one with rows of its own writes down what is asked of it, and why it cannot answer."""
-    place = str(context.node_config.get("state", "")) if "data" in context.node_config else ""
+    """Make the worker of a node; one with rows of its own writes down what is asked of it, and why it cannot answer.
+
+    Raises:
+        FederationError: When that node cannot take part; says what the server may know of it.
+    """
+    own = "data" in context.node_config
+    place = str(context.node_config.get("state", "")) if own else ""
     events = EventStream(partial(_append, Path(place) / EVENTS)) if place else EventStream()
     try:
         name, worker = worker_of(str(context.run_config["recipe"]), context)
-    except LissomeError as error:
-        events.message(f"this client cannot take part: {error}")
-        raise
+    except Exception as error:
+        if not own:
+            raise
+        events.message(f"this client cannot take part: {error if isinstance(error, LissomeError) else repr(error)}")
+        raise FederationError(tellable(error)) from error  # Flower tells the server what is raised, but not its cause
     worker.events = events
     return name, worker
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lissome.core.errors import FederationError
+from lissome.core.errors import ArtifactError, DataError, FederationError, NumericsError
+from lissome.core.events import EventStream
 from lissome.engine.federate.audit import Audit
 from lissome.engine.federate.client import Answer, Work, Worker
 from lissome.engine.federate.codec import Codec
@@ -220,6 +221,43 @@ def test_two_of_one_name_and_who_says_nothing_usable(tmp_path: Path) -> None:
     refused = {line["client"]: line["reason"] for line in job.audit.lines if line["event"] == "refused"}
     assert "there already" in str(refused["twin"])
     assert "mute" in refused
+
+
+def test_who_belongs_to_another_federation_says_so_when_it_joins(tmp_path: Path) -> None:
+    clients: dict[str, Any] = adders(zeros(), 2, tmp_path)
+    clients["stranger"] = lambda: Worker(Adder("s"), ClientStore(tmp_path / "s"), federation="another")
+    job = federation(Program(zeros()), clients, tmp_path / "server", rounds=1)
+    assert job.run()[1].clients == ("a0", "a1")
+    assert {str(line["reason"]) for line in job.audit.lines} == {"this client belongs to another, the order to test"}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DataError("/home/ann/mails.jsonl:3: unknown label 'cancer'; known: flu."), "its data cannot be used; its own"),
+        (ArtifactError("/home/ann/model is damaged."), r"it failed \(ArtifactError\); its own log says why"),
+        (PermissionError(13, "denied", "/home/ann/mails.jsonl"), r"it failed \(PermissionError\); its own log"),
+        (NumericsError("the loss is nan at step 3."), "the loss is nan at step 3."),
+    ],
+)  # fmt: skip
+def test_what_is_private_to_a_client_stands_in_its_own_log_alone(error: Exception, told: str, tmp_path: Path) -> None:
+    made, heard = adders(zeros(), 3, tmp_path), list[str]()
+
+    class Failing(Adder):
+        def act(self, work: Work) -> Answer:
+            raise error
+
+    def failing() -> Worker:
+        worker = Worker(Failing("a1", shapes=zeros()), ClientStore(tmp_path / "a1"))
+        worker.events = EventStream(lambda event: heard.append(event.message))
+        return worker
+
+    job = federation(Program(zeros()), {**made, "a1": failing}, tmp_path / "server", rounds=1)
+    assert job.run()[1].answered == 2
+    (line,) = job.audit.lines
+    assert re.search(told, str(line["reason"]))
+    assert "/home" not in (tmp_path / "server" / "audit.jsonl").read_text()
+    assert str(error) in heard[-1]
 
 
 def test_a_budget_that_nothing_meets_ends_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 What a client accepts is capped: an order that is too large, that has other tensors than the method expects, that holds
 NaN, or that comes from another federation is refused. State is kept last, so that work that fails leaves it as it was.
+Why it fails is for whoever runs the client: of an error that may speak of its files or its data, the server is told the
+kind alone.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lissome.core.errors import FederationError, LissomeError
+from lissome.core.errors import BudgetError, DataError, FederationError, LissomeError, NumericsError, SubnetError
 from lissome.core.events import EventStream
 from lissome.engine.federate.audit import printable
 from lissome.engine.federate.codec import Codec
@@ -28,6 +30,7 @@ LARGEST = 8 << 30
 """Bytes of an order above which a client refuses it by default."""
 
 _LEFT = "left/"  # what a codec left out, among the kept tensors
+_OPEN = (BudgetError, FederationError, NumericsError, SubnetError)  # are about what the server sent or was told
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,17 +94,22 @@ class Worker:
     Attributes:
         events: Where it is said what was asked and how much was sent, for whoever runs the client.
         threads: That it computes with; with more than one, sums have another order than on other back ends.
+        discreet: Whether the server is told no more of an error than `tellable` says.
     """
 
     def __init__(
         self, program: ClientProgram, store: ClientStore, *, federation: str = "", largest: int = LARGEST
     ) -> None:
-        self.events, self.threads = EventStream(), 1
+        self.events, self.threads, self.discreet = EventStream(), 1, True
         self._program, self._store = program, store
         self._federation, self._largest = federation, largest
 
     def handle(self, parcel: Parcel) -> Parcel:
-        """Answer one order; what is wrong with it, or fails, becomes an answer that says so."""
+        """Answer one order; what is wrong with it, or fails, becomes an answer that says so.
+
+        Raises:
+            FederationError: For what nobody foresaw; says its kind.
+        """
         head = OrderHead.from_json(parcel.head)
         said = f"{head.action} of round {head.round}"
         try:
@@ -111,8 +119,14 @@ class Worker:
             return answer
         except LissomeError as error:
             self.events.message(f"{said} refused: {error}")
-            failed = AnswerHead(ticket=head.ticket, tick=head.tick, error=printable(str(error)))
+            told = tellable(error) if self.discreet else str(error)
+            failed = AnswerHead(ticket=head.ticket, tick=head.tick, error=printable(told))
             return Parcel(kind=parcel.kind, head=failed.to_json())
+        except Exception as error:
+            self.events.message(f"{said} failed: {type(error).__name__}: {error}")
+            if not self.discreet:
+                raise
+            raise FederationError(tellable(error)) from error
 
     def check_size(self, size: int) -> None:
         """Refuse an order of more bytes than this client takes; where it comes as bytes, before it is decoded.
@@ -180,6 +194,14 @@ class Worker:
         if keep is not None:
             self._store.keep(work.head.tick, keep)
         return result
+
+
+def tellable(error: Exception) -> str:
+    """Return what a server may know of an error at a client: no path, and nothing of its data; its own log has all."""
+    if isinstance(error, _OPEN):
+        return str(error)
+    what = "its data cannot be used" if isinstance(error, DataError) else f"it failed ({type(error).__name__})"
+    return f"{what}; its own log says why"
 
 
 def _left(kept: Kept, name: str, value: Tensor) -> Tensor:

@@ -57,7 +57,10 @@ class Members:
         """Take a client in, or write down why not: no usable profile, nothing for it, or a name that is there."""
         try:
             check_size(parcel.bytes, largest_answer())
-            profile = Profile.from_json(AnswerHead.from_json(parcel.head).notes)
+            head = AnswerHead.from_json(parcel.head)
+            if head.error:
+                raise FederationError(head.error)
+            profile = Profile.from_json(head.notes)
             if self._base and profile.base and profile.base != self._base:
                 raise FederationError(f"{profile.name} starts from another model or other classes; give it the same")
             twin = next((at for at, one in self._by_address.items() if one and one.name == profile.name), None)
