@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
+from lissome.core.events import EventStream
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.client import Answer, Work, Worker
 from lissome.engine.federate.codec import Codec
@@ -140,6 +142,33 @@ def test_the_sum_is_the_plain_one_within_a_step(count: int, neighbours: int, tmp
     assert all(one.metrics["unmask/lost"] == 0 for one in masked.rounds[1:])
 
 
+@pytest.mark.parametrize(
+    ("largest", "words"),
+    [
+        (0.01, r"= 0\.01 does not suit 3 of 3 clients: 100% of the changes are beyond it .*; set secure_largest = 1$"),
+        (1e300, r"= 1e\+300 does not suit 3 of 3 clients: a step of it is 1e\+30 times .*; set secure_largest = 1$"),
+        (1.0, ""),
+    ],
+)  # fmt: skip
+def test_who_runs_the_server_hears_what_largest_change_suits(largest: float, words: str, tmp_path: Path) -> None:
+    made: dict[str, Any] = {}
+    for index in range(3):
+        inner = Adder(f"a{index}", 0.1 * (index + 1), shapes=START)
+        client = SecureClient(inner=inner, largest=largest)
+        made[inner.name] = partial(Worker, client, ClientStore(tmp_path / inner.name))
+    inner = Program({name: value.clone() for name, value in START.items()}, phases=(Phase(merger=Mean),))
+    heard: list[str] = []
+    job = Federation(
+        SecureProgram(inner, largest=largest), LocalLink(made), RoundsConfig(rounds=2, evaluate_every=0),
+        folder=tmp_path / "server", identity={}, events=EventStream(lambda event: heard.append(event.message)),
+    )  # fmt: skip
+    job.run()
+    lines = [line for line in heard if "secure_largest" in line]
+    assert len(lines) == bool(words), "once, not in every round"
+    assert all(re.search(words, line) for line in lines)
+    assert not job.audit.lines
+
+
 def test_those_who_drop_out_are_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "masked"
     plain, _ = run(tmp_path / "plain", 4, secure=False, rounds=1)
@@ -232,6 +261,7 @@ class Meddler(SecureClient):
     [
         ("mask-keys", {"keys": "none"}, 0, 1), ("mask-keys", {"keys": {"channel": 5, "mask": "ab"}}, 0, 1),
         ("mask-keys", {"keys": {"channel": "00" * 32, "mask": "00" * 32}}, 0, 1),
+        ("train", {"unsuited": [1]}, 0, 1), ("train", {"unsuited": {"cut": 1.0, "step": "x", "wanted": 1.0}}, 0, 1),
         ("mask-shares", {"shares": [1]}, 0, 1), ("mask-shares", {"shares": {"a0": 7}}, 0, 1),
         ("mask-shares", {"shares": {"a0": "00", "a1": "00", "a2": "ff"}}, 0, 0),
         ("unmask", {"self": 3, "mask": [1]}, 0, 1), ("unmask", {"seed": "zz"}, 0, 1),

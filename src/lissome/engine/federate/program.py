@@ -176,6 +176,10 @@ class Program:
             self.tensors |= self.outer.step(self.tensors, merged)
         return {}
 
+    def remarks(self, phase: Phase, reports: Sequence[Report]) -> Mapping[str, str]:
+        """Return what whoever runs the server should know of a phase, a line by what it is about; each is said once."""
+        return {}
+
     def evaluate(self, round: int) -> Mapping[str, float]:
         """Return numbers that the server itself finds about the global tensors, 0 for those at the start."""
         return {}

@@ -229,6 +229,8 @@ class Federation:
                 break
             metrics |= _named(phase.action, mean_metrics(reports))
             metrics |= _named(phase.action, self.program.conclude(phase, cast.number, merged, reports))
+            for about, line in self.program.remarks(phase, reports).items():
+                self._say_once(("remark", about), line)
         return answered, ok
 
     def _taken_back(self, number: int, error: NumericsError) -> dict[str, float]:
@@ -315,10 +317,14 @@ class Federation:
     def _say_what_went_wrong(self, line: Mapping[str, object]) -> None:
         """Say at once what is written down of a client, each thing once; who was late or silent is in the log alone."""
         fact = (str(line["event"]), str(line["client"]), str(line["reason"]))
-        if fact[0] in _TOLD and fact not in self._told:
-            self._told.add(fact)
+        if fact[0] in _TOLD:
             who = f"node {fact[1]}" if fact[1].isdigit() else fact[1]  # who has not said a name is known by a number
-            self._events.message(f"{who} {fact[0]} in round {line['round']}: {fact[2]}")
+            self._say_once(fact, f"{who} {fact[0]} in round {line['round']}: {fact[2]}")
+
+    def _say_once(self, fact: tuple[str, ...], line: str) -> None:
+        if fact not in self._told:
+            self._told.add(fact)
+            self._events.message(line)
 
     def _record(self, record: Round) -> None:
         """Make a round durable: all that the next one starts from."""

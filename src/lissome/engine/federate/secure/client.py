@@ -24,6 +24,9 @@ from lissome.engine.federate.store import Kept
 KEYS, SHARES, UNMASK, MASKED = "mask-keys", "mask-shares", "unmask", "masked/"
 """Actions beside the training, and the beginning of the name of what is sent instead of tensors."""
 
+UNSUITED = "unsuited"
+"""Note with the numbers by which a client says that the largest change does not suit its update; mostly none."""
+
 _NONCE = "mask nonce"
 
 
@@ -104,6 +107,7 @@ class SecureClient:
         tensors = answer.keep.tensors if answer.keep is not None else work.kept.tensors
         return replace(
             answer, tensors={f"{MASKED}{work.head.round}": torch.from_numpy(words.astype(np.int32))},
+            notes={**answer.notes, UNSUITED: masks.unsuited(change, self.largest)},
             keep=Kept(tensors, {**facts, _NONCE: nonce.hex()}),
         )  # fmt: skip
 

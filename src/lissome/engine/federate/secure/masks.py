@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,11 @@ MOST = 2**11 - 1
 
 FEWEST = 3
 """Clients of a sum that hides each: of two, one takes its own away."""
+
+CUT, STEP, WANTED = "cut", "step", "wanted"
+"""Numbers by which a client says that the largest number does not suit its update; see `unsuited`."""
+
+_MOST_CUT, _COARSEST, _HUGE = 0.01, 0.1, 1e30
 
 Words = NDArray[np.uint32]
 
@@ -150,6 +156,23 @@ def in_steps(tensors: Mapping[str, Tensor], weight: float, largest: float) -> Wo
     scaled = flat.clamp(-largest, largest) * (weight / largest)
     steps = torch.cat([scaled, torch.tensor([weight], dtype=torch.float64)]) * STEPS
     return steps.round().long().numpy().astype(np.uint32)
+
+
+def unsuited(tensors: Mapping[str, Tensor], largest: float) -> dict[str, float]:
+    """Return how badly `largest` suits what `in_steps` is given; nothing where it does.
+
+    `CUT` is the share of the numbers that change by more, `STEP` a step as a share of their root mean square. `WANTED`
+    would suit: the next power of ten beyond twice the largest, which tells no more of an update than it must.
+    """
+    flat = torch.cat([one.detach().cpu().double().abs().flatten() for one in tensors.values()])
+    changed = flat[(flat > 0) & flat.isfinite()]
+    if not len(changed):
+        return {}
+    cut = float((changed > largest).double().mean())
+    step = min(_HUGE, largest / STEPS / float(changed.square().mean().sqrt()))
+    if cut < _MOST_CUT and step < _COARSEST:
+        return {}
+    return {CUT: cut, STEP: step, WANTED: 10.0 ** math.ceil(math.log10(2 * float(changed.max())))}
 
 
 def from_steps(words: Words, templates: Mapping[str, Tensor], largest: float) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from random import Random
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,14 @@ from torch import Tensor
 
 from lissome.core.errors import ConfigError, FederationError
 from lissome.core.seeds import derive
+from lissome.engine.federate.guard import check_numbers
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.members import heaviest
 from lissome.engine.federate.merge import Mean, Piece, Tensors
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program, Report
 from lissome.engine.federate.secure import masks
-from lissome.engine.federate.secure.client import KEYS, MASKED, SHARES, UNMASK, pair_mask
+from lissome.engine.federate.secure.client import KEYS, MASKED, SHARES, UNMASK, UNSUITED, pair_mask
 from lissome.models.model import Model
 from lissome.models.space import Subnet
 
@@ -198,6 +201,8 @@ class SecureProgram(Program):
             raise FederationError("what came are no shares for a sum: one sealed box for each neighbour")
         if phase.action == UNMASK and not _are_openings(notes):
             raise FederationError("what came takes no masks away: shares by neighbour in 'self' and 'mask', a 'seed'")
+        if phase.action == self._train.action and not _is_unsuited(notes.get(UNSUITED)):
+            raise FederationError("what came does not say how a sum suits: 'cut', 'step' and 'wanted', or none of them")
         if phase.action not in {KEYS, SHARES, UNMASK}:
             self.inner.accept(phase, report)
 
@@ -219,6 +224,22 @@ class SecureProgram(Program):
             self._answered, self._sum = [one.client for one in reports], merged[f"{MASKED}{round}"]
             self._reports = list(reports)
         return {}
+
+    def remarks(self, phase: Phase, reports: Sequence[Report]) -> dict[str, str]:
+        """Warn where numbers are cut off, or lost between two steps."""
+        told = [one.notes[UNSUITED] for one in reports if one.notes.get(UNSUITED)]
+        if phase.action != self._train.action or not told:
+            return {}
+        cut, step = (median(one[name] for one in told) for name in (masks.CUT, masks.STEP))
+        what = f"{cut:.0%} of the changes are beyond it and cut off"
+        if cut < step:
+            what = f"a step of it is {step:.2g} times a usual change, and what is smaller is lost"
+        wanted = max(one[masks.WANTED] for one in told)
+        line = (
+            f"secure_largest = {self._largest:g} does not suit {len(told)} of {len(reports)} clients: {what}; set "
+            f"secure_largest = {wanted:g}"
+        )
+        return {"secure_largest": line}
 
     def _unmasked(self, round: int, reports: Sequence[Report]) -> Mapping[str, float]:
         assert self._sum is not None
@@ -313,6 +334,17 @@ def _are_openings(notes: Mapping[str, Any]) -> bool:
     """Whether an answer can take masks away; what is in a share its neighbour sealed, which is no fault of this one."""
     told = "seed" not in notes or _is_hex(notes["seed"])
     return told and all(isinstance(notes.get(what), dict) for what in ("self", "mask"))
+
+
+def _is_unsuited(value: Any) -> bool:
+    """Whether something that came says how badly the largest change suits, or nothing."""
+    if not value:
+        return True
+    if not isinstance(value, dict) or value.keys() != {masks.CUT, masks.STEP, masks.WANTED}:
+        return False
+    with contextlib.suppress(FederationError):
+        return bool(check_numbers(value))
+    return False
 
 
 def _shares(found: Mapping[str, Any]) -> dict[str, int]:
