@@ -177,7 +177,7 @@ def test_uniform_cuts_open_with_transformers_alone(family: str, tmp_path: Path) 
         cut["layers.1.mixer"] = 0
     else:
         model = toy_model(family, **{"mamba2": {"n_groups": 1}, "bamba": {"mamba_n_groups": 1}}[family])
-        cut |= {f"layers.{block}.{part.part}": 0 for block in (1, 2) for part in model.anatomy.of_block(block)}
+        cut |= {branch.name: 0 for block in (1, 2) for branch in model.anatomy.of_block(block)}
     if family == "bamba":
         cut |= {f"layers.{block}.mlp.width": 8 for block in range(4)} | {"layers.3.attention.queries": 1}
     small = extract(model, cut)

@@ -146,11 +146,6 @@ class Branch:
     removable: bool = True
     buffers: tuple[str, ...] = ()
 
-    @property
-    def part(self) -> str:
-        """What it is called inside its block, e.g. ``"mlp"``."""
-        return self.name.rpartition(".")[2]
-
     @cached_property
     def by_name(self) -> dict[str, Dim]:
         """Dims by name."""
@@ -256,6 +251,14 @@ class Anatomy:
                 f"{purpose} needs {TASKS[task]}, but this {self.architecture} is {TASKS[self.task]}; choose another."
             )
 
+    def part(self, branch: Branch) -> str:
+        """What a branch is called inside its block, e.g. ``"mlp"``: one name for each, also when others are gone."""
+        block, last = self.blocks[branch.block], branch.name.rpartition(".")[2]
+        if not branch.name.startswith(f"{block}."):
+            return last
+        inside = branch.name.removeprefix(f"{block}.")
+        return f".{inside}" if inside == block.rpartition(".")[2] else inside  # what is left of the block has its name
+
     def of_block(self, index: int) -> tuple[Branch, ...]:
         """Branches of one block."""
         return tuple(branch for branch in self.branches if branch.block == index)
@@ -268,7 +271,7 @@ class Anatomy:
         """Return what each block has: units of every dim by branch; a removed branch is not listed."""
         found: list[Layer] = [{} for _ in self.blocks]
         for branch in self.branches:
-            found[branch.block][branch.part] = {dim.name: dim.size for dim in branch.dims if not dim.beside}
+            found[branch.block][self.part(branch)] = {dim.name: dim.size for dim in branch.dims if not dim.beside}
         return found
 
     def choices(self, layers: Sequence[Layer]) -> dict[str, int]:
@@ -279,7 +282,7 @@ class Anatomy:
         """
         values = self.presence(layers)
         for index, layer in enumerate(layers):
-            present = {branch.part: branch for branch in self.of_block(index)}
+            present = {self.part(branch): branch for branch in self.of_block(index)}
             for part, sizes in layer.items():
                 values |= {present[part].axis(dim): size for dim, size in sizes.items()}
         return values
@@ -294,7 +297,7 @@ class Anatomy:
             raise SubnetError(f"{len(layers)} blocks are listed, but the base has {len(self.blocks)}.")
         values = {branch.name: 0 for branch in self.branches if branch.removable}
         for index, layer in enumerate(layers):
-            present = {branch.part: branch for branch in self.of_block(index)}
+            present = {self.part(branch): branch for branch in self.of_block(index)}
             for part in layer:
                 if part not in present:
                     raise SubnetError(unknown_name(f"part of block {index}", part, present))

@@ -110,8 +110,13 @@ def _stated(module: nn.Module, cuts: Sequence[Cut], units: int) -> tuple[tuple[s
         for path in sorted(around)
         for name, value in vars(module.get_submodule(path)).items()
         if isinstance(value, int)
-        and ((value == units and "head" in name) or (value == units * width and name in _ALL_HEADS))
+        and ((value == units and _counts_heads(name)) or (value == units * width and name in _ALL_HEADS))
     )
+
+
+def _counts_heads(name: str) -> bool:
+    """Whether an attribute says how many heads there are, not how large one of them is."""
+    return "head" in name and not name.endswith(("dim", "size"))
 
 
 def _roots(side: Side, roots: NDArray[np.int64]) -> NDArray[np.int64]:

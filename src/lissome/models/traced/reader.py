@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Dim
 from lissome.models.parts import width_step
+from lissome.models.stored import shared
 from lissome.models.traced.depth import Block, residual_blocks
 from lissome.models.traced.groups import Found, kernels, owner, widths
 from lissome.models.traced.inputs import recorded
@@ -45,7 +46,7 @@ def read(module: nn.Module) -> Anatomy:
     idle = any(name not in recording.used for name, _ in standing.named_parameters())
     anatomy, refused = verified(plan.anatomy, inputs, trained=idle)
     refused = {name.removeprefix(f"{STREAM}."): reason for name, reason in refused.items()}
-    return replace(anatomy, module=module, rigid=rigid | stiff | refused)
+    return replace(anatomy, module=module, rigid=rigid | stiff | plan.held | refused)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,11 @@ class _Place:
 
 
 class _Plan:
-    """Everything that was found of one network, put together."""
+    """Everything that was found of one network, put together.
+
+    Attributes:
+        held: Why what could be skipped stays, by name.
+    """
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class _Plan:
         self._parameters = [name for name, _ in module.named_parameters()]
         self._buffers, self._stored = [name for name, _ in module.named_buffers()], module.state_dict().keys()
         self._blocks = {block.path: block for block in blocks}
+        self._shared, self.held = shared(module), dict[str, str]()
         self._sizes = {name: value.numel() for name, value in (*module.named_parameters(), *module.named_buffers())}
         self._places = list(self._walk(""))
         self._names = list(dict.fromkeys(place.block for place in self._places))
@@ -205,7 +211,7 @@ class _Plan:
         if isinstance(module, Skipped):
             yield _Place(path, path, path, False, (), ())
         elif block is not None and not block.parts and not self._split(module):
-            yield _Place(path, path, path, True, (), tensors)
+            yield _Place(path, path, path, self._can_go(path), (), tensors)
         elif block is not None:
             yield from self._in_parts(path, block)
         elif path and not self._opens(path, module) and tensors:
@@ -221,12 +227,24 @@ class _Plan:
     def _split(self, module: nn.Module) -> bool:
         return any(isinstance(part, NoPart) for part in module.modules())
 
+    def _can_go(self, path: str, companions: Sequence[str] = ()) -> bool:
+        """Whether nothing outside shares a tensor with some modules: it would keep what is counted as gone."""
+        inside = tuple(f"{each}." for each in (path, *companions))
+        for names in self._shared:
+            mine, others = [name for name in names if name.startswith(inside)], set(names)
+            others.difference_update(mine)
+            if mine and others:
+                self.held[path] = f"{mine[0]} is also {min(others)}"
+                return False
+        return True
+
     def _in_parts(self, path: str, block: Block) -> Iterator[_Place]:
         taken: set[str] = set()
         for part in block.parts:
             tensors = tuple(name for each in (part.path, *part.companions) for name in self._below(each))
             taken.update(tensors)
-            yield _Place(part.path, part.path, path, True, part.companions, tensors)
+            can_go = self._can_go(part.path, part.companions)
+            yield _Place(part.path, part.path, path, can_go, part.companions, tensors)
         rest = tuple(name for name in self._below(path) if name not in taken)
         yield _Place(path, path, path, False, (), rest)
 

@@ -40,7 +40,8 @@ class NoPart(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return one zero of as many dimensions: it broadcasts, and code that asks for a size finds one."""
         inputs = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        zero = inputs.new_zeros((1,) * self.rank)
+        # made of the input, it would hold the input's channels fast when what is left is read again
+        zero = torch.zeros((1,) * self.rank, dtype=inputs.dtype, device=inputs.device)
         return (zero, *[None] * (self.entries - 1)) if self.entries else zero
 
 
@@ -52,7 +53,8 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     memo = without_history(module)
     for name, value in module.named_parameters():
-        memo[id(value)] = nn.Parameter(_drawn(name, value, generator), requires_grad=False)
+        if _is_weight(value):
+            memo[id(value)] = nn.Parameter(_drawn(name, value, generator), requires_grad=False)
     for name, buffer in module.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             memo[id(buffer)] = _drawn(name, buffer, generator)
@@ -63,6 +65,11 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     result: nn.Module = copy.deepcopy(module, memo).eval()
     drop_crops(result)  # they have no part in the whole network
     return result
+
+
+def _is_weight(value: Tensor) -> bool:
+    """Whether a parameter is learnt: whole numbers are a table that something is picked by."""
+    return value.is_floating_point() or value.is_complex()
 
 
 def _drawn(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
@@ -107,7 +114,7 @@ def without_weights(module: nn.Module) -> Iterator[None]:
     """Set all parameters of a module to zero for a while."""
     kept = {name: value.clone() for name, value in module.named_parameters()}
     try:
-        for value in module.parameters():
+        for value in filter(_is_weight, module.parameters()):
             value.zero_()
         yield
     finally:
