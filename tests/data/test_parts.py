@@ -73,11 +73,13 @@ def test_a_client_checks_the_rows_that_it_was_given(rows: Rows, file: str, tmp_p
         read_part(folders["two"])
 
 
-@pytest.mark.parametrize("change", [{"rows": "../data.jsonl"}, {"rows": None}, {"rows": ["a"]}, {"classes": "xyz"}])
+@pytest.mark.parametrize(
+    "change", [{"rows": "../data.jsonl"}, {"rows": None}, {"rows": ["a"]}, {"classes": "xyz"}, {"client": None}]
+)
 def test_facts_that_say_nothing_are_refused(change: dict[str, object], tmp_path: Path) -> None:
     folder = write_parts(texts(), DEALT, tmp_path)["one"]
     write_json(folder / PART, {**read_json(folder / PART), **change})
-    with pytest.raises(DataError, match="does not say what the rows are; write the parts again"):
+    with pytest.raises(DataError, match="does not say what the rows are, and whose; write the parts again"):
         read_part(folder)
     (folder / PART).write_text("{}")
     with pytest.raises(DataError, match="does not say"):

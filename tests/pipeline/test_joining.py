@@ -242,6 +242,10 @@ def test_a_folder_that_is_not_this_clients_is_refused_before_it_joins(tmp_path: 
     job = FederationJob(FederationRecipe.read(pictures(tmp_path) / "recipe.toml"))
     one, other, *_ = local_nodes(job, tmp_path / "parts", tmp_path / "private")
     place = Path(str(one.config["data"]))
+    with pytest.raises(ConfigError, match=rf"holds what was dealt out to {one.name}, not to {other.name}; leave name"):
+        join_federation("127.0.0.1:9", data=place, state=tmp_path / "state", facts={"name": other.name})
+    with pytest.raises(ConfigError, match="leave name out"):
+        worker_of(job.recipe.to_toml(), context(job, {**one.config, "name": other.name}))
     (place / PICTURES).write_bytes((Path(str(other.config["data"])) / PICTURES).read_bytes())
     with pytest.raises(DataError, match=r"data\.npz has sha256 \w+…, the partition says"):
         join_federation("127.0.0.1:9", data=place, state=tmp_path / "state")

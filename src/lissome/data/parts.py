@@ -70,9 +70,9 @@ def read_part(folder: Path) -> tuple[Rows, dict[str, Any]]:
         DataError: When the rows are not those that were dealt out.
     """
     facts = read_json(folder / PART)
-    name, classes = (facts.get("rows"), facts.get("classes")) if isinstance(facts, dict) else (None, None)
-    if name not in (ROWS, PICTURES, DOCUMENTS) or not isinstance(classes, list):
-        raise DataError(f"{folder / PART} does not say what the rows are; write the parts again.")
+    name, classes, owner = map(facts.get, ("rows", "classes", "client")) if isinstance(facts, dict) else (None,) * 3
+    if name not in (ROWS, PICTURES, DOCUMENTS) or not isinstance(classes, list) or not owner:
+        raise DataError(f"{folder / PART} does not say what the rows are, and whose; write the parts again.")
     if not (folder / name).is_file():
         raise DataError(f"{folder / name} is not there, though {PART} speaks of it; copy the whole folder again.")
     found = sha256_file(folder / name)

@@ -25,6 +25,7 @@ from lissome.engine.federate.rounds import Federation
 from lissome.models.space import Subnet
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.federation import FederationJob, FederationRecipe
+from lissome.pipeline.loading import RECIPE
 from lissome.pipeline.outcome import stage
 from lissome.pipeline.run import RESULT, RunFolder, check_place
 
@@ -192,7 +193,7 @@ def federate(
         return read_federation(Path(out))
     with folder.locked():
         job.silos.partition.save(folder.state / "partition.json")
-        (folder.state / "recipe.toml").write_text(job.recipe.to_toml(), encoding="utf-8")
+        (folder.state / RECIPE).write_text(job.recipe.to_toml(), encoding="utf-8")
         with peak_memory() as peak:
             federation = _run(job, folder, backend, server, stream)
         federation.require_a_change()

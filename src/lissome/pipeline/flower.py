@@ -238,8 +238,8 @@ def join_federation(
 
     Raises:
         BudgetError: When the budget is none.
-        ConfigError: When data or credentials are not there, the address has no port, ``threads`` is no number, or
-            ``largest`` no size.
+        ConfigError: When data or credentials are not there, the address has no port, ``threads`` is no number,
+            ``largest`` no size, or the rows were dealt out to somebody else than ``name``.
         DataError: When the rows cannot be read, or a folder does not hold those that were dealt out.
         FederationError: When the node ends by itself; names its log.
         MissingExtraError: When Flower is not installed.
@@ -254,7 +254,7 @@ def join_federation(
         parse_bytes(largest, "largest")
     if not (threads := given.get("threads", "1")).isdecimal() or not 0 < int(threads) <= _MOST_THREADS:
         raise ConfigError(f"threads must be a number from 1 to {_MOST_THREADS}, got {threads!r}.")
-    check_rows(data)
+    check_rows(data, given.get("name", ""))
     if not is_part(data):  # a folder that was dealt out says whose it is
         if not given.get("name"):
             raise ConfigError(f"{data} does not say whose data it holds; say who this client is with --set name=NAME.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from lissome.models.zoo import LICENCE, load_zoo, zoo
 
 RUN_FOLDER = ".run"
 """Where a job keeps its state inside its output folder until the result is whole."""
+RECIPE = "recipe.toml"
+"""The recipe of a federation: in its state, so that it can be continued, and beside its result."""
 
 
 def load(
@@ -78,7 +81,17 @@ def check_finished(folder: Path) -> None:
         ArtifactError: When a job works there, or was interrupted.
     """
     if (folder / RUN_FOLDER).is_dir() and not (folder / MANIFEST).exists():
-        raise ArtifactError(f"{folder} belongs to a job that is not finished; give its command again to continue it.")
+        raise ArtifactError(f"{folder} belongs to a job that is not finished; {_continuing(folder)}")
+
+
+def _continuing(folder: Path) -> str:
+    """How to go on with a job: of a federation, which keeps its recipe, the command itself."""
+    recipe = folder / RUN_FOLDER / RECIPE
+    if not recipe.is_file():
+        return "give its command again to continue it."
+    joined = (folder / RUN_FOLDER / "app").is_dir() and not (folder / RUN_FOLDER / "parts").is_dir()
+    command = f"lissome federate {'server ' * joined}{shlex.quote(str(recipe))} --out {shlex.quote(str(folder))}"
+    return f"continue it with: {command}{' (and its --credentials, --host and --port)' * joined}"
 
 
 def unknown_model(target: str) -> UnknownNameError:

@@ -24,7 +24,7 @@ from lissome.core.typed import as_json
 from lissome.data.partition import Partition
 from lissome.engine.federate.training import Bound, Lesson
 from lissome.pipeline.federation import FederationJob, FederationRecipe
-from lissome.pipeline.loading import load
+from lissome.pipeline.loading import RECIPE, check_finished, load
 from lissome.pipeline.outcome import CLASSIFIER
 
 _BATCH = 16
@@ -62,14 +62,15 @@ def membership(artifact: Path | str, *, events: EventStream | None = None) -> Me
         events: Where progress is reported.
 
     Raises:
-        ArtifactError: When the folder is of no federation.
+        ArtifactError: When the folder is of no federation, or of one that is not finished.
         DataError: When its data are not here any more or were changed, or clients brought their own.
     """
     folder = Path(artifact)
+    check_finished(folder)
     _ = read_manifest(folder)
-    if not (folder / "recipe.toml").is_file():
+    if not (folder / RECIPE).is_file():
         raise ArtifactError(f"{folder} is not the result of a federation; this check needs its recipe.")
-    job = FederationJob(FederationRecipe.read(folder / "recipe.toml"), events)
+    job = FederationJob(FederationRecipe.read(folder / RECIPE), events)
     if not job.silos.names:
         raise DataError("clients brought their own data, which are not here; whoever has them must check.")
     if job.silos.partition.fingerprint != Partition.load(folder / "partition.json").fingerprint:

@@ -21,7 +21,7 @@ from lissome.models.artifact import save_model
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
 from lissome.pipeline.federation import FederationJob, FederationRecipe
-from lissome.pipeline.loading import load
+from lissome.pipeline.loading import RECIPE, check_finished, load
 from lissome.pipeline.outcome import CLASSES, CLASSIFIER
 from lissome.pipeline.places import check_extract_place
 
@@ -36,14 +36,15 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
         events: Where progress is reported.
 
     Raises:
-        ArtifactError: When the folder is of no federation.
+        ArtifactError: When the folder is of no federation, or of one that is not finished.
         UnknownNameError: When there is no such client.
         ConfigError: When clients kept nothing.
     """
     folder = Path(artifact)
     check_extract_place(folder, Path(out))
+    check_finished(folder)
     manifest, clients = read_manifest(folder), folder / "clients"
-    if not (folder / "recipe.toml").is_file():
+    if not (folder / RECIPE).is_file():
         raise ArtifactError(f"{folder} is not the result of a federation, so it has no clients.")
     names = sorted(path.name for path in clients.iterdir()) if clients.is_dir() else []
     if not any(clients.rglob("*.safetensors")):  # there is a folder of each client all the same
@@ -53,7 +54,7 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
     kept, whole = ClientStore(clients / name).before(10**9), load(folder, events=events)
     own = own_parameters(kept.tensors)
     if own:
-        job = FederationJob(FederationRecipe.read(folder / "recipe.toml"), events, classes=_classes(folder, whole))
+        job = FederationJob(FederationRecipe.read(folder / RECIPE), events, classes=_classes(folder, whole))
         small = cut_model(job.model, kept.facts.get("subnet"))
         bound = Bound.of(job.model, small, small.module, kept.facts.get("subnet"))
         task = {key: value for key, value in own.items() if key.startswith(TASK)}
@@ -73,7 +74,7 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
 
 def _personal(folder: Path, whole: Model, kept: Kept) -> tuple[Bound, dict[str, Tensor]]:
     """Return a client's slice of the global model with what it kept put in, and what its task has beside the model."""
-    recipe, subnet = FederationRecipe.read(folder / "recipe.toml"), kept.facts.get("subnet")
+    recipe, subnet = FederationRecipe.read(folder / RECIPE), kept.facts.get("subnet")
     small = cut_model(whole, subnet) if subnet is not None else whole
     bound = Bound.of(whole, small, small.module, subnet)
     share: float = getattr(recipe.step.config, "common", 1.0)

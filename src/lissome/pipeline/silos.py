@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from lissome.core.config import MethodConfig, option
 from lissome.core.errors import ConfigError, DataError
@@ -125,21 +126,33 @@ def _holds_images(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".npz"
 
 
-def check_rows(place: Path) -> None:
+def check_rows(place: Path, name: str = "") -> None:
     """Refuse what cannot be a client's rows before a server hears of it; what is to be learned is not known yet.
 
     Args:
         place: A folder that was dealt out, or a file or folder of the client's own.
+        name: What the client calls itself; a folder that was dealt out says it.
 
     Raises:
+        ConfigError: When such a folder is another's.
         DataError: When the rows are not those that were dealt out, or cannot be read.
     """
     if is_part(place):
-        read_part(place)
+        _owner(place, read_part(place)[1], name)
     elif _holds_images(place):
         read_images(place, least=1)
     else:
         read_corpus(place)
+
+
+def _owner(place: Path, facts: Mapping[str, Any], name: str) -> str:
+    """Return whose the rows of a folder are that was dealt out; they are nobody else's."""
+    owner = str(facts["client"])
+    if name and name != owner:
+        raise ConfigError(
+            f"{place} holds what was dealt out to {owner}, not to {name}; leave name out, or give its part."
+        )
+    return owner
 
 
 def own_lesson(
@@ -150,7 +163,7 @@ def own_lesson(
     Args:
         place: A folder that was dealt out, which says whose it is, or rows of the client's own: a file, or a folder or
             archive of images.
-        name: Of the client, for rows of its own.
+        name: Of the client; needed for rows of its own.
         model: Its tokenizer reads the texts.
         config: What is learned, and what is held out.
         classes: Names of all classes; none for text.
@@ -159,12 +172,12 @@ def own_lesson(
 
     Raises:
         DataError: When the rows are not those that were dealt out, or cannot be read.
-        ConfigError: When rows of the client's own are given without a name.
+        ConfigError: When rows of the client's own are given without a name, or dealt ones with that of another.
     """
     if is_part(place):
         own, facts = read_part(place)
         check_part(place, facts, classes=classes, partition=dealt)
-        name, digest = str(facts["client"]), str(facts["sha256"])
+        name, digest = _owner(place, facts, name), str(facts["sha256"])
     elif not name:
         raise ConfigError(f"{place} does not say whose data it holds; give the client a name.")
     else:
