@@ -58,6 +58,14 @@ def test_schemes_do_what_they_say() -> None:
         assert {data.owners[place] for place in part} == {name.replace("-", " ")}
 
 
+def test_clients_have_folders_where_cases_are_not_told_apart() -> None:
+    owners = ["Ann", "ann", "ANN", "ann-3", "b/c", "B c"] * 3
+    dealt = partition([], owners, PartitionConfig(scheme="natural"), data="x")
+    assert len({name.casefold() for name in dealt.parts}) == len(set(owners))
+    whose = {name: {owners[place] for place in part} for name, part in dealt.parts.items()}
+    assert all(len(one) == 1 for one in whose.values())
+
+
 def test_saved_and_read_again(tmp_path: Path) -> None:
     dealt = deal(rows(), PartitionConfig(clients=3))
     dealt.save(tmp_path / "p.json")

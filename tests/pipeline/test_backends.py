@@ -183,6 +183,10 @@ def test_credentials_that_cannot_be_made(tmp_path: Path) -> None:
             make_credentials(tmp_path / "keys", [], hosts=[host])
     assert not (tmp_path / "keys").exists()
     made = make_credentials(tmp_path / "keys", ["alice"], hosts=["fed.example.org", "10.0.0.1", "::1"])
+    for names in (["Alice"], ["bob", "BOB"]):
+        with pytest.raises(ConfigError, match=r"differs from '(alice|bob)' in case alone"):
+            make_credentials(tmp_path / "keys", names)
+    assert list(made.clients()) == ["alice"]
     made.server.authority.write_bytes(b"")
     with pytest.raises(ConfigError, match=r"ca\.key or ca\.crt beside it is missing or damaged"):
         make_credentials(tmp_path / "keys", ["bob"])

@@ -164,13 +164,17 @@ def _partitioner(config: PartitionConfig, seed: int) -> Any:
 
 
 def _names(owners: Sequence[str] | int) -> list[str]:
-    """Names of clients: numbers of equal length, or what the owners are called in plain characters."""
+    """Names of clients: numbers of equal length, or what the owners are called in plain characters.
+
+    No two differ in case alone: each is the name of a folder, and some disks do not tell cases apart.
+    """
     if isinstance(owners, int):
         digits = len(str(owners - 1))
         return [f"client-{index:0{digits}d}" for index in range(owners)]
-    names: list[str] = []
+    names: dict[str, str] = {}
     for owner in owners:
         plain = _NAME.sub("-", owner).strip("-._")[:48] or "client"
-        free = (f"{plain}-{number}" for number in itertools.count(len(names)))
-        names.append(plain if plain not in names else next(name for name in free if name not in names))
-    return names
+        numbered = (f"{plain}-{number}" for number in itertools.count(len(names)))
+        name = next(one for one in itertools.chain([plain], numbered) if one.casefold() not in names)
+        names[name.casefold()] = name
+    return list(names.values())

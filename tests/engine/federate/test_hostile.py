@@ -209,6 +209,7 @@ def test_profiles_that_cannot_be_used(fields: Any, words: str) -> None:
 def test_two_of_one_name_and_who_says_nothing_usable(tmp_path: Path) -> None:
     clients: dict[str, Any] = adders(zeros(), 3, tmp_path)
     clients["twin"] = adders(zeros(), 1, tmp_path / "elsewhere")["a0"]
+    clients["zz"] = lambda: Worker(Adder("A1", shapes=zeros()), ClientStore(tmp_path / "zz"))
 
     class Mute:
         def handle(self, parcel: Parcel) -> Parcel:
@@ -220,6 +221,7 @@ def test_two_of_one_name_and_who_says_nothing_usable(tmp_path: Path) -> None:
     assert rounds[1].clients == ("a0", "a1", "a2")
     refused = {line["client"]: line["reason"] for line in job.audit.lines if line["event"] == "refused"}
     assert "there already" in str(refused["twin"])
+    assert "A1 differs from a1 in case alone" in str(refused["zz"])
     assert "mute" in refused
 
 

@@ -67,6 +67,9 @@ class Members:
             known = self._tokens.get(profile.name, profile.token)
             if known != profile.token or (twin is not None and twin != address and not profile.token):
                 raise FederationError(f"{profile.name} is there already; every client needs a name of its own")
+            alike = next((name for name in self._tokens if _alike(name, profile.name)), None)
+            if alike is not None:
+                raise FederationError(f"{profile.name} differs from {alike} in case alone; it needs a name of its own")
             self._check(profile)
             if twin is not None and twin != address:
                 del self._by_address[twin]  # it came back at another address
@@ -102,6 +105,11 @@ class Members:
         A client that claims to have a million examples where others have a hundred would otherwise decide alone.
         """
         return heaviest(one.examples for one in self._by_address.values() if one)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two names differ in case alone, so that some disks hold one folder for both."""
+    return one != other and one.casefold() == other.casefold()
 
 
 def heaviest(examples: Iterable[int]) -> float:

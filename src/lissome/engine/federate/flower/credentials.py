@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,13 @@ def make_credentials(
         days: How long certificates hold.
 
     Raises:
-        ConfigError: When a name cannot be a folder's.
+        ConfigError: When a name cannot be a folder's, or differs from another in case alone.
         MissingExtraError: When the library `cryptography` is not installed.
     """
     for name in clients:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is not a name of a client; use letters, digits, '.', '_' and '-'.")
+    _require_apart(clients, there=(path.name for path in (folder / "clients").glob("*")))
     for host in hosts:
         if not _HOST.fullmatch(host):
             raise ConfigError(f"{host!r} is not a host; give --host a name such as fed.example.org, or an address.")
@@ -81,6 +82,15 @@ def make_credentials(
     for name in clients:
         _admit(made, name)
     return made
+
+
+def _require_apart(names: Sequence[str], there: Iterable[str]) -> None:
+    """Refuse names that are one folder on a disk which does not tell cases apart: two clients would share a key."""
+    known = {name.casefold(): name for name in there}
+    for name in names:
+        other = known.setdefault(name.casefold(), name)
+        if other != name:
+            raise ConfigError(f"{name!r} differs from {other!r} in case alone; give each client a name of its own.")
 
 
 def _authority(made: Credentials, days: int) -> tuple[Any, Any]:
