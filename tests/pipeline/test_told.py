@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -53,3 +54,29 @@ def test_a_server_that_was_stopped_is_a_server_again(place: Path, capsys: pytest
     (state / "recipe.toml").write_text(RECIPE)
     line = said(capsys, "report", place / "out")
     assert f"lissome federate server {state}/recipe.toml --out {place / 'out'} (and its --credentials" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("", "each class dealt out by itself, test = 0.2 leaves none for the server; give more rows, or set test = 0"),
+        ("test = 0.5", ""),
+        ("test = 0.9", "test = 0.9 leaves none for the clients; give more rows, or set test = 0.5 in [data]."),
+        ("most = 1", "most = 1 draws none of them; set most = 2 or more in [data]."),
+        ('learn = "tokens"\nmost = 1', "has 4 documents, of which most = 1 draws 1: test = 0.2 keeps all for the"),
+    ],
+)  # fmt: skip
+def test_whom_too_few_rows_leave_without_any(
+    settings: str, words: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": f"{word} {label}", "label": label} for label in "ab" for word in ("fox", "hen")]
+    (place / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = RECIPE.replace("length = 16", settings or "length = 16").replace(
+        "clients = 4", 'scheme = "iid"\nclients = 1'
+    )
+    (place / "recipe.toml").write_text(recipe)
+    command = ["federate", str(place / "recipe.toml"), "--dry-run"]
+    if words:
+        assert words in said(capsys, *command)
+    else:
+        assert main(command) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from lissome.core.errors import ConfigError, DataError
 from lissome.core.seeds import derive
 from lissome.data.images import Images, read_images
 from lissome.data.labelled import Labelled, read_labelled
+from lissome.data.labelled import dealt as dealt_by_class
 from lissome.data.partition import Partition, PartitionConfig, partition
 from lissome.data.parts import Rows, check_part, is_part, read_part
 from lissome.data.sources import Corpus, read_corpus
@@ -92,11 +94,13 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
     if config.learn == "classes":
         data = read_classes(config.source)
         if config.most and config.most < len(data):
-            data = data.parts({"drawn": config.most / len(data)}, seed=derive(seed, "drawn"))["drawn"]
+            why = f"most = {config.most} draws none of them; set most = {len(data.classes)} or more in [data]"
+            data = _parts(data, {"drawn": config.most / len(data)}, {"drawn": why}, derive(seed, "drawn"))["drawn"]
         if own:
             dealt = partition([], [], dealing, data=data.sha256, seed=seed)
             return Silos(config, dealt, data.classes, (data.some([]), data), seed)
-        parts = data.parts({"clients": 1 - config.test, "server": config.test}, seed=derive(seed, "test"))
+        shares = {"clients": 1 - config.test, "server": config.test}
+        parts = _parts(data, shares, _nothing_left(data, config.test), derive(seed, "test"))
         rows = parts["clients"]
         dealt = partition(rows.labels, rows.owners, dealing, data=rows.sha256, seed=derive(seed, "deal") % 2**32)
         return Silos(config, dealt, data.classes, (parts["clients"], parts["server"]), seed)
@@ -108,12 +112,39 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
     Random(derive(seed, "test")).shuffle(documents)
     documents = documents[: config.most or None]
     kept = max(1, round(config.test * len(documents)))
+    if kept == len(documents):
+        most = f", of which most = {config.most} draws {kept}" if kept < len(corpus.documents) else ""
+        raise DataError(
+            f"{corpus.name} has {len(corpus.documents)} documents{most}: test = {config.test:g} keeps all for the "
+            "server, and leaves none for the clients; give more, or set a smaller test in [data]."
+        )
     rest = Corpus(corpus.name, tuple(documents[kept:]))
     owners = [document.owner for document in rest.documents]
     dealt = partition(
         [], owners if any(owners) else [""] * len(owners), dealing, data=rest.sha256, seed=derive(seed, "deal") % 2**32
     )
     return Silos(config, dealt, (), (rest, Corpus(corpus.name, tuple(documents[:kept]))), seed)
+
+
+def _parts(
+    data: Labelled | Images, shares: Mapping[str, float], why: Mapping[str, str], seed: int
+) -> Mapping[str, Labelled | Images]:
+    """Deal rows into parts, each class by itself; where one gets none, say why: it is a setting that makes it so."""
+    for part, places in dealt_by_class(data.labels, shares, seed=seed).items():
+        if not places:
+            raise DataError(f"of the {len(data)} rows of {data.name}, each class dealt out by itself, {why[part]}.")
+    return data.parts(shares, seed=seed)
+
+
+def _nothing_left(data: Labelled | Images, test: float) -> dict[str, str]:
+    """Why the server, or the clients, would get no row, and what to do about it."""
+    most = max(Counter(data.labels).values())
+    shares = {"server": 1 / most, "clients": 1 - 1 / most}
+    return {
+        who: f"test = {test:g} leaves none for the {who}; give more rows"
+        + (f", or set test = {share:.2g} in [data]" if most > 1 else "")
+        for who, share in shares.items()
+    }
 
 
 def read_classes(source: str, classes: tuple[str, ...] = ()) -> Labelled | Images:
