@@ -20,7 +20,8 @@ Differs from the published code (NNCF), and why:
   search walks all subsets.
 - A step trains the largest, one at random and the smallest (``paths=sandwich``), with the given network as teacher
   (``distil``): of as many passes with ``paths=random`` and without a teacher, as published, the whole network comes out
-  worse than it was given. Nor is ``teacher=largest``, in-place distillation (Yu & Huang 2019, arXiv 1903.05134), in the published code.
+  worse than it was given. Nor is ``teacher=largest``, in-place distillation (Yu & Huang 2019, arXiv 1903.05134), in the
+  published code.
 - ``streams`` gives channels of residual streams shares of their own: cutting them costs more than cutting the inside of
   blocks as much. ``sides=both`` also counts the weights that read a filter.
 - No label smoothing; the published example for CIFAR-10 uses 0.1.
