@@ -197,6 +197,20 @@ def test_what_is_not_known_is_refused_in_one_line(family: str, changes: dict[str
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shared", ["layer", "weight", "weight of one block"])
+def test_layers_that_share_a_tensor_are_refused_by_its_name(shared: str) -> None:
+    module: Any = toy_module("llama")
+    blocks = module.model.layers
+    if shared == "layer":
+        blocks[1] = blocks[0]
+    else:
+        blocks[1].mlp.up_proj.weight = (blocks[0].mlp.up_proj if shared == "weight" else blocks[1].mlp.gate_proj).weight
+    with pytest.raises(
+        UnsupportedModelError, match=r"layers\.1\..*weight is the tensor of another layer too; give each"
+    ):
+        anatomy_of(module)
+
+
 def test_a_part_of_a_model_is_refused() -> None:
     modules: list[Any] = [toy_module(family) for family in ("gpt2", "opt", "whisper")]
     for part in (modules[0].transformer, modules[1].model, modules[2].model.encoder):

@@ -361,11 +361,13 @@ def family_anatomy(module: nn.Module) -> Anatomy:
         UnsupportedModelError: When its family misses something.
     """
     from lissome.models.adapters.elastic import with_adapters
+    from lissome.models.parts import require_apart
 
     known: list[str] = []
     for reader in _readers():
         try:
             anatomy: Anatomy = reader.read(module)
+            require_apart(anatomy)
         except OtherArchitectureError as other:
             known += other.known
         except UnsupportedModelError as reason:

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
+from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Cut, Dim, OtherArchitectureError, span
 
 CACHES = ("past_key_values", "cache_params")
@@ -42,6 +43,20 @@ def require_architecture(module: Any, known: Sequence[str]) -> str:
     if architecture not in known:
         raise OtherArchitectureError(f"model type {architecture!r} is not among {', '.join(known)}", known)
     return architecture
+
+
+def require_apart(anatomy: Anatomy) -> None:
+    """Refuse a module in which two layers of branches hold one tensor: neither could be cut or counted alone.
+
+    Raises:
+        UnsupportedModelError: Names it.
+    """
+    every = (name for name, _ in anatomy.module.named_parameters(remove_duplicate=False))
+    again = {*every} - {name for name, _ in anatomy.module.named_parameters()}
+    for branch in anatomy.branches:
+        for name in (*branch.parameters, *(cut.parameter for dim in branch.dims for cut in dim.cuts)):
+            if name in again:
+                raise UnsupportedModelError(f"{name} is the tensor of another layer too; give each layer its own")
 
 
 def is_conv1d(layer: nn.Module) -> bool:
