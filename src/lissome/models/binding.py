@@ -47,9 +47,9 @@ def narrow(tensor: Tensor, index: Mapping[int, Tensor]) -> Tensor:
 
 def lift(part: Tensor, index: Mapping[int, Tensor], into: Tensor) -> Tensor:
     """Put a narrowed tensor back (the adjoint of `narrow`): a copy of `into` with `part` at the kept indices."""
-    grid = [index[dim].to(into.device) if dim in index else torch.arange(size) for dim, size in enumerate(into.shape)]
+    grid = [index[dim] if dim in index else torch.arange(size) for dim, size in enumerate(into.shape)]
     result = into.clone()
-    result[torch.meshgrid(*grid, indexing="ij")] = part
+    result[tuple(each.to(into.device) for each in torch.meshgrid(*grid, indexing="ij"))] = part
     return result
 
 
@@ -307,6 +307,7 @@ def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = No
     Raises:
         SubnetError: When `subnet` is not of the Space.
     """
+    trained = {name for name, value in model.module.named_parameters() if value.requires_grad}
     with masked(model, subnet, space=space) as masking:
         memo: dict[int, Any] = {
             id(view): _cut(masking, path).detach().clone(memory_format=torch.contiguous_format)
@@ -315,7 +316,7 @@ def extract(model: Model, subnet: Mapping[str, int], *, space: Space | None = No
         clone: nn.Module = copy.deepcopy(model.module, without_history(model.module) | memo)
         index = model.binding.index_map(masking.subnet)
         for path in masking.views:
-            _register(clone, path, model.binding, index[path])
+            _register(clone, path, model.binding, index[path], trained=path in trained)
     drop_crops(clone)
     model.anatomy.family.finish(clone)
     keep_sizes(clone)
@@ -328,13 +329,15 @@ def _cut(masking: Masking, path: str) -> Tensor:
     return masking.views[path] if made is None else made
 
 
-def _register(clone: nn.Module, path: str, binding: Binding, index: Mapping[int, Tensor] | None) -> None:
+def _register(
+    clone: nn.Module, path: str, binding: Binding, index: Mapping[int, Tensor] | None, *, trained: bool
+) -> None:
     """Make a copied view of `clone` a parameter or buffer again, in the order of a fresh layer; empty ones are gone."""
     owner_path, _, name = path.rpartition(".")
     owner = clone.get_submodule(owner_path)
     value, buffer = vars(owner).pop(name), path in binding.buffers
     table: dict[str, Any] = owner._buffers if buffer else owner._parameters
-    kept = None if not value.numel() else value if buffer else nn.Parameter(value)
+    kept = None if not value.numel() else value if buffer else nn.Parameter(value, trained)
     _restore_entry(table, name, kept, (*binding.order(owner_path), *table))
     if index is not None:
         edit_mask(clone, path, lambda mask: narrow(mask, index))
@@ -366,9 +369,8 @@ def reorder(model: Model, orders: Mapping[str, Tensor]) -> None:
         if dim.ordered:
             raise SubnetError(f"the units of {axis} have an order of their own; leave it out.")
         order = given.cpu().expand(dim.lanes, -1) if given.dim() == 1 else given.cpu()
-        if order.shape != (dim.lanes, dim.size) or not torch.equal(
-            order.sort(1).values, _identity(dim.lanes, dim.size)
-        ):
+        every = torch.arange(dim.size).expand(dim.lanes, -1)
+        if order.shape != every.shape or not torch.equal(order.sort(1).values, every):
             raise SubnetError(f"the order of {axis} must be a permutation of {dim.size} units in {dim.lanes} lanes.")
         for each in dims[axis]:
             for cut in each.cuts:
@@ -388,10 +390,6 @@ def _permute(model: Model, cut: Cut, order: Tensor) -> None:
 
 def _moved(dim: int, target: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     return mask.index_copy(dim, target, mask.index_select(dim, source))
-
-
-def _identity(lanes: int, units: int) -> Tensor:
-    return torch.arange(units).expand(lanes, units)
 
 
 def ranks(scores: Sequence[Tensor]) -> list[Tensor]:
