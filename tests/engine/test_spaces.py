@@ -34,7 +34,7 @@ def test_shares_of_channels(size: int, shares: list[float], least: int, multiple
     assert sizes == tuple(sorted(set(sizes)))
     assert sizes[-1] == size
     assert all(least <= each and each % multiple == 0 for each in sizes[:-1])
-    assert all(any(0 <= share * size - each < multiple + 1e-6 for share in shares) for each in sizes[:-1])
+    assert all(any(-1e-6 <= share * size - each < multiple + 1e-6 for share in shares) for each in sizes[:-1])
     assert most is None or len(sizes) <= most
 
 
@@ -43,6 +43,7 @@ def test_steps_of_channels_and_single_heads() -> None:
     assert rule("a.width", Dim("width", 100, ())) == (36, 68, 100)
     assert rule("a.groups", Dim("groups", 4, ())) == (1, 2, 3, 4)
     assert Widths(shares=(1.0, 0.5))("a.groups", Dim("groups", 5, ())) == (2, 5)
+    assert Widths(shares=(0.29,), least=1, multiple=1)("a.width", Dim("width", 100, ())) == (29, 100)
     with pytest.raises(ConfigError, match=r"shares in \(0, 1\]"):
         Widths(shares=(1.5,))
 

@@ -129,10 +129,15 @@ class Together:
 def at_share(space: Space, share: float) -> Subnet:
     """Return the Subnet in which every axis has its largest choice of at most a share of the whole, or its smallest."""
     values = {
-        axis.name: max((one for one in axis.choices if one <= share * axis.full), default=axis.choices[0])
+        axis.name: max((one for one in axis.choices if one <= share_of(axis.full, share)), default=axis.choices[0])
         for axis in space.axes
     }
     return space.canonical(Subnet(values))
+
+
+def share_of(size: int, share: float) -> int:
+    """Return a share of a size, rounded down; 0.29 of 100 is 29, though their product as floats is a little less."""
+    return int(size * share + 1e-6)
 
 
 def kind_of(axis: Axis) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lissome.core.errors import ConfigError, SubnetError
-from lissome.engine.paths import kind_of
+from lissome.engine.paths import kind_of, share_of
 from lissome.models.anatomy import Dim
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space
@@ -50,7 +50,7 @@ class Widths:
             sizes = set(range(dim.size, 0, -self.step if channels else -1))
         else:
             unit = self.multiple if channels else 1
-            sizes = {int(dim.size * share) // unit * unit if share < 1 else dim.size for share in self.shares}
+            sizes = {share_of(dim.size, share) // unit * unit if share < 1 else dim.size for share in self.shares}
         kept = sorted(size for size in {*sizes, dim.size} if size >= least)
         return tuple(kept[-self.most :] if self.most else kept)
 

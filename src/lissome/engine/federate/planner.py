@@ -12,6 +12,7 @@ from random import Random
 from lissome.core.budget import Budget, figure
 from lissome.core.errors import BudgetError, BudgetUnmetError, unknown_name
 from lissome.core.protocols import CostOracle
+from lissome.engine.paths import share_of
 from lissome.models.space import Space, Subnet
 
 Uplink = Callable[[Subnet], float]
@@ -101,7 +102,7 @@ class Planner:
         for share in reversed(shares or [1.0]):
             values = {
                 name: axis.full if axis.choices == (0, 1) else max(
-                    (value for value in axis.choices if value <= share * axis.full), default=axis.choices[0]
+                    (value for value in axis.choices if value <= share_of(axis.full, share)), default=axis.choices[0]
                 )
                 for name, axis in whole.items()
             }  # fmt: skip

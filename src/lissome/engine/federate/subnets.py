@@ -23,6 +23,7 @@ from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.public import ServerPhase
 from lissome.engine.federate.releases import Releases
 from lissome.engine.federate.training import Bound, Lesson, global_tensors
+from lissome.engine.paths import share_of
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space, Subnet
 
@@ -47,7 +48,8 @@ def share_space(model: Model, kinds: Sequence[str], shares: Sequence[float]) -> 
             if dim.kind not in kinds or dim.size < 2:
                 continue
             allowed = dim.allowed or range(max(1, dim.least), dim.size + 1)
-            sizes = {max((one for one in allowed if one <= share * dim.size), default=allowed[0]) for share in shares}
+            most = [share_of(dim.size, share) for share in shares]
+            sizes = {max((one for one in allowed if one <= size), default=allowed[0]) for size in most}
             axes.setdefault(branch.axis(dim.name), Axis(branch.axis(dim.name), tuple(sorted(sizes | {dim.size}))))
     if not axes:
         known = sorted({dim.kind for branch in model.anatomy.branches for dim in branch.dims})
