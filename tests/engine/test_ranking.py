@@ -99,6 +99,19 @@ def test_wanda_weighs_by_the_norm_of_the_inputs() -> None:
     assert torch.allclose(found["blocks.0.depthwise.weight"], weight.abs() * norms.view(-1, 1, 1, 1), rtol=1e-4)
 
 
+def test_wanda_weighs_what_gpt2_holds_turned_too() -> None:
+    model, inputs = made("gpt2")
+    seen: list[torch.Tensor] = []
+    handle = model.module.get_submodule("transformer.h.0.mlp.c_proj").register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach())
+    )
+    found = saliency(model, "wanda", batches=[inputs])["transformer.h.0.mlp.c_proj.weight"]
+    handle.remove()
+    norms = seen[0].flatten(0, 1).norm(dim=0)
+    weight = model.module.get_parameter("transformer.h.0.mlp.c_proj.weight")  # [in, out]
+    assert torch.allclose(found, weight.abs() * norms[:, None], rtol=1e-4)
+
+
 def test_first_order_does_not_cancel_between_examples() -> None:
     weight = torch.tensor([[2.0, 1.0]])
     one, other = torch.tensor([[1.0, 0.5]]), torch.tensor([[-1.0, 0.5]])

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lissome.engine.hooks import Batch, Hooks, Loss, Task
 from lissome.models.binding import replaced
 from lissome.models.model import Model
+from lissome.models.parts import is_conv1d
 
 _SPARE = 0.001  # share of the weights that the threshold masks when the window opens
 
@@ -88,9 +89,9 @@ class Scored(nn.Module):
             mask = (score.detach() > threshold).to(weight.dtype)
             found[name] = weight * self.expanded(mask + (score - score.detach()), name)
             owner = self._model.module.get_submodule(name.rpartition(".")[0])
-            bias = getattr(owner, "bias", None)
-            if isinstance(bias, Tensor) and len(bias) == len(weight):
-                rows = mask.amax(1).repeat_interleave(self.grains[name][0])[: len(bias)]
+            bias, makes = getattr(owner, "bias", None), int(is_conv1d(owner))  # the dimension of what the layer makes
+            if isinstance(bias, Tensor):
+                rows = mask.amax(1 - makes).repeat_interleave(self.grains[name][makes])[: len(bias)]
                 found[f"{name.removesuffix('.weight')}.bias"] = bias * rows
         return found
 

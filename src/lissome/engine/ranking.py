@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lissome.core.errors import UnknownNameError, unknown_name
 from lissome.engine.hooks import Batch, Task
 from lissome.models.model import Model
+from lissome.models.parts import is_conv1d, is_linear
 from lissome.ops import importance
 
 SCORES = (*importance.SCORES, "random")
@@ -28,7 +29,7 @@ GRADIENTS = frozenset({"first_order", "movement"})
 
 Sides = Literal["makes", "reads", "both"]
 
-_Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def saliency(
@@ -61,7 +62,8 @@ def saliency(
     weights = {name: value for name, value in model.module.named_parameters() if value.dim() > 1}
     if score == "wanda":
         norms = _input_norms(model.module, batches)
-        return {name: importance.wanda(value, norms.get(name)) for name, value in weights.items()}
+        columns = {f"{name}.weight" for name, layer in model.module.named_modules() if is_conv1d(layer)}
+        return {name: _wanda(value, norms.get(name), turned=name in columns) for name, value in weights.items()}
     if score in GRADIENTS:
         assert task is not None
         return _by_gradients(weights, task, examples, importance.SCORES[score])
@@ -127,13 +129,18 @@ def _of_sides(
     return list(found[reads] or found[not reads])
 
 
+def _wanda(weight: Tensor, norms: Tensor | None, *, turned: bool) -> Tensor:
+    """Score a weight [out, in, …], or one that is turned, [in, out]."""
+    return importance.wanda(weight.T, norms).T if turned else importance.wanda(weight, norms)
+
+
 @torch.no_grad()
 def _input_norms(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Norm of every input of each linear layer and convolution over all batches: [I], by name of the weight."""
     sums: dict[str, Tensor] = {}
     handles = []
     for name, layer in module.named_modules():
-        if isinstance(layer, _Layer):
+        if isinstance(layer, _CONVOLUTIONS) or is_linear(layer):
             handles.append(layer.register_forward_pre_hook(_adding(sums, f"{name}.weight"), with_kwargs=True))
     try:
         device = next(module.parameters()).device
@@ -148,7 +155,7 @@ def _input_norms(module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> 
 def _adding(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = (args[0] if args else named["input"]).detach().double().square()
-        found = given.flatten(0, -2).sum(0) if isinstance(layer, nn.Linear) else given.flatten(2).sum((0, 2))
+        found = given.flatten(0, -2).sum(0) if is_linear(layer) else given.flatten(2).sum((0, 2))
         sums[name] = sums[name] + found if name in sums else found
 
     return hook

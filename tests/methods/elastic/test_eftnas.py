@@ -78,6 +78,25 @@ def test_a_score_gains_what_its_formula_says() -> None:
     assert scored.grains["bert.encoder.layer.0.output.dense.weight"] == (24, 1)
 
 
+def test_biases_go_with_what_a_layer_makes_though_gpt2_holds_it_turned() -> None:
+    model = toy_model("gpt2")
+    scored = Scored(task(model), model, block=4)
+    attention = "transformer.h.0.attn"
+    with torch.no_grad():
+        for name, score in zip(scored.grains, scored.scores, strict=True):
+            score.fill_(1.0)
+            if name == f"{attention}.c_proj.weight":
+                score[:, 0] = -1.0  # nothing makes the first outputs
+                score[1] = -1.0  # nothing reads some inputs
+            elif name == f"{attention}.c_attn.weight":
+                score[:, 2] = -1.0
+        for layer in (f"{attention}.c_proj", f"{attention}.c_attn"):
+            model.module.get_parameter(f"{layer}.bias").fill_(1.0)
+    found = scored.masked(0.0)
+    assert (found[f"{attention}.c_proj.bias"] == 0).nonzero().flatten().tolist() == [0, 1, 2, 3]
+    assert (found[f"{attention}.c_attn.bias"] == 0).nonzero().flatten().tolist() == [8, 9, 10, 11]
+
+
 def test_the_threshold_masks_and_the_window_opens() -> None:
     schedule = Schedule(steps=10, opens=0.4)
     grown = [schedule.grown(step) for step in range(10)]
