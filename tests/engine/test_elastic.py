@@ -308,6 +308,13 @@ def test_only_the_chosen_part_is_trained(part: str, ends: str) -> None:
     assert before == {name: value.requires_grad for name, value in model.module.named_parameters()}
 
 
+def test_blocks_of_any_network_are_those_that_can_be_skipped() -> None:
+    model = network_model("transformer")
+    with trained(model, "blocks") as names:
+        assert {name.split(".")[0] for name in names} == {"blocks"}
+        assert len(names) == sum(name.startswith("blocks.") for name, _ in model.module.named_parameters())
+
+
 def test_a_part_can_stay_as_it_is() -> None:
     model = network_model("resnet")
     with trained(model, "layer1 but layer1.0") as names:

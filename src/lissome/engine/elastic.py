@@ -211,8 +211,9 @@ def trained(model: Model, part: str = "all") -> Iterator[tuple[str, ...]]:
 
     Args:
         model: The model.
-        part: ``"all"``; ``"adapters"``; ``"blocks"``, without what stands outside of them; or the dotted name of a
-            submodule, such as ``"vision_encoder"``. ``"all but prompt_encoder"`` leaves a submodule out.
+        part: ``"all"``; ``"adapters"``; ``"blocks"``, those that can be skipped, without what stands outside of them;
+            or the dotted name of a submodule, such as ``"vision_encoder"``. ``"all but prompt_encoder"`` leaves a
+            submodule out.
 
     Yields:
         Names of the trained parameters.
@@ -221,7 +222,8 @@ def trained(model: Model, part: str = "all") -> Iterator[tuple[str, ...]]:
         ConfigError: When the part has no parameters.
     """
     before = {name: value.requires_grad for name, value in model.module.named_parameters()}
-    blocks = tuple(f"{block}." for block in model.anatomy.blocks)
+    # A network of any kind has blocks that are none: its stem, its head.
+    blocks = tuple({f"{model.anatomy.blocks[branch.block]}." for branch in model.anatomy.branches if branch.removable})
     asked, _, but = part.partition(" but ")
     # By identity: what a submodule shares with another one has only the other's name.
     held = {id(value) for value in model.module.get_submodule(but).parameters()} if but else set()
