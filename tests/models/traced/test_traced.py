@@ -143,6 +143,38 @@ def test_a_size_that_is_written_down_stays_and_says_why() -> None:
     assert [axis.name for axis in model.space().axes] == ["stream.free.width"]
 
 
+class _Asking(nn.Module):
+    """Asks how many channels it got: of one layer, and of one beside another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.next = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 24, 1)
+        self.last, self.head = nn.Conv2d(24, 24, 1), nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        if x.shape[1] <= 8:
+            raise ValueError("too narrow")
+        x = torch.relu(self.next(x))
+        y = torch.relu(self.last(x))
+        if y.shape[1] > x.shape[1]:
+            raise ValueError("it cannot grow")
+        made: Tensor = self.head(y.mean((2, 3)))
+        return made
+
+
+def test_what_only_small_or_uneven_cuts_break_says_so() -> None:
+    """By half, all at once, each of them holds."""
+    model = load_model(_Asking().eval(), example=(3, 4, 4))
+    found = {axis.name: axis.choices for axis in model.anatomy.space(finest=True).axes}
+    assert model.anatomy.rigid["first.width"] == "below 9, cutting it fails: too narrow"
+    assert found["stream.first.width"] == tuple(range(9, 33))
+    assert model.anatomy.rigid["next.width"] == "cutting it fails: it cannot grow"
+    assert set(found) == {"stream.first.width", "stream.last.width"}
+    for seed in range(8):
+        check_identities(model, seed)
+
+
 class _Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x

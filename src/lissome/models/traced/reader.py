@@ -85,14 +85,15 @@ class _Plan:
         self._places = list(self._walk(""))
         self._names = list(dict.fromkeys(place.block for place in self._places))
 
-    def anatomy(self, without: Collection[str]) -> Anatomy:
-        """Return the anatomy without the axes of the given names."""
+    def anatomy(self, without: Collection[str], least: Mapping[str, int]) -> Anatomy:
+        """Return the anatomy without the axes of the given names, and with the fewest units of others."""
         banned = {name.removeprefix(f"{STREAM}.") for name in without}
+        fewest = {name.removeprefix(f"{STREAM}."): size for name, size in least.items()}
         found = [each for each in self._found if each.axis not in banned]
         homes = {name: place.name for place in self._places for name in place.tensors}
         users = {each.axis: {homes[cut.parameter] for cut in each.cuts} for each in found}
         places = [place for place in self._places if place.tensors]
-        dims = {place.name: self._dims(place, found, users) for place in places}
+        dims = {place.name: self._dims(place, found, users, fewest) for place in places}
         terms = self._terms(found, dims)
         branches = [
             self._branch(
@@ -127,17 +128,21 @@ class _Plan:
     def _given(self) -> dict[str, tuple[int, int]]:
         return {part.path: (part.entries, part.rank) for block in self._blocks.values() for part in block.parts}
 
-    def _dims(self, place: _Place, found: Sequence[Found], users: Mapping[str, set[str]]) -> dict[str, Dim]:
+    def _dims(
+        self, place: _Place, found: Sequence[Found], users: Mapping[str, set[str]], fewest: Mapping[str, int]
+    ) -> dict[str, Dim]:
         """Dims of a branch by the names of their axes."""
         mine, dims = frozenset(place.tensors), dict[str, Dim]()
         for each in found:
             cuts = tuple(cut for cut in each.cuts if cut.parameter in mine)
             if cuts:
                 own = len(users[each.axis]) == 1 and each.axis.startswith(f"{place.name}.")
+                least = fewest.get(each.axis, min(2, each.size))
+                allowed = tuple(size for size in each.allowed if size >= least)
                 dims[each.axis] = Dim(
                     each.axis.removeprefix(f"{place.name}.") if own else f"{STREAM}.{each.axis}",
-                    each.size, cuts, step=_step(each), least=min(2, each.size), allowed=each.allowed,
-                    shared=not own, ordered=each.kind == "kernel",
+                    each.size, cuts, step=_step(each), least=least, allowed=allowed, shared=not own,
+                    ordered=each.kind == "kernel",
                 )  # fmt: skip
         return dims
 

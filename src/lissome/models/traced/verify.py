@@ -1,14 +1,16 @@
 """Cuts that are proposed are tried on random weights; what does not hold is rigid, with the reason.
 
-Code may write a size down instead of asking for it, or divide channels in a way that no rule foresees. So every dim is
-made smaller, all at once and, where that fails, one by one: the cut network must run, and must give what the whole one
-gives with zeros in place of what is gone.
+Code may write a size down instead of asking for it, go another way below some size, or divide channels in a way that
+no rule foresees. So every dim is made smaller, all at once and, where that fails, one by one: the cut network must run,
+and must give what the whole one gives with zeros in place of what is gone. What holds by half but not at its smallest
+keeps as many units as it needs; sizes drawn at random show what fails only beside others.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from random import Random
 
 import torch
 from torch import Tensor
@@ -20,8 +22,14 @@ from lissome.models.traced.stand_in import results
 
 _CLOSE = 1e-3  # relative; a wrong slice changes the outputs by about their size
 
-Build = Callable[[Collection[str]], Anatomy]
-"""Makes an anatomy of the network with random weights, without the axes of the given names."""
+_DRAWS = 2  # random Subnets that are tried
+
+Build = Callable[[Collection[str], Mapping[str, int]], Anatomy]
+"""Makes an anatomy of the network with random weights: without the axes of the given names, and with the fewest units
+of others."""
+
+Fault = Callable[[Iterable[str]], str | None]
+"""Says what goes wrong when some axes are cut in a certain way; None when nothing does."""
 
 
 def verified(build: Build, inputs: Mapping[str, Tensor], *, trained: bool = False) -> tuple[Anatomy, dict[str, str]]:
@@ -32,26 +40,33 @@ def verified(build: Build, inputs: Mapping[str, Tensor], *, trained: bool = Fals
         inputs: What the network reads.
         trained: Whether cuts must hold in training too, because some layers run only then.
     """
-    anatomy, refused = build(()), dict[str, str]()
+    anatomy = build((), {})
     trial = _Trial(anatomy, inputs, trained=trained)
-    for axes in (trial.sizes, trial.parts):
-        if trial.fault(axes) is not None:
-            refused |= _faulty(trial, axes)
-    return (build(refused) if refused else anatomy), refused
+    refused = _faulty(trial.fault, trial.sizes) | _faulty(trial.fault, trial.parts)
+    sizes = [axis for axis in trial.sizes if axis not in refused]
+    limited: dict[str, str] = {}
+    if trial.least(sizes) is not None:
+        limited = trial.limits(sizes)
+        refused |= _faulty(trial.least, sizes)
+    refused |= _faulty(trial.drawn, [axis for axis in (*sizes, *trial.parts) if axis not in refused])
+    reasons = limited | refused
+    return (build(refused, trial.fewest) if reasons else anatomy), reasons
 
 
-def _faulty(trial: _Trial, axes: Sequence[str]) -> dict[str, str]:
+def _faulty(fault: Fault, axes: Sequence[str]) -> dict[str, str]:
     """Why some axes cannot be cut, alone or together with those before them."""
     refused: dict[str, str] = {}
+    if not axes or fault(axes) is None:
+        return refused
     for axis in axes:
-        fault = trial.fault([axis])
-        if fault is not None:
-            refused[axis] = fault
+        found = fault([axis])
+        if found is not None:
+            refused[axis] = found
     left: list[str] = []
     for axis in axes:  # what holds alone may fail together
-        fault = None if axis in refused else trial.fault([*left, axis]) if refused or left else None
-        if fault is not None:
-            refused[axis] = fault
+        found = None if axis in refused else fault([*left, axis]) if refused or left else None
+        if found is not None:
+            refused[axis] = found
         elif axis not in refused:
             left.append(axis)
     return refused
@@ -63,6 +78,7 @@ class _Trial:
     Attributes:
         sizes: Names of the axes of sizes.
         parts: Names of what may go as a whole.
+        fewest: Units that must stay, by name of the axis; those of others may go down to their smallest choice.
     """
 
     def __init__(self, anatomy: Anatomy, inputs: Mapping[str, Tensor], *, trained: bool) -> None:
@@ -72,19 +88,53 @@ class _Trial:
         self.parts = [axis.name for axis in self._space.axes if axis.choices == (0, 1)]
         several = [axis.name for axis in self._space.axes if len(axis.choices) > 1]
         self.sizes = [name for name in several if name not in self.parts]
+        self.fewest: dict[str, int] = {}
 
     def fault(self, axes: Iterable[str]) -> str | None:
         """Return what goes wrong when some axes are cut, by half and by one choice; None when nothing does."""
         names = list(axes)
         for place in (0.5, 0.99) if names and names[0] in self.sizes else (0.0,):
-            cut = {}
-            for name in names:
-                choices = self._space.by_name[name].choices[:-1]
-                cut[name] = choices[int(place * len(choices))]
-            fault = self._of(cut)
+            fault = self._of({name: self._smaller(name, place) for name in names})
             if fault is not None:
                 return fault
         return None
+
+    def least(self, axes: Iterable[str]) -> str | None:
+        """Return what goes wrong when some axes are cut to their smallest choice; None when nothing does."""
+        return self._of({name: self._choices(name)[0] for name in axes})
+
+    def drawn(self, axes: Iterable[str]) -> str | None:
+        """Return what goes wrong when some axes are cut at random, alike in any company; None when nothing does."""
+        names = list(axes)
+        for draw in range(_DRAWS):
+            fault = self._of({name: Random(f"{draw} {name}").choice(self._choices(name)) for name in names})
+            if fault is not None:
+                return fault
+        return None
+
+    def limits(self, axes: Iterable[str]) -> dict[str, str]:
+        """Let axes of sizes that hold by half keep as many units as they need; return why, by name."""
+        limited = {}
+        for name in axes:
+            fault = self.least([name])
+            if fault is not None:
+                choices = self._choices(name)
+                low, high = 0, choices.index(self._smaller(name, 0.5))
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    found = self._of({name: choices[middle]})
+                    low, high, fault = (low, middle, fault) if found is None else (middle, high, found)
+                self.fewest[name] = choices[high]
+                limited[name] = f"below {choices[high]}, {fault}"
+        return limited
+
+    def _choices(self, name: str) -> tuple[int, ...]:
+        return tuple(size for size in self._space.by_name[name].choices if size >= self.fewest.get(name, 0))
+
+    def _smaller(self, name: str, place: float) -> int:
+        """The choice at some place below the full one, from the smallest (0) to the largest (1)."""
+        choices = self._space.by_name[name].choices[:-1]
+        return choices[int(place * len(choices))]
 
     def _of(self, cut: Mapping[str, int]) -> str | None:
         masking = Masking(self._binding, self._space)
