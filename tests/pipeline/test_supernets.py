@@ -86,6 +86,7 @@ def test_what_was_made_says_what_it_is(home: Path, made: Path) -> None:
     assert report.points[1]["quality"]["accuracy"] > 0.5, "stripes are learnt in no time"
     assert report.data["images"] == {"recovery": 144, "search": 24, "selection": 24, "test": 48}
     assert json.loads(json.dumps(report.to_json()))["method"] == "bootstrapnas"
+    assert report.batch_norms
 
 
 def test_extracted_for_a_budget_without_data(home: Path, made: Path, tmp_path: Path) -> None:
@@ -153,6 +154,7 @@ def test_encoders_and_language_models(name: str, data: str, home: Path, toy_text
     report = pipeline.supernet(home / name, data=source, settings=settings, out=tmp_path / "S")
     quality = "ppl" if name == "llama" else "accuracy"
     assert all(quality in point["quality"] for point in report.points)
+    assert not report.batch_norms
     searched = pipeline.search(tmp_path / "S", out=tmp_path / "S" / "search", trials=6)
     assert searched.objectives[0].endswith(quality)
     cut = pipeline.extract_for(tmp_path / "S", budget="block_params<=80%", out=tmp_path / "A")

@@ -271,6 +271,7 @@ class SupernetReport:
         points: The model as it was given, and the largest, the middle and the smallest Subnet: step, change, subnet,
             figures, and quality on the examples to choose by.
         data: What it was trained on.
+        batch_norms: Whether it has batch norms; then each of `points` was judged with statistics of its own.
         seconds: How long it took.
     """
 
@@ -282,6 +283,7 @@ class SupernetReport:
     log10_subnets: float
     points: tuple[Mapping[str, Any], ...]
     data: Mapping[str, Any]
+    batch_norms: bool
     seconds: float
 
     def to_json(self) -> dict[str, Any]:

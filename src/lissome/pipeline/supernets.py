@@ -133,7 +133,10 @@ def _stage(job: Job, outcome: Outcome, step: Step, folder: RunFolder, data: str 
         method=step.method, data=data, fingerprint=job.data.fingerprint, seed=job.seed,
         examples=int(step.config.get("examples", 512)),
     )  # fmt: skip
-    answer = {"job": job.identity(), "data": job.data.describe(), "seconds": seconds, "versions": versions()}
+    answer = {
+        "job": job.identity(), "data": job.data.describe(), "batch_norms": bool(batch_norms(whole.module)),
+        "seconds": seconds, "versions": versions(),
+    }  # fmt: skip
     extras = {
         ELASTIC: json_text(as_json(elastic), ELASTIC, indent=2).encode(),
         RESULT: json_text(answer, RESULT).encode(),
@@ -161,6 +164,7 @@ def read_supernet(place: Path) -> SupernetReport:
         log10_subnets=math.log10(combinations(space)),
         points=points,
         data=fields["data"],
+        batch_norms=fields.get("batch_norms", False),
         seconds=fields["seconds"],
     )
 

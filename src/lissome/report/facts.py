@@ -104,6 +104,7 @@ class PageData:
         federation: The stored result of a federation; empty for others.
         sent: Bytes of its messages by round.
         front: Of a super-network, what a search of it found.
+        batch_norms: Of a super-network, whether it has batch norms.
     """
 
     manifest: Manifest
@@ -115,6 +116,7 @@ class PageData:
     federation: Mapping[str, Any] = field(default_factory=dict)
     sent: Bytes = field(default_factory=dict)
     front: Front | None = None
+    batch_norms: bool = False
 
 
 def read_page(folder: Path) -> PageData:
@@ -136,6 +138,7 @@ def read_page(folder: Path) -> PageData:
         federation=result if "rounds" in result else {},
         sent=_sent(folder),
         front=read_front(folder, manifest),
+        batch_norms=bool(result.get("batch_norms")),
     )
 
 

@@ -100,7 +100,8 @@ def sizes(data: PageData) -> str:
     """The ends and the middle of a super-network, before any search."""
     if not data.curve:
         return ""
-    note = "Quality is that on the examples to choose by, with statistics of batch norms of its own."
+    own = ", with statistics of batch norms of its own" if data.batch_norms else ""
+    note = f"Quality is that on the examples to choose by{own}."
     return f"<section><h2>Its sizes</h2><p>{note}</p>{_steps(data.curve)}</section>\n"
 
 

@@ -23,10 +23,11 @@ def supernet(fields: Fields) -> Parts:
         shown = [figure_of(name, point["figures"], points[0]["figures"] if point["step"] else {}) for name in costs]
         told = [number(point["quality"][name]) if name in point["quality"] else "–" for name in qualities]
         table.add_row(plain(point["change"]), *shown, *told)
+    own = ", with batch norm statistics of its own" if fields["batch_norms"] else ""
     about = f"{fields['axes']} decisions, about 10^{fields['log10_subnets']:.0f} sub-networks"
     return [
         table,
-        text_of("quality: on the examples to choose by, with batch norm statistics of its own", "dim"),
+        text_of(f"quality: on the examples to choose by{own}", "dim"),
         text_of(f"{about} ({duration(fields['seconds'])}); next: lissome search {fields['out']}", "bold"),
     ]
 
