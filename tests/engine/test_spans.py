@@ -66,7 +66,7 @@ def test_a_head_learns_to_find_answers(model: Model, data: Questions, tmp_path: 
     settings = spans.training(steps=150, lr=5e-3, batch=None, max_seconds=None)
     train(spans.task(model), settings, seed=0)
     after = spans.figures(model, "test")
-    assert list(after) == ["f1", "exact", "loss"]
+    assert tuple(after) == Spans.names == ("f1", "exact", "loss")
     assert after["f1"] > max(0.6, before["f1"]) and after["loss"] < before["loss"]
     assert spans.splits["test"].endswith(" questions") and spans.selects
     model.save(tmp_path / "out")

@@ -191,12 +191,28 @@ def _short(request: Request) -> None:
         ({"settings": ("populaton=4",)}, ConfigError, "did you mean 'population'"),
         ({"budget": ("params<=1%",)}, BudgetUnmetError, "reachable is"),
         ({"objectives": ("ppl", "energy")}, BudgetError, "unknown figure 'energy'"),
+        ({"objectives": ("min pppl",)}, BudgetError, "unknown figure 'pppl'; did you mean 'ppl'"),
+        ({"objectives": ("ppl", "decode"), "latency": "regression"}, BudgetError, "unknown figure 'decode'"),
+        ({"objectives": ("ppl", "accuracy")}, BudgetError, "unknown figure 'accuracy'"),
     ],
 )
 def test_mistakes_are_one_line(run: Any, options: dict[str, Any], kind: type[LissomeError], message: str) -> None:
     with pytest.raises(kind, match=message) as error:
         run(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("objective", ["min pppl", "accuracy", "energy"])
+def test_a_figure_that_is_not_taken_is_refused_before_anything_is_evaluated(
+    objective: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is timed for it")
+
+    monkeypatch.setattr(latencies, "time_subnets", timed)
+    with pytest.raises(BudgetError, match="This search takes no other ones"):
+        run(objectives=("ppl", "latency", objective), latency="regression")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(run: Any, tmp_path: Path) -> None:

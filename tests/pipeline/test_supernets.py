@@ -80,7 +80,7 @@ def test_what_was_made_says_what_it_is(home: Path, made: Path) -> None:
     space = pipeline.load(made).manifest.space  # type: ignore[union-attr]
     assert space is not None and report.axes == len(space["axes"])
     assert report.log10_subnets > 3
-    assert all(set(point["quality"]) == {"accuracy", "loss"} for point in report.points)
+    assert all(tuple(point["quality"]) == Pictures.names == ("accuracy", "loss") for point in report.points)
     sizes = [point["figures"]["macs"] for point in report.points]
     assert sizes[0] == sizes[1] > sizes[2] > sizes[3]
     assert report.points[1]["quality"]["accuracy"] > 0.5, "stripes are learnt in no time"

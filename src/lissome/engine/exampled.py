@@ -87,6 +87,8 @@ class OfExamples(ABC):
     data: Any
     size: ClassVar[int]
     """Examples of a step of training, where nobody says how many."""
+    names: ClassVar[tuple[str, ...]]
+    """Names of the figures of `each`, in their order."""
 
     @abstractmethod
     def each(self, model: Model, split: Split) -> dict[str, Tensor]:

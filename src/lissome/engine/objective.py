@@ -96,6 +96,9 @@ def _searched_shares(count: int) -> dict[str, float]:
 class Objective(Protocol):
     """What training, calibration and choice go by."""
 
+    names: ClassVar[tuple[str, ...]]
+    """Names of the figures, the most important first."""
+
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` examples for calibration."""
 
@@ -112,7 +115,7 @@ class Objective(Protocol):
         """Settings of the training loop; `batch` None is the objective's own choice."""
 
     def figures(self, model: Model, split: Split) -> dict[str, float]:
-        """How good a model is on a split, by name of the figure, the most important first."""
+        """How good a model is on a split, by name of the figure."""
 
     @property
     def splits(self) -> Mapping[str, str]:
@@ -134,6 +137,7 @@ class NextToken:
     """Windows of text, and the mean loss of their next tokens."""
 
     data: Splits
+    names: ClassVar[tuple[str, ...]] = ("ppl",)
 
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` examples for calibration."""
@@ -192,6 +196,7 @@ class Classes(OfExamples):
 
     data: LabelSplits
     size: ClassVar[int] = 16
+    names: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
 
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` examples for calibration."""

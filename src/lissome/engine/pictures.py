@@ -108,6 +108,7 @@ class Pictures(OfExamples):
 
     data: ImageSplits
     size: ClassVar[int] = 64
+    names: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
 
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` images for calibration, not moved, in batches of one size."""

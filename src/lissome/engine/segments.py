@@ -107,6 +107,7 @@ class Segments(OfExamples):
 
     data: SegmentSplits
     size: ClassVar[int] = 8
+    names: ClassVar[tuple[str, ...]] = ("miou", "best_miou", "loss")
 
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` examples for calibration."""
@@ -130,7 +131,7 @@ class Segments(OfExamples):
     def each(self, model: Model, split: Split) -> dict[str, Tensor]:
         """Return the figures of every example."""
         device = next(model.module.parameters()).device
-        found: dict[str, list[Tensor]] = {"miou": [], "best_miou": [], "loss": []}
+        found: dict[str, list[Tensor]] = {name: [] for name in self.names}
         for batch in _batches(getattr(self.data, split)):
             given = {name: value.to(device) for name, value in batch.items()}
             masks, scores = offered(model.module, given)

@@ -163,6 +163,7 @@ class Spans(OfExamples):
 
     data: SpanSplits
     size: ClassVar[int] = 8
+    names: ClassVar[tuple[str, ...]] = ("f1", "exact", "loss")
 
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` questions for calibration."""

@@ -99,9 +99,7 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
     if not names & MEASURED:
         _refuse_idle(wish)
         return Timing(cost=SubnetCost(model))
-    way = wish.way
-    if way == "auto":
-        way = "table" if model.anatomy.task == "causal-lm" else "regression"
+    way = _way(wish, model)
     if wish.correct and (way == "measured" or not wish.device):
         raise ConfigError("--correct adjusts what is known of another device; name that device's file with --device.")
     if 0 < wish.correct < _FEW:
@@ -116,6 +114,18 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
     if wish.correct:
         found = _corrected(wish, model, space, found, events)
     return replace(found, notes=(*found.notes, *_checked(wish, way, model, space, found.cost, events)))
+
+
+def _way(wish: Wish, model: Model) -> str:
+    if wish.way != "auto":
+        return wish.way
+    return "table" if model.anatomy.task == "causal-lm" else "regression"
+
+
+def times_of(wish: Wish, model: Model) -> frozenset[str]:
+    """Return the names of the times that a search can speak of; phases only a table of a language model tells apart."""
+    phased = _way(wish, model) == "table" and not wish.correct and model.anatomy.task == "causal-lm"
+    return MEASURED if phased else frozenset({"latency"})
 
 
 def _refuse_idle(wish: Wish) -> None:

@@ -21,13 +21,17 @@ from lissome.core.errors import ArtifactError, ConfigError, DataError, Unsupport
 from lissome.core.events import EventStream
 from lissome.core.files import check_writable
 from lissome.core.typed import as_json, from_json
+from lissome.cost.oracle import SubnetCost
 from lissome.data.text import TextSplits, text_splits
-from lissome.engine.objective import Objective, objective_of
+from lissome.engine.objective import Classes, NextToken, Objective, objective_of
 from lissome.engine.paths import kind_of
 from lissome.engine.search import Found, Goal, Problem, SearchConfig, samplers, work
 from lissome.engine.search import search as search_problem
 from lissome.engine.search.found import Split
+from lissome.engine.search.goal import check_figures
 from lissome.engine.search.subject import Masked, MaskedText, problem_of
+from lissome.engine.segments import Segments
+from lissome.engine.spans import Spans
 from lissome.models.adapters import merged_copy
 from lissome.models.anatomy import TASKS
 from lissome.models.labels import answers_by_spans
@@ -36,7 +40,7 @@ from lissome.models.space import Space
 from lissome.models.zoo import place_of
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.job import WINDOWS, data_for
-from lissome.pipeline.latencies import Latency, Wish, timing
+from lissome.pipeline.latencies import Latency, Wish, times_of, timing
 from lissome.pipeline.loading import load, weights_of
 from lissome.pipeline.reports import SearchReport
 from lissome.pipeline.supernets import is_elastic, keep_found, read_elastic, space_of
@@ -190,7 +194,8 @@ def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -
             f"{asked.target} is {TASKS[model.anatomy.task]}: only a language model is searched as it is; make a "
             f"super-network first, with: lissome supernet {asked.target} --data X --out S"
         )
-    quality = _quality(model)
+    qualities = _qualities(model)
+    quality = qualities[0]
     budget = Budget.parse(asked.budget) if asked.budget else Budget()
     names = {*Goal.of(_objectives(asked, quality)).names, *budget.names}
     elastic = is_elastic(target)
@@ -201,6 +206,7 @@ def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -
         way=asked.latency, device=asked.device, folder=Path(asked.out), seed=asked.seed,
         check=asked.check, correct=asked.correct,
     )  # fmt: skip
+    check_figures(sorted(names), {*SubnetCost(priced).figures(sizes.full), *times_of(wish, priced), *qualities})
     latency = timing(wish, priced, sizes, names, events)
     original = {**latency.cost.figures(space.full), **latency.original}
     identity = {"lissome": __version__, "model": weights_of(model), "latency": latency.identity}
@@ -219,13 +225,13 @@ def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -
     return _Prepared(model=model, problem=problem, config=asked.config, notes=latency.notes, examples=examples)
 
 
-def _quality(model: Model) -> str:
-    """What a model is good or bad at, in one word."""
+def _qualities(model: Model) -> tuple[str, ...]:
+    """Names of the figures that say how good a model is, the most important first."""
     if model.anatomy.task == "causal-lm":
-        return "ppl"
+        return NextToken.names
     if answers_by_spans(model):
-        return "f1"
-    return "miou" if "input_points" in model.anatomy.inputs else "accuracy"
+        return Spans.names
+    return Segments.names if "input_points" in model.anatomy.inputs else Classes.names
 
 
 def _examples(asked: Asked, model: Model, place: Path) -> tuple[Objective, Sequence[Any], str]:

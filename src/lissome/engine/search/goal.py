@@ -8,7 +8,7 @@ only Subnets that hold are compared by their objectives.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,15 +154,9 @@ class Goal:
         """Return the sum of all excesses above 0; 0 when every bound holds."""
         return sum(max(0.0, excess) for excess in self.excesses(figures).values())
 
-    def require(self, figures: Mapping[str, float]) -> None:
-        """Refuse figures in which an objective or a bounded one is missing.
-
-        Raises:
-            BudgetError: Names it, and what there is.
-        """
-        for name in (*self.names, *(bound.name for bound in self.bounds)):
-            if name not in figures:
-                raise BudgetError(unknown_name("figure", name, figures, "This search takes no other ones."))
+    def require(self, figures: Collection[str]) -> None:
+        """Refuse figures in which an objective or a bounded one is missing; see `check_figures`."""
+        check_figures((*self.names, *(bound.name for bound in self.bounds)), figures)
 
     def to_json(self) -> dict[str, Any]:
         """Return the goal as JSON-able fields."""
@@ -177,3 +171,18 @@ class Goal:
             ArtifactError: When a field is unknown, missing or of another type.
         """
         return from_json(cls, fields, where)
+
+
+def check_figures(names: Iterable[str], taken: Collection[str]) -> None:
+    """Refuse to speak of figures that a search does not take.
+
+    Args:
+        names: What is spoken of.
+        taken: Names of the figures that there are.
+
+    Raises:
+        BudgetError: Names the first that is missing, and what there is.
+    """
+    for name in names:
+        if name not in taken:
+            raise BudgetError(unknown_name("figure", name, taken, "This search takes no other ones."))
