@@ -127,7 +127,11 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"image": PIXELS, "label": LABELS.astype(str)}, "not one whole number for each image"),
         ({"image": PIXELS, "label": np.eye(3, dtype=int)[LABELS]}, "not one whole number for each image"),
         ({"image": np.array([None] * 12), "label": LABELS}, "cannot be read"),
-        ({"image": np.uint8(3), "label": LABELS}, "not uint8 of"),
+        ({"image": np.uint8(3), "label": LABELS}, "are uint8 of no dimension, not uint8 of"),
+        (
+            {"image": PIXELS / np.float32(255), "label": LABELS},
+            r"are float32 of [\d×]+, not uint8 of .*make \(image \* 255\)\.astype\('uint8'\)",
+        ),
         ({"image": PIXELS[:, :0], "label": LABELS}, "not uint8 of"),
         ({"image": PIXELS, "label": LABELS, "is_train": np.int64(1)}, "is_train is not one mark for each of 12"),
         ({"image": PIXELS, "label": LABELS, "classes": np.array("cat")}, "not a list of distinct names"),

@@ -15,7 +15,7 @@ from lissome.core.errors import DataError
 from lissome.data.images import Images, read_images
 from lissome.engine.elastic import Elastic, task_loss
 from lissome.engine.hooks import Batch, Task
-from lissome.engine.images import accuracy, examples
+from lissome.engine.images import ImageExamples, accuracy, examples
 from lissome.engine.norms import reestimate
 from lissome.engine.paths import Sandwich
 from lissome.engine.train import TrainConfig, train
@@ -53,8 +53,21 @@ def test_images_are_sized_coloured_and_normalised(images: Images) -> None:
 
 def test_channels_that_the_model_does_not_read_are_refused(images: Images) -> None:
     clear = replace(images, pictures=(lambda: np.zeros((8, 8, 4), np.uint8),) * len(images))
+    with pytest.raises(DataError, match="images of 4 channels, but the model reads 3; give images of as many"):
+        examples(model(), clear)
+    late = replace(images, pictures=(*images.pictures[:-1], *clear.pictures[:1]))
     with pytest.raises(DataError, match="images of 4 channels, but the model reads 3"):
-        examples(model(), clear).pixels(0)
+        examples(model(), late).pixels(len(images) - 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_that_stand_first_are_told_from_others(channels: int, images: Images) -> None:
+    turned = replace(images, pictures=(lambda: np.zeros((channels, 16, 16), np.uint8),) * len(images))
+    with pytest.raises(
+        DataError, match=rf"{channels}×16×16 they seem to stand first.*transpose\(0, 2, 3, 1\)"
+    ) as error:
+        examples(model(), turned)
+    assert "\n" not in str(error.value)
 
 
 def test_few_images_are_read_once_and_many_each_time(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,15 +76,19 @@ def test_few_images_are_read_once_and_many_each_time(images: Images, monkeypatch
     def counting(at: int) -> Any:
         return lambda: asked.append(at) or images.pictures[at]()  # type: ignore[func-returns-value]
 
-    counted = replace(images, pictures=tuple(map(counting, range(len(images)))))
-    few = examples(model(), counted)
+    def counted() -> ImageExamples:
+        made = examples(model(), replace(images, pictures=tuple(map(counting, range(len(images))))))
+        assert asked.pop() == 0, "the first one is looked at, for its channels"
+        return made
+
+    few = counted()
     assert torch.equal(few.pixels(3), few.pixels(3)) and asked == [3]
     monkeypatch.setattr("lissome.engine.images._KEPT", 0)
-    unsized = examples(model(), counted)  # sized each time, from pictures that are kept
+    unsized = counted()  # sized each time, from pictures that are kept
     assert torch.equal(unsized.pixels(3), few.pixels(3)) and torch.equal(unsized.pixels(3), few.pixels(3))
     assert asked == [3, 3]
     monkeypatch.setattr("lissome.engine.images._DECODED", images.pictures[3]().nbytes)
-    many = examples(model(), counted)
+    many = counted()
     assert all(torch.equal(many.pixels(at), few.pixels(at)) for at in (3, 4, 3, 4))
     assert asked == [3, 3, 3, 4, 4, 4]  # 3 fills the room, `few` reads 4 once, `many` each time
 

@@ -306,7 +306,9 @@ def _count(arrays: Mapping[str, NDArray[Any]]) -> int:
     if "image" in arrays:
         image = arrays["image"]
         if image.dtype != np.uint8 or image.ndim not in {3, 4} or not all(image.shape[1:]):
-            raise ValueError("its images are not uint8 of N×H×W or N×H×W×C")
+            given = f"{image.dtype} of {'×'.join(map(str, image.shape)) or 'no dimension'}"
+            shares = "; of numbers from 0 to 1 make (image * 255).astype('uint8')" if image.dtype.kind == "f" else ""
+            raise ValueError(f"its images are {given}, not uint8 of N×H×W or N×H×W×C{shares}")
         return len(image)
     offsets = arrays["offsets"]
     if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or arrays["blob"].ndim != 1:

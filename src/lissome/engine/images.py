@@ -81,13 +81,10 @@ class ImageExamples:
 
     def _sized(self, index: int) -> Tensor:
         channels, height, width = self._shape
-        found = self._picture(index).permute(2, 0, 1).float() / 255
+        picture = self._picture(index)
+        _check_channels(self.images.name, picture.shape, channels)
+        found = picture.permute(2, 0, 1).float() / 255
         if found.shape[0] != channels:
-            if {found.shape[0], channels} != {1, 3}:
-                raise DataError(
-                    f"{self.images.name} has images of {found.shape[0]} channels, but the model reads {channels}; give "
-                    "images of as many."
-                )
             found = found.mean(0, keepdim=True).expand(channels, -1, -1)
         if found.shape[1:] != (height, width):
             found = interpolate(found[None], (height, width), mode="bilinear", antialias=True)[0]
@@ -119,11 +116,25 @@ class ImageExamples:
         return wide.flip(-1) if mirrored else wide
 
 
+def _check_channels(name: str, shape: Sequence[int], channels: int) -> None:
+    """Refuse an image of other channels than a model reads; `shape` is H, W and C, unless channels stand first."""
+    if shape[2] == channels or {shape[2], channels} == {1, 3}:
+        return
+    then = "give images of as many"
+    if shape[0] == channels or {shape[0], channels} == {1, 3}:
+        then = (
+            f"in an image of {'×'.join(map(str, shape))} they seem to stand first, where they must stand last "
+            "(H×W×C): write the archive again with image.transpose(0, 2, 3, 1)"
+        )
+    raise DataError(f"{name} has images of {shape[2]} channels, but the model reads {channels}; {then}.")
+
+
 def examples(model: Model, images: Images, *, moved: int = 0) -> ImageExamples:
     """Return images as a model reads them: its size, and its mean and deviation where its folder or class says them.
 
     Raises:
-        DataError: When there are other numbers of them than channels.
+        DataError: When there are other numbers of them than channels, or the first image has other channels than the
+            model reads, and is not grey or of colour.
     """
     ((name, shape),) = ((name, value.shape[1:]) for name, value in example(model).items())
     config: Any = getattr(model.module, "config", None)
@@ -136,6 +147,8 @@ def examples(model: Model, images: Images, *, moved: int = 0) -> ImageExamples:
             f"{model.name} states {len(mean)} means and {len(std)} deviations of pixels, but reads {shape[0]} "
             f"channels; correct {' or '.join(FILES)} beside it."
         )
+    if len(images):
+        _check_channels(images.name, images.pictures[0]().shape, shape[0])
     return ImageExamples(images, shape, mean=mean, std=std, moved=moved, name=name)
 
 
