@@ -127,3 +127,8 @@ def unknown_name(what: str, given: str, known: Iterable[str], next_step: str = "
     listing = (", ".join(names[:shown]) or "none") + more
     tail = f" {next_step}" if next_step else ""
     return f"unknown {what} {given!r};{hint} known: {listing}.{tail}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error of foreign code says, or its name where it says nothing."""
+    return next((each.strip() for each in str(error).splitlines() if each.strip()), type(error).__name__)[:120]

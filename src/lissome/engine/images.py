@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate, pad
 from lissome.core.errors import DataError
 from lissome.data.images import Images
 from lissome.models.example import example
+from lissome.models.foreign import configuration_of
 from lissome.models.labels import image_head
 from lissome.models.model import Model
 from lissome.models.preparing import FILES, pixel_numbers
@@ -137,7 +138,7 @@ def examples(model: Model, images: Images, *, moved: int = 0) -> ImageExamples:
             model reads, and is not grey or of colour.
     """
     ((name, shape),) = ((name, value.shape[1:]) for name, value in example(model).items())
-    config: Any = getattr(model.module, "config", None)
+    config = configuration_of(model.module)
     mean, std = (
         pixel_numbers(model.preparing, which) or getattr(config, which, None) or [0.5] * shape[0]
         for which in ("image_mean", "image_std")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, option
-from lissome.core.errors import DataError
+from lissome.core.errors import DataError, UnsupportedModelError, first_line
 from lissome.core.method import Context, CurvePoint, Method, ModelCard, Outcome, OutcomeKind, Plan
 from lissome.core.seeds import derive
 from lissome.cost.counted import Counter
@@ -32,6 +32,8 @@ from lissome.engine.supernet import heuristic
 from lissome.engine.train import TrainConfig, train
 from lissome.models.adapters import bare_copy, merged_copy
 from lissome.models.binding import masked, reorder
+from lissome.models.build import is_memory
+from lissome.models.example import example
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 
@@ -95,6 +97,7 @@ class Making:
 
     Raises:
         DataError: When there is nothing to choose by.
+        UnsupportedModelError: When a network of a user's own class cannot run in training.
     """
 
     def __init__(self, model: Model, context: Context, config: SupernetConfig) -> None:
@@ -104,6 +107,8 @@ class Making:
         self.objective: Objective = objective_of(context.data)
         if not self.objective.selects:
             raise DataError("a super-network needs examples to choose by (a split for selection), but there are none.")
+        if "traced" in model.anatomy.tags:
+            _check_training(self.model, min(2, config.batch or 2, config.examples))
 
     def tune(self) -> None:
         """Train the whole model first: where its head is new there is no pre-trained model of the task yet."""
@@ -213,6 +218,21 @@ class Making:
                 reestimate(self.model.module, self.objective.batches(self.config.examples))
         found = {"axes": len(space.axes), "log10_subnets": math.log10(combinations(space)), **(details or {})}
         return Outcome(kind="space", value=self.model, curve=tuple(curve), space=space.to_json(), details=found)
+
+
+def _check_training(model: Model, size: int) -> None:
+    """Refuse a network whose code fails in training on so many examples: a norm, say, that needs more than one."""
+    module = copy.deepcopy(model.module).train()  # running statistics of the model itself do not move
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module(**example(model, batch=size))
+    except Exception as error:  # whatever a network's own code raises
+        if is_memory(error):
+            raise
+        more = "set batch and examples to 2 or more" if size == 1 else "mend its forward"
+        raise UnsupportedModelError(
+            f"{model.name} fails in training on a batch of {size} ({first_line(error)}); {more}."
+        ) from error
 
 
 def _middle(space: Space) -> Subnet:

@@ -341,8 +341,10 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     try:
         return family_anatomy(module)
     except OtherArchitectureError as unknown:
+        from lissome.models.traced.inputs import ATTRIBUTE
+
         name = type(module).__name__
-        if reads_text(module):
+        if reads_text(module) and not hasattr(module, ATTRIBUTE):
             names = ", ".join(sorted(unknown.known))
             raise UnsupportedModelError(f"{name} was not understood; the model types that are: {names}.") from unknown
     from lissome.models.traced.reader import read

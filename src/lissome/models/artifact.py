@@ -38,7 +38,7 @@ from lissome.models.build import (
 )
 from lissome.models.crops import FILE as CROPS
 from lissome.models.crops import is_crop_tensor, load_crops, save_crops
-from lissome.models.foreign import foreign_config
+from lissome.models.foreign import foreign_config, is_own
 from lissome.models.integers import STORAGE as INTEGERS
 from lissome.models.integers import give, grids, set_grid, take
 from lissome.models.marks import MARK, check_own, config_text, read_config, untagged
@@ -116,7 +116,7 @@ def save_model(
 
 def config_of(model: Model) -> dict[str, Any]:
     """Return what ``config.json`` says of a model: stock when that gives the sizes of all its parts, ours otherwise."""
-    foreign = getattr(model.module, "config", None) is None
+    foreign = is_own(model)
     module, base = model.module, foreign_config(model) if foreign else stock_config(model)
     storage = INTEGERS if grids(module) else STORAGE if masks(module) else None
     if storage is None and not foreign and describes(base, module):

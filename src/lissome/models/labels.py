@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lissome.core.errors import ConfigError, UnsupportedModelError
+from lissome.core.errors import ConfigError, LissomeError, UnsupportedModelError, first_line
+from lissome.models.build import is_memory
 from lissome.models.example import example
+from lissome.models.foreign import configuration_of
 from lissome.models.model import Model
 from lissome.models.resave import keep_sizes
 
@@ -112,7 +114,20 @@ def outputs_of(model: Model) -> int:
         UnsupportedModelError: When it does not read images, or has no head for classes.
     """
     model.anatomy.require("image", "putting images into classes")
-    scores = class_scores(model.module(**example(model)))
+    given = example(model, batch=2)
+    if len(given) > 1:
+        raise UnsupportedModelError(f"{model.name} reads {', '.join(given)}; give a network that reads one image.")
+    try:
+        scores = class_scores(model.module(**{name: pixels.float() for name, pixels in given.items()}))
+    except LissomeError:
+        raise
+    except Exception as error:  # whatever a network's own code raises
+        if is_memory(error):
+            raise
+        raise UnsupportedModelError(
+            f"{model.name} fails on two images of float32 numbers ({first_line(error)}); give a network whose forward "
+            "reads any number of them, and whose weights are float32 too."
+        ) from error
     if scores.ndim != 2:
         shape = " × ".join(map(str, scores.shape[1:]))
         raise UnsupportedModelError(f"{model.name} gives {shape} numbers for an image, not one for each class.")
@@ -143,13 +158,13 @@ def class_scores(result: Any) -> Tensor:
 
 def image_labels_of(model: Model) -> tuple[str, ...]:
     """Return the names of the classes that a network puts images into; none without names."""
-    named: Any = getattr(getattr(model.module, "config", None), "id2label", None) or {}
+    named: Any = getattr(configuration_of(model.module), "id2label", None) or {}
     names = tuple(str(name) for _, name in sorted(named.items()))
     return () if len(names) != outputs_of(model) or all(map(_UNNAMED.fullmatch, names)) else names
 
 
 @torch.no_grad()
-def with_image_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> Model:
+def with_image_labels(model: Model, labels: Sequence[Any], *, seed: int = 0) -> Model:
     """Return a network of images that puts them into named classes: itself where it has as many, else with a new head.
 
     The new head is the last linear layer or convolution that makes the network's outputs, drawn anew; all else is
@@ -175,7 +190,7 @@ def with_image_labels(model: Model, labels: Sequence[str], *, seed: int = 0) -> 
     if fresh.bias is not None:
         fresh.bias.zero_()
     setattr(module.get_submodule(owner), last, fresh)
-    config = getattr(module, "config", None)
+    config = configuration_of(module)
     if config is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: index for index, name in enumerate(labels)}

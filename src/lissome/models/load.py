@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lissome.core.errors import ArtifactError, UnknownNameError
+from lissome.core.errors import ArtifactError, UnknownNameError, UnsupportedModelError
 from lissome.core.events import EventStream
 from lissome.core.files import known_sha256
 from lissome.models.artifact import check_finite, load_folder, ready
@@ -45,12 +45,15 @@ def load_model(
         UnknownNameError: When `target` is empty, of another type, or neither a path nor a hub id.
         ArtifactError: When files are missing or damaged.
         NumericsError: When a weight is NaN or infinite.
+        UnsupportedModelError: When a module has no weights, or a lazy one has none yet.
     """
     check_target(target)
     if isinstance(target, Model):
         return target
     if isinstance(target, nn.Module):
         target = unwrapped(target)
+        if next(target.parameters(), None) is None:
+            raise UnsupportedModelError(f"{type(target).__name__} has no weights; give a network that has some.")
         check_finite(target)
         if example is not None:
             from lissome.models.traced.inputs import tell

@@ -64,10 +64,10 @@ def tell(module: nn.Module, example: Any) -> None:
 
 def argument(module: nn.Module) -> str:
     """Return the name of the first argument of a module's forward."""
-    named = getattr(module, "main_input_name", None)
-    if isinstance(named, str):
-        return named
     parameters = list(inspect.signature(module.forward).parameters.values())
+    named = getattr(module, "main_input_name", None)
+    if isinstance(named, str) and any(each.name == named or each.kind is each.VAR_KEYWORD for each in parameters):
+        return named  # classes of transformers say input_ids where they say nothing
     if not parameters or parameters[0].kind is parameters[0].VAR_POSITIONAL:
         raise UnsupportedModelError(f"the forward of {type(module).__name__} names no input; say example= by name")
     return parameters[0].name
@@ -87,17 +87,22 @@ def _candidates(module: nn.Module) -> Iterator[tuple[int, ...]]:
     stated = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if isinstance(stated, Mapping) and stated.get("input_size"):
         yield tuple(stated["input_size"])
-    channels = getattr(config, "num_channels", None)
-    size: Any = getattr(config, "image_size", None)
+    channels, size = (_stated(config, name) for name in ("num_channels", "image_size"))
     layer = next((part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Conv1d | nn.Linear)), None)
-    if channels is not None and size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        yield channels, height, width
+    if len(channels) == 1 and size:
+        yield *channels, size[0], size[-1]
     if isinstance(layer, nn.Conv2d):
         for side in _SIDES:
-            yield channels or layer.in_channels, side, side
+            yield channels[0] if len(channels) == 1 else layer.in_channels, side, side
     elif isinstance(layer, nn.Conv1d):
         for side in _SIDES:
             yield layer.in_channels, side
     elif isinstance(layer, nn.Linear):
         yield (layer.in_features,)
+
+
+def _stated(config: Any, name: str) -> tuple[int, ...]:
+    """One or two numbers that a configuration states; none where it is a user's own that means something else by it."""
+    value = getattr(config, name, None)
+    found = tuple(value) if isinstance(value, list | tuple) else (value,)
+    return found if len(found) < 3 and all(type(each) is int and each > 0 for each in found) else ()

@@ -15,7 +15,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from lissome.core.errors import SubnetError
+from lissome.core.errors import SubnetError, first_line
 from lissome.models.anatomy import Anatomy
 from lissome.models.binding import Binding, Masking
 from lissome.models.traced.stand_in import results
@@ -144,7 +144,7 @@ class _Trial:
         except SubnetError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a network's own code raises
-            line = _line(error)
+            line = first_line(error)
             return f"{'leaving it out' if cut.keys() <= set(self.parts) else 'cutting it'} fails: {line}"
         else:
             fault = self._fails_in_training() if self._trained else None
@@ -153,7 +153,9 @@ class _Trial:
         finally:
             masking.restore()
         wanted = results(self._module, self._inputs, self._zeroed(cut))
-        if got.shape != wanted.shape or not torch.isfinite(got).all():
+        if not (torch.isfinite(got).all() and torch.isfinite(wanted).all()):
+            return "the outputs are NaN or infinite when it is cut"
+        if got.shape != wanted.shape:
             return "cutting it changes the shape of the outputs"
         off = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
         return None if off <= _CLOSE else f"cutting it changes the outputs (by {off:.1g} of their size)"
@@ -163,7 +165,7 @@ class _Trial:
         try:
             results(copy.deepcopy(self._module).train(), self._inputs)  # a copy: training moves running statistics
         except Exception as error:  # noqa: BLE001 - whatever a network's own code raises
-            return _line(error)
+            return first_line(error)
         return None
 
     def _zeroed(self, cut: Mapping[str, int]) -> dict[str, Tensor]:
@@ -181,8 +183,3 @@ class _Trial:
                         whole = self._module.get_parameter(part.parameter).clone() if whole is None else whole
                         tensors[part.parameter] = whole.index_fill_(part.dim, part.dropped(kept), 0)
         return tensors
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next((each.strip() for each in str(error).splitlines() if each.strip()), type(error).__name__)[:120]
