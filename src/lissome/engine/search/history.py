@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from lissome.engine.search.goal import Goal
-from lissome.engine.search.pareto import dominates, ranks
+from lissome.engine.search.pareto import dominates
 from lissome.models.space import Space, Subnet
 
 
@@ -114,14 +114,6 @@ class History:
         low = tuple(map(min, columns))
         reach = tuple(max(column) - least for column, least in zip(columns, low, strict=True))
         return Scale(low, tuple(span or 1.0 for span in reach))
-
-    def ranked(self, count: int) -> list[Seen]:
-        """Return the best `count`: front by front, then those that break bounds, the smaller breach first."""
-        holding = [one for one in self.seen if one.breach == 0]
-        order = ranks([one.values for one in holding])
-        places = sorted(range(len(holding)), key=lambda index: (order[index], -holding[index].number))
-        broken = sorted((one for one in self.seen if one.breach > 0), key=lambda one: (one.breach, one.number))
-        return ([holding[index] for index in places] + broken)[:count]
 
 
 def _beats(one: Seen, values: tuple[float, ...], breach: float) -> bool:
