@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from lissome.engine.search.database import Database
 from lissome.engine.search.samplers import names
 from lissome.models.space import Axis, Space, Subnet
 from tests.engine.search.landscapes import layers, problem
-from tests.engine.search.workers import check_a_killed_worker, lines, worker
+from tests.engine.search.workers import check_a_killed_worker, killed_search, lines, worker
 
 CONFIG = SearchConfig(trials=14, heartbeat=1)
 
@@ -55,6 +56,17 @@ def test_interrupted_and_continued_finds_what_an_undisturbed_search_finds(sample
         with pytest.raises(StopError):
             search(stopping(plain, after), config, seed=1, study=file)
     assert choices(search(plain, config, seed=1, study=file)) == choices(search(plain, config, seed=1))
+
+
+@pytest.mark.long
+def test_killed_and_continued_at_once_finds_what_an_undisturbed_search_finds(tmp_path: Path) -> None:
+    """Without a wait for missed signs of life, in which it would go on without the trial that was cut short."""
+    file, config = tmp_path / "study.db", SearchConfig(trials=14, population=4)
+    assert killed_search(file, 9) == -signal.SIGKILL
+    start = time.monotonic()
+    found = search(problem(4), config, seed=1, study=file)
+    assert time.monotonic() - start < config.heartbeat
+    assert choices(found) == choices(search(problem(4), config, seed=1))
 
 
 def test_the_same_call_again_evaluates_nothing_and_more_trials_go_on(tmp_path: Path) -> None:
@@ -103,6 +115,26 @@ def test_a_dead_process_is_succeeded_and_a_living_one_is_not_robbed(tmp_path: Pa
         other.finish(again, figures, 1.0)
         late.finish(silent, others, 1.0)
         assert [(trial.state, trial.figures) for trial in late.trials()] == [("done", figures), ("running", {})]
+
+
+def test_a_process_that_is_gone_from_this_machine_is_succeeded_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = problem(4)
+    gone, other = (Database(tmp_path / "study.db", plain.space, plain.goal, {}) for _ in range(2))
+    with closing(gone), closing(other):
+        for subnet in (plain.space.full, plain.space.smallest):
+            gone.add(subnet, "start", {})
+        living = gone.claim()
+        with monkeypatch.context() as patch:
+            patch.setattr("lissome.engine.search.database.identity", lambda _: (2**22 + 1, 5.0))
+            lost = gone.claim()
+        assert living is not None and lost is not None
+        again = other.claim()
+        assert again is not None and (again.number, again.subnet) == (lost.number, lost.subnet)
+        assert other.claim() is None, "the other trial's process lives"
+        gone.finish(lost, {"loss": 9.0, "macs": 9.0}, 1.0)
+        assert [trial.state for trial in other.trials()] == ["running", "running"]
 
 
 def test_a_subnet_that_was_written_down_twice_counts_once(tmp_path: Path) -> None:

@@ -24,6 +24,27 @@ found = search(slow(seconds, folder / f"{name}.log"), SearchConfig(trials=16, he
 found.save(folder / f"{name}.json")
 """
 
+_DOOMED = """
+import os, signal, sys
+from dataclasses import replace
+from lissome.engine.search import SearchConfig, search
+from tests.engine.search.landscapes import problem
+left, plain = iter(range(int(sys.argv[2]))), problem(4)
+def evaluate(subnet):
+    if next(left, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return dict(plain.evaluate(subnet))
+search(replace(plain, evaluate=evaluate), SearchConfig(trials=14, population=4), seed=1, study=sys.argv[1])
+"""
+
+
+def killed_search(study: Path, after: int) -> int:
+    """Let a process search until it is killed in the middle of an evaluation; return its exit code."""
+    environment = {**os.environ, "PYTHONPATH": f"{_ROOT / 'src'}:{_ROOT}"}
+    return subprocess.run(
+        [sys.executable, "-c", _DOOMED, str(study), str(after)], env=environment, check=False
+    ).returncode
+
 
 def worker(folder: Path, study: Path | str, seconds: float, name: str) -> subprocess.Popen[bytes]:
     """Start a process that searches, each evaluation taking so long; it leaves NAME.log and NAME.json in a folder."""

@@ -2,15 +2,18 @@
 
 A trial is written down with its Subnet before anybody works on it, and whoever works on it keeps a heartbeat. When that
 stops, the next process that looks for work marks the trial as failed and writes it down again (Optuna's own way), so
-that a killed process loses time but no trial. Two things differ from what Optuna's loop would do. The parameters of a
-trial, which it would write one by one, are written together: with 150 axes that takes a third of the time.
-And in an SQLite file, which has no row locks, a lock on a file beside it keeps two processes from taking one trial.
+that a killed process loses time but no trial. Of a study in a file, a process of the same machine sees at once that
+another one is gone, and does its trial again before any new one: a search that is killed and continued at once finds
+what an undisturbed one finds. Two things differ from what Optuna's loop would do. The parameters of a trial, which it
+would write one by one, are written together: with 150 axes that takes a third of the time. And in an SQLite file, which
+has no row locks, a lock on a file beside it keeps two processes from taking one trial.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -28,6 +31,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from lissome.core.errors import ArtifactError
 from lissome.core.files import locked
+from lissome.engine.alive import identity, machine, runs
 from lissome.engine.search._connection import connect, damaged, guarded, shown
 from lissome.engine.search._optuna import distributions_of, quiet
 from lissome.engine.search.goal import Goal
@@ -38,6 +42,7 @@ NAME = "search"
 """Name of the study in a file, which holds one."""
 
 _OURS = "lissome"  # before the names of attributes that are not figures
+_WORKER = f"{_OURS}:worker"  # the machine and the process that has a trial
 _FIXED, _FIRST, _AGAIN, _CONSTRAINTS = "fixed_params", "failed_trial", "retry_history", "constraints"  # Optuna's names
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
@@ -137,6 +142,7 @@ class Database:
                 self._backend.record_heartbeat(known)
                 with contextlib.suppress(UpdateFinishedTrialError):
                     if self._storage.set_trial_state_values(known, TrialState.RUNNING):
+                        self._storage.set_trial_user_attr(known, _WORKER, [machine(), *identity(os.getpid())])
                         trial = self._read(frozen)
                         self._ids[trial.number] = known
                         return trial
@@ -249,12 +255,21 @@ class Database:
         """Write down again what dead processes were working on."""
         with quiet():
             fail_stale_trials(self._study)
+            self._fail_orphans()
         trials = self._study.get_trials(deepcopy=False)
         again = {number for trial in trials for number in trial.system_attrs.get(_AGAIN, ())}
         for trial in trials:
             failed = trial.state == TrialState.FAIL and f"{_OURS}:error" not in trial.user_attrs
             if failed and trial.number not in again and _FIXED in trial.system_attrs:
                 self._repeat(trial)  # its rescuer died in between
+
+    def _fail_orphans(self) -> None:
+        """Mark as failed what processes were working on that are gone from this machine."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if self._file else ():
+            where, *worker = trial.user_attrs.get(_WORKER, ("",))
+            if where == machine() and not runs(worker):
+                known = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+                self._storage.set_trial_state_values(known, TrialState.FAIL)
 
     def _repeat(self, frozen: FrozenTrial) -> None:
         with quiet():

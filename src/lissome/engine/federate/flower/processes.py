@@ -15,12 +15,12 @@ import psutil
 
 from lissome.core.errors import ArtifactError
 from lissome.core.files import read_json, write_json
+from lissome.engine.alive import identity, runs
 
 _ENDING = 10.0  # seconds that a process may take to end when it is asked to
 _LONGEST = 240  # characters of a log in a message
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MARK = "LISSOME_PROCESSES_OF"
-_SAME = 0.01  # seconds by which two readings of the time a process was started at may differ
 
 
 class Processes:
@@ -60,8 +60,8 @@ class Processes:
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment,
                 start_new_session=True, cwd=self._folder,
             )  # fmt: skip
-        started = {name: _identity(one.pid) for name, one in self._running.items()}
-        write_json(self._record, {"owner": _identity(os.getpid()), "started": started})
+        started = {name: identity(one.pid) for name, one in self._running.items()}
+        write_json(self._record, {"owner": identity(os.getpid()), "started": started})
         return self._running[name]
 
     def stop(self) -> None:
@@ -81,10 +81,10 @@ class Processes:
             former = read_json(self._record)
         except ArtifactError:
             return
-        if _same(former["owner"]):
+        if runs(former["owner"]):
             return
         for pid, started in former["started"].values():
-            if _same((pid, started)) or not psutil.pid_exists(pid):  # a leader that is gone may have left others
+            if runs((pid, started)) or not psutil.pid_exists(pid):  # a leader that is gone may have left others
                 _signal(pid, signal.SIGKILL)
         self._stop_strays()
         self._record.unlink(missing_ok=True)
@@ -95,20 +95,6 @@ class Processes:
             with contextlib.suppress(psutil.Error, OSError):  # gone, or somebody else's
                 if process.environ().get(_MARK) == self._environment[_MARK]:
                     process.kill()
-
-
-def _identity(pid: int) -> tuple[int, float]:
-    """Number of a process and the time of its start, 0 when it is gone: numbers are used again, the pair is not."""
-    try:
-        return pid, psutil.Process(pid).create_time()
-    except psutil.Error:
-        return pid, 0.0
-
-
-def _same(identity: Sequence[float]) -> bool:
-    """Whether a process that was written down still runs."""
-    pid, started = int(identity[0]), identity[1]
-    return abs(_identity(pid)[1] - started) < _SAME
 
 
 def _signal(pid: int, wanted: signal.Signals) -> None:
