@@ -258,15 +258,19 @@ def context(subject: Subject, folder: Path, seed: int) -> Context:
     )  # fmt: skip
 
 
-def volume(front: Sequence[Mapping[str, float]], *, worst: float = 0.5) -> float:
+def volume(front: Sequence[Mapping[str, float]], *, worst: float, least: float) -> float:
     """Share of the plane from no error and no multiply-accumulates to a corner that a front leaves behind it.
 
+    Accuracy is that on examples which the search has not seen, for those of a front that were compared on them: on its
+    own examples it takes the lucky ones.
+
     Args:
-        front: Points with ``macs`` and ``accuracy``.
-        worst: Error at the corner: that of guessing between two classes.
+        front: Points with ``macs``, and some with ``held``.
+        worst: Error at the corner: that of guessing.
+        least: What a smaller cost counts as: where all spaces are to end there, ending below is no merit.
     """
-    values = [((1 - point["accuracy"]) / worst, point["macs"]) for point in front]
-    return hypervolume(values, (1.0, 1.0))
+    held = [point for point in front if "held" in point]
+    return hypervolume([((1 - one["held"]) / worst, max(one["macs"], least)) for one in held], (1.0, 1.0))
 
 
 def packed(model: Model, judge: OfExamples) -> str:

@@ -52,7 +52,7 @@ _IMAGES = {
     "widths": (1.0, 0.83, 0.66, 0.48), "streams": (1.0,), "order": "l1", "sides": "both",
 }  # fmt: skip
 NETS: dict[str, Net] = {
-    "zoo-resnet": Net(3000, _IMAGES, _SGD, tried=150, rates=(0.01, 0.02, 0.1)),
+    "zoo-resnet": Net(6000, _IMAGES, _SGD, tried=150, rates=(0.01, 0.02, 0.1)),
     "zoo-depthwise": Net(3000, _IMAGES, _SGD, tried=120, rates=(0.01, 0.02, 0.1)),
     "minilm": Net(
         1200,

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks import _elastic, _sweep
 from benchmarks._markdown import table
+from benchmarks.eftnas.run import volume
 
 _FOUND = ("f1", "exact")
 
@@ -27,10 +28,10 @@ def _arms(result: Mapping[str, Any]) -> str:
             reached = f", at {cell['macs']:.3f}" if "macs" in cell else ""
             rows.append([f"{label}{reached}", _mean([one["test"] for one in found]), "", passes, chosen])
             continue
-        volume = sum(one["volume"] for one in found) / len(found)
+        behind = f"{volume(found, arm.rpartition('-')[2]):.3f}"
         for share in cell["cut"]:
             right = [one["cut"][share]["test"] for one in found]
-            rows.append([f"{label}, at {share}", _mean(right), f"{volume:.3f}", passes, chosen])
+            rows.append([f"{label}, at {share}", _mean(right), behind, passes, chosen])
     return table(["arm", "accuracy", "volume of the front", "passes", "settings"], rows)
 
 

@@ -37,9 +37,9 @@ def made_up(
             cells[f"lora-{task}-{seed}"] = {"test": text(lora), "chosen": "lr=0.002"}
         for arm, seed in itertools.product((*arms, "published"), SEEDS):
             cut = {key: {"macs": share, "params": 0.5, "test": text(half)} for key, share in macs.items()}
-            volume, ends = hand if arm == "uniform" else 0.7, {"least": least, "most": most}
+            front = [{"macs": 0.5, "accuracy": 0.7, "held": hand if arm == "uniform" else 0.7}]
             facts = {"chosen": "lr=0.0001", "passes": 1200}
-            cells[f"{arm}-{task}-{seed}"] = {"cut": cut, **ends, "volume": volume, **facts}
+            cells[f"{arm}-{task}-{seed}"] = {"cut": cut, "front": front, "least": least, "most": most, **facts}
             cells[f"latency-{arm}-{task}-{seed}"] = {"latency": [0.7, 0.6, 0.8]}
     for share, seed in itertools.product(run.SHARES, SEEDS):
         facts = {"chosen": "lr=0.0001", "passes": 400}
@@ -73,8 +73,14 @@ def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None
 
 
 def test_the_volume_of_a_front() -> None:
-    assert _elastic.volume([]) == 0
-    assert _elastic.volume([{"macs": 0.5, "accuracy": 0.75}]) == pytest.approx(0.25)
+    one = {"macs": 0.5, "accuracy": 0.95, "held": 0.75}
+    assert _elastic.volume([], worst=0.5, least=0.2) == 0
+    assert _elastic.volume([one], worst=0.5, least=0.2) == pytest.approx(0.25)
+    assert _elastic.volume([one, {"macs": 0.3, "accuracy": 0.9}], worst=0.5, least=0.2) == pytest.approx(0.25), (
+        "not seen"
+    )
+    small = [{"macs": cost, "held": 0.75} for cost in (0.2, 0.1)]
+    assert _elastic.volume(small[:1], worst=0.5, least=0.2) == _elastic.volume(small, worst=0.5, least=0.2)
 
 
 def test_the_tables_show_every_arm() -> None:
@@ -123,7 +129,7 @@ def test_super_networks_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert abs(ends["least"] / 0.5 - 1) <= run.NEAR and abs(ends["most"] / run.BELOW - 1) <= run.NEAR
     found = run.made(tried, tmp_path / "made", "languages", "uniform", scale, 0)
     assert found["cut"]["0.6"]["macs"] <= 0.6 and found["passes"] == 3 * scale.of(run.STEPS["languages"])
-    assert 0 < found["volume"] < 1
+    assert 0 < run.volume([found], "languages") < 1
 
 
 def test_answers_are_compared_question_by_question() -> None:
