@@ -67,6 +67,9 @@ class Boundaries:
         flat = torch.cat(list(worth.values())) if worth else torch.empty(0)
         # One unit after the other, so that units of equal worth (never learnt, say) do not come and go together.
         self._order = [names[int(place)] for place in flat.argsort(descending=True, stable=True)]
+        self._place: dict[str, int] = {}  # of the best unit of a branch
+        for place, name in enumerate(self._order):
+            self._place.setdefault(self._homes[name][0].name, place)
         falling = flat.sort(descending=True).values
         self._thresholds = [0, *((falling[1:] < falling[:-1]).nonzero().flatten() + 1).tolist(), len(falling)]
 
@@ -171,7 +174,7 @@ class Boundaries:
         }
         for names in self._model.anatomy.quorums:
             if gone.issuperset(names):
-                gone.remove(names[-1])  # as the smallest of a Space
+                gone.remove(min(names, key=self._place.__getitem__))  # it is there at every higher cost too
         sizes: dict[str, int] = {}
         for name, (branch, dim) in self._homes.items():
             unit = self._multiple if dim.kind in {"width", "channels"} else 1

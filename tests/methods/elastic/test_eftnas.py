@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,22 @@ def test_sizes_find_their_layers_when_one_in_the_middle_goes_for_good(family: st
     counter = Counter(making.model)
     for subnet, cost in zip((space.smallest, *between, space.full), costs, strict=True):
         assert counter.figures(subnet)["macs"] == pytest.approx(cost, rel=NEAR)
+
+
+def test_when_all_attentions_are_worth_least_the_best_of_them_stays_at_every_cost() -> None:
+    """A decoder needs one; were it another one at the lowest cost, sizes would not be nested."""
+    model = toy_model("gpt2")
+    worth = {
+        branch.axis(dim.name): torch.full((dim.lanes, dim.size), 1.0 if branch.kind == "mlp" else 0.1 / (1 + block))
+        for block, branch in ((each.block, each) for each in model.anatomy.branches)
+        for dim in branch.dims
+    }
+    bounds = Boundaries(model, worth)
+    found = bounds.nested([share * bounds.range()[1] for share in (0.2, 0.4, 0.6)])
+    kept = [[one.sizes[f"layers.{block}.attention.groups"] for block in range(4)] for one in found]
+    assert kept[0] == [1, 0, 0, 0], "the best one"
+    for less, more in pairwise(kept):
+        assert all(low <= high for low, high in zip(less, more, strict=True))
 
 
 def test_units_that_are_never_learnt_go_one_by_one() -> None:
