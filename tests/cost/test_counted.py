@@ -63,6 +63,13 @@ def test_predicted_file_is_within_a_percent_of_the_saved_one(family: str, dtype:
     assert Counter(model, dtype=dtype).count(subnet).disk == pytest.approx(written, rel=0.01)
 
 
+def test_blocks_of_one_shape_and_of_unlike_types_are_told_apart(tmp_path: Path) -> None:
+    model = toy_model("llama")
+    model.module.get_submodule("model.layers.2.mlp").to(torch.float64)
+    model.save(tmp_path / "model")
+    assert Counter(model).count().disk == (tmp_path / "model" / "model.safetensors").stat().st_size
+
+
 def test_tied_embeddings_count_once_and_stand_apart() -> None:
     tied, untied = (Counter(toy_model("llama", tie_word_embeddings=tie)).count() for tie in (True, False))
     assert untied.params - tied.params == 61 * 24

@@ -98,18 +98,23 @@ def branch_shapes(model: Model) -> dict[str, object]:
     """What decides about the cost of each branch, by its name: equal for branches that cost the same."""
     kept: dict[str, object] = {name: mask.kept for name, mask in masks(model.module).items()}
     kept |= {name: (kept.get(name), grid.bits, grid.scale.shape) for name, grid in grids(model.module).items()}
+    tensors = (*model.module.named_parameters(), *model.module.named_buffers())
+    kept = {name: (value.dtype, kept.get(name)) for name, value in tensors}
     return {branch.name: _shape(model, branch, kept) for branch in model.anatomy.branches}
 
 
 def _shape(model: Model, branch: Branch, kept: Mapping[str, object]) -> object:
     """What decides about the cost of a branch, equal for branches of one shape."""
-    shapes = tuple(model.binding.shapes[name] for name in (*branch.parameters, *branch.buffers))
-    places = {name: place for place, name in enumerate((*branch.parameters, *branch.buffers))}
+    tensors = (*branch.parameters, *branch.buffers)
+    shapes = tuple(model.binding.shapes[name] for name in tensors)
+    places = {name: place for place, name in enumerate(tensors)}
     dims = tuple(
         (dim.name, dim.size, tuple((places.get(cut.parameter), cut.dim, cut.units.numel()) for cut in dim.cuts))
         for dim in branch.dims
     )
-    positions = tuple(branch.positions.get(name) for name in branch.linears)
-    zeros = tuple(kept.get(name) for name in branch.parameters)
-    names = tuple(len(name) for name in (*branch.parameters, *branch.buffers))  # a file's header holds them
-    return branch.kind, shapes, dims, branch.mixing, positions, zeros, names
+    positions = tuple(
+        (places.get(name, places.get(f"{name}.weight")), branch.positions.get(name)) for name in branch.linears
+    )
+    held = tuple(kept.get(name) for name in tensors)
+    names = tuple(map(len, tensors))  # a file's header holds them
+    return branch.kind, shapes, dims, branch.mixing, positions, held, names
