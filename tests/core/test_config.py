@@ -36,15 +36,15 @@ class Config(MethodConfig):
 CONFIGS = st.builds(
     Config,
     sparsity=st.floats(0, 0.95),
-    steps=st.integers(1),
+    steps=st.integers(1, 2**63 - 1),
     lazy=st.booleans(),
     split=st.text(),
     title=st.none() | st.text(),
     clip=st.none() | st.floats(0, allow_infinity=True),
-    limit=st.integers() | st.text(),
+    limit=st.integers(1 - 2**63, 2**63 - 1) | st.text(),
     mode=st.sampled_from(["fast", "exact"]),
     level=st.sampled_from([1, 2]),
-    widths=st.lists(st.integers(1)).map(tuple),
+    widths=st.lists(st.integers(1, 2**63 - 1)).map(tuple),
     pair=st.tuples(st.floats(max_value=1), st.floats(max_value=1)),
     modules=st.lists(st.text(alphabet=st.characters(codec="utf-8"))).map(tuple),
 )
@@ -122,6 +122,9 @@ def test_an_unknown_key_is_refused_with_the_nearest() -> None:
         ("steps", 2.0),
         ("steps", 0),
         ("steps", False),
+        ("steps", 10**400),
+        ("steps", 10**4000),
+        ("limit", -(10**20)),
         ("lazy", 1),
         ("lazy", "yes"),
         ("split", 44),
@@ -134,6 +137,7 @@ def test_an_unknown_key_is_refused_with_the_nearest() -> None:
         ("widths", "64"),
         ("widths", [64, 0]),
         ("widths", [64, 1.5]),
+        ("widths", [64, 2**63]),
         ("widths", {"a": 1}),
         ("pair", [0.9]),
         ("pair", [0.9, 0.9, 0.9]),
@@ -146,6 +150,7 @@ def test_types_and_ranges_hold_however_it_is_built(key: str, value: Any) -> None
         with pytest.raises(ConfigError, match=f"'{key}'") as caught:
             build()
         assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
 
 
 def test_equal_settings_are_equal_however_they_were_written() -> None:

@@ -80,3 +80,15 @@ def test_whom_too_few_rows_leave_without_any(
         assert words in said(capsys, *command)
     else:
         assert main(command) == 0
+
+
+def test_why_nobody_joined_is_said_with_where_it_stands(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("the disk is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lissome.pipeline.federation.FederationJob.worker", refuse)
+        line = said(capsys, "federate", place / "recipe.toml", "--out", place / "out")
+    audit = place / "out" / ".run" / "server" / "audit.jsonl"
+    assert f"0 of 4 clients joined within 300 s; mend why others were refused (see {audit}), or lower" in line
+    assert "the disk is gone" in audit.read_text()

@@ -146,7 +146,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
     return values
 
 
-MAX_SEED = 2**63 - 1
+_LARGEST = 2**63 - 1  # of a whole number: neither TOML nor torch promises more
+MAX_SEED = _LARGEST
 """Largest seed: the largest that every random number generator takes."""
 
 
@@ -347,6 +348,10 @@ def _check_range(where: str, value: Any, metadata: Mapping[str, Any]) -> None:
         raise ConfigError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}.")
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not isinstance(number, bool):
+            if isinstance(number, int) and abs(number) > _LARGEST:
+                raise ConfigError(
+                    f"{where} must be a whole number of 64 bits at most, got one of {number.bit_length()}."
+                )
             if low is not None and not number >= low:
                 raise ConfigError(f"{where} must be at least {low}, got {number}.")
             if high is not None and not number <= high:

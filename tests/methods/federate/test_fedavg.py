@@ -95,8 +95,9 @@ def promised(job: Federation) -> list[float]:
 
 def test_noise_says_what_it_promises(tmp_path: Path) -> None:
     assert promised(noisy(tmp_path)) == [epsilon(0.8, number, 1e-4) for number in (1, 2, 3)]
-    with pytest.raises(ConfigError, match="promises nothing"):
-        FedAvg.Config(noise=1e-3, bound=1.0, noise_clients=2)
+    for noise in (1e-3, 1e-300):
+        with pytest.raises(ConfigError, match="promises nothing"):
+            FedAvg.Config(noise=noise, bound=1.0, noise_clients=2)
     given = {"noise": 1.0, "bound": 1.0}
     for changes in ({"noise": 1.0}, given, {**given, "noise_clients": 2, "merge": "mean"}):
         with pytest.raises(ConfigError, match="noise needs"):

@@ -50,7 +50,7 @@ class FederatedConfig(MethodConfig):
     )  # fmt: skip
     rank: int = option(8, "rank of the adapters", low=1)
     alpha: float = option(16.0, "adapters are scaled by alpha / rank", low=0.0)
-    epochs: float = option(1.0, "passes over a client's examples in a round", low=0.0)
+    epochs: float = option(1.0, "passes over a client's examples in a round", low=0.0, high=1e6)
     steps: int | None = option(None, "optimizer steps in a round instead of epochs; equal work for all clients", low=1)
     lr: float | None = option(
         None, "learning rate of the clients; default 3e-4 with adamw where everything is trained, which suits "
@@ -99,8 +99,9 @@ class FederatedConfig(MethodConfig):
         if Codec.parse(self.up).top < 1 and not Codec.parse(self.up).delta:
             raise ConfigError(f"up: what top leaves out of whole tensors would be zero; write delta+{self.up}.")
         if 0 < self.noise < _LEAST_NOISE:
+            promised = 0.5 / self.noise / self.noise
             raise ConfigError(
-                f"noise={self.noise:g} promises nothing (epsilon is beyond {0.5 / self.noise**2:.0f} after one round); "
+                f"noise={self.noise:g} promises nothing (epsilon is beyond {promised:.3g} after one round); "
                 f"give at least {_LEAST_NOISE}, or 0 for none."
             )
         if self.private_updates and (self.bound is None or self.noise_clients is None or self.merge != "overlap"):

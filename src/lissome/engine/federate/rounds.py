@@ -278,9 +278,11 @@ class Federation:
         there = len(self.members.present())
         if there < self._wanted:
             refused = self.audit.count("refused")
+            step = (
+                f"mend why others were refused (see {self._folder / 'audit.jsonl'})" if refused else "start the others"
+            )
             raise FederationError(
-                f"{there} of {self._wanted} clients joined within {self.config.join:g} s"
-                f"{f' ({refused} refused, see audit.jsonl)' if refused else ''}; start the others, or lower `clients` "
+                f"{there} of {self._wanted} clients joined within {self.config.join:g} s; {step}, or lower `clients` "
                 "and `least`."
             )
 

@@ -44,6 +44,7 @@ from lissome.models.labels import head_parameters, labels_of
 from lissome.models.model import Model
 
 _LEARN = ("finetune", "pretrain", "continual")
+_LONGEST = 10_000  # a list of documents that somebody reads
 _MOST_TOKENS = 4096  # more than any prompt that was ever tuned has; positions, where a model counts them, are fewer
 
 
@@ -75,7 +76,7 @@ class FFM(FederatedMethod):
         protect: Literal["none", "replay", "ewc", "distil"] = option("replay", "of continual: against forgetting")
         memory: int = option(100, "of replay: most examples of earlier slices, private to each client", low=1)
         strength: float | None = option(None, "of ewc and distil: weight beside the task (default: 100 and 1)", low=0.0)
-        results: int = option(5, "of retrieve: documents of a list", low=1)
+        results: int = option(5, "of retrieve: documents of a list", low=1, high=_LONGEST)
         trigger: Literal["always", "samples", "drift"] = option(
             "always", "of continual: which clients take part: all; those with new rows; those whose loss rises"
         )
