@@ -271,7 +271,8 @@ class Anatomy:
         """Return what each block has: units of every dim by branch; a removed branch is not listed."""
         found: list[Layer] = [{} for _ in self.blocks]
         for branch in self.branches:
-            found[branch.block][self.part(branch)] = {dim.name: dim.size for dim in branch.dims if not dim.beside}
+            own = (dim for dim in branch.dims if not dim.beside and (dim.cuts or not dim.shared))
+            found[branch.block][self.part(branch)] = {dim.name: dim.size for dim in own}
         return found
 
     def choices(self, layers: Sequence[Layer]) -> dict[str, int]:

@@ -145,3 +145,68 @@ def test_a_block_that_shares_a_tensor_stays_and_says_which() -> None:
 
 def test_the_size_of_a_head_is_not_their_number() -> None:
     assert "1.layers.0.0.qkv.groups" in {axis.name for axis in _model(_listed(), (5, 6)).space().axes}
+
+
+class _Tokens(nn.Module):
+    """Mixes tokens in every channel, and channels in every token, without a norm over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 5))
+        self.channels = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
+        made: Tensor = x + self.channels(x)
+        return made
+
+
+class _Heads(nn.Module):
+    """A layer that every head goes through, and products between channels that are cut apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.keys, self.values = nn.Linear(8, 12), nn.Linear(8, 20)
+        self.each, self.proj = nn.Linear(5, 6), nn.Linear(4 * 6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys, values = (
+            part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.keys, self.values)
+        )
+        mixed = keys @ (keys.transpose(-1, -2) @ values)
+        made: Tensor = x + self.proj(self.each(mixed).transpose(1, 2).flatten(2))
+        return made
+
+
+class _Joined(nn.Module):
+    """Values of two layers, joined, are weighed by what no layer cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.one, self.other, self.last = (
+            nn.Linear(8, 2), nn.Linear(8, 6), nn.Linear(8, 10), nn.Linear(16, 8),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(x)
+        weights = (query @ query.transpose(-1, -2)).softmax(-1)
+        made: Tensor = x + self.last(weights @ torch.cat([self.one(x), self.other(x)], -1))
+        return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "some"),
+    [
+        (_Tokens, {"stream.0.width", "1", "1.tokens.0.width"}),
+        (_Heads, {"stream.0.width", "1", "1.keys.groups"}),
+        (_Joined, {"stream.0.width", "1", "1.one.width", "1.other.width"}),
+    ],
+)
+def test_products_that_follow_from_several_sizes_are_counted(kind: type[nn.Module], some: set[str]) -> None:
+    model = _model(nn.Sequential(nn.Linear(6, 8), kind(), kind(), _Mean(), nn.Linear(8, 3)), (5, 6))
+    space, inputs = model.anatomy.space(finest=True), example(model, batch=2)
+    assert some <= {axis.name for axis in space.axes}
+    for seed in range(6):
+        subnet = space.sample(Random(seed))
+        conformance.check_counted(model, subnet, conformance.check_subnet(model, subnet, inputs))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -36,6 +37,21 @@ class Side:
     dim: int
     start: int
     size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Multiply-accumulates that follow from the sizes of several dimensions.
+
+    Attributes:
+        macs: How many.
+        over: For each of the dimensions, the shares that the channels of some sides have in it.
+        path: Of the module, or name of the weight.
+    """
+
+    macs: int
+    over: tuple[tuple[tuple[Side, Fraction], ...], ...]
+    path: str
 
 
 @dataclass
@@ -74,6 +90,13 @@ class Atoms:
             if atom != NONE and (not found or atom >= found[-1].start + found[-1].size):
                 found.append(self.side(atom))
         return found
+
+    def shares(self, mark: Mark) -> tuple[tuple[Side, Fraction], ...]:
+        """Return where the atoms of a mark come from, and which part of it each has."""
+        return tuple(
+            (side, Fraction(int(((mark >= side.start) & (mark < side.start + side.size)).sum()), mark.numel()))
+            for side in self.sides_of(mark)
+        )
 
     def join(self, one: Mark, other: Mark, reason: str) -> None:
         """Let atoms at equal places go together; what meets an element without an atom can never go."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lissome.models.traced.atoms import Mark, varying
+from lissome.models.traced.atoms import Mark, Mixed, varying
 from lissome.models.traced.operation import Marks, Operation, gathered_in, raised
 
 if TYPE_CHECKING:
@@ -112,11 +112,15 @@ def product(recorder: Recorder, op: Operation) -> list[Marks]:
     else:
         for mark in (*left, *second):
             atoms.freeze(mark, f"a product with what no layer makes in {place}")
-    _count(recorder, one, other, op.given[0])
-    outs = [*first_out, *second_out]
-    if added is not None:
-        outs += [raised(mark, op.given[0].ndim) for mark in recorder.marks(added)]
-    return [atoms.merged(outs, f"{op.name} in {place}")]
+    made = atoms.merged([*first_out, *second_out], f"{op.name} in {place}")
+    name = recorder.source(other)
+    weight, rest = (first_out, second_out) if name is None else (second_out, first_out)
+    own = frozenset[int]().union(*map(varying, weight))
+    again = any(varying(mark) - own for mark in rest)  # channels that a weight is applied to, one after the other
+    macs = op.given[0].numel() * one.shape[-1]
+    _count(recorder, macs, name or recorder.source(one), [*made, *(left or second)[:1]], again=again)
+    more = [] if added is None else [raised(mark, op.given[0].ndim) for mark in recorder.marks(added)]
+    return [atoms.merged([*made, *more], f"{op.name} in {place}")]
 
 
 def _split(recorder: Recorder, value: Tensor, summed: int) -> tuple[list[Mark], list[Mark]]:
@@ -132,19 +136,21 @@ def _split(recorder: Recorder, value: Tensor, summed: int) -> tuple[list[Mark], 
     return along, rest
 
 
-def _count(recorder: Recorder, one: Tensor, other: Tensor, made: Tensor) -> None:
-    """Note the multiply-accumulates: of a weight, or between values."""
-    _add(recorder, made.numel() * one.shape[-1], recorder.source(other) or recorder.source(one), (one, other))
+def _count(recorder: Recorder, macs: int, name: str | None, marks: Sequence[Mark], *, again: bool = False) -> None:
+    """Note the multiply-accumulates: of a weight, or between values, or of a weight that is applied to every channel.
 
-
-def _add(recorder: Recorder, macs: int, name: str | None, values: Sequence[Tensor]) -> None:
-    """Add to what a weight multiplies; without one, to what values multiply with each other."""
-    if name is not None:
+    Args:
+        recorder: The recorder.
+        macs: How many.
+        name: Of the weight.
+        marks: Of each dimension that has channels.
+        again: Whether the weight is applied to each of some channels.
+    """
+    if name is not None and not again:
         recorder.seen.products[name] = recorder.seen.products.get(name, 0) + macs
     else:
-        marks = [mark for value in values for mark in recorder.marks(value)]
-        sides = [side for mark in marks for side in recorder.seen.atoms.sides_of(mark)]
-        recorder.seen.mixings.append((macs, sides, recorder.where()))
+        over = tuple(recorder.seen.atoms.shares(mark) for mark in marks)
+        recorder.seen.mixings.append(Mixed(macs, over, name or recorder.where()))
 
 
 def convolution(recorder: Recorder, op: Operation) -> list[Marks]:
@@ -160,7 +166,11 @@ def convolution(recorder: Recorder, op: Operation) -> list[Marks]:
         else:
             atoms.freeze(mark, f"convolution in {place}")
     swept = value if transposed else op.given[0]
-    _add(recorder, weight.numel() * (swept.numel() // swept.shape[1]), recorder.source(weight), (value, weight))
+    macs, known = (
+        weight.numel() * (swept.numel() // swept.shape[1]),
+        [side for side in sides.values() if side is not None],
+    )
+    _count(recorder, macs, recorder.source(weight), known)
     if groups > 1:
         made = _grouped(recorder, inputs, sides, (value.shape[1], op.given[0].shape[1], groups), transposed)
     else:

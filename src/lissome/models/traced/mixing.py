@@ -1,7 +1,8 @@
-"""Products between values, as an attention makes them, for counting."""
+"""Products between values, as an attention makes them, and of weights with all channels, for counting."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lissome.models.mixing import Sizes
@@ -12,12 +13,12 @@ class Term:
     """One product.
 
     Attributes:
-        macs: Multiply-accumulates per unit of the dim, or of all of it.
-        dim: Name of the dim whose units it is spread over; empty when it is always whole.
+        macs: Multiply-accumulates for one unit of each of the dims.
+        dims: Names of the dims whose units are multiplied with each other; none when it is always whole.
     """
 
     macs: int
-    dim: str = ""
+    dims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Products:
 
     def whole(self, sizes: Sizes, tokens: int, *, causal: bool) -> int:
         """Every forward costs the same: the inputs have one size."""
-        return sum(term.macs * (sizes[term.dim] if term.dim else 1) for term in self.terms)
+        return sum(term.macs * math.prod(sizes[dim] for dim in term.dims) for term in self.terms)
 
     def step(self, sizes: Sizes, length: int) -> int:
         """Nothing: it does not generate."""

@@ -6,8 +6,11 @@ of residual blocks makes branches that cannot be removed, so that every paramete
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import product
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from lissome.core.errors import UnsupportedModelError
 from lissome.models.anatomy import Anatomy, Branch, Dim
 from lissome.models.parts import width_step
 from lissome.models.stored import shared
+from lissome.models.traced.atoms import Side
 from lissome.models.traced.depth import Block, residual_blocks
 from lissome.models.traced.groups import Found, kernels, owner, widths
 from lissome.models.traced.inputs import recorded
@@ -151,7 +155,8 @@ class _Plan:
         products = {
             name: macs for name, macs in self._recording.products.items() if name in mine and self._is_whole(name)
         }
-        linears = {owner(name): macs // self._sizes[name] for name, macs in products.items()}
+        linears = {owner(each.path): 0 for each in self._recording.mixings if each.path in mine}
+        linears |= {owner(name): macs // self._sizes[name] for name, macs in products.items()}
         convolves = any(isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for part in self._parts(place))
         return Branch(
             name=place.name,
@@ -179,28 +184,29 @@ class _Plan:
         for name in place.tensors:
             yield self._module.get_submodule(name.rpartition(".")[0])
 
-    def _terms(self, found: Sequence[Found], dims: Mapping[str, Mapping[str, Dim]]) -> dict[str, list[Term]]:
-        """Products between values by branch, each spread over a dim if what it multiplies is cut by one."""
+    def _terms(self, found: Sequence[Found], dims: Mapping[str, dict[str, Dim]]) -> dict[str, list[Term]]:
+        """Products by branch that do not follow from one weight, each spread over the dims that cut what it multiplies.
+
+        A branch whose products follow from channels between the blocks that cut nothing in it gets their dim too.
+        """
         axes = {(cut.parameter, cut.dim): each.axis for each in found for cut in each.cuts}
-        tensors = {cut.parameter: each.axis for each in found for cut in each.cuts}
         every = [
-            (macs, self._home(path).name, [axes.get((side.tensor, side.dim)) for side in sides])
-            for macs, sides, path in self._recording.mixings
+            (each.macs, self._home(each.path).name, [_by_axis(shares, axes) for shares in each.over])
+            for each in self._recording.mixings
         ]
-        every += [
-            (macs, self._home(name).name, [tensors.get(name)])
-            for name, macs in self._recording.products.items()
-            if not self._is_whole(name)
-        ]
+        for name, macs in self._recording.products.items():
+            if not self._is_whole(name):
+                cut = dict.fromkeys(axis for (tensor, _), axis in axes.items() if tensor == name)
+                every.append((macs, self._home(name).name, [{axis: Fraction(1)} for axis in cut]))
         terms: dict[str, list[Term]] = {}
-        for macs, home, over in every:
-            axis = next((each for each in over if each is not None), None)
-            cut = [name for name, known in dims.items() if axis in known]
-            place = home if home in cut or not cut else cut[0]
-            dim = dims[place].get(axis) if axis else None
-            spread = dim if dim is not None and macs % dim.size == 0 else None
-            term = Term(macs // spread.size, spread.name) if spread else Term(macs)
-            terms.setdefault(place, []).append(term)
+        for macs, home, factors in every:
+            for parts in product(*(factor.items() for factor in factors)):
+                share = prod((part for _, part in parts), start=Fraction(macs))
+                place, over = _placed([axis for axis, _ in parts if axis is not None], home, dims)
+                each = share / prod(dim.size for dim in over)
+                names = tuple(dim.name for dim in over)
+                term = Term(int(each), names) if each.denominator == 1 else Term(round(share))
+                terms.setdefault(place, []).append(term)
         return terms
 
     def _home(self, path: str) -> _Place:
@@ -264,6 +270,30 @@ class _Plan:
         ):
             return True
         return len({name.rpartition(".")[0] for name in self._below(path)}) > _FEW
+
+
+def _by_axis(
+    shares: Iterable[tuple[Side, Fraction]], axes: Mapping[tuple[str, int], str]
+) -> dict[str | None, Fraction]:
+    """Parts of a dimension by the axis that cuts them; None for the rest."""
+    found: dict[str | None, Fraction] = {}
+    for side, share in shares:
+        axis = axes.get((side.tensor, side.dim))
+        found[axis] = found.get(axis, Fraction(0)) + share
+    rest = 1 - sum(found.values())
+    return found | {None: found.get(None, Fraction(0)) + rest} if rest else found
+
+
+def _placed(axes: Sequence[str], home: str, dims: Mapping[str, dict[str, Dim]]) -> tuple[str, list[Dim]]:
+    """The branch that a product belongs to, and its dims of some axes: the home, or the one that owns an axis alone."""
+    holders = {axis: [name for name, known in dims.items() if axis in known] for axis in axes}
+    owners = {holders[axis][0] for axis in axes if not dims[holders[axis][0]][axis].shared}
+    place = owners.pop() if len(owners) == 1 else home
+    for axis in axes:
+        known = dims[holders[axis][0]][axis]
+        if known.shared:
+            dims[place].setdefault(axis, replace(known, cuts=()))
+    return place, [dims[place][axis] for axis in axes if axis in dims[place]]
 
 
 def _step(found: Found) -> int:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lissome.core.errors import UnsupportedModelError
-from lissome.models.traced.atoms import Atoms, Mark, Side
+from lissome.models.traced.atoms import Atoms, Mark, Mixed
 from lissome.models.traced.operation import Operation
 from lissome.models.traced.rules import follow
 
@@ -84,8 +84,8 @@ class Recording:
         calls: Calls of modules, in the order in which they returned.
         makers: Sides, as (tensor, dimension), that make channels: the rows of a layer's weight.
         readers: Sides that read channels: the columns of a layer's weight.
-        products: Multiply-accumulates by name of the weight that they use.
-        mixings: Multiply-accumulates between values, the sides that they are spread over, and the module.
+        products: Multiply-accumulates by name of the weight that they use, as many for each of its numbers.
+        mixings: All others: between values, or of a weight that is applied to every channel.
         used: Names of the parameters and buffers that took part.
     """
 
@@ -95,7 +95,7 @@ class Recording:
     makers: set[tuple[str, int]] = field(default_factory=set)
     readers: set[tuple[str, int]] = field(default_factory=set)
     products: dict[str, int] = field(default_factory=dict)
-    mixings: list[tuple[int, list[Side], str]] = field(default_factory=list)
+    mixings: list[Mixed] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
 
