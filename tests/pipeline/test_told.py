@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from lissome.cli.main import main
 from lissome.pipeline.federating import federate
+from lissome.pipeline.federation import FederationRecipe
 from tests.engine.federate.fleet import killed_at
 from tests.pipeline.federated import RECIPE, make_place
 
@@ -92,3 +94,75 @@ def test_why_nobody_joined_is_said_with_where_it_stands(place: Path, capsys: pyt
     audit = place / "out" / ".run" / "server" / "audit.jsonl"
     assert f"0 of 4 clients joined within 300 s; mend why others were refused (see {audit}), or lower" in line
     assert "the disk is gone" in audit.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("clients = 4", 'clients = "4"'), "recipe.toml: [partition]: the setting 'clients' must be a whole number"),
+        (("rounds = 2", "round = 2"), "recipe.toml: [federation]: unknown setting 'round'; did you mean 'rounds'?"),
+        (("block_params<=50%", "block_param<=50%"), "recipe.toml: [[device]] 2: unknown budget term 'block_param'"),
+        (('method = "fedavg"', 'method = "multipruner"'), "recipe.toml: multipruner does not train across clients"),
+        (("seed = 3", "seed = "), "recipe.toml: not valid TOML: "),
+        (('source = "rows.jsonl"', ""), 'classes are learned from data; write data = "FILE"'),
+        (("seed = 3", "# \xe4\xff"), "save the file as UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said_with_its_place(
+    change: tuple[str, str], words: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "recipe.toml").write_bytes(RECIPE.replace(*change).encode("latin-1"))
+    assert words in said(capsys, "federate", place / "recipe.toml", "--dry-run")
+
+
+def test_a_recipe_may_begin_with_the_mark_that_editors_leave(place: Path) -> None:
+    (place / "recipe.toml").write_text(RECIPE, encoding="utf-8-sig")
+    assert FederationRecipe.read(place / "recipe.toml").seed == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("{recipe}", "--set", "lr=1"), "--set means nothing to: lissome federate RECIPE. It is for join; settings of"),
+        (("{recipe}", "--port", "8443"), "--port means nothing to: .* It is for server, RECIPE --backend deployment"),
+        (("{recipe}", "--client", "a"), "It is for credentials, export"),
+        (
+            ("server", "{recipe}", "--backend", "ray"),
+            "--backend means nothing to: lissome federate server. It is for RECIPE",
+        ),
+        (("membership", "{out}", "--out", "{out}"), "--out means nothing to: lissome federate membership"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    words: tuple[str, ...], line: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [word.format(recipe=place / "recipe.toml", out=place / "out") for word in words]
+    assert re.search(line, said(capsys, "federate", *given))
+    assert not (place / "out").exists()
+
+
+def test_another_job_is_told_by_the_setting_that_differs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with killed_at(1):
+        federate(place / "recipe.toml", out=place / "out")
+    capsys.readouterr()
+    for one, other, words in (
+        ("lr = 0.01", "lr = 0.02", "recipe.step.lr is 0.01 there, 0.02 here"),
+        ("<=50%", "<=60%", 'recipe.device.2.budget is "block_params<=50%" there, "block_params<=60%" here'),
+        ("rounds = 2", "rounds = 3", "recipe.federation.rounds is 2 there, 3 here"),
+    ):
+        (place / "recipe.toml").write_text(RECIPE.replace(one, other))
+        line = said(capsys, "federate", place / "recipe.toml", "--out", place / "out")
+        assert f"holds another job: {words}; choose another --out" in line
+
+
+def test_folders_of_other_things_are_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted((place / "model").iterdir())
+    line = said(capsys, "federate", "parts", place / "recipe.toml", "--out", place / "model")
+    assert "model exists and holds no parts of an earlier call" in line
+    line = said(capsys, "federate", "credentials", place / "rows.jsonl", "--client", "a")
+    assert "rows.jsonl is a file; name a folder" in line
+    for words in (("membership", place / "model"), ("export", place / "model", "--client", "a", "--out", place / "x")):
+        assert "model is not the result of a federation; give a folder that" in said(capsys, "federate", *words)
+    assert sorted((place / "model").iterdir()) == before
+    for _ in range(2):
+        assert main(["federate", "parts", str(place / "recipe.toml"), "--out", str(place / "parts")]) == 0

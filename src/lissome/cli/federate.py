@@ -10,7 +10,16 @@ import typer
 from lissome.cli._session import JsonFlag, answer, working
 from lissome.core.errors import ConfigError, UnknownNameError, unknown_name
 
-_ACTIONS = ("credentials", "export", "join", "membership", "parts", "server")
+_RECIPE, _PLACE = "RECIPE", ("--credentials", "--host", "--port")
+_ACTIONS: dict[str, tuple[str, ...]] = {
+    "credentials": ("--client", "--host"),
+    "export": ("--client", "--out"),
+    "join": ("--data", "--state", "--credentials", "--set"),
+    "membership": (),
+    "parts": ("--out",),
+    "server": ("--out", "--dry-run", *_PLACE),
+}
+"""What can be done besides running a recipe, and the options that mean something there."""
 
 
 def command(
@@ -74,6 +83,7 @@ def command(
     outside = what == "server"
     if what not in _ACTIONS and not Path(what).exists():
         raise ConfigError(unknown_name("recipe or action", what, _ACTIONS, "Give a TOML file."))
+    _require_use(ctx, what, deployed=backend == "deployment")
     if what == "credentials":
         _credentials(target, clients, host, as_json)
     elif what == "export":
@@ -91,6 +101,23 @@ def command(
     else:
         place = {"credentials": credentials, "port": port, "host": (host or ["127.0.0.1"])[0], "alone": not outside}
         _run(ctx, Path(recipe), out, "deployment" if outside else backend, place, as_json)
+
+
+def _require_use(ctx: typer.Context, what: str, *, deployed: bool) -> None:
+    """Refuse options that would be ignored."""
+    known: list[Any] = [one for one in ctx.command.params if one.param_type_name == "option" and one.name != "as_json"]
+    sources = {one.opts[0]: ctx.get_parameter_source(one.name) for one in known}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    plain = ("--out", "--backend", "--dry-run", *(_PLACE if deployed else ()))
+    for name in given:
+        if name not in _ACTIONS.get(what, plain):
+            places = [action for action, names in _ACTIONS.items() if name in names]
+            places += [f"{_RECIPE} --backend deployment"] * (name in _PLACE) + [_RECIPE] * (name == "--backend")
+            advice = "; settings of the method stand in the recipe" * (name == "--set" and what not in _ACTIONS)
+            raise ConfigError(
+                f"{name} means nothing to: lissome federate {what if what in _ACTIONS else _RECIPE}. It is for "
+                f"{', '.join(places)}{advice}."
+            )
 
 
 def _run(

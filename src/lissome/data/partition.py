@@ -25,6 +25,8 @@ from lissome.core.optional import optional_import
 from lissome.core.typed import as_json, from_json
 from lissome.data.labelled import Labelled
 
+PARTITION = "partition.json"
+"""File of a partition, beside the parts that were dealt out and in the result of a federation."""
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 

@@ -10,6 +10,7 @@ from lissome.core.errors import ConfigError
 from lissome.core.events import EventStream
 from lissome.core.files import check_writable
 from lissome.core.typed import as_json
+from lissome.data.partition import PARTITION
 from lissome.data.parts import write_parts
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.federation import FederationJob, FederationRecipe
@@ -63,18 +64,20 @@ def deal_parts(recipe: Path | FederationRecipe, *, out: Path, events: EventStrea
         events: Where progress is reported.
 
     Raises:
-        ConfigError: When nothing is dealt out, or `out` cannot be written.
+        ConfigError: When nothing is dealt out, or `out` cannot be written or holds something else.
         DataError: When the data cannot be read or dealt out.
         MissingExtraError: When flwr-datasets is not installed.
     """
     check_writable(out)
+    if out.exists() and not (out / PARTITION).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and holds no parts of an earlier call; choose another --out.")
     job = FederationJob(recipe if isinstance(recipe, FederationRecipe) else FederationRecipe.read(recipe))
     dealt, names = job.silos.partition, job.silos.names
     if not names:
         raise ConfigError('nothing is dealt out (scheme = "own"): clients join with data of their own.')
     with quiet(events).stage("deal out"):
         folders = write_parts(job.silos.pool[0], dealt, out)
-        dealt.save(out / "partition.json")
+        dealt.save(out / PARTITION)
     parts = (
         ClientPart(
             name=name, path=folders[name], examples=len(dealt.parts[name]), budget=job.kinds[name].budget,

@@ -17,6 +17,7 @@ from lissome.core.seeds import derive
 from lissome.core.typed import as_json
 from lissome.cost.memory import Sizes, predict_training
 from lissome.cost.peak import peak_memory
+from lissome.data.partition import PARTITION
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.orders import AnswerHead, OrderHead
 from lissome.engine.federate.parcel import WEIGHT, Parcel
@@ -192,7 +193,7 @@ def federate(
         stream.message(f"{out} is finished; this is its stored result")
         return read_federation(Path(out))
     with folder.locked():
-        job.silos.partition.save(folder.state / "partition.json")
+        job.silos.partition.save(folder.state / PARTITION)
         (folder.state / RECIPE).write_text(job.recipe.to_toml(), encoding="utf-8")
         with peak_memory() as peak:
             federation = _run(job, folder, backend, server, stream)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from lissome import __version__
 from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, check_seed, option, read_toml, to_toml
-from lissome.core.errors import ConfigError, OrderError, unknown_name
+from lissome.core.errors import ConfigError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.seeds import derive
 from lissome.cost.activations import layer_outputs
@@ -37,6 +37,7 @@ from lissome.models.model import Model
 from lissome.pipeline.loading import load
 from lissome.pipeline.recipe import RecipeStep
 from lissome.pipeline.silos import DataConfig, Silos, read_silos
+from lissome.pipeline.tables import beside, only_step, said_of, table, tables
 
 ARMS = ("federated", "centralised", "local", "zero-shot")
 _TABLES = ("model", "seed", "arm", "data", "partition", "federation", "device", "step")
@@ -131,16 +132,15 @@ class FederationRecipe:
         check_seed(seed)
         if not isinstance(model, str):
             raise ConfigError('a federation needs model = "NAME".')
-        given = fields.get("data", {})
-        data = DataConfig.from_mapping({"source": given} if isinstance(given, str) else _table(fields, "data"))
-        if base is not None and data.source and (base / data.source).exists():
-            data = replace(data, source=str((base / data.source).resolve()))
-        devices = tuple(DeviceConfig.from_mapping(one) for one in _tables(fields, "device"))
+        if isinstance(source := fields.get("data"), str):
+            fields["data"] = {"source": source}
+        data = table(fields, "data", DataConfig)
         return cls(
-            model=_beside(model, base), step=_only_step(_tables(fields, "step"), base), data=data,
-            partition=PartitionConfig.from_mapping(_table(fields, "partition")),
-            rounds=RoundsConfig.from_mapping(_table(fields, "federation")),
-            devices=devices or (DeviceConfig(),), seed=seed, arm=fields.get("arm", "federated"),
+            model=beside(model, base), step=only_step(fields, base),
+            data=replace(data, source=beside(data.source, base)),
+            partition=table(fields, "partition", PartitionConfig), rounds=table(fields, "federation", RoundsConfig),
+            devices=tables(fields, "device", DeviceConfig) or (DeviceConfig(),), seed=seed,
+            arm=fields.get("arm", "federated"),
         )  # fmt: skip
 
     @classmethod
@@ -148,12 +148,16 @@ class FederationRecipe:
         """Read a recipe file.
 
         Raises:
-            ConfigError: When it cannot be read, or as `from_toml`.
+            ConfigError: When it cannot be read, or as `from_toml`; names the file.
         """
         try:
-            return cls.from_toml(path.read_text(encoding="utf-8"), path.resolve().parent)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the recipe {path} cannot be read ({error}).") from error
+            text = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise ConfigError(f"the recipe {path} cannot be read ({error.strerror}); name a TOML file.") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"the recipe {path} cannot be read ({error}); save the file as UTF-8.") from error
+        with said_of(str(path)):
+            return cls.from_toml(text, path.resolve().parent)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON-able fields."""
@@ -272,7 +276,7 @@ class FederationJob:
     def identity(self) -> dict[str, Any]:
         """What makes this federation itself: the same command continues, another is refused."""
         return {
-            "lissome": __version__, "federation": self.name, "recipe": self.recipe.to_json(),
+            "lissome": __version__, "recipe": self.recipe.to_json(), "federation": self.name,
             "base": self.base, "data": self.silos.partition.fingerprint,
         }  # fmt: skip
 
@@ -365,33 +369,3 @@ class FederationJob:
         clients = {name: partial(make, name) for name in names or self.silos.names}
         devices = {name: kind.behaviour() for name, kind in self.kinds.items()}
         return LocalLink(clients, devices, seed=self.recipe.seed)
-
-
-def _table(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
-    table = fields.get(key, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{key} must be a table, [{key}].")
-    return table
-
-
-def _tables(fields: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    tables = fields.get(key, [])
-    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-        raise ConfigError(f"{key} must be a list of tables, [[{key}]].")
-    return tables
-
-
-def _only_step(tables: list[dict[str, Any]], base: Path | None = None) -> RecipeStep:
-    if len(tables) != 1 or not isinstance(tables[0].get("method"), str):
-        raise ConfigError('a federation needs one [[step]] with method = "NAME"; see: lissome methods')
-    settings = dict(tables[0])
-    if isinstance(settings.get("public"), str):  # a file beside the recipe, like the data
-        settings["public"] = _beside(settings["public"], base)
-    step = RecipeStep.of(settings.pop("method"), settings)
-    if not issubclass(step.method, FederatedMethod):
-        raise OrderError(f"{step.name} does not train across clients; use it with lissome fit before or after.")
-    return step
-
-
-def _beside(name: str, base: Path | None) -> str:
-    return str((base / name).resolve()) if base is not None and name and (base / name).exists() else name

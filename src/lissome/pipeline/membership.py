@@ -17,15 +17,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lissome.core.errors import ArtifactError, DataError
+from lissome.core.errors import DataError
 from lissome.core.events import EventStream
-from lissome.core.manifest import read_manifest
 from lissome.core.typed import as_json
-from lissome.data.partition import Partition
+from lissome.data.partition import PARTITION, Partition
 from lissome.engine.federate.training import Bound, Lesson
 from lissome.pipeline.federation import FederationJob, FederationRecipe
-from lissome.pipeline.loading import RECIPE, check_finished, load
-from lissome.pipeline.outcome import CLASSIFIER
+from lissome.pipeline.loading import RECIPE, load
+from lissome.pipeline.outcome import CLASSIFIER, read_federated
 
 _BATCH = 16
 
@@ -66,14 +65,11 @@ def membership(artifact: Path | str, *, events: EventStream | None = None) -> Me
         DataError: When its data are not here any more or were changed, or clients brought their own.
     """
     folder = Path(artifact)
-    check_finished(folder)
-    _ = read_manifest(folder)
-    if not (folder / RECIPE).is_file():
-        raise ArtifactError(f"{folder} is not the result of a federation; this check needs its recipe.")
+    _ = read_federated(folder)
     job = FederationJob(FederationRecipe.read(folder / RECIPE), events)
     if not job.silos.names:
         raise DataError("clients brought their own data, which are not here; whoever has them must check.")
-    if job.silos.partition.fingerprint != Partition.load(folder / "partition.json").fingerprint:
+    if job.silos.partition.fingerprint != Partition.load(folder / PARTITION).fingerprint:
         raise DataError(
             f"{job.recipe.data.source} is not what {folder} was trained on, so that nobody knows who is a member; "
             "restore it."

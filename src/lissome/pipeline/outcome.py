@@ -6,13 +6,16 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as safetensors_bytes
 
+from lissome.core.errors import ArtifactError
 from lissome.core.files import json_text
-from lissome.core.manifest import Manifest, Step
+from lissome.core.manifest import MANIFEST, Manifest, Step, read_manifest
 from lissome.core.metrics import Metric
+from lissome.data.partition import PARTITION
 from lissome.engine.evaluate import versions
 from lissome.engine.federate.mutual import knowledge
 from lissome.engine.federate.program import Program
@@ -22,10 +25,23 @@ from lissome.models.artifact import save_model
 from lissome.models.space import Subnet
 from lissome.pipeline.base import made_from
 from lissome.pipeline.federation import FederationJob
+from lissome.pipeline.loading import RECIPE, check_finished
 from lissome.pipeline.run import RESULT, RunFolder
 
 CLASSIFIER, CLASSES = "task.safetensors", "classes.json"
 """Files of an artifact with what the task added to the model, such as its classifier, and the names of its classes."""
+
+
+def read_federated(folder: Path) -> Manifest:
+    """Read the manifest of a federation's result.
+
+    Raises:
+        ArtifactError: When the folder is none, or of a federation that is not finished.
+    """
+    check_finished(folder)
+    if not all((folder / name).is_file() for name in (MANIFEST, RECIPE, PARTITION)):
+        raise ArtifactError(f"{folder} is not the result of a federation; give a folder that lissome federate wrote.")
+    return read_manifest(folder)
 
 
 def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds: float, peak: float) -> None:
@@ -55,9 +71,9 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
     audit = state / "audit.jsonl"
     extras = {
         RESULT: json_text({**report, "job": job.identity()}, RESULT).encode(),
-        "recipe.toml": job.recipe.to_toml().encode(), "ledger.csv": federation.ledger.csv().encode(),
+        RECIPE: job.recipe.to_toml().encode(), "ledger.csv": federation.ledger.csv().encode(),
         "audit.jsonl": audit.read_bytes() if audit.exists() else b"",
-        "partition.json": (folder.state / "partition.json").read_bytes(),
+        PARTITION: (folder.state / PARTITION).read_bytes(),
     }  # fmt: skip
     if task:
         extras[CLASSIFIER] = safetensors_bytes(task)

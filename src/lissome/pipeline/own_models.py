@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from lissome.core.errors import ArtifactError, ConfigError, UnknownNameError, unknown_name
+from lissome.core.errors import ConfigError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.files import read_json
-from lissome.core.manifest import read_manifest
 from lissome.engine.federate.mutual import OWN, own_parameters, take_moments
 from lissome.engine.federate.store import ClientStore, Kept
 from lissome.engine.federate.training import MINE, TASK, Bound, cut_model, mixed
@@ -21,8 +20,8 @@ from lissome.models.artifact import save_model
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
 from lissome.pipeline.federation import FederationJob, FederationRecipe
-from lissome.pipeline.loading import RECIPE, check_finished, load
-from lissome.pipeline.outcome import CLASSES, CLASSIFIER
+from lissome.pipeline.loading import RECIPE, load
+from lissome.pipeline.outcome import CLASSES, CLASSIFIER, read_federated
 from lissome.pipeline.places import check_extract_place
 
 
@@ -42,10 +41,7 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
     """
     folder = Path(artifact)
     check_extract_place(folder, Path(out))
-    check_finished(folder)
-    manifest, clients = read_manifest(folder), folder / "clients"
-    if not (folder / RECIPE).is_file():
-        raise ArtifactError(f"{folder} is not the result of a federation, so it has no clients.")
+    manifest, clients = read_federated(folder), folder / "clients"
     names = sorted(path.name for path in clients.iterdir()) if clients.is_dir() else []
     if not any(clients.rglob("*.safetensors")):  # there is a folder of each client all the same
         raise ConfigError(f"the clients of {folder} kept nothing for themselves; its model is everybody's.")

@@ -122,7 +122,7 @@ class Recipe:
             ConfigError: When it cannot be read, or as `from_toml`.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise ConfigError(f"the recipe {path} cannot be read ({error.strerror}); name a TOML file.") from error
         except UnicodeDecodeError as error:

@@ -55,12 +55,13 @@ class RunFolder:
         return None
 
     def _same(self, other: Mapping[str, Any]) -> None:
-        for name in dict.fromkeys((*self.identity, *other)):  # in the identity's order: the data's hash tells least
-            if self.identity.get(name) != other.get(name):
-                raise ConfigError(
-                    f"{self.out} holds another job: {name} is {_short(other.get(name))} there, "
-                    f"{_short(self.identity.get(name))} here; choose another --out, or delete that folder."
-                )
+        found = _difference(other, self.identity)
+        if found is not None:
+            name, there, here = found
+            raise ConfigError(
+                f"{self.out} holds another job: {name} is {_short(there)} there, {_short(here)} here; choose another "
+                "--out, or delete that folder."
+            )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -125,6 +126,22 @@ def check_place(out: Path) -> None:
     ours = (out / RUN_FOLDER).is_dir() or (out / MANIFEST).exists()
     if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not the folder of a lissome job; choose another --out.")
+
+
+def _difference(there: Any, here: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first place where two values differ, in the order of `here`, whose last hash tells least; None: nowhere."""
+    pairs: list[tuple[str, Any, Any]] = []
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        pairs = [(f"{name}.{key}", there.get(key), here.get(key)) for key in dict.fromkeys((*here, *there))]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = [
+            (f"{name}.{number}" if len(here) > 1 else name, *both)
+            for number, both in enumerate(zip(there, here, strict=True), start=1)
+        ]
+    for where, one, other in pairs:
+        if (found := _difference(one, other, where)) is not None:
+            return found
+    return None if there == here else (name.removeprefix("."), there, here)
 
 
 def _short(value: Any) -> str:

@@ -87,11 +87,14 @@ def read_silos(config: DataConfig, dealing: PartitionConfig, *, seed: int) -> Si
     """Read a data set and deal it out.
 
     Raises:
+        ConfigError: When none is named.
         DataError: When it cannot be read, or is too small.
         MissingExtraError: When flwr-datasets is not installed.
     """
     own = dealing.scheme == "own"
     if config.learn == "classes":
+        if not config.source:
+            raise ConfigError('classes are learned from data; write data = "FILE", or source = "FILE" in [data].')
         data = read_classes(config.source)
         if config.most and config.most < len(data):
             why = f"most = {config.most} draws none of them; set most = {len(data.classes)} or more in [data]"

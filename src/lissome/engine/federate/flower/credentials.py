@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lissome.core.errors import ConfigError
-from lissome.core.files import write_text
+from lissome.core.files import check_writable, write_text
 from lissome.core.optional import optional_import
 from lissome.engine.federate.flower.deployment import Security
 
@@ -64,7 +64,8 @@ def make_credentials(
         days: How long certificates hold.
 
     Raises:
-        ConfigError: When a name cannot be a folder's, or differs from another in case alone.
+        ConfigError: When the folder cannot be written, a name cannot be a folder's, or differs from another in case
+            alone.
         MissingExtraError: When the library `cryptography` is not installed.
     """
     for name in clients:
@@ -74,6 +75,9 @@ def make_credentials(
     for host in hosts:
         if not _HOST.fullmatch(host):
             raise ConfigError(f"{host!r} is not a host; give --host a name such as fed.example.org, or an address.")
+    check_writable(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder for the credentials.")
     made = Credentials(folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     authority = _authority(made, days)
