@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lissome import pipeline
 from lissome.cli.main import main
 from lissome.core.errors import ArtifactError, BudgetUnmetError, ConfigError, DataError, LissomeError, SubnetError
 from lissome.core.files import sha256_file
+from lissome.core.manifest import read_manifest
 from lissome.cost.counted import Counter
 from lissome.data.images import read_images
 from lissome.engine.norms import reestimate, statistics
@@ -336,6 +338,28 @@ def test_a_search_in_which_nothing_held_leaves_nothing_to_extract(home: Path, ma
     keep_found(place, model, none, ())
     with pytest.raises(BudgetUnmetError, match="found nothing that holds macs<=1; give one with a wider bound"):
         pipeline.extract_for(place, budget="macs<=60%", out=tmp_path / "A")
+
+
+def test_two_searches_that_end_at_one_moment_leave_one_result_that_is_whole(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(shutil.copytree(made, tmp_path / "S"))
+    found, model, data = Found.load(place / "found.json"), pipeline.load(place), torch.zeros(2, 3, 16, 16)
+    batches = [{"pixel_values": data}]
+    other = Thread(target=keep_found, args=(place, model, replace(found, seed=found.seed + 1), batches))
+
+    def late(path: Path) -> str:
+        """Let the other search end before this one has written down what it wrote."""
+        monkeypatch.undo()
+        other.start()
+        other.join(timeout=2.0)
+        return sha256_file(path)
+
+    monkeypatch.setattr("lissome.pipeline.supernets.sha256_file", late)
+    keep_found(place, model, found, batches)
+    other.join()
+    files = read_manifest(place).files
+    assert all(files[name].sha256 == sha256_file(place / name) for name in ("found.json", "statistics.safetensors"))
 
 
 def test_a_source_without_the_split_is_refused(home: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lissome.core.budget import TERMS, Bounds, Budget
 from lissome.core.errors import ArtifactError, BudgetUnmetError, SubnetError, unknown_name
 from lissome.core.events import EventStream
-from lissome.core.files import atomic_file, json_text, read_json, sha256_file
+from lissome.core.files import atomic_file, json_text, locked, read_json, sha256_file
 from lissome.core.manifest import CURVE, MANIFEST, FileRecord, Manifest, Step, read_curve, read_manifest, write_manifest
 from lissome.core.method import Outcome
 from lissome.core.metrics import Metric
@@ -210,17 +210,20 @@ def keep_found(place: Path, model: Model, found: Found, examples: Sequence[Any])
         with masked(model, found.subnet(index), space=found.space), adapted(model.module, examples):
             seen = statistics(model.module)
         tensors |= {f"{found.points[index].number}/{name}": value.contiguous() for name, value in seen.items()}
-    manifest = read_manifest(place)
-    bare = {name: record for name, record in manifest.files.items() if name not in {FOUND, STATISTICS}}
-    write_manifest(place, replace(manifest, files=bare))  # so that a kill between the files leaves no wrong hash
-    found.save(place / FOUND)
-    kept = [FOUND]
-    if statistical:
-        with atomic_file(place / STATISTICS) as part:
-            save_file(tensors, part)
-        kept.append(STATISTICS)
-    records = {name: FileRecord(bytes=(place / name).stat().st_size, sha256=sha256_file(place / name)) for name in kept}
-    write_manifest(place, replace(manifest, files=dict(sorted({**bare, **records}.items()))))
+    with locked(place / ".found.lock"):  # two searches of one super-network may end at one moment
+        manifest = read_manifest(place)
+        bare = {name: record for name, record in manifest.files.items() if name not in {FOUND, STATISTICS}}
+        write_manifest(place, replace(manifest, files=bare))  # so that a kill between the files leaves no wrong hash
+        found.save(place / FOUND)
+        kept = [FOUND]
+        if statistical:
+            with atomic_file(place / STATISTICS) as part:
+                save_file(tensors, part)
+            kept.append(STATISTICS)
+        records = {
+            name: FileRecord(bytes=(place / name).stat().st_size, sha256=sha256_file(place / name)) for name in kept
+        }
+        write_manifest(place, replace(manifest, files=dict(sorted({**bare, **records}.items()))))
 
 
 def extract_for(
