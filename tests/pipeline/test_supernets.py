@@ -19,7 +19,7 @@ from lissome import pipeline
 from lissome.cli.main import main
 from lissome.core.errors import ArtifactError, BudgetUnmetError, ConfigError, DataError, LissomeError, SubnetError
 from lissome.core.files import sha256_file
-from lissome.core.manifest import read_manifest
+from lissome.core.manifest import Manifest, read_manifest, write_manifest
 from lissome.cost.counted import Counter
 from lissome.data.images import read_images
 from lissome.engine.norms import reestimate, statistics
@@ -348,14 +348,15 @@ def test_two_searches_that_end_at_one_moment_leave_one_result_that_is_whole(
     batches = [{"pixel_values": data}]
     other = Thread(target=keep_found, args=(place, model, replace(found, seed=found.seed + 1), batches))
 
-    def late(path: Path) -> str:
-        """Let the other search end before this one has written down what it wrote."""
-        monkeypatch.undo()
-        other.start()
-        other.join(timeout=2.0)
-        return sha256_file(path)
+    def late(folder: Path, manifest: Manifest) -> None:
+        """Let the other search end before this one writes down what it has written."""
+        if "found.json" in manifest.files:
+            monkeypatch.undo()
+            other.start()
+            other.join(timeout=2.0)
+        write_manifest(folder, manifest)
 
-    monkeypatch.setattr("lissome.pipeline.supernets.sha256_file", late)
+    monkeypatch.setattr("lissome.pipeline.supernets.write_manifest", late)
     keep_found(place, model, found, batches)
     other.join()
     files = read_manifest(place).files
