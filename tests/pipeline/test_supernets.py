@@ -114,6 +114,8 @@ def test_extracted_for_a_budget_without_data(home: Path, made: Path, tmp_path: P
 def test_any_point_of_the_front_can_be_taken(made: Path, tmp_path: Path) -> None:
     found = Found.load(made / "found.json")
     place = found.front[-1]
+    with pytest.raises(SubnetError, match=rf"of its front; give a --budget, .*\b{found.points[place].number}\b"):
+        pipeline.extract_for(made, point="smallest", out=tmp_path / "none")
     report = pipeline.extract_for(made, point=found.points[place].number, out=tmp_path / "point")
     whole, cut = pipeline.load(made), pipeline.load(tmp_path / "point")
     expected = extract(whole, found.subnet(place), space=found.space)
@@ -298,10 +300,13 @@ def test_before_a_search_there_is_nothing_to_extract(home: Path, tmp_path: Path)
         SubnetError, match=r"the middle of .* lacks statistics of batch norms, which only a search takes"
     ):
         pipeline.extract_for(tmp_path / "S", point="middle", out=tmp_path / "A")
+    pipeline.extract_for(tmp_path / "S", point="largest", out=tmp_path / "A")
+    whole, same = (pipeline.load(tmp_path / name).module.state_dict() for name in ("S", "A"))
+    assert same.keys() == whole.keys() and all(torch.equal(value, whole[name]) for name, value in same.items())
     with pytest.raises(ArtifactError, match="is a super-network, not one model's curve"):
         pipeline.extract_step(tmp_path / "S", 0, tmp_path / "A")
-    with pytest.raises(ConfigError, match="holds another job"):
-        make(home, tmp_path / "S", "steps=2", "tune_steps=0")
+    with pytest.raises(ConfigError, match=r"holds another job: recipe.order is \"l1\" there, \"l2\" here"):
+        make(home, tmp_path / "S", "steps=1", "tune_steps=0", "order=l2")
 
 
 @pytest.mark.parametrize("name", ["found.json", "statistics.safetensors", "model.safetensors", "elastic.json"])

@@ -28,7 +28,8 @@ def command(
         typer.Option(
             "--point",
             metavar="N",
-            help="Take this point of the search instead; or largest, middle or smallest, which need none.",
+            help="Take this point of the search instead; or largest, middle or smallest, which need none (with batch "
+            "norms the largest alone).",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the model goes.")] = None,

@@ -242,7 +242,7 @@ def extract_for(
             model of another kind, of which the largest size within the budget is cut.
         budget: Bounds, as in `fit`, relative to the whole network; the best first objective among what holds is taken.
         point: The point to take instead, by its number; or the ``largest``, ``middle`` or ``smallest``, which need no
-            search where there are no batch norms.
+            search; where there are batch norms that goes for the largest alone, which has the statistics of the whole.
         out: Where the model goes.
         into: Of a module of a class of the user's own, the whole module.
         events: Where progress is reported.
@@ -320,13 +320,10 @@ def _extract_named(place: Path, name: str, out: Path, into: Any, events: EventSt
     if name not in named:
         raise SubnetError(unknown_name("point", name, named, "A search's points go by their numbers."))
     model, manifest = load(place, into=into, events=events), read_manifest(place)
-    if batch_norms(model.module):
-        raise SubnetError(
-            f"the {name} of {place} lacks statistics of batch norms, which only a search takes; give: "
-            f"lissome search {place} --trials 100"
-        )
-    point = named[name]
-    small = cut(model, point.subnet, space=space_of(manifest, place))
+    space, point = space_of(manifest, place), named[name]
+    if batch_norms(model.module) and dict(point.subnet) != dict(space.full):  # those of the whole are its own
+        _refuse_named(place, name)
+    small = cut(model, point.subnet, space=space)
     if adapters(small.module):
         merge_lora(small)
     figures: dict[str, float] = {**point.quality, **Counter(small).count().figures()}
@@ -339,6 +336,15 @@ def _extract_named(place: Path, name: str, out: Path, into: Any, events: EventSt
         out=out, artifact=place, number=None, figures=figures, test={}, original=dict(curve[0].figures),
         subnet=dict(point.subnet), seconds=time.monotonic() - start,
     )  # fmt: skip
+
+
+def _refuse_named(place: Path, name: str) -> None:
+    why, found = f"the {name} of {place} lacks statistics of batch norms, which only a search takes", place / FOUND
+    if not found.is_file():
+        raise SubnetError(f"{why}; give: lissome search {place} --trials 100")
+    kept = Found.load(found)
+    numbers = ", ".join(str(kept.points[index].number) for index in kept.kept[:24])
+    raise SubnetError(f"{why} of its front; give a --budget, or one of its points with --point: {numbers}.")
 
 
 def _chosen(
