@@ -381,3 +381,15 @@ def test_without_a_budget_there_must_be_a_choice(made: Path, tmp_path: Path) -> 
         pipeline.extract_for(made, out=tmp_path / "A")
     with pytest.raises(BudgetUnmetError):
         pipeline.extract_for(made, budget="params<=1", out=tmp_path / "A")
+
+
+def test_data_that_lie_elsewhere_now_are_asked_for(made: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(made, tmp_path / "S"))
+    told = json.loads((place / "elastic.json").read_text())
+    fields = json.dumps({**told, "data": str(tmp_path / "gone.npz")}).encode()
+    (place / "elastic.json").write_bytes(fields)
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["files"]["elastic.json"] = {"bytes": len(fields), "sha256": sha256_file(place / "elastic.json")}
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"there is no .*S was trained on .*gone\.npz; say with --data where that lies"):
+        pipeline.search(place, out=tmp_path / "found", trials=3)

@@ -242,7 +242,12 @@ def _examples(asked: Asked, model: Model, place: Path) -> tuple[Objective, Seque
     """
     elastic = read_elastic(place)
     source = asked.data if asked.data is not None else elastic.data
-    _, data = data_for(model, source, seed=elastic.seed, searched=True)
+    try:
+        _, data = data_for(model, source, seed=elastic.seed, searched=True)
+    except DataError as error:
+        if asked.data is not None or source is None:
+            raise
+        raise DataError(f"{error} {place} was trained on {source}; say with --data where that lies now.") from error
     if data.fingerprint != elastic.fingerprint:
         raise DataError(
             f"{source or 'the shipped text'} is not what {place} was trained on (its hash or its splits differ), so "
