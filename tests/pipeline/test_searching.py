@@ -188,6 +188,7 @@ def _short(request: Request) -> None:
             ConfigError,
             "--correct 3 is too few",
         ),
+        ({"objectives": ("ppl", "latency"), "check": 1}, ConfigError, "--check 1 is too few to rank; give 3 or more"),
         ({"settings": ("populaton=4",)}, ConfigError, "did you mean 'population'"),
         ({"budget": ("params<=1%",)}, BudgetUnmetError, "reachable is"),
         ({"objectives": ("ppl", "energy")}, BudgetError, "unknown figure 'energy'"),

@@ -35,6 +35,7 @@ _READ = f"A regression reads sub-networks that were timed: {TIMED}, which --late
 _KEPT = "What a search has timed once is not timed again; restore it, or search into another folder."
 
 _FEW = 2 * LEAST  # so that half of them can be held out
+_RANKED = 3  # of two every ranking is right or wrong
 
 Latency = Literal["auto", "table", "regression", "measured"]
 
@@ -104,6 +105,8 @@ def timing(wish: Wish, model: Model, space: Space, names: set[str], events: Even
         raise ConfigError("--correct adjusts what is known of another device; name that device's file with --device.")
     if 0 < wish.correct < _FEW:
         raise ConfigError(f"--correct {wish.correct} is too few to tell how well it does; give {_FEW} or more.")
+    if 0 < wish.check < _RANKED:
+        raise ConfigError(f"--check {wish.check} is too few to rank; give {_RANKED} or more.")
     if way == "measured":
         return _measured(wish, model, space, events)
     if way == "regression":
