@@ -18,6 +18,7 @@ from lissome.engine.hooks import Batch, Task
 from lissome.engine.images import ImageExamples, accuracy, examples
 from lissome.engine.norms import reestimate
 from lissome.engine.paths import Sandwich
+from lissome.engine.pictures import image_splits
 from lissome.engine.train import TrainConfig, train
 from lissome.models.binding import extract
 from lissome.models.convnet import ConvNetForImageClassification, resnet
@@ -119,3 +120,19 @@ def test_a_super_network_learns_images_and_its_smallest_does_too(images: Images)
     for each in (net, small):
         reestimate(each.module, [pixels for pixels, _ in data.batches(12)])
         assert accuracy(each, examples(each, parts["test"])) >= 0.9
+
+
+def test_splits_must_have_the_classes_that_are_learnt(images: Images) -> None:
+    """A folder that is called in another way would be a class of which every image is judged wrong."""
+    first = images.labels[0]
+    known = tuple(at for at, label in enumerate(images.labels) if label == first)
+    other = next(at for at, label in enumerate(images.labels) if label != first)
+    for name in ("val", "test"):
+        apart = replace(images, splits={"train": known, "test": known[:1], name: (other,)})
+        with pytest.raises(
+            DataError, match=f"the split {name} of .* has images of {images.classes[images.labels[other]]}"
+        ):
+            image_splits(model(), apart)
+    small = replace(images, splits={"train": known, "val": known[:1], "test": known[:1]})
+    with pytest.raises(DataError, match=r"the split val of .* has 1 images, too few for the part"):
+        image_splits(model(), small)

@@ -82,7 +82,7 @@ class Images:
         if name not in self.splits:
             have = ", ".join(self.splits) or "none"
             raise DataError(f"{self.name} has no split {name!r}; it has: {have}. Deal one out with parts().")
-        return self.some(self.splits[name])
+        return replace(self.some(self.splits[name]), name=f"the split {name} of {self.name}")
 
     def parts(self, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, Images]:
         """Deal the images out, each class by itself, so that every part has nearly the same mixture.

@@ -91,6 +91,7 @@ def _dealt(images: Images) -> dict[str, Images]:
         if "train" not in images.splits:
             raise DataError(f"{images.name} has a split test, but none called train; add it, or leave both out.")
         train, parts = images.split("train"), {"test": images.split("test")}
+        _check_seen(images, train)
         if "val" in images.splits:
             seen = images.split("val").parts({"search": 0.5, "selection": 0.5})
             parts |= {"recovery": train, **seen}
@@ -100,6 +101,19 @@ def _dealt(images: Images) -> dict[str, Images]:
         if len(parts[name]) > _SEEN:
             parts[name] = parts[name].parts({"kept": _SEEN / len(parts[name])})["kept"]
     return parts
+
+
+def _check_seen(images: Images, train: Images) -> None:
+    """Refuse splits to judge by with classes that nothing is learnt of: folders that are called in two ways."""
+    seen = set(train.labels)
+    for name in ("val", "test"):
+        unseen = sorted({images.labels[at] for at in images.splits.get(name, ())} - seen)
+        if unseen:
+            shown = ", ".join(images.classes[label] for label in unseen[:6]) + ", …" * (len(unseen) > 6)
+            raise DataError(
+                f"the split {name} of {images.name} has images of {shown}, but train has none; call classes alike in "
+                "all splits, or leave those out."
+            )
 
 
 @dataclass(frozen=True)
