@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lissome import pipeline
-from lissome.core.errors import UnsupportedModelError
+from lissome.core.errors import ArtifactError, UnsupportedModelError
 from lissome.models.load import load_model
 from lissome.testing.examples import striped_images
 
@@ -77,8 +77,18 @@ def test_a_network_as_its_user_wrote_it_goes_all_the_way(make: Any, stripes: Pat
     pipeline.supernet(pipeline.load(make(), example=IMAGE), data=stripes, settings=SMALL, out=tmp_path / "S")
     pipeline.search(tmp_path / "S", into=make(), out=tmp_path / "S" / "search", trials=3)
     pipeline.extract_for(tmp_path / "S", into=make(), budget="macs<=90%", out=tmp_path / "A")
-    small = pipeline.load(tmp_path / "A", into=make())
+    small = pipeline.load(tmp_path / "A", into=load_model(make()))  # type: ignore[arg-type]
     assert small.module(torch.rand(2, *IMAGE)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("into", "words"),
+    [(_Own, r"such as _Own\(\), not its class"), ("net.pt", "the whole module, such as a torch module")],
+)
+def test_what_is_no_module_is_refused(into: Any, words: str, tmp_path: Path) -> None:
+    load_model(_Own(), example=IMAGE).save(tmp_path / "own")
+    with pytest.raises(ArtifactError, match=words):
+        pipeline.load(tmp_path / "own", into=into)
 
 
 class _Single(_Own):

@@ -76,9 +76,13 @@ def foreign_skeleton(config: Mapping[str, Any], into: nn.Module | None) -> nn.Mo
             f"the folder holds a {base.get('class')}, a class of its user, which no folder may build; give the whole "
             "module: lissome.load(folder, into=...)."
         )
+    given: Any = into.module if isinstance(into, Model) else into
+    if not isinstance(given, nn.Module):
+        called = f"{given.__name__}(), not its class" if isinstance(given, type) else "a torch module"
+        raise ArtifactError(f"into= must be the whole module, such as {called}.")
     try:
-        tell(into, {name: tuple(shape) for name, shape in base["inputs"].items()})
-        whole = Model(into.eval())
+        tell(given, {name: tuple(shape) for name, shape in base["inputs"].items()})
+        whole = Model(given.eval())
         if "classes" in base:
             whole = with_image_labels(whole, range(base["classes"]))
         return cut_to(whole, config["layers"]).module
