@@ -250,6 +250,21 @@ def test_of_a_chain_only_the_last_ones_go(length: int, fixed: int, seed: int) ->
         Space((Axis("a", (0, 1)), Axis("b", (1,))), chains=(("a", "b"),))
 
 
+@pytest.mark.parametrize("tied", [((3, 3),), ((0, 0), (1, 1), (2, 2), (3, 3)), ((1, 2),)])
+@pytest.mark.parametrize("chained", ["a", "ab"])
+def test_chains_ties_and_quorums_may_share_axes(tied: tuple[tuple[int, int], ...], chained: str) -> None:
+    names = {part: tuple(f"{part}.{index}" for index in range(4)) for part in "ab"}
+    space = Space(
+        (*(Axis(name, (0, 1)) for part in "ab" for name in names[part]), Axis("b.3.width", (2, 4), switch="b.3")),
+        quorums=(names["b"],), chains=tuple(names[part] for part in chained),
+        ties=tuple((f"a.{one}", f"b.{other}") for one, other in tied),
+    )  # fmt: skip
+    for seed in range(40):
+        rng = Random(seed)
+        for subnet in (space.smallest, space.sample(rng, keep=0.4), space.neighbour(space.smallest, rng)):
+            assert space.check(subnet) == subnet and space.allows(subnet)
+
+
 @given(st.integers(2, 4), st.integers(0, 99))
 def test_what_is_tied_goes_together(count: int, seed: int) -> None:
     names = tuple(f"part.{index}" for index in range(count))

@@ -192,6 +192,7 @@ class Space:
         for names in self.chains:
             skipped = sum(not kept[name] for name in names)
             kept |= {name: int(index < len(names) - skipped) for index, name in enumerate(names)}
+        self._return(kept)
         for names in self.quorums:
             if not self._met(names, kept):
                 self._keep(rng.choice(names), kept)
@@ -279,9 +280,24 @@ class Space:
 
     def _keep(self, name: str, values: dict[str, int]) -> None:
         """Give the named axis, and all that it cannot be kept without, a value that keeps it."""
-        tied = (each for names in self.ties if name in names for each in names)
-        for kept in (name, *self._switches(self.by_name[name]), *self._before(name), *tied):
-            values[kept] = values[kept] or next(value for value in self.by_name[kept].choices if value)
+        for kept in (name, *self._switches(self.by_name[name])):
+            values[kept] = values[kept] or self._least(kept)
+        self._return(values)
+
+    def _least(self, name: str) -> int:
+        """The smallest choice with which an axis is kept."""
+        return next(value for value in self.by_name[name].choices if value)
+
+    def _return(self, values: dict[str, int]) -> None:
+        """Let what is gone come back where ties and chains, which may share axes, want it beside what is kept."""
+        before: dict[str, int] = {}
+        while before != values:
+            before = dict(values)
+            for names in self.ties:
+                values |= dict.fromkeys(names, max(values[name] for name in names))
+            for names in self.chains:
+                kept = max((index for index, name in enumerate(names) if values[name]), default=0)
+                values |= {name: values[name] or self._least(name) for name in names[:kept]}
 
     def _before(self, name: str) -> tuple[str, ...]:
         """Names of the axes that stand before one in its chain."""
