@@ -47,7 +47,7 @@ def federation(result: Mapping[str, Any], sent: Bytes, text: Any) -> str:
     rounds = result.get("rounds")
     if not isinstance(rounds, list) or not rounds:
         return ""
-    charts = _CHARTS if script_data(result, sent) else ""
+    charts = _CHARTS if _measures(rounds) else ""
     parts = [_facts(result, rounds, text), charts, _rounds(rounds, sent, text)]
     parts += [_clients(rounds, text), _sizes(result.get("subnets", {}), text)]
     return f"<section><h2>Federation</h2>{''.join(parts)}</section>\n"
@@ -81,7 +81,7 @@ def script_data(result: Mapping[str, Any], sent: Bytes) -> dict[str, Any] | None
     """
     rounds = result.get("rounds") or []
     measures = _measures(rounds)
-    if len(rounds) < _FEWEST or not measures:
+    if not measures:
         return None
     told, so_far = [], 0
     for one in rounds:
@@ -101,7 +101,9 @@ def script_data(result: Mapping[str, Any], sent: Bytes) -> dict[str, Any] | None
 
 
 def _measures(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of what was measured in some rounds, by whomever: shares first, then the rest in their order."""
+    """Names of what can be drawn, whoever measured it: shares first, then the rest in their order."""
+    if len(rounds) < _FEWEST:
+        return []
     known = (name for one in rounds for name, value in one["metrics"].items() if isfinite(value))
     found = dict.fromkeys(name.rpartition("/")[2] for name in known)
     return sorted(found, key=lambda name: not _is_share(name))

@@ -62,7 +62,7 @@ def test_a_stage_that_cannot_be_read_is_refused(text: str) -> None:
         BootstrapNAS.Config(stages=())
 
 
-@pytest.mark.parametrize("settings", [("distil=0",), ("paths=random",)], ids=" ".join)
+@pytest.mark.parametrize("settings", [("distil=0.5", "paths=random"), ("distil=0",)], ids=" ".join)
 def test_the_largest_teaches_in_a_sandwich_alone(settings: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="set paths=sandwich and distil too"):
         BootstrapNAS.Config.from_assignments((*settings, "teacher=largest"))

@@ -18,10 +18,9 @@ Differs from the published code (NNCF), and why:
 - How many of the last blocks of a group are skipped is drawn evenly; the published code flips a coin for each block and
   drops what is illegal, which rarely reaches the ends. The choice is one number for each group, where the published
   search walks all subsets.
-- A step trains the largest, one at random and the smallest (``paths=sandwich``), with the given network as teacher
-  (``distil``): of as many passes with ``paths=random`` and without a teacher, as published, the whole network comes out
-  worse than it was given. Nor is ``teacher=largest``, in-place distillation (Yu & Huang 2019, arXiv 1903.05134), in the
-  published code.
+- A step trains the largest, one at random and the smallest (``paths=sandwich``), for one random path at each step, as
+  published, rarely sees the ends. Nor is ``teacher=largest`` in the published code, in-place distillation (Yu & Huang
+  2019, arXiv 1903.05134).
 - ``streams`` gives channels of residual streams shares of their own: cutting them costs more than cutting the inside of
   blocks as much. ``sides=both`` also counts the weights that read a filter.
 - No label smoothing; the published example for CIFAR-10 uses 0.1.
@@ -112,9 +111,7 @@ class BootstrapNAS(SupernetMethod):
         paths: Literal["random", "sandwich"] = option(
             "sandwich", "sub-networks of a step: one at random, as published, or the largest, one, and the smallest"
         )
-        distil: float = option(
-            0.7, "share of what the teacher says in the loss; the published example has 0", low=0.0, high=1.0
-        )
+        distil: float = option(0.0, "share of what the teacher says in the loss", low=0.0, high=1.0)
         teacher: Literal["given", "largest"] = option(
             "given", "the model that was given, or the largest sub-network of the same step (paths=sandwich)"
         )
