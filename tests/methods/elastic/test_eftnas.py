@@ -142,6 +142,9 @@ def test_sizes_meet_their_costs(family: str, score: str) -> None:
     assert bounds.subnet(space, found[0]) == space.smallest, "sizes of a lower cost are nowhere larger"
     with pytest.raises(BudgetUnmetError, match="reachable is"):
         bounds.at(2 * most)
+    coarse = Boundaries(model, unit_scores(model, saliency(model, score, seed=1), sides="both"), multiple=256)
+    with pytest.raises(BudgetUnmetError, match=r"nearest cost .*; choose other bounds .* or a smaller multiple"):
+        coarse.nested([share * most for share in (0.3, 0.33, 0.36, 0.39, 0.42)])
 
 
 def test_one_threshold_leaves_what_it_says() -> None:
