@@ -47,6 +47,7 @@ def test_an_unfinished_federation_names_the_command_that_continues_it(
     for words in asked:
         assert said(capsys, *words).endswith(f"not finished; continue it with: {command}")
     assert main(shlex.split(command)[1:]) == 0
+    assert "continues after round 1 of " in capsys.readouterr().err
     assert (out / "report.html").is_file()
 
 
@@ -153,6 +154,13 @@ def test_another_job_is_told_by_the_setting_that_differs(place: Path, capsys: py
         (place / "recipe.toml").write_text(RECIPE.replace(one, other))
         line = said(capsys, "federate", place / "recipe.toml", "--out", place / "out")
         assert f"holds another job: {words}; choose another --out" in line
+    (place / "recipe.toml").write_text(RECIPE)
+    (place / "rows.jsonl").write_text((place / "rows.jsonl").read_text() + '\n{"text": "new", "label": "tools"}')
+    assert "holds another job: data is " in said(capsys, "federate", place / "recipe.toml", "--out", place / "out")
+    (place / "out" / ".run" / "job.json").write_text("[1]")
+    assert "holds another job: it is [1] there" in said(
+        capsys, "federate", place / "recipe.toml", "--out", place / "out"
+    )
 
 
 def test_folders_of_other_things_are_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -276,8 +276,8 @@ class FederationJob:
     def identity(self) -> dict[str, Any]:
         """What makes this federation itself: the same command continues, another is refused."""
         return {
-            "lissome": __version__, "recipe": self.recipe.to_json(), "federation": self.name,
-            "base": self.base, "data": self.silos.partition.fingerprint,
+            "lissome": __version__, "recipe": self.recipe.to_json(), "base": self.base,
+            "data": self.silos.partition.fingerprint, "federation": self.name,
         }  # fmt: skip
 
     def profile(self, name: str) -> Profile:

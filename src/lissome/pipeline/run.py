@@ -141,7 +141,7 @@ def _difference(there: Any, here: Any, name: str = "") -> tuple[str, Any, Any] |
     for where, one, other in pairs:
         if (found := _difference(one, other, where)) is not None:
             return found
-    return None if there == here else (name.removeprefix("."), there, here)
+    return None if there == here else (name.removeprefix(".") or "it", there, here)
 
 
 def _short(value: Any) -> str:

@@ -146,6 +146,8 @@ class Federation:
         if not self.continued():
             self._record(Round(number=0, metrics=_named("server", self.program.evaluate(0))))
         done = self.rounds[-1].number
+        if done:
+            self._events.message(f"continues after round {done} of {self.config.rounds}")
         if done < self.config.rounds:
             if math.isfinite(self._link.patience):  # clients of this process are there already
                 who = f"{self._wanted} client{'s' if self._wanted > 1 else ''}"
