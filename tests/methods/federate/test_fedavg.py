@@ -62,6 +62,12 @@ def test_one_round_is_the_mean_of_what_clients_trained(tmp_path: Path) -> None:
     assert any(not torch.equal(value, before[name]) for name, value in server.tensors.items())
 
 
+def test_what_freezes_nothing_is_refused() -> None:
+    FedAvg(FedAvg.Config()).prepare(encoder(), 0)  # of the usual patterns one fits
+    with pytest.raises(ConfigError, match=r"unknown tensor of freeze '\*embedings\*'; did you mean"):
+        FedAvg(FedAvg.Config(freeze=("*embedings*",))).prepare(encoder(), 0)
+
+
 def test_it_is_no_step_of_fit() -> None:
     info = method("fedavg")
     assert info.family == "federate"

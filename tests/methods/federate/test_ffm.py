@@ -43,7 +43,7 @@ A, B = "x.adapter.A", "x.adapter.B"
 
 def run(folder: Path, *, model: Model | None = None, count: int = 3, **changes: Any) -> tuple[Federation, Any]:
     """A federation of FFM in this process, to its end."""
-    loop = {name: changes.pop(name) for name in ("rounds", "evaluate_every") if name in changes}
+    loop = {name: changes.pop(name) for name in ("rounds", "evaluate_every", "quorum") if name in changes}
     budgets = changes.pop("budgets", [""] * count)
     config = FFM.Config(**{"lr": 0.02, "batch": 8, "rank": 4, **changes})
     whole = model or encoder()
@@ -179,6 +179,7 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], words: str) -
     [
         ({"recipe": "prompt-search", "dimensions": 4097}, "'dimensions' must be at most 4096, got 4097"),
         ({"recipe": "prompt", "tokens": 10**18}, "'tokens' must be at most 4096"),
+        ({"recipe": "continual", "slices": 31}, "'slices' must be at most 30"),
     ],
 )
 def test_sizes_that_nothing_holds(changes: dict[str, Any], words: str) -> None:
@@ -333,6 +334,14 @@ def test_what_keeps_from_forgetting_does(tmp_path: Path, monkeypatch: pytest.Mon
     for protect in ("replay", "ewc", "distil"):
         assert lost[protect]["forgetting"] < lost["none"]["forgetting"] - 0.05, lost[protect]
     assert lost["replay"]["average"] > lost["none"]["average"], lost
+
+
+def test_as_many_slices_as_an_answer_has_room_for(tmp_path: Path) -> None:
+    """Clients with fewer examples have none in some slices, and say so."""
+    job, _ = run(tmp_path, recipe="continual", trains="head", slices=30, steps=1, rounds=2, evaluate_every=1, quorum=0)
+    assert {str(line["reason"]) for line in job.audit.lines} == {"slice 1 has none of its 24 examples; lower slices"}
+    assert job.rounds[-1].answered == 3
+    assert any(name.startswith("evaluate/slice-30/") for name in job.rounds[-1].metrics)
 
 
 def test_what_replay_remembers_is_drawn_by_the_seed() -> None:

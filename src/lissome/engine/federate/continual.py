@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from lissome.core.errors import FederationError
 from lissome.core.seeds import derive
 from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.store import Kept
@@ -35,6 +36,9 @@ STRENGTHS = {"ewc": 100.0, "distil": 1.0}
 Trigger = Literal["always", "samples", "drift"]
 TRIGGER, HOT = "trigger", "triggered"
 """The action that asks clients whether there is a reason to train, and the number by which they answer, 1 or 0."""
+
+MOST_SLICES = 30
+"""Slices of time: each brings numbers of its own when a client is judged, and an answer may bring few."""
 
 _ANCHOR, _FISHER = "anchor|", "fisher|"
 _ARRIVED, _MOVING = "arrived", "moving"
@@ -94,13 +98,19 @@ class ContinualClient(TrainingClient):
         return found, {"slice": now, **noted}
 
     def task_for(self, work: Work, bound: Bound, kept: Mapping[str, Tensor]) -> Task:
-        """Return the task of the slice, protected."""
+        """Return the task of the slice, protected.
+
+        Raises:
+            FederationError: When this client has fewer examples than there are slices, and none in this one.
+        """
         now = self.now(work.head.round)
         learned = self._learned(now)
         if self.protect == "replay" and now:
             earlier = [place for index in range(now) for place in self._learned(index)]
             rng = Random(derive(self.seed, "memory", self.facts.name, now))  # the same examples for the whole slice
             learned = [*learned, *sorted(rng.sample(earlier, min(self.memory, len(earlier))))]
+        if not learned:
+            raise FederationError(f"slice {now + 1} has none of its {len(self.lesson)} examples; lower slices")
         lesson = self.lesson.some(learned, [])
         task = lesson.task(bound.module)
         if not kept:

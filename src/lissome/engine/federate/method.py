@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from lissome.core.budget import Budget
 from lissome.core.config import MethodConfig, option
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ConfigError, unknown_name
 from lissome.core.method import Context, Method, ModelCard, Outcome, Plan
 from lissome.core.protocols import CostOracle
 from lissome.core.seeds import derive
@@ -226,6 +226,9 @@ class FederatedMethod(Method):
         Args:
             model: The whole model.
             seed: Of all that is drawn, the same on both sides.
+
+        Raises:
+            ConfigError: When a pattern freezes nothing.
         """
         config = self.config
         if config.trains == "adapters":
@@ -235,9 +238,18 @@ class FederatedMethod(Method):
         if config.trains != "all" and labels_of(model):
             for parameter in head_parameters(model):
                 parameter.requires_grad_(True)
+        self._require_frozen(model)
         for name, parameter in model.module.named_parameters():
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze):
                 parameter.requires_grad_(False)
+
+    def _require_frozen(self, model: Model) -> None:
+        """Refuse a pattern that was given and freezes nothing: what it was meant for would be trained, and travel."""
+        names = [name for name, _ in model.module.named_parameters()]
+        for pattern in self.config.freeze:
+            if pattern not in FederatedConfig.freeze and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                known = dict.fromkeys(f"{name.rpartition('.')[0]}.*" for name in names)
+                raise ConfigError(unknown_name("tensor of freeze", pattern, known))
 
     def put_adapters(self, model: Model, seed: int) -> None:
         """Put adapters on a model, in place; by default of one rank on all linear layers."""

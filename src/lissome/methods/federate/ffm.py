@@ -28,7 +28,7 @@ from lissome.core.seeds import derive
 from lissome.engine.federate.blackbox import MOST, WIDEST, Projection, PromptScorer, PromptSearch
 from lissome.engine.federate.client import ClientProgram
 from lissome.engine.federate.codec import Codec
-from lissome.engine.federate.continual import ContinualClient
+from lissome.engine.federate.continual import MOST_SLICES, ContinualClient
 from lissome.engine.federate.lora import FoldingClient, FoldingProgram, Products, folded_tensors, folds
 from lissome.engine.federate.method import ClientSite, FederatedConfig, FederatedMethod, ServerSite
 from lissome.engine.federate.program import Program
@@ -71,7 +71,9 @@ class FFM(FederatedMethod):
         tokens: int = option(16, "of prompt and prompt-search: virtual tokens", low=1, high=_MOST_TOKENS)
         candidates: int = option(20, "of prompt-search: candidates of a round", low=4, high=MOST)
         dimensions: int = option(50, "of prompt-search: numbers of a candidate", low=1, high=WIDEST)
-        slices: int = option(4, "of continual: slices of time, each a part of a client's rows in their order", low=1)
+        slices: int = option(
+            4, "of continual: slices of time, each a part of a client's rows in their order", low=1, high=MOST_SLICES
+        )
         period: int = option(1, "of continual: rounds that a slice lasts", low=1)
         protect: Literal["none", "replay", "ewc", "distil"] = option("replay", "of continual: against forgetting")
         memory: int = option(100, "of replay: most examples of earlier slices, private to each client", low=1)
