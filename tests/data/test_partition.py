@@ -82,6 +82,10 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
     [
         ({"scheme": "dirichlet"}, [], ["a"] * 20, "deals by class"),
         ({"scheme": "dirichlet", "clients": 3, "least": 7}, [0, 1] * 10, [], "20 examples cannot give each of 3 .* 7"),
+        (
+            {"scheme": "dirichlet", "alpha": 1e-3, "clients": 8, "least": 0}, [0, 1] * 10, [],
+            "fewer clients, or raise least or alpha",
+        ),
         ({"scheme": "natural"}, [0, 1] * 10, [], "deals by owner"),
         ({"scheme": "natural"}, [0, 1] * 10, ["a", ""] * 10, "not every row"),
         ({"scheme": "iid", "clients": 30}, [0, 1] * 10, [], "20 examples cannot be dealt out to 30"),

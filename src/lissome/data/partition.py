@@ -120,7 +120,8 @@ def partition(
     parts = {name: tuple(sorted(one["at"])) for name, one in zip(names, rows, strict=True)}
     empty = [name for name, places in parts.items() if not places]
     if empty:
-        raise DataError(f"{empty[0]} got no examples; give more data, or have fewer clients.")
+        more = ", or raise least or alpha" if config.scheme == "dirichlet" else ""
+        raise DataError(f"{empty[0]} got no examples; give more data, have fewer clients{more}.")
     return Partition(data=data, settings={**config.to_mapping(), "seed": seed}, parts=parts)
 
 

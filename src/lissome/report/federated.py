@@ -9,7 +9,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from lissome.report.rounds import worst_decile
-from lissome.report.table import pairs, sheet
+from lissome.report.table import columns, pairs, sheet
 from lissome.report.units import duration, percent, quantity
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def chosen(subnet: Mapping[str, int]) -> str:
 def result(fields: Fields) -> Sequence[RenderableType]:
     """Rounds, scores of clients, bytes, sizes."""
     rounds = fields["rounds"]
-    names = list(dict.fromkeys(name for one in rounds for name in one["metrics"]))
+    every = {name for one in rounds for name in one["metrics"]}
+    names = columns(name for one in rounds for name in one["metrics"])
     table = sheet("round", "clients", "clock, s", *names, title="Rounds")
     shown = rounds if len(rounds) <= _SHOWN_ROUNDS else [*rounds[:2], *rounds[2 - _SHOWN_ROUNDS :]]
     for one in shown:
@@ -73,13 +74,14 @@ def result(fields: Fields) -> Sequence[RenderableType]:
         clients = f"{one['answered']} of {len(one['clients'])}{'' if one['ok'] else ', void'}"
         table.add_row(str(one["number"]), clients, f"{one['seconds']:.1f}", *values)
     parts: list[RenderableType] = [table]
-    scores = [one["scores"] for one in rounds if one["scores"]]
+    scores = [found for one in rounds if (found := spread(one["scores"]))]
     if scores:
-        parts.append(pairs(spread(scores[-1]), title="Clients after the last round"))
+        parts.append(pairs(scores[-1], title="Clients after the last round"))
     facts = {
         "messages down": quantity(fields["bytes"]["message_down"], "bytes"),
         "messages up": quantity(fields["bytes"]["message_up"], "bytes"),
         "sizes trained": ", ".join(f"{share}: {count}" for share, count in fields["subnets"].items()),
+        **({"other numbers": f"{len(every) - len(names)}, in result.json"} if len(every) > len(names) else {}),
         "not used": ", ".join(f"{event}: {count}" for event, count in fields["audit"].items()) or "nothing",
         "result": f"{fields['out']} ({duration(fields['seconds'])})",
     }
@@ -120,13 +122,14 @@ def membership(fields: Fields) -> Sequence[RenderableType]:
 
 
 def spread(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Mean and worst decile over the clients of each number that they gave."""
+    """Mean and worst decile over the clients of each number that they gave, as far as there is room."""
     found: dict[str, list[float]] = {}
     for one in scores.values():
         for name, value in one.items():
             found.setdefault(name, []).append(value)
     shown = {}
-    for name, values in found.items():
+    for name in columns(found):
+        values = found[name]
         bad_is_low = name.rpartition("/")[2] in {"accuracy", "precision", "recall"}
         worst = worst_decile(values, low_is_bad=bad_is_low)
         write = percent if bad_is_low else "{:.4g}".format

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 from lissome.core.errors import ConfigError, unknown_name
 from lissome.core.events import Event, Listener
-from lissome.report.table import sheet
+from lissome.report.table import columns, sheet
 from lissome.report.units import duration, number
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class _Rounds:
     def table(self) -> Table:
         """The last rounds: who answered and what was sent, how long it took, and every number."""
         shown = self.ended[-_SHOWN:]
-        names = list(dict.fromkeys(name for event, _ in shown for name in event.metrics))
+        names = columns(name for event, _ in shown for name in event.metrics)
         table = sheet("round", "clients", "time", *names)
         for event, seconds in shown:
             values = (number(event.metrics[name]) if name in event.metrics else "" for name in names)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from lissome.report.rows import Cell, Grid, Row, grids, plain
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _STYLES = {"better": "green", "worse": "red", "same": "dim", "": "dim"}
 _MARKS = {"better": "✓ ", "worse": "", "same": "≈ ", "": ""}
 _ARROWS = {"lower": "↓", "higher": "↑"}
+_ROOM, _SERIES = 10, re.compile(r"-\d+(?=/|$)")
 _WIDTH = 110  # columns when the answer goes to a file or a pipe
 
 
@@ -45,6 +47,12 @@ def sheet(*columns: str, title: str = "") -> Table:
     for index, column in enumerate(columns):
         table.add_column(plain(column), justify="left", style="bold" if index == 0 else "", overflow="fold")
     return table
+
+
+def columns(names: Iterable[str]) -> list[str]:
+    """Return what a table on a terminal has room for, each name once: of many not the series, such as ``loss-0``."""
+    found = list(dict.fromkeys(names))
+    return found if len(found) <= _ROOM else [name for name in found if not _SERIES.search(name)]
 
 
 def results(rows: Sequence[Row]) -> list[Table]:
