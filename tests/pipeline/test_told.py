@@ -163,6 +163,18 @@ def test_another_job_is_told_by_the_setting_that_differs(place: Path, capsys: py
     )
 
 
+@pytest.mark.parametrize("content", [None, "{}", "[]"])
+def test_a_result_that_does_not_say_of_what_is_no_other_job(
+    content: str | None, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    federate(place / "recipe.toml", out=place / "out")
+    (place / "out" / "result.json").unlink()
+    if content is not None:
+        (place / "out" / "result.json").write_text(content)
+    line = said(capsys, "federate", place / "recipe.toml", "--out", place / "out")
+    assert "out holds an artifact, but no result.json that says of which job; choose another --out" in line
+
+
 def test_folders_of_other_things_are_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted((place / "model").iterdir())
     line = said(capsys, "federate", "parts", place / "recipe.toml", "--out", place / "model")

@@ -49,7 +49,13 @@ class RunFolder:
             return None
         if (self.out / MANIFEST).exists():
             result = read_json(self.out / RESULT) if (self.out / RESULT).exists() else {}
-            self._same(result.get("job", {}))
+            job = result.get("job") if isinstance(result, dict) else None
+            if not isinstance(job, dict):
+                raise ConfigError(
+                    f"{self.out} holds an artifact, but no {RESULT} that says of which job; choose another --out, or "
+                    "delete that folder."
+                )
+            self._same(job)
             return dict(result)
         check_place(self.out)
         return None
