@@ -38,6 +38,7 @@ def runs(written: Sequence[float]) -> bool:
 
 
 def machine() -> str:
-    """Return a name of where numbers of processes mean the same: the machine, and the container in it."""
-    space = _PROCESSES / "self" / "ns" / "pid"
-    return f"{platform.node()} {space.readlink() if space.is_symlink() else ''}".strip()
+    """Return a name of where numbers of processes mean the same: this machine since its start, and the container."""
+    boot, space = _PROCESSES / "sys" / "kernel" / "random" / "boot_id", _PROCESSES / "self" / "ns" / "pid"
+    facts = (boot.read_text().strip() if boot.exists() else "", str(space.readlink()) if space.is_symlink() else "")
+    return " ".join(filter(None, (platform.node(), *facts)))
