@@ -122,6 +122,21 @@ def test_a_super_network_learns_images_and_its_smallest_does_too(images: Images)
         assert accuracy(each, examples(each, parts["test"])) >= 0.9
 
 
+@pytest.mark.parametrize(
+    ("own", "kept"),
+    [(("train", "val", "test"), "test"), (("train", "test"), "test"), (("train", "val"), "val"), (("val",), None)],
+    ids=str,
+)
+def test_what_a_source_keeps_apart_is_the_reports(own: tuple[str, ...], kept: str | None, images: Images) -> None:
+    size = len(images) // len(own)
+    places = {name: tuple(range(at * size, (at + 1) * size)) for at, name in enumerate(own)}
+    made = image_splits(model(), replace(images, splits=places))
+    held = {images.pictures.index(picture) for picture in made.test.images.pictures}
+    learnt = {images.pictures.index(picture) for picture in made.recovery.images.pictures}
+    assert held == set(places[kept]) if kept else 0 < len(held) < len(images)
+    assert not held & learnt and ("train" not in own or learnt <= set(places["train"]))
+
+
 def test_splits_must_have_the_classes_that_are_learnt(images: Images) -> None:
     """A folder that is called in another way would be a class of which every image is judged wrong."""
     first = images.labels[0]

@@ -87,7 +87,7 @@ class Boundaries:
             within: Sizes of a higher cost, beyond which none may go.
 
         Raises:
-            BudgetUnmetError: When it is further away than `NEAR`; names the range that can be reached, or the nearest.
+            BudgetUnmetError: When it is further away than `NEAR`; names the nearest and the range that can be reached.
         """
         order = self._order if within is None else self._within(within)
         low, high = 0, len(order)
@@ -97,14 +97,11 @@ class Boundaries:
         tried = [self._filled(order, low, macs), self._emptied(order, high, macs)]
         best = min(tried, key=lambda one: abs(one.macs - macs))
         if abs(best.macs - macs) > NEAR * macs:
-            least, most = self.range()
-            then = (
-                f"those that are nearest cost {figure('macs', best.macs)}; choose other bounds (smallest, largest), "
-                "fewer targets or a smaller multiple." if least <= macs <= most
-                else f"reachable is {figure('macs', least)} to {figure('macs', most)}; choose bounds in this range "
-                "(smallest, largest)."
-            )  # fmt: skip
-            raise BudgetUnmetError(f"no sizes cost {figure('macs', macs)} to {NEAR:.0%}; {then}")
+            near, least, most = (figure("macs", value) for value in (best.macs, *self.range()))
+            raise BudgetUnmetError(
+                f"no sizes cost {figure('macs', macs)} to {NEAR:.0%}; nearest is {near}, and reachable is {least} to "
+                f"{most}; choose bounds in this range (smallest, largest), fewer targets or a smaller multiple."
+            )
         return best
 
     def nested(self, costs: Sequence[float]) -> list[Sized]:

@@ -59,12 +59,13 @@ def image_splits(model: Model, images: Images) -> ImageSplits:
 
 
 def image_judge(model: Model, images: Images) -> Pictures:
-    """Return an objective that judges a model on images: the source's own for tests, or all of them where it says none.
+    """Return an objective that judges a model on images: those kept for the report, or all of them.
 
     Raises:
         DataError: When the classes of the images are not those of the model.
     """
-    held = images.split("test") if "test" in images.splits else images
+    kept = _kept(images)
+    held = images.split(kept) if kept else images
     names = image_labels_of(model)
     if names and set(held.classes) <= set(names):
         labels = tuple(names.index(held.classes[label]) for label in held.labels)
@@ -85,14 +86,15 @@ def _moved(model: Model) -> int:
 
 def _dealt(images: Images) -> dict[str, Images]:
     """Images by purpose; a search and a choice look at no more than they need."""
-    if "test" not in images.splits:
+    kept = _kept(images)
+    if not kept:
         parts = images.parts(_SHARES)
     else:
         if "train" not in images.splits:
             raise DataError(f"{images.name} has a split test, but none called train; add it, or leave both out.")
-        train, parts = images.split("train"), {"test": images.split("test")}
+        train, parts = images.split("train"), {"test": images.split(kept)}
         _check_seen(images, train)
-        if "val" in images.splits:
+        if "val" in images.splits and kept != "val":
             seen = images.split("val").parts({"search": 0.5, "selection": 0.5})
             parts |= {"recovery": train, **seen}
         else:
@@ -101,6 +103,13 @@ def _dealt(images: Images) -> dict[str, Images]:
         if len(parts[name]) > _SEEN:
             parts[name] = parts[name].parts({"kept": _SEEN / len(parts[name])})["kept"]
     return parts
+
+
+def _kept(images: Images) -> str:
+    """Which of a source's own splits is kept for the report: beside `train` that is `val` where there is no `test`."""
+    if "test" in images.splits:
+        return "test"
+    return "val" if {"train", "val"} <= images.splits.keys() else ""
 
 
 def _check_seen(images: Images, train: Images) -> None:
