@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +23,7 @@ from lissome.models.artifact import config_of
 from lissome.models.binding import extract
 from lissome.models.load import load_model
 from lissome.models.model import Model
+from lissome.testing.tokenizers import TOY_VOCABULARY, toy_tokenizer
 from lissome.testing.toys import toy_model
 
 _IDS = torch.arange(3, 15).unsqueeze(0)
@@ -224,3 +228,15 @@ def test_all_ends_of_a_text_are_kept_by_a_model_of_uneven_blocks(small: Model, t
     (tmp_path / "second/generation_config.json").write_text('{"eos_token_id": "end"}')
     with pytest.raises(ArtifactError, match="eos_token_id must be the number of a token"):
         lissome.load(tmp_path / "second")
+
+
+def test_what_is_cut_is_opened_without_a_word(tmp_path: Path) -> None:
+    """In a process of its own: transformers warns of kinds of models that it was not told of."""
+    toy = replace(toy_model("bert", vocab_size=TOY_VOCABULARY), tokenizer=toy_tokenizer())
+    given = load_model(toy.save(tmp_path / "given"))
+    small = extract(given, given.space().sample(Random(1)))
+    assert json.loads((small.save(tmp_path / "small") / "config.json").read_text())["model_type"] == "lissome"
+    code = "import sys, lissome; print(type(lissome.load(sys.argv[1]).tokenizer).__name__)"
+    told = subprocess.run([sys.executable, "-c", code, tmp_path / "small"], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == type(given.tokenizer).__name__
+    assert told.stderr == ""

@@ -196,7 +196,7 @@ def load_folder(
     module = ready(_fill(folder, config, files, dtype, into))
     check_finite(module)
     source = Source(name or str(folder), folder, sha256_files(files), tuple(files))
-    model = Model(module, load_tokenizer(folder), source, manifest, read_preparing(folder))
+    model = Model(module, load_tokenizer(folder, module), source, manifest, read_preparing(folder))
     if (folder / ADAPTER).is_dir() and not bare:
         load_adapters(model, folder / ADAPTER)
     if (folder / PROMPT).is_dir() and not bare:
@@ -374,18 +374,24 @@ def check_finite(module: nn.Module) -> None:
             raise NumericsError(f"{name} holds {bad} NaN or infinite values; the weights are damaged, get them again.")
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, module: nn.Module) -> Any:
     """Read the tokenizer of a folder; None when it has none.
+
+    Args:
+        folder: The folder.
+        module: The model in it: its configuration, not the folder's, says what transformers knows of its tokenizers.
 
     Raises:
         ArtifactError: When its files are damaged.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
+    config = getattr(module, "config", None)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        known = config if isinstance(config, PreTrainedConfig) else None
+        return AutoTokenizer.from_pretrained(folder, config=known, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ArtifactError(
