@@ -216,9 +216,14 @@ def test_a_figure_that_is_not_taken_is_refused_before_anything_is_evaluated(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(run: Any, tmp_path: Path) -> None:
+def test_a_place_that_is_no_searchs_is_refused_and_stays_as_it_is(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="not the folder of a search"):
+        run(out=tmp_path / "notes")
+    assert [file.name for file in (tmp_path / "notes").iterdir()] == ["mine.txt"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="is not a folder"):
+    with pytest.raises(ConfigError, match="not the folder of a search"):
         run(out=tmp_path / "file")
 
 

@@ -40,7 +40,7 @@ from lissome.models.space import Space
 from lissome.models.zoo import place_of
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.job import WINDOWS, data_for
-from lissome.pipeline.latencies import Latency, Wish, times_of, timing
+from lissome.pipeline.latencies import HERE, TIMED, WHOLE, Latency, Wish, times_of, timing
 from lissome.pipeline.loading import load, weights_of
 from lissome.pipeline.reports import SearchReport
 from lissome.pipeline.supernets import is_elastic, keep_found, read_elastic, space_of
@@ -169,12 +169,18 @@ def _check(asked: Asked) -> None:
     ways = get_args(Latency)
     if asked.latency not in ways:
         raise ConfigError(unknown_name("way to latency", asked.latency, ways))
-    if Path(asked.out).exists() and not Path(asked.out).is_dir():
-        raise ArtifactError(f"{asked.out} exists and is not a folder; name another place for the search.")
-    check_writable(Path(asked.out))
+    _check_place(Path(asked.out))
     if is_elastic(asked.target):  # where what is found is put in at the end
         check_writable(Path(asked.target))
     Goal.of(_objectives(asked, "ppl"))
+
+
+def _check_place(out: Path) -> None:
+    """Refuse an output folder that cannot be written, or holds what is not a search's."""
+    check_writable(out)
+    lies = {file.name for file in out.iterdir()} if out.is_dir() else set[str]()
+    if (out.exists() and not out.is_dir()) or (lies and lies.isdisjoint({STUDY, FOUND, WHOLE, TIMED, HERE})):
+        raise ConfigError(f"{out} exists and is not the folder of a search; choose another --out.")
 
 
 def _objectives(asked: Asked, quality: str) -> tuple[str, ...]:
