@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import decoders
 
@@ -129,3 +130,16 @@ def test_no_tokens_and_no_prompt_are_refused_before_loading() -> None:
         pipeline.generate("no such model", " \n")
     with pytest.raises(DataError, match="no text from letter 3 on"):  # what Python makes of bytes that are no UTF-8
         pipeline.generate("no such model", "ab\udcff")
+
+
+@pytest.mark.parametrize("data", [[1, 2], np.zeros((2, 3)), {"text": []}], ids=lambda value: type(value).__name__)
+def test_data_in_memory_are_told_to_be_written_down(data: Any, toy: Model, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for call in (
+        lambda: lissome.fit(toy, budget=[BOUND], data=data, out=out),
+        lambda: pipeline.supernet(toy, data=data, out=out),
+        lambda: pipeline.search(toy, data=data, out=out),
+    ):
+        with pytest.raises(DataError, match=rf"data must be the path of .*, got {type(data).__name__}; write it down"):
+            call()
+    assert not out.exists()

@@ -72,6 +72,19 @@ class Corpus:
         return Corpus(self.name, tuple(self.documents[at] for at in indices))
 
 
+def check_source(source: object) -> None:
+    """Refuse data that lie in memory.
+
+    Raises:
+        DataError: Says how to write them down.
+    """
+    if not isinstance(source, str | Path | None):
+        raise DataError(
+            f"data must be the path of a file or a folder, or a datasets id, got {type(source).__name__}; write it "
+            "down first (images: numpy.savez(file, image=…, label=…); texts: JSON lines)."
+        )
+
+
 def read_corpus(source: str | Path | None = None, *, tokenizer: Any = None) -> Corpus:
     """Read text from wherever it is.
 
@@ -84,6 +97,7 @@ def read_corpus(source: str | Path | None = None, *, tokenizer: Any = None) -> C
         DataError: When the source does not exist, is empty, is not UTF-8, or a line cannot be used; names the line.
         MissingExtraError: When a `datasets` id is given and the library is not installed.
     """
+    check_source(source)
     if source is None or source == SHIPPED:
         return shipped_corpus()
     if not str(source).strip():

@@ -25,6 +25,7 @@ from lissome.data.images import read_images
 from lissome.data.labelled import read_labelled
 from lissome.data.masks import read_masks
 from lissome.data.questions import holds_questions, read_questions
+from lissome.data.sources import check_source
 from lissome.data.text import TextSplits, WindowPlan, text_splits
 from lissome.engine.objective import LabelSplits, label_splits
 from lissome.engine.pictures import ImageSplits, image_splits
@@ -250,6 +251,7 @@ def data_for(model: Model, source: str | Path | None, *, seed: int, searched: bo
         DataError: When the data cannot be used, or none is given where classes are to be learnt.
         UnsupportedModelError: When the model reads something else.
     """
+    check_source(source)
     task = model.anatomy.task
     if task == "causal-lm":
         return model, text_splits(model, source, SEARCHED if searched else WINDOWS, seed=seed)
