@@ -222,7 +222,7 @@ def test_a_unit_lives_as_long_as_its_strongest_block() -> None:
         ("largest=0.8", "even=1.0"),
         pytest.param(("lists=uniform", "scores=l1", "start=teacher"), marks=pytest.mark.slow),
         pytest.param(("lists=threshold", "largest=0.8"), marks=pytest.mark.slow),
-        ("scores=wanda", "multiple=8", "distil=0.0"),
+        ("scores=wanda", "multiple=8", "distil=0.0", "dropout=0"),
     ],
     ids=" ".join,
 )
@@ -250,6 +250,11 @@ def test_what_does_not_fit_is_refused(home: Path, tmp_path: Path) -> None:
     with pytest.raises(BudgetUnmetError, match=r"reachable is .* choose bounds in this range \(smallest, largest\)"):
         pipeline.supernet(
             home / "bert", method="eftnas", data=home / "words.jsonl", settings=[*QUICK[:-1], "smallest=0.01"],
+            out=tmp_path / "S",
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="no token that hides a word; leave hide at 0"):
+        pipeline.supernet(
+            home / "bert", method="eftnas", data=home / "words.jsonl", settings=[*QUICK, "hide=0.1"],
             out=tmp_path / "S",
         )  # fmt: skip
     from lissome.testing.networks import network_model

@@ -38,6 +38,7 @@ from lissome.engine.hooks import Task
 from lissome.engine.movement import Schedule, Scored, Scoring
 from lissome.engine.paths import RandomPath, Sandwich
 from lissome.engine.ranking import saliency, unit_scores
+from lissome.engine.regularise import dropping, hiding
 from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
 from lissome.models.binding import extract, ranks, reorder
 from lissome.models.model import Model
@@ -77,6 +78,13 @@ class EFTNAS(SupernetMethod):
         )  # fmt: skip
         distil: float = option(0.9, "share of what the teacher says in the loss", low=0.0, high=1.0)
         temperature: float = option(2.0, "by which logits are divided there; of text always 1", low=0.01)
+        hide: float = option(
+            0.0, "share of the words of labelled texts that are hidden at random in the super-network's training; of "
+            "texts with holes a teacher says more than labels do", low=0.0, high=0.9,
+        )  # fmt: skip
+        dropout: float | None = option(
+            None, "share of activations that are dropped then; none: as the model says", low=0.0, high=0.9
+        )
         start: Literal["given", "teacher"] = option(
             "given", "weights that the super-network starts from: those that were given, the paper's, or the teacher's"
         )
@@ -97,7 +105,7 @@ class EFTNAS(SupernetMethod):
             NumericsError: When training fails; names the step.
         """
         config, making = self.config, Making(model, context, self.config)
-        self._check(making.model)
+        self._check(making)
         with making.aside():
             making.tune()
             teacher, given = making.teacher(), making.quality()
@@ -111,13 +119,17 @@ class EFTNAS(SupernetMethod):
             loss = making.objective.lesson(making.model, teacher, share=config.distil, temperature=config.temperature)
         sandwich = Sandwich(space, even=config.even, levels=between)
         sampler = sandwich if config.paths == "sandwich" else RandomPath(space)
-        making.train("train", sampler, loss=loss)
+        task = hiding(making.objective.task(making.model), making.model, config.hide)
+        with dropping(making.model.module, config.dropout):
+            making.train("train", sampler, loss=loss, task=task)
         lists = {axis.name: list(axis.choices) for axis in space.axes}
         details = {"targets": costs, "lists": lists}
         return making.outcome(space, given=given, details=details)
 
-    def _check(self, model: Model) -> None:
-        """Refuse costs that no sizes reach before any work: whatever units are worth, the ends are the same."""
+    def _check(self, making: Making) -> None:
+        """Refuse before any work: costs that no sizes reach, whatever units are worth, and words that cannot hide."""
+        model = making.model
+        hiding(making.objective.task(model), model, self.config.hide)
         bounds = Boundaries(model, unit_scores(model, saliency(model, "l1")))
         if self.config.lists != "uniform":
             bounds.nested([share * bounds.range()[1] for share in (self.config.smallest, self.config.largest)])
