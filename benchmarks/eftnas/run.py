@@ -22,7 +22,20 @@ from benchmarks import _elastic, _tasks
 from benchmarks._elastic import Cell, Cells, Scale, Subject
 from benchmarks._frame import Inequality, Store
 from benchmarks._sweep import told
-from benchmarks.eftnas.sweeps import ALONE, FIFTH, HALF, LORA, SCORES, SHARES, SMALL, TASKS, TEACHER, Tried, by_lora
+from benchmarks.eftnas.sweeps import (
+    ALONE,
+    FIFTH,
+    HALF,
+    LORA,
+    SCORES,
+    SHARES,
+    SMALL,
+    SWEPT,
+    TASKS,
+    TEACHER,
+    Tried,
+    by_lora,
+)
 from benchmarks.eftnas.sweeps import alone as distilled
 from lissome import pipeline
 from lissome.cost.counted import Counter
@@ -40,7 +53,7 @@ ARMS = {"languages": ("scored", "uniform"), "sst2": ("scored",)}
 PUBLISHED = {"scores": "learned", "even": 0.0}
 """What of the paper's settings the other arms may choose otherwise: scores that are learnt, and all paths at random."""
 ORDERS = ("learned", "l1", "l2", "wanda", "first_order", "random", "none")
-STEPS = {"languages": 1000, "sst2": 600}
+STEPS = 1000
 TRIALS = {"languages": 150, "sst2": 100}
 QUALITY = "loss"
 """What is searched for, beside few multiply-accumulates."""
@@ -81,7 +94,7 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
 
 def _of_task(task: str, tried: Tried, scale: Scale) -> Iterator[Cell]:
     """The teacher of a task, LoRA beside it, and super-networks."""
-    known = {"task": task, "teacher": tried.taught(task), "sweep": tried.sweeps["eftnas"].described}
+    known = {"task": task, "teacher": tried.taught(task), "sweep": tried.sweeps[SWEPT[task]].described}
     yield Cell(f"teacher-{task}", known, lambda _: whole(tried.teacher(task), tried.rate(f"teacher-{task}")))
     lora = {"task": task, "steps": TEACHER, "sweep": tried.sweeps[f"lora-{task}"].described}
     for seed in scale.seeds:
@@ -90,7 +103,7 @@ def _of_task(task: str, tried: Tried, scale: Scale) -> Iterator[Cell]:
     for arm, seed in [*((arm, seed) for seed in scale.seeds for arm in ARMS[task]), *published]:
         elastic = Cell(
             f"{arm}-{task}-{seed}",
-            {**known, "steps": STEPS[task], "scores": SCORES, "smallest": SMALL, "shares": SHARES, "seed": seed,
+            {**known, "steps": STEPS, "scores": SCORES, "smallest": SMALL, "shares": SHARES, "seed": seed,
              "arm": arm, "trials": TRIALS[task], "quality": QUALITY, "worst": WORST[task]},
             lambda folder, arm=arm, seed=seed: made(tried, folder, task, arm, scale, seed),
         )  # fmt: skip
@@ -106,8 +119,7 @@ def _beside(tried: Tried, scale: Scale) -> Iterator[Cell]:
     for seed in scale.seeds:
         ends = {**facts, "smallest": SMALL, "largest": BELOW, "seed": seed}
         yield Cell(f"bounds-{seed}", ends, lambda folder, seed=seed: bounds(tried, folder, scale, seed))
-    steps = STEPS["languages"]
-    arms = (("alone", scale.seeds, steps), ("as-many-passes", scale.seeds[:1], _elastic.PASSES * steps))
+    arms = (("alone", scale.seeds, STEPS), ("as-many-passes", scale.seeds[:1], _elastic.PASSES * STEPS))
     for arm, seeds, length in arms:
         for share, seed in ((share, seed) for seed in seeds for share in SHARES):
             yield Cell(
@@ -131,9 +143,9 @@ def beside(tried: Tried, task: str, scale: Scale, seed: int) -> dict[str, Any]:
 
 def made(tried: Tried, folder: Path, task: str, arm: str, scale: Scale, seed: int) -> dict[str, Any]:
     """A super-network, searched, and what is cut out of it."""
-    it, chosen = tried.teacher(task), tried.chosen("eftnas") | (PUBLISHED if arm == "published" else {})
+    it, chosen = tried.teacher(task), tried.chosen(SWEPT[task]) | (PUBLISHED if arm == "published" else {})
     settings = {
-        "lists": LISTS[arm], "steps": scale.of(STEPS[task]), "score_steps": scale.of(SCORES), "smallest": SMALL,
+        "lists": LISTS[arm], "steps": scale.of(STEPS), "score_steps": scale.of(SCORES), "smallest": SMALL,
         **chosen,
     }  # fmt: skip
     place = _elastic.supernet(

@@ -40,6 +40,14 @@ ELASTIC_CHANGES: tuple[dict[str, Any], ...] = (
     {"lr": 5e-5}, {"lr": 2e-4}, {"scores": "l1"}, {"scores": "first_order"}, {"score_steps": 40}, {"score_steps": 360},
     {"distil": 0.0}, {"distil": 0.5}, {"temperature": 1.0}, {"temperature": 4.0}, {"even": 0.5}, {"even": 1.0},
 )  # fmt: skip
+SENTENCES: dict[str, Any] = {
+    **ELASTIC, "lr": 2e-4, "even": 1.0, "hide": 0.0, "dropout": None,
+}  # fmt: skip
+"""On SST-2, which has two classes: the rate and the paths of the languages, and what keeps texts from being learnt."""
+SENTENCES_CHANGES: tuple[dict[str, Any], ...] = (
+    {"hide": 0.15}, {"hide": 0.3}, {"dropout": 0.0}, {"lr": 1e-4}, {"lr": 4e-4}, {"scores": "first_order"},
+    {"scores": "l1"}, {"distil": 0.0}, {"distil": 0.5}, {"temperature": 1.0}, {"temperature": 4.0},
+)  # fmt: skip
 ALONE: dict[str, Any] = {
     "lr": 1e-4, "distil": 0.9, "temperature": 2.0, "weight_decay": 0.0, "steps": TRIED_SMALL,
 }  # fmt: skip
@@ -47,7 +55,12 @@ ALONE_CHANGES: tuple[dict[str, Any], ...] = (
     {"lr": 5e-5}, {"lr": 2e-4}, {"lr": 4e-4}, {"lr": 8e-4}, {"distil": 0.0}, {"distil": 0.5}, {"distil": 1.0},
     {"temperature": 1.0}, {"temperature": 4.0}, {"temperature": 8.0}, {"weight_decay": 0.01}, {"weight_decay": 0.1},
 )  # fmt: skip
-CHOSEN = {"eftnas": ("lr", "scores", "even"), "alone": ("lr", "distil", "temperature")}
+SWEPT = {"languages": "eftnas", "sst2": "eftnas-sst2"}
+"""The sweep of the super-networks of a task."""
+CHOSEN = {
+    "eftnas": ("lr", "scores", "even"), "eftnas-sst2": ("lr", "scores", "even", "hide", "dropout"),
+    "alone": ("lr", "distil", "temperature"),
+}  # fmt: skip
 """What each arm takes: the best value of each."""
 
 
@@ -67,10 +80,12 @@ class Tried:
             for task in TASKS
             for arm, (usual, changes, compute) in ways.items()
         }
+        tries = {"languages": (ELASTIC, ELASTIC_CHANGES), "sst2": (SENTENCES, SENTENCES_CHANGES)}
+        for task, (usual, changes) in tries.items():
+            known = {"task": task, "teacher": self.taught(task), "smallest": SMALL}
+            compute = partial(self._super_network, task)
+            self.sweeps[SWEPT[task]] = Sweep(SWEPT[task], known, usual, changes, compute)
         facts = {"task": "languages", "teacher": self.taught("languages")}
-        self.sweeps["eftnas"] = Sweep(
-            "eftnas", {**facts, "smallest": SMALL}, ELASTIC, ELASTIC_CHANGES, self._super_network
-        )
         self.sweeps["alone"] = Sweep("alone", {**facts, "shares": SHARES}, ALONE, ALONE_CHANGES, self._alone)
 
     def taught(self, task: str) -> dict[str, Any]:
@@ -106,9 +121,9 @@ class Tried:
         it = self.untuned(task)
         return _elastic.chosen_by(by_lora(it, self._scale, settings, 0), it)
 
-    def _super_network(self, settings: Mapping[str, Any], folder: Path) -> float:
+    def _super_network(self, task: str, settings: Mapping[str, Any], folder: Path) -> float:
         """Mean accuracy of the middle network and the smallest."""
-        it = self.teacher("languages")
+        it = self.teacher(task)
         steps = {name: self._scale.of(settings[name]) for name in ("steps", "score_steps")}
         pipeline.supernet(
             str(it.folder), method="eftnas", data=str(it.data), seed=0, out=folder / "S",

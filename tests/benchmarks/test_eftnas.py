@@ -128,7 +128,7 @@ def test_super_networks_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ends = run.bounds(tried, tmp_path / "bounds", scale, 0)
     assert abs(ends["least"] / 0.5 - 1) <= run.NEAR and abs(ends["most"] / run.BELOW - 1) <= run.NEAR
     found = run.made(tried, tmp_path / "made", "languages", "uniform", scale, 0)
-    assert found["cut"]["0.6"]["macs"] <= 0.6 and found["passes"] == 3 * scale.of(run.STEPS["languages"])
+    assert found["cut"]["0.6"]["macs"] <= 0.6 and found["passes"] == 3 * scale.of(run.STEPS)
     assert 0 < run.volume([found], "languages") < 1
 
 
