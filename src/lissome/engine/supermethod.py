@@ -37,6 +37,9 @@ from lissome.models.example import example
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
 
+BETWEEN = "between"
+"""In the details of an outcome: Subnets between the ends that were trained on purpose; a search begins with them."""
+
 _STATES = 4  # weights, gradients and two moments of AdamW
 _NEW_HEAD = 200  # steps in which a head that is new is learnt
 

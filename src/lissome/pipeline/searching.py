@@ -17,7 +17,7 @@ from torch import Tensor
 from lissome import __version__
 from lissome.core.budget import Budget
 from lissome.core.config import check_seed
-from lissome.core.errors import ArtifactError, ConfigError, DataError, UnsupportedModelError, unknown_name
+from lissome.core.errors import ArtifactError, ConfigError, DataError, LissomeError, UnsupportedModelError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.files import check_writable
 from lissome.core.typed import as_json, from_json
@@ -32,11 +32,12 @@ from lissome.engine.search.goal import check_figures
 from lissome.engine.search.subject import Masked, MaskedText, problem_of
 from lissome.engine.segments import Segments
 from lissome.engine.spans import Spans
+from lissome.engine.supermethod import BETWEEN
 from lissome.models.adapters import merged_copy
 from lissome.models.anatomy import TASKS
 from lissome.models.labels import answers_by_spans
 from lissome.models.model import Model
-from lissome.models.space import Space
+from lissome.models.space import Space, Subnet
 from lissome.models.zoo import place_of
 from lissome.pipeline.compare import quiet
 from lissome.pipeline.job import WINDOWS, data_for
@@ -227,8 +228,18 @@ def _prepare(asked: Asked, target: Any, events: EventStream, into: Any = None) -
         splits = text_splits(model, asked.data, WINDOWS, seed=asked.seed) if "ppl" in names else None
         identity["data"], examples = splits.fingerprint if splits else "none", ()
         subject = MaskedText(model, _windows(splits), latency.cost, identity=identity, measured=latency.measured)
-    problem = problem_of(subject, goal, original=original)
+    problem = problem_of(subject, goal, original=original, start=_start(model, space) if elastic else None)
     return _Prepared(model=model, problem=problem, config=asked.config, notes=latency.notes, examples=examples)
+
+
+def _start(model: Model, space: Space) -> tuple[Subnet, ...] | None:
+    """What the search of a super-network begins with: beside the usual ones what its method trained on purpose."""
+    steps = model.manifest.lineage if model.manifest is not None else ()
+    try:
+        trained = tuple(space.check(one) for one in (steps[-1].details.get(BETWEEN, ()) if steps else ()))
+    except (LissomeError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{model.name} names sub-networks that are not of its space ({error}).") from error
+    return (space.full, space.smallest, *trained, *space.levels()) if trained else None
 
 
 def _qualities(model: Model) -> tuple[str, ...]:

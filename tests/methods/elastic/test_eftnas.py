@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from lissome import pipeline
-from lissome.core.errors import BudgetUnmetError, ConfigError, OrderError
+from lissome.core.errors import ArtifactError, BudgetUnmetError, ConfigError, OrderError
 from lissome.core.manifest import read_manifest
 from lissome.cost.counted import Counter
 from lissome.engine.boundaries import NEAR, Boundaries
 from lissome.engine.hooks import Batch, Task
 from lissome.engine.movement import Schedule, Scored, Scoring
 from lissome.engine.ranking import saliency, unit_scores
+from lissome.engine.search import Found
 from lissome.engine.supermethod import Making
 from lissome.methods.elastic.eftnas import EFTNAS
 from lissome.models.binding import extract
@@ -239,7 +241,20 @@ def test_from_an_encoder_to_a_super_network(settings: tuple[str, ...], home: Pat
     assert counter.figures(space.full)["macs"] == pytest.approx(largest * whole, rel=near)
     assert counter.figures(space.smallest)["macs"] == pytest.approx(0.5 * whole, rel=near)
     assert set(report.points[0]["quality"]) == {"accuracy", "loss"}
-    assert len(manifest.lineage[0].details["targets"]) == 3
+    details = manifest.lineage[0].details
+    assert len(details["targets"]) == 3
+    (middle,) = (space.check(one) for one in details["between"])
+    assert counter.figures(middle)["macs"] == pytest.approx(details["targets"][1], rel=near)
+    pipeline.search(tmp_path / "S", out=tmp_path / "search", trials=3, objectives=("accuracy", "macs"))
+    found = Found.load(tmp_path / "search" / "found.json")
+    assert {found.subnet(at) for at in range(3)} == {space.full, space.smallest, middle}, "what was trained comes first"
+    told = json.loads((tmp_path / "S" / "manifest.json").read_text())
+    for other in ([{"elsewhere": 1}], [3], 3):
+        told["lineage"][0]["details"]["between"] = other
+        (tmp_path / "S" / "manifest.json").write_text(json.dumps(told))
+        with pytest.raises(ArtifactError, match="names sub-networks that are not of its space") as error:
+            pipeline.search(tmp_path / "S", out=tmp_path / "again", trials=3)
+        assert "\n" not in str(error.value)
 
 
 def test_what_does_not_fit_is_refused(home: Path, tmp_path: Path) -> None:

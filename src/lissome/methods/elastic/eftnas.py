@@ -39,7 +39,7 @@ from lissome.engine.movement import Schedule, Scored, Scoring
 from lissome.engine.paths import RandomPath, Sandwich
 from lissome.engine.ranking import saliency, unit_scores
 from lissome.engine.regularise import dropping, hiding
-from lissome.engine.supermethod import Making, SupernetConfig, SupernetMethod
+from lissome.engine.supermethod import BETWEEN, Making, SupernetConfig, SupernetMethod
 from lissome.models.binding import extract, ranks, reorder
 from lissome.models.model import Model
 from lissome.models.space import Space, Subnet
@@ -123,7 +123,7 @@ class EFTNAS(SupernetMethod):
         with dropping(making.model.module, config.dropout):
             making.train("train", sampler, loss=loss, task=task)
         lists = {axis.name: list(axis.choices) for axis in space.axes}
-        details = {"targets": costs, "lists": lists}
+        details = {"targets": costs, "lists": lists, BETWEEN: [subnet.to_json() for subnet in between]}
         return making.outcome(space, given=given, details=details)
 
     def _check(self, making: Making) -> None:
