@@ -24,6 +24,7 @@ from benchmarks._frame import Inequality, Store
 from benchmarks._sweep import told
 from benchmarks.eftnas.sweeps import (
     ALONE,
+    ALONE_OF,
     FIFTH,
     HALF,
     LORA,
@@ -120,14 +121,24 @@ def _beside(tried: Tried, scale: Scale) -> Iterator[Cell]:
     for seed in scale.seeds:
         ends = {**facts, "smallest": SMALL, "largest": BELOW, "seed": seed}
         yield Cell(f"bounds-{seed}", ends, lambda folder, seed=seed: bounds(tried, folder, scale, seed))
-    arms = (("alone", scale.seeds, STEPS), ("as-many-passes", scale.seeds[:1], _elastic.PASSES * STEPS))
-    for arm, seeds, length in arms:
-        for share, seed in ((share, seed) for seed in seeds for share in SHARES):
-            yield Cell(
-                f"{arm}-{share:g}-{seed}",
-                {**facts, "steps": length, "seed": seed, "share": share, "sweep": tried.sweeps["alone"].described},
-                lambda _, share=share, seed=seed, length=length: alone(tried, share, scale, length, seed),
-            )
+    yield from _alone("alone", "languages", tried, scale, scale.seeds)
+    yield from _alone("as-many-passes", "languages", tried, scale, scale.seeds[:1], _elastic.PASSES)
+    yield from _alone(ALONE_OF["sst2"][0], "sst2", tried, scale, scale.seeds)
+
+
+def _alone(arm: str, task: str, tried: Tried, scale: Scale, seeds: Sequence[int], times: int = 1) -> Iterator[Cell]:
+    """Networks that are cut and distilled one by one, so many times as long as a super-network."""
+    length = times * STEPS
+    facts = {
+        "task": task, "teacher": tried.taught(task), "scores": SCORES, "steps": length,
+        "sweep": tried.sweeps[ALONE_OF[task][0]].described,
+    }  # fmt: skip
+    for share, seed in ((share, seed) for seed in seeds for share in SHARES):
+        yield Cell(
+            f"{arm}-{share:g}-{seed}",
+            {**facts, "seed": seed, "share": share},
+            lambda _, share=share, seed=seed: alone(tried, task, share, scale, length, seed),
+        )
 
 
 def whole(it: Subject, rate: float) -> dict[str, Any]:
@@ -173,9 +184,9 @@ def bounds(tried: Tried, folder: Path, scale: Scale, seed: int) -> dict[str, Any
     return {"least": least, "most": most}
 
 
-def alone(tried: Tried, share: float, scale: Scale, steps: int, seed: int) -> dict[str, Any]:
+def alone(tried: Tried, task: str, share: float, scale: Scale, steps: int, seed: int) -> dict[str, Any]:
     """One network, cut by torch-pruning to a budget and distilled by itself."""
-    it, chosen = tried.teacher("languages"), tried.chosen("alone")
+    it, chosen = tried.teacher(task), tried.chosen(ALONE_OF[task][0])
     model = distilled(it, share, scale, {**ALONE, **chosen, "steps": steps}, seed)
     macs = Counter(model).count().macs / Counter(_elastic.original(it)).count().macs
     test = _elastic.packed(model, _elastic.objective(it))
@@ -257,7 +268,8 @@ def judge(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
         told.append(_elastic.not_worse(f"{task}: teacher against tuned LoRA, points", [test] * len(lora), lora, MARGIN))
         told += _at_half(task, arms, test, [found[f"latency-scored-{task}-{seed}"]["latency"][2] for seed in seeds])
         told.append(_at_fifth(task, arms, test))
-    told += _against_alone(found, scored["languages"], seeds)
+    for task, made_of in scored.items():
+        told += _against_alone(found, task, made_of, seeds)
     by = {order: _elastic.points([found["orders"][order]]) for order in ORDERS}
     others = ", ".join(f"{order} {value:.1f}" for order, value in by.items() if order != "learned")
     name = "half of all widths untrained, learnt order against the given"
@@ -279,15 +291,19 @@ def _ends(found: Cells, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int])
     ]
 
 
-def _against_alone(found: Cells, scored: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Inequality]:
+def _against_alone(
+    found: Cells, task: str, scored: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> list[Inequality]:
     told = []
     for share in SHARES:
-        beside = [found[f"alone-{share:g}-{seed}"] for seed in seeds]
+        beside = [found[f"{ALONE_OF[task][0]}-{share:g}-{seed}"] for seed in seeds]
         mine = [one["cut"][f"{share:g}"]["test"] for one in scored]
-        name = f"languages: one run at {share:.0%} against a network distilled alone, points"
+        name = f"{task}: one run at {share:.0%} against a network distilled alone, points"
         told.append(_elastic.not_worse(name, mine, [one["test"] for one in beside], MARGIN))
         used = min(one["macs"] for one in beside) / share
-        told.append(Inequality.of(f"share of {share:.0%} that the network distilled alone uses", used, ">=", FULLY))
+        told.append(
+            Inequality.of(f"{task}: share of {share:.0%} that the network distilled alone uses", used, ">=", FULLY)
+        )
     return told
 
 

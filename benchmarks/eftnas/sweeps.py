@@ -16,6 +16,7 @@ from benchmarks._sweep import Sweep
 from lissome import pipeline
 from lissome.core.manifest import read_curve
 from lissome.cost.counted import Counter
+from lissome.engine.regularise import dropping
 from lissome.models.model import Model
 
 HALF, FIFTH = 0.5, 0.2
@@ -55,11 +56,16 @@ ALONE_CHANGES: tuple[dict[str, Any], ...] = (
     {"lr": 5e-5}, {"lr": 2e-4}, {"lr": 4e-4}, {"lr": 8e-4}, {"distil": 0.0}, {"distil": 0.5}, {"distil": 1.0},
     {"temperature": 1.0}, {"temperature": 4.0}, {"temperature": 8.0}, {"weight_decay": 0.01}, {"weight_decay": 0.1},
 )  # fmt: skip
+ALONE_OF: dict[str, tuple[str, dict[str, Any], tuple[dict[str, Any], ...]]] = {
+    "languages": ("alone", ALONE, ALONE_CHANGES),
+    "sst2": ("alone-sst2", {**ALONE, "dropout": None}, (*ALONE_CHANGES, {"dropout": 0.0})),
+}
+"""What networks that are distilled alone are called by task, and what is tried of them."""
 SWEPT = {"languages": "eftnas", "sst2": "eftnas-sst2"}
 """The sweep of the super-networks of a task."""
 CHOSEN = {
     "eftnas": ("lr", "scores", "even"), "eftnas-sst2": ("lr", "scores", "even", "hide", "dropout"),
-    "alone": ("lr", "distil", "temperature"),
+    "alone": ("lr", "distil", "temperature"), "alone-sst2": ("lr", "distil", "temperature", "dropout"),
 }  # fmt: skip
 """What each arm takes: the best value of each."""
 
@@ -85,8 +91,9 @@ class Tried:
             known = {"task": task, "teacher": self.taught(task), "smallest": SMALL}
             compute = partial(self._super_network, task)
             self.sweeps[SWEPT[task]] = Sweep(SWEPT[task], known, usual, changes, compute)
-        facts = {"task": "languages", "teacher": self.taught("languages")}
-        self.sweeps["alone"] = Sweep("alone", {**facts, "shares": SHARES}, ALONE, ALONE_CHANGES, self._alone)
+        for task, (name, usual, changes) in ALONE_OF.items():
+            known = {"task": task, "teacher": self.taught(task), "shares": SHARES}
+            self.sweeps[name] = Sweep(name, known, usual, changes, partial(self._alone, task))
 
     def taught(self, task: str) -> dict[str, Any]:
         """What a teacher depends on, for keys of cells."""
@@ -132,8 +139,8 @@ class Tried:
         found = [one.quality["accuracy"] for one in read_curve(folder / "S") if one.change in {"middle", "smallest"}]
         return sum(found) / len(found)
 
-    def _alone(self, settings: Mapping[str, Any], _: Path) -> float:
-        it = self.teacher("languages")
+    def _alone(self, task: str, settings: Mapping[str, Any], _: Path) -> float:
+        it = self.teacher(task)
         found = [_elastic.chosen_by(alone(it, share, self._scale, settings, 0), it) for share in SHARES]
         return sum(found) / len(found)
 
@@ -147,11 +154,13 @@ def by_lora(it: Subject, scale: Scale, settings: Mapping[str, Any], seed: int) -
 
 def alone(it: Subject, share: float, scale: Scale, settings: Mapping[str, Any], seed: int) -> Model:
     """One network, cut by torch-pruning to a share of the multiply-accumulates and distilled by itself."""
-    return _elastic.tuned(
-        _cut(it, share), _elastic.objective(it), steps=scale.of(settings["steps"]), seed=seed, lr=settings["lr"],
-        weight_decay=settings["weight_decay"],
-        lesson=_elastic.Lesson(_elastic.original(it), settings["distil"], settings["temperature"]),
-    )  # fmt: skip
+    start = _cut(it, share)
+    with dropping(start.module, settings.get("dropout")):
+        return _elastic.tuned(
+            start, _elastic.objective(it), steps=scale.of(settings["steps"]), seed=seed, lr=settings["lr"],
+            weight_decay=settings["weight_decay"],
+            lesson=_elastic.Lesson(_elastic.original(it), settings["distil"], settings["temperature"]),
+        )  # fmt: skip
 
 
 @cache

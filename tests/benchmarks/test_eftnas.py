@@ -43,7 +43,8 @@ def made_up(
             cells[f"latency-{arm}-{task}-{seed}"] = {"latency": [0.7, 0.6, 0.8]}
     for share, seed in itertools.product(run.SHARES, SEEDS):
         facts = {"chosen": "lr=0.0001", "passes": 400}
-        cells[f"alone-{share:g}-{seed}"] = {"test": text(0.9), "macs": used * share, **facts}
+        for name, _, _ in sweeps.ALONE_OF.values():
+            cells[f"{name}-{share:g}-{seed}"] = {"test": text(0.9), "macs": used * share, **facts}
     for seed in SEEDS:
         cells[f"bounds-{seed}"] = {"least": 0.195, "most": below}
         cells[f"answers-{seed}"] = {key: {**read(answered), "macs": share} for key, share in macs.items()}
@@ -56,7 +57,7 @@ def read(f1: float) -> dict[str, list[float]]:
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge(made_up(), SEEDS)) == 22
+    assert all_hold(run.judge(made_up(), SEEDS)) == 26
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,7 @@ def test_the_parts_on_a_toy(tmp_path: Path) -> None:
 
 def test_the_baseline_has_as_many_settings() -> None:
     assert len(sweeps.ELASTIC_CHANGES) == len(sweeps.ALONE_CHANGES)
+    assert len(sweeps.SENTENCES_CHANGES) <= len(sweeps.ALONE_OF["sst2"][2])
     assert len(sweeps.WHOLE_CHANGES) == len(sweeps.LORA_CHANGES)
 
 
