@@ -16,6 +16,7 @@ import torch
 
 import lissome
 from lissome.core.errors import ArtifactError
+from lissome.core.events import Event, EventStream
 from lissome.engine.checkpoint import Checkpoint, restore_rng, rng_state
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(lissome.__file__).parents[1])}
@@ -64,10 +65,12 @@ def test_damaged_newest_falls_back(tmp_path: Path, file: str, damage: str) -> No
         victim.unlink()
     else:
         victim.write_bytes(data if damage == "flip" else data[:-20])
-    again = Checkpoint(tmp_path, KEY)
-    saved = again.load()
+    again, said = Checkpoint(tmp_path, KEY), list[Event]()
+    saved = again.load(EventStream(said.append))
     assert saved is not None
     assert saved.step == 1
+    (told,) = said
+    assert f"{victim.parent} is damaged" in told.message
     assert torch.equal(saved.tensors["x"], torch.arange(100))
     again.save(2, {"x": torch.arange(100)})
     steps = []

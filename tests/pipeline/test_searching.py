@@ -190,6 +190,7 @@ def _short(request: Request) -> None:
         ),
         ({"objectives": ("ppl", "latency"), "check": 1}, ConfigError, "--check 1 is too few to rank; give 3 or more"),
         ({"settings": ("populaton=4",)}, ConfigError, "did you mean 'population'"),
+        ({"trails": 4}, ConfigError, "unknown argument of search 'trails'; did you mean 'trials'"),
         ({"budget": ("params<=1%",)}, BudgetUnmetError, "reachable is"),
         ({"objectives": ("ppl", "energy")}, BudgetError, "unknown figure 'energy'"),
         ({"objectives": ("min pppl",)}, BudgetError, "unknown figure 'pppl'; did you mean 'ppl'"),

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lissome.core.errors import ArtifactError
+from lissome.core.events import EventStream
 from lissome.core.files import atomic_folder, read_json, sha256_file
 
 _SCHEMA = 1
@@ -93,8 +94,11 @@ class Checkpoint:
             shutil.rmtree(path, ignore_errors=True)
         self._damaged.clear()
 
-    def load(self) -> Saved | None:
+    def load(self, events: EventStream | None = None) -> Saved | None:
         """Return the newest whole checkpoint, or None when there is none.
+
+        Args:
+            events: Where it is said that one was damaged and is left out.
 
         Raises:
             ArtifactError: When it belongs to another job, or was written by a newer version.
@@ -104,6 +108,10 @@ class Checkpoint:
                 body = self._body(path)
             except _DamageError:
                 self._damaged.add(path)
+                if events is not None:
+                    events.message(
+                        f"checkpoint {path} is damaged and left out; what came after the one before it is redone"
+                    )
                 continue
             self._check_key(body["key"])
             return Saved(body["step"], load_file(path / _TENSORS), body["state"])

@@ -227,7 +227,7 @@ class Greedy:
         self._judge = judge
         self._checkpoint, self._events = checkpoint, events or EventStream()
         self.trace = Trace(masking.space.full)
-        saved = checkpoint.load() if checkpoint else None
+        saved = checkpoint.load(self._events) if checkpoint else None
         if saved is not None:
             self.trace = Trace.from_json(saved.state)
             masking.switch(self.trace.subnet)

@@ -176,7 +176,7 @@ class _Loop:
         self.sharded = any(isinstance(value, DTensor) for value in task.module.parameters())
 
     def run(self, events: EventStream) -> TrainResult:
-        saved = self.checkpoint.load() if self.checkpoint else None
+        saved = self.checkpoint.load(events) if self.checkpoint else None
         if saved:
             self._restore(saved)
         elif self.config.max_seconds is not None:

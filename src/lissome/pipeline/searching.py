@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -138,6 +138,9 @@ def search(
     start, stream = time.monotonic(), quiet(events)
     if workers > 1 and (into is not None or not isinstance(target, str | Path)):
         raise ConfigError("several processes each load the model by its name; give a name or a folder, or one worker.")
+    known = {one.name for one in fields(Asked)}
+    for name in asked.keys() - known:
+        raise ConfigError(unknown_name("argument of search", name, known))
     given = Asked(target=str(target), out=str(out), **{key: value for key, value in asked.items() if value is not None})
     _check(given)
     prepared = _prepare(given, target, stream, into)

@@ -168,7 +168,7 @@ class Federation:
         Raises:
             ArtifactError: When it belongs to another federation.
         """
-        saved = self._checkpoint.load()
+        saved = self._checkpoint.load(self._events)
         if saved is not None:
             self._restore(saved)
         return saved is not None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lissome.core.errors import ConfigError, FederationError, unknown_name
+from lissome.core.events import EventStream
 from lissome.engine.checkpoint import Checkpoint, Saved
 from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.layout import local_names
@@ -339,7 +340,7 @@ class Carried(Checkpoint):
         self._shapes = {name: value.shape for name, value in bound.parameters.items()}
         self.moments: dict[str, Tensor] = {}
 
-    def load(self) -> Saved | None:
+    def load(self, events: EventStream | None = None) -> Saved | None:
         """Return the kept moments, without weights."""
         if not self._done:
             return None
