@@ -66,8 +66,13 @@ def test_a_head_learns_to_find_answers(model: Model, data: Questions, tmp_path: 
     settings = spans.training(steps=150, lr=5e-3, batch=None, max_seconds=None)
     train(spans.task(model), settings, seed=0)
     after = spans.figures(model, "test")
-    assert tuple(after) == Spans.names == ("f1", "exact", "loss")
+    assert tuple(after) == Spans.names == ("f1", "exact", "loss", "answered")
     assert after["f1"] > max(0.6, before["f1"]) and after["loss"] < before["loss"]
+    assert after["answered"] == 1.0, "the text answers every question"
+    row = spans.data.test.rows[0]
+    nothing = Spans(replace(spans.data, test=ask(model, Questions("x", (replace(row, answers=()),)))))
+    found = nothing.figures(model, "test")
+    assert found["f1"] == 1 - found["answered"], "words that nobody asked for, or rightly none"
     assert spans.splits["test"].endswith(" questions") and spans.selects
     model.save(tmp_path / "out")
     again = load_model(tmp_path / "out")
@@ -78,7 +83,7 @@ def test_a_head_learns_to_find_answers(model: Model, data: Questions, tmp_path: 
 
     assert taught(model.module, Batch(batch, torch.arange(4), None, 0)).shape == (4,)
     report = pipeline.evaluate(tmp_path / "out", data=tmp_path / "q.json")
-    assert {"f1", "exact", "loss"} <= set(report.rows[0].figures)
+    assert {"f1", "exact", "loss", "answered"} <= set(report.rows[0].figures)
     assert report.notes == (f"figures on {len(data)} questions",)
 
 
@@ -95,7 +100,7 @@ def test_an_encoder_that_finds_answers_becomes_a_super_network(model: Model, dat
     made = pipeline.supernet(
         tmp_path / "model", method="eftnas", data=tmp_path / "q.json", settings=settings, out=tmp_path / "S"
     )
-    assert set(made.points[0]["quality"]) == {"f1", "exact", "loss"}
+    assert set(made.points[0]["quality"]) == {"f1", "exact", "loss", "answered"}
     found = pipeline.search(tmp_path / "S", out=tmp_path / "S" / "search", trials=6, settings=("population=3",))
     assert found.objectives == ("max f1", "min macs")
     cut = pipeline.extract_for(tmp_path / "S", budget="macs<=80%", out=tmp_path / "small")

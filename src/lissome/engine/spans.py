@@ -158,12 +158,13 @@ def span_judge(model: Model, data: Questions) -> Spans:
 class Spans(OfExamples):
     """Questions, and the cross entropy of where answers begin and end.
 
-    Figures are the F1 of words and exact matches, as SQuAD counts them, and the loss.
+    Figures are the F1 of words and exact matches, as SQuAD counts them, the loss, and the share of questions that are
+    answered at all: where texts leave some unanswered, a model that never answers has an F1 that looks like one.
     """
 
     data: SpanSplits
     size: ClassVar[int] = 8
-    names: ClassVar[tuple[str, ...]] = ("f1", "exact", "loss")
+    names: ClassVar[tuple[str, ...]] = ("f1", "exact", "loss", "answered")
 
     def batches(self, count: int) -> Sequence[Inputs]:
         """Inputs of `count` questions for calibration."""
@@ -186,7 +187,7 @@ class Spans(OfExamples):
 
     @torch.no_grad()
     def each(self, model: Model, split: Split) -> dict[str, Tensor]:
-        """F1, exact match and loss of every question."""
+        """F1, exact match and loss of every question, and whether it is answered with a span."""
         asked: Asked = getattr(self.data, split)
         device = next(model.module.parameters()).device
         found = []
@@ -203,6 +204,7 @@ class Spans(OfExamples):
             "f1": torch.tensor([overlap(one, right) for one, right in zip(said, wanted, strict=True)]),
             "exact": torch.tensor([exact(one, right) for one, right in zip(said, wanted, strict=True)]),
             "loss": _of(scores, asked.spans),
+            "answered": torch.tensor([float(bool(one)) for one in said]),
         }
 
 

@@ -33,6 +33,7 @@ LABELS = {
     "accuracy": "accuracy",
     "f1": "F1 of answers",
     "exact": "exact answers",
+    "answered": "questions answered",
     "miou": "mean IoU",
     "best_miou": "mean IoU of the best mask",
     "loss": "loss",
