@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import _elastic, _tasks
 from benchmarks._elastic import Cell, Cells, Scale, Subject
 from benchmarks._frame import Inequality, Store
 from benchmarks._sweep import told
+from benchmarks.eftnas import answers
 from benchmarks.eftnas.sweeps import (
     ALONE,
     ALONE_OF,
@@ -41,12 +40,9 @@ from benchmarks.eftnas.sweeps import alone as distilled
 from lissome import pipeline
 from lissome.cost.counted import Counter
 from lissome.engine.ranking import ranking, saliency
-from lissome.engine.spans import Spans
 from lissome.engine.supermethod import Making
 from lissome.methods.elastic.eftnas import EFTNAS
 from lissome.models.binding import extract, ranks, reorder
-from lissome.ops.stats import Interval, paired_bootstrap
-from lissome.pipeline.job import data_for
 
 LISTS = {"scored": "scores", "uniform": "uniform", "published": "scores"}
 """Where the sizes of an arm come from."""
@@ -61,7 +57,6 @@ QUALITY = {"languages": "loss", "sst2": "accuracy"}
 sure of them that their loss is higher."""
 BELOW = 0.8
 """What the largest network of a space shall cost where it is not the whole."""
-ANSWERS = {"teacher": 200, "steps": 80, "scores": 40, "trials": 10, "lr": 2e-4}
 MARGIN, NEAR = 1.0, 0.02
 """Points that may be lost; how near the ends of a space are to what they shall cost."""
 FULLY = 0.97
@@ -83,15 +78,7 @@ def cells(scale: Scale, store: Store) -> Iterator[Cell]:
     for task in TASKS:
         yield from _of_task(task, tried, scale)
     yield from _beside(tried, scale)
-    at = partial(store.scratch, "answers", {"part": scale.part, **ANSWERS})
-    yield Cell("answers-teacher", {"settings": ANSWERS}, lambda _: asked(at(), scale))
-    known = {"settings": ANSWERS, "smallest": SMALL, "shares": SHARES, "sweep": tried.sweeps["eftnas"].described}
-    for seed in scale.seeds:
-        yield Cell(
-            f"answers-{seed}",
-            {**known, "seed": seed},
-            lambda folder, seed=seed: answers(at(), folder, tried, scale, seed),
-        )
+    yield from answers.cells(tried, scale, store)
 
 
 def _of_task(task: str, tried: Tried, scale: Scale) -> Iterator[Cell]:
@@ -210,44 +197,6 @@ def orders(it: Subject, folder: Path, score_steps: int) -> dict[str, Any]:
     return found
 
 
-def asked(place: Path, scale: Scale) -> dict[str, Any]:
-    """A teacher that finds answers in a text, and the same untrained: F1 of words of each question, test article."""
-    model, splits = data_for(pipeline.load("minilm"), _tasks.questions(), seed=0, searched=True)
-    spans = Spans(splits)
-    found = {"untrained": _read(spans, model)}
-    if not (place / "teacher").exists():
-        steps = scale.of(int(ANSWERS["teacher"]))
-        _elastic.tuned(model, spans, steps=steps, seed=0, lr=ANSWERS["lr"], new_head=True).save(place / "teacher")
-    return {**found, "teacher": _read(spans, pipeline.load(place / "teacher"))}
-
-
-def answers(place: Path, folder: Path, tried: Tried, scale: Scale, seed: int) -> dict[str, Any]:
-    """What is cut out of a super-network of the teacher that finds answers; all but its rate as on the languages."""
-    if not (place / "teacher").exists():
-        asked(place, scale)
-    settings = {
-        **tried.chosen("eftnas"), "lr": ANSWERS["lr"], "smallest": SMALL, "steps": scale.of(int(ANSWERS["steps"])),
-        "score_steps": scale.of(int(ANSWERS["scores"])),
-    }  # fmt: skip
-    it, found = Subject("minilm", place / "teacher", _tasks.questions()), dict[str, Any]()
-    made_of = _elastic.supernet(
-        it, folder, method="eftnas", settings=settings, trials=scale.of(int(ANSWERS["trials"]), 8), seed=seed,
-        quality="f1",
-    )  # fmt: skip
-    for share in SHARES:
-        report = pipeline.extract_for(made_of, budget=f"macs<={share:.2%}", out=folder / f"{share:g}")
-        small = pipeline.load(folder / f"{share:g}")
-        spans = Spans(data_for(small, _tasks.questions(), seed=0, searched=True)[1])
-        found[f"{share:g}"] = {**_read(spans, small), "macs": report.figures["macs"] / report.original["macs"]}
-    return found
-
-
-def _read(spans: Spans, model: Any) -> dict[str, list[float]]:
-    """F1 and exact match of every test question, to four digits."""
-    each = spans.each(model, "test")
-    return {name: [round(float(one), 4) for one in each[name]] for name in ("f1", "exact")}
-
-
 def volume(made_of: Sequence[Mapping[str, Any]], task: str) -> float:
     """Mean volume of the fronts of some super-networks, whose smallest are all to cost the same."""
     volumes = [_elastic.volume(one["front"], worst=WORST[task], least=SMALL) for one in made_of]
@@ -274,7 +223,7 @@ def judge(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     others = ", ".join(f"{order} {value:.1f}" for order, value in by.items() if order != "learned")
     name = "half of all widths untrained, learnt order against the given"
     told.append(Inequality.of(name, by["learned"], ">", by["none"], others))
-    return told + _answered(found, seeds)
+    return told + answers.judge(found, seeds)
 
 
 def _ends(found: Cells, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Inequality]:
@@ -305,30 +254,6 @@ def _against_alone(
             Inequality.of(f"{task}: share of {share:.0%} that the network distilled alone uses", used, ">=", FULLY)
         )
     return told
-
-
-def _answered(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
-    """Answers in texts: intervals are wide, there are few questions."""
-    taught, blank = (found["answers-teacher"][name]["f1"] for name in ("teacher", "untrained"))
-    half = [found[f"answers-{seed}"][f"{HALF:g}"]["f1"] for seed in seeds]
-    gain, kept, lost = difference([taught], blank), difference(half, blank), difference(half, taught)
-    low = "answers: F1 of {} over that of an untrained head, lower end, points"
-    return [
-        Inequality.of(low.format("the teacher"), gain.low, ">", 0.0, _spread(gain)),
-        Inequality.of(low.format("half"), kept.low, ">", 0.0, _spread(kept)),
-        Inequality.of(
-            "answers: F1 of half against the teacher, mean, points", lost.value, ">=", -MARGIN, _spread(lost)
-        ),
-    ]
-
-
-def difference(mine: Sequence[Sequence[float]], other: Sequence[float]) -> Interval:
-    """Mean over seeds against one other on the same questions, in points."""
-    return paired_bootstrap(100 * (np.mean(mine, axis=0) - np.array(other)))
-
-
-def _spread(found: Interval) -> str:
-    return f"({found.value:+.2f}, 95 % {found.low:+.2f} to {found.high:+.2f}, n={found.n})"
 
 
 def _at_fifth(task: str, made_of: Sequence[Mapping[str, Any]], test: str) -> Inequality:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from benchmarks import _elastic, _sweep
 from benchmarks._markdown import table
+from benchmarks.eftnas import answers
 from benchmarks.eftnas.run import volume
-
-_FOUND = ("f1", "exact")
 
 
 def _arms(result: Mapping[str, Any]) -> str:
@@ -45,14 +42,8 @@ def _orders(result: Mapping[str, Any]) -> str:
 
 
 def _answers(result: Mapping[str, Any]) -> str:
-    cells, runs = result["cells"], [result["cells"][f"answers-{seed}"] for seed in result["seeds"]]
-    named = {name: [one] for name, one in cells["answers-teacher"].items()}
-    named |= {f"{share} of the multiply-accumulates": [one[share] for one in runs] for share in runs[0]}
-    rows = [
-        [name, *(f"{100 * float(np.mean([one[key] for one in found])):.1f}" for key in _FOUND)]
-        for name, found in named.items()
-    ]
-    return table(["MiniLM", "F1 of words", "exact"], rows)
+    rows = answers.rows(result["cells"], result["seeds"])
+    return table(["MiniLM", "F1 of words", "exact", "answered"], rows)
 
 
 def _bounds(result: Mapping[str, Any]) -> str:
@@ -83,8 +74,9 @@ _TABLES = _elastic.Tables(
         "mean of seeds; those with as many passes as a super-network are one seed).": _arms,
         "Half of all widths, untrained, by what sorted them:": _orders,
         "Multiply-accumulates of the ends of every space, as a share of the whole:": _bounds,
-        "Answers in a text (SQuAD), an article that nothing was learnt from (mean of seeds). Its questions are far "
-        "fewer than 1,800, and so its intervals are wide:": _answers,
+        "Answers in a text (SQuAD, the questions that its texts answer), articles that nothing was learnt from, in "
+        "percent (mean of seeds). `clozes` learnt from questions made of other texts alone, the teacher from four "
+        "hundred of SQuAD after them. There are far fewer than 1,800 questions, and so intervals are wide:": _answers,
         "Settings that were tried with one seed and shorter runs, on examples to choose by (accuracy in points; of "
         "super-networks the mean of the middle and the smallest, of networks distilled alone that of both sizes). Each "
         "arm was then trained with the best of the settings that are named with it, and else as usual.": _sweep.tried,

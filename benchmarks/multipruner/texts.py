@@ -26,7 +26,7 @@ TEST_LENGTH = 512
 TEST = 16
 """Test windows: 8,192 held-out tokens, half of them web text, half Wikipedia."""
 
-_FILES = {
+PASSAGES = {
     "lm/owt_passages.jsonl": "89b166a9b1a0857c367c83f470f869133d4e925bf1b96b1d7903fb063905642f",
     "lm/wikipedia_passages.jsonl": "ef129cc93cbf4ebb9b984b366cb5a380fdd3ebcf5660517c72482b8dc496e074",
 }
@@ -99,7 +99,7 @@ def long_windows(model: Model, length: int, most: int) -> Tensor:
 def _passages() -> tuple[str, Sequence[Sequence[str]], Sequence[Sequence[str]]]:
     """Return what the text is, and per source the passages for calibration and for the test."""
     try:
-        files = [data_file(name, sha256) for name, sha256 in _FILES.items()]
+        files = [data_file(name, sha256) for name, sha256 in PASSAGES.items()]
     except AssetError:
         documents = shipped_corpus().documents
         by_split = {name: [d.text for d in documents if d.split == name] for name in ("calibration", "test")}

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import _elastic
 from benchmarks._elastic import Scale
 from benchmarks._frame import Store
-from benchmarks.eftnas import run, sweeps, table
+from benchmarks.eftnas import answers, run, sweeps, table
 from lissome.cost.counted import Counter
 from tests.benchmarks.elastic import SEEDS, all_hold, broken, text, toy
 
@@ -48,16 +48,16 @@ def made_up(
     for seed in SEEDS:
         cells[f"bounds-{seed}"] = {"least": 0.195, "most": below}
         cells[f"answers-{seed}"] = {key: {**read(answered), "macs": share} for key, share in macs.items()}
-    return cells | {"answers-teacher": {"untrained": read(0.05), "teacher": read(0.3)}}
+    return cells | {"answers-teacher": {"untrained": read(0.05), "clozes": read(0.2), "teacher": read(0.3)}}
 
 
 def read(f1: float) -> dict[str, list[float]]:
     """Eight questions."""
-    return {"f1": [f1 + (place - 3.5) / 100 for place in range(8)], "exact": [0.2] * 8}
+    return {"f1": [f1 + (place - 3.5) / 100 for place in range(8)], "exact": [0.2] * 8, "answered": [1.0] * 8}
 
 
 def test_everything_holds_when_it_does() -> None:
-    assert all_hold(run.judge(made_up(), SEEDS)) == 26
+    assert all_hold(run.judge(made_up(), SEEDS)) == 25
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_everything_holds_when_it_does() -> None:
         ({"least": 0.21}, "furthest"), ({"half": 0.88}, "teacher"), ({"hand": 0.8}, "made by hand"),
         ({"order": 0.6}, "order"), ({"most": 0.97}, "largest"), ({"small": 0.203}, "times that the small point"),
         ({"below": 0.77}, "largest, 80%"), ({"lora": 0.92}, "tuned LoRA"), ({"used": 0.96}, "distilled alone uses"),
-        ({"answered": 0.28}, "against the teacher, mean"), ({"answered": 0.05}, "of half over"),
+        ({"answered": 0.05}, "of half over"),
     ],
 )  # fmt: skip
 def test_a_broken_sentence_is_named(changes: dict[str, Any], words: str) -> None:
@@ -91,7 +91,7 @@ def test_the_tables_show_every_arm() -> None:
     assert all(f"| {arm}, {task}, at 0.5 |" in page for task, arms in run.ARMS.items() for arm in arms)
     assert "| alone, 0.5, at 0.495 | 90.00 |  | 400 | lr=0.0001 |" in page and "| teacher, sst2 |" in page
     assert "| lora, sst2 |" in page and "| bounds, 0 | 0.1950 | 0.8000 |" in page
-    assert "| 0.5 of the multiply-accumulates | 30.0 | 20.0 |" in page
+    assert "| 0.5 of the multiply-accumulates | 30.0 | 20.0 | 100.0 |" in page
     assert all(f"| {order} |" in page for order in run.ORDERS)
 
 
@@ -135,5 +135,5 @@ def test_super_networks_on_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_answers_are_compared_question_by_question() -> None:
-    found = run.difference([[0.5, 0.5, 0.0], [0.3, 0.3, 0.0]], [0.4, 0.4, 0.0])
+    found = answers.difference([[0.5, 0.5, 0.0], [0.3, 0.3, 0.0]], [0.4, 0.4, 0.0])
     assert found.value == pytest.approx(0.0) and found.low == pytest.approx(0.0) and found.n == 3
