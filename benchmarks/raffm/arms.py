@@ -30,8 +30,8 @@ _TRIES = 20  # random sizes to look at for each that is wanted
 STEP: dict[str, Any] = {"epochs": 2.0, "batch": 16}
 FLEET = (
     {"name": "big", "share": 2.0},
-    {"name": "middle", "share": 4.0, "budget": "block_params<=65%"},
-    {"name": "small", "share": 4.0, "budget": "block_params<=35%"},
+    {"name": "middle", "share": 4.0, "budget": "block_params<=75%"},
+    {"name": "small", "share": 4.0, "budget": "block_params<=50%"},
 )
 """Of ten clients two hold the whole model; who they are is drawn by the seed, how much data they have is stored."""
 

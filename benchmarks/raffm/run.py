@@ -1,11 +1,11 @@
 """Claim: devices too small for a model train it nearly as well as whole copies would, and any size can be cut from it.
 
 MiniLM, its embeddings frozen, learns twelve languages from runs of four words; ten clients, Dirichlet 0.3, two of them
-hold the whole model, four 65 % of its blocks, four 35 %. All arms have the same data, rounds and steps. `full` ignores
+hold the whole model, four 75 % of its blocks, four 50 %. All arms have the same data, rounds and steps. `full` ignores
 budgets, `big-only` leaves out whoever cannot hold the model, `smallest` gives all what the weakest can hold; HeteroFL,
 FjORD, FedRolex and adapters on slices are printed beside, and the sandwich without the order and the other way round.
-Most of it again with a convolutional network and CIFAR-10. Learning rates come from short runs with one seed, as many
-for each arm.
+Most of it again with mail that is spam or not, and with a convolutional network and CIFAR-10. Learning rates come from
+short runs with one seed, as many for each arm.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from benchmarks._federated import ALPHA, CLIENTS, LANGUAGES, SEEDS, Job, judged
 from benchmarks._frame import Inequality, Store
 
 BEHIND, PRESERVED, FEWEST, RARE = 0.02, 1e-4, 20, 0.3
-PICTURES = "cifar10-"
 QUICK_ROUNDS, QUICK_ARMS = 2, ("raffm", "full", "heterofl", "big-only")
 
 
 def run(quick: bool, store: Store) -> list[Inequality]:
     """Measure what is not stored yet, publish and judge."""
-    from benchmarks.raffm import arms, pictures
+    from benchmarks.raffm import arms
+    from benchmarks.raffm.tasks import TASKS
 
     rounds = QUICK_ROUNDS if quick else arms.ROUNDS
-    seen = QUICK_ROUNDS if quick else pictures.ROUNDS
     rates = arms.SWEEP.middle() if quick else arms.SWEEP.chosen(store)
-    on_pictures = pictures.SWEEP.middle() if quick else pictures.SWEEP.chosen(store)
+    chosen = {task: task.sweep.middle() if quick else task.sweep.chosen(store) for task in TASKS}
     facts = {
         "rounds": rounds, "clients": CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "step": arms.STEP,
         "fleet": list(arms.FLEET), "model": "minilm",
@@ -44,25 +43,30 @@ def run(quick: bool, store: Store) -> list[Inequality]:
             rate = rates[arms.RATE_OF[arm]]
             settings = {**facts, "arm": {**arms.ARMS[arm], "lr": rate}, "name": arm, "seed": seed}
             jobs[f"{arm}-{seed}"] = (settings, partial(arms.arm, arm, seed, rounds, rate))
-        for arm in pictures.ARMS:
-            rate = on_pictures[pictures.RATE_OF[arm]]
-            known = {**pictures.FACTS, "rounds": seen, "arm": {**arms.ARMS[arm], "lr": rate}, "name": arm, "seed": seed}
-            jobs[f"{PICTURES}{arm}-{seed}"] = (known, partial(pictures.arm, arm, seed, seen, rate))
-    if not quick:
-        jobs |= {**arms.SWEEP.jobs(rates), **pictures.SWEEP.jobs(on_pictures)}
-    text, seeing = arms.SWEEP.facts_of(rates), pictures.SWEEP.facts_of(on_pictures)
-    tried = {key: {**text[key], **seeing[key]} for key in ("rates", "usual")} | {"trial": text["trial"]}
-    return judged(store, {**facts, **tried, "pictures": pictures.FACTS, "seen": seen}, jobs, judge)
+        for task in TASKS:
+            jobs |= task.jobs(seed, QUICK_ROUNDS if quick else task.rounds, chosen[task])
+    tried = arms.SWEEP.facts_of(rates)
+    for task in TASKS:
+        own = task.sweep.facts_of(chosen[task])
+        tried |= {key: {**tried[key], **own[key]} for key in ("rates", "usual")}
+        jobs |= {} if quick else task.sweep.jobs(chosen[task])
+    jobs |= {} if quick else arms.SWEEP.jobs(rates)
+    beside = {
+        task.prefix: {"words": task.words, "rounds": QUICK_ROUNDS if quick else task.rounds, **task.facts}
+        for task in TASKS
+    }
+    return judged(store, {**facts, **tried, "tasks": beside}, jobs, judge)
 
 
 def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
     """Compare what was measured with what is claimed."""
     of, moved = by_arm(cells), cells["preserved"]
     seeds = f"{len(of['raffm'])} seeds"
+    tasks = tasks_of(of)
     sizes = min(
         len({round(one["share"], 4) for one in cell["sizes"]})
-        for arm in ("raffm", f"{PICTURES}raffm")
-        for cell in of[arm]
+        for prefix in ("", *tasks)
+        for cell in of[f"{prefix}raffm"]
     )
     small, whole = (cells["steps"][name]["seconds"] for name in ("small", "big"))
     big = [cell["big"] for cell in of["raffm"]]
@@ -81,7 +85,16 @@ def judge(cells: Mapping[str, Cell]) -> list[Inequality]:
         found.append(
             Inequality.of("smallest device's size ≥ trained alone − 5 points", smallest, ">=", alone - 0.05, seeds)
         )
-    return [*found, *compared(of, PICTURES, "CIFAR-10: ", seeds)]
+    for prefix, words in tasks.items():
+        found += compared(of, prefix, f"{words}: ", seeds)
+    return found
+
+
+def tasks_of(of: Mapping[str, Sequence[Cell]]) -> dict[str, str]:
+    """Return what the arms of each further task begin with, and how it is called."""
+    from benchmarks.raffm.tasks import TASKS
+
+    return {task.prefix: task.words for task in TASKS if f"{task.prefix}raffm" in of}
 
 
 def compared(of: Mapping[str, Sequence[Cell]], prefix: str, words: str, seeds: str) -> list[Inequality]:
@@ -95,12 +108,11 @@ def compared(of: Mapping[str, Sequence[Cell]], prefix: str, words: str, seeds: s
     ]
 
 
-def rows(of: Mapping[str, Sequence[Cell]], *, pictures: bool) -> list[list[str]]:
+def rows(of: Mapping[str, Sequence[Cell]], prefix: str = "") -> list[list[str]]:
     """Return the arms of a table: global model, at the bytes of RaFFM, clients, worst tenth, MiB, what the big have."""
-    prefix = PICTURES if pictures else ""
-    found = []
+    found, others = [], tuple(one for one in tasks_of(of) if one != prefix)
     for arm, cells in of.items():
-        if arm.startswith(PICTURES) != pictures:
+        if not arm.startswith(prefix) or arm.startswith(others):
             continue
         own = [sorted(one for one in cell["clients"].values() if one is not None) for cell in cells]
         worst = [mean(one[: max(1, len(one) // 10)]) for one in own if one]
@@ -109,5 +121,5 @@ def rows(of: Mapping[str, Sequence[Cell]], *, pictures: bool) -> list[list[str]]
         if arm == "smallest":  # nobody trained the rest of the whole model
             models = [spread([cell["sizes"][0]["accuracy"] for cell in cells]), "–"]
         mib = mean(cell["payload"] for cell in cells) / 2**20
-        found.append([arm.removeprefix(PICTURES), *models, spread(everybody), spread(worst), f"{mib:.0f}"])
+        found.append([arm.removeprefix(prefix), *models, spread(everybody), spread(worst), f"{mib:.0f}"])
     return found

@@ -1,0 +1,157 @@
+"""The same arms on two more tasks: a small convolutional network and CIFAR-10, and MiniLM and mail that is spam or not.
+
+Both are dealt by lissome, a quarter of them for the server's test; settings are chosen with a seed that deals others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks._arms import Cell
+from benchmarks._federated import ALPHA, CLIENTS, Job, recipe, run
+from benchmarks._tasks import mails, photographs
+from benchmarks._trials import RATE, Trials
+from benchmarks.raffm.arms import ARMS as ALL
+from benchmarks.raffm.arms import FLEET, SIZES, fleet_of, sizes
+from lissome.core.seeds import derive
+from lissome.data.images import read_images
+from lissome.engine.federate.rounds import Federation
+from lissome.engine.images import examples
+from lissome.engine.norms import reestimate
+from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
+from lissome.models.model import Model
+from lissome.pipeline.federation import FederationJob
+
+RATE_OF = {
+    **dict.fromkeys(("raffm", "unordered"), "raffm"), **dict.fromkeys(("heterofl", "fjord", "fedrolex"), "heterofl"),
+    "full": "full", "big-only": "big-only",
+}  # fmt: skip
+"""Whose learning rate an arm has; as many were tried for each."""
+_TRIAL_SEED = 100
+"""A seed whose examples are others than those of the claim, but for the few that it draws again."""
+_SEEN = 512
+_STAGES = [{"kind": "residual", "channels": width, "blocks": 1, "stride": 2} for width in (16, 32, 64)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, a model, and the arms that are compared on them.
+
+    Attributes:
+        name: Beginning of the names of its cells.
+        words: How tables name it.
+        arms: Which are measured.
+        source: Writes or finds the data.
+        model: Name of the model, or what writes it, given a seed and a folder.
+        rounds: Of an arm.
+        trial_rounds: Of a run that a setting is chosen by.
+        step: Settings of all arms.
+        data: Settings of the data.
+        rates: Learning rates that are tried for each arm.
+    """
+
+    name: str
+    words: str
+    arms: tuple[str, ...]
+    source: Callable[[], Path]
+    model: str | Callable[[int, Path], Path]
+    rounds: int
+    trial_rounds: int
+    step: Mapping[str, Any]
+    data: Mapping[str, Any]
+    rates: tuple[float, ...]
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its arms begin with."""
+        return f"{self.name}-"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What cells depend on besides the arm, its rate, the rounds and the seed."""
+        model = self.model if isinstance(self.model, str) else self.model.__name__
+        return {
+            "task": self.name, "model": model, "data": dict(self.data), "step": dict(self.step), "fleet": list(FLEET),
+            "clients": CLIENTS, "alpha": ALPHA,
+        }  # fmt: skip
+
+    @cached_property
+    def sweep(self) -> Trials:
+        """Learning rates that are tried."""
+        return Trials(
+            rates=dict.fromkeys((RATE_OF[one] for one in self.arms), self.rates),
+            score=self.trial,
+            facts={**self.facts, "rounds": self.trial_rounds, "seed": _TRIAL_SEED},
+            prefix=self.prefix,
+        )
+
+    def jobs(self, seed: int, rounds: int, rates: Mapping[str, float]) -> dict[str, Job]:
+        """Return what is measured with one seed, at the rates that were chosen."""
+        found: dict[str, Job] = {}
+        for arm in self.arms:
+            rate = rates[RATE_OF[arm]]
+            known = {**self.facts, "rounds": rounds, "arm": {**ALL[arm], "lr": rate}, "name": arm, "seed": seed}
+            found[f"{self.prefix}{arm}-{seed}"] = (known, partial(self.arm, arm, seed, rounds, rate))
+        return found
+
+    def arm(self, name: str, seed: int, rounds: int, rate: float, folder: Path) -> Cell:
+        """Run one arm and return what its cell stores; of RaFFM, how well sizes cut from its model do, too."""
+        job, federation, cell = self._ran(name, {RATE: rate}, seed, rounds, folder)
+        if name == "raffm":
+            cell["sizes"] = sizes(job, federation, seed, SIZES)
+        return {**cell, **fleet_of(job)}
+
+    def trial(self, name: str, changes: Mapping[str, Any], folder: Path) -> float:
+        """Return the accuracy of a short run on examples that another seed deals."""
+        _, _, cell = self._ran(name, changes, _TRIAL_SEED, self.trial_rounds, folder)
+        return float(cell["accuracy"][-1])
+
+    def _ran(
+        self, name: str, changes: Mapping[str, Any], seed: int, rounds: int, folder: Path
+    ) -> tuple[FederationJob, Federation, dict[str, Any]]:
+        step = {**self.step, **ALL[name], **changes}
+        if step["method"] == "fedavg":
+            step.pop("elastic", None)
+        model = self.model if isinstance(self.model, str) else str(self.model(seed, folder))
+        data = {"source": str(self.source()), **self.data}
+        fleet: Sequence[Mapping[str, Any]] = ({},) if name == "full" else FLEET
+
+        def job_of(**loop: Any) -> FederationJob:
+            return FederationJob(recipe(step, seed=seed, rounds=rounds, devices=fleet, model=model, data=data, **loop))
+
+        job = job_of()
+        big = [one for one in job.silos.names if not job.kinds[one].budget] if name == "big-only" else []
+        return job, *run(job_of(clients=len(big)) if big else job, folder, big)
+
+
+def network(seed: int, folder: Path) -> Path:
+    """Write a network with new weights, whose batch norms have the statistics of some images; no label is looked at."""
+    place = folder / "model"
+    if not place.exists():
+        torch.manual_seed(derive(seed, "network"))
+        model = Model(ConvNetForImageClassification(ConvNetConfig(stem=(16, 1), stages=_STAGES, num_labels=10)))
+        images = read_images(photographs()).split("test").some(range(_SEEN))
+        reestimate(model.module, [pixels for pixels, _ in examples(model, images).batches(64)])
+        model.save(place)
+    return place
+
+
+PICTURES = Task(
+    name="cifar10", words="CIFAR-10", arms=("raffm", "heterofl", "fjord", "full", "big-only"), source=photographs,
+    model=network, rounds=24, trial_rounds=4, step={"epochs": 2.0, "batch": 32, "elastic": ["width"]},
+    data={"most": 3000}, rates=(1e-3, 3e-3, 1e-2),
+)  # fmt: skip
+"""FedRolex is not among its arms: statistics of batch norms stay where they are, while its window moves channels."""
+
+MAIL = Task(
+    name="mail", words="mail", arms=("raffm", "unordered", "heterofl", "fjord", "fedrolex", "full", "big-only"),
+    source=mails, model="minilm", rounds=12, trial_rounds=3, step={"epochs": 1.0, "batch": 16},
+    data={"most": 3000, "length": 48, "test": 0.25}, rates=(1e-4, 3e-4, 1e-3),
+)  # fmt: skip
+TASKS = (MAIL, PICTURES)
