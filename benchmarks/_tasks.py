@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +96,38 @@ def photographs() -> Path:
 
 def few_photographs(train: int = 8000, test: int = 2000) -> Path:
     """Write the first images of CIFAR-10's own parts, for a network that is too large for all of them."""
-    place = cache_dir() / "benchmarks" / f"cifar10-{train}-{test}.npz"
+    return _photographs(f"cifar10-{train}-{test}", _first(train, test))
+
+
+def other_photographs(classes: int = 5, after: int = 20000) -> Path:
+    """Write images of the first classes of CIFAR-10, of its own training part after so many of it."""
+
+    def chosen(whole: Mapping[str, np.ndarray]) -> np.ndarray:
+        later = np.flatnonzero(whole["is_train"])[after:]
+        return later[whole["label"][later] < classes]
+
+    return _photographs(f"cifar10-{classes}-classes-after-{after}", chosen, classes)
+
+
+def _first(train: int, test: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    def chosen(whole: Mapping[str, np.ndarray]) -> np.ndarray:
+        parts = np.flatnonzero(whole["is_train"])[:train], np.flatnonzero(~whole["is_train"])[:test]
+        return np.concatenate(parts)
+
+    return chosen
+
+
+def _photographs(
+    name: str, choose: Callable[[Mapping[str, np.ndarray]], np.ndarray], classes: int | None = None
+) -> Path:
+    place = cache_dir() / "benchmarks" / f"{name}.npz"
     if not place.exists():
         with np.load(photographs(), allow_pickle=False) as whole:
-            first = np.flatnonzero(whole["is_train"])[:train], np.flatnonzero(~whole["is_train"])[:test]
-            chosen = np.concatenate(first)
+            chosen = choose(whole)
             pieces = [whole["blob"][slice(*whole["offsets"][at : at + 2])] for at in chosen]
-            arrays = {name: whole[name][chosen] for name in ("label", "is_train")} | {"classes": whole["classes"]}
+            arrays = {one: whole[one][chosen] for one in ("label", "is_train")} | {
+                "classes": whole["classes"][:classes]
+            }
         place.parent.mkdir(parents=True, exist_ok=True)
         offsets = np.cumsum([0, *map(len, pieces)])
         with atomic_file(place) as part, part.open("wb") as file:

@@ -82,7 +82,7 @@ def test_tables_say_what_was_measured() -> None:
     )
     assert "2 without a budget, 4 block_params<=75%, 4 block_params<=50%." in page
     assert all(page.count(f"| {line} |") == 1 for line in ("big-only | 40.0 ± 0.0", "raffm | 95.0 ± 0.0"))
-    assert "On mail: 3000 examples, 12 rounds of 1 epochs" in page
+    assert "On mail: 3000 examples, 8 rounds of 1 epochs" in page
     assert "| smallest | 70.0 ± 0.0 | – | 65.0 ± 0.0 |" in page, "of the size that was trained"
     assert "| raffm | 40%: 3, 100%: 1 |" in page
 
