@@ -123,8 +123,8 @@ def _photographs(
     place = cache_dir() / "benchmarks" / f"{name}.npz"
     if not place.exists():
         with np.load(photographs(), allow_pickle=False) as whole:
-            chosen = choose(whole)
-            pieces = [whole["blob"][slice(*whole["offsets"][at : at + 2])] for at in chosen]
+            chosen, blob, starts = choose(whole), whole["blob"], whole["offsets"]  # each look at `whole` reads again
+            pieces = [blob[slice(*starts[at : at + 2])] for at in chosen]
             arrays = {one: whole[one][chosen] for one in ("label", "is_train")} | {
                 "classes": whole["classes"][:classes]
             }
