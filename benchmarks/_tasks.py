@@ -95,23 +95,28 @@ def photographs() -> Path:
 
 
 def few_photographs(train: int = 8000, test: int = 2000) -> Path:
-    """Write the first images of CIFAR-10's own parts, for a network that is too large for all of them."""
-    return _photographs(f"cifar10-{train}-{test}", _first(train, test))
+    """Write some images of CIFAR-10's own parts, for a network that is too large for all of them."""
+    return _photographs(f"cifar10-{train}-{test}-drawn", _some(train, test))
 
 
 def other_photographs(classes: int = 5, after: int = 20000) -> Path:
-    """Write images of the first classes of CIFAR-10, of its own training part after so many of it."""
+    """Write images of the first classes of CIFAR-10: of its own training part, less so many that were drawn of it."""
 
     def chosen(whole: Mapping[str, np.ndarray]) -> np.ndarray:
-        later = np.flatnonzero(whole["is_train"])[after:]
+        later = _drawn(whole["is_train"])[after:]
         return later[whole["label"][later] < classes]
 
-    return _photographs(f"cifar10-{classes}-classes-after-{after}", chosen, classes)
+    return _photographs(f"cifar10-{classes}-classes-after-{after}-drawn", chosen, classes)
 
 
-def _first(train: int, test: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+def _drawn(wanted: np.ndarray) -> np.ndarray:
+    """Return the places of what is wanted, shuffled once: the archive is in the order of its classes."""
+    return np.random.default_rng(0).permutation(np.flatnonzero(wanted))
+
+
+def _some(train: int, test: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
     def chosen(whole: Mapping[str, np.ndarray]) -> np.ndarray:
-        parts = np.flatnonzero(whole["is_train"])[:train], np.flatnonzero(~whole["is_train"])[:test]
+        parts = _drawn(whole["is_train"])[:train], _drawn(~whole["is_train"])[:test]
         return np.concatenate(parts)
 
     return chosen

@@ -1,0 +1,34 @@
+"""What the claims learn from: images of all classes, and none of them in two places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import _tasks
+from lissome.core.errors import AssetError
+
+
+@pytest.fixture(autouse=True)
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISSOME_CACHE", str(tmp_path))
+    try:
+        _tasks.photographs()
+    except AssetError as error:
+        pytest.skip(str(error))
+
+
+def test_some_images_are_of_all_classes_and_others_are_others() -> None:
+    def pictures(file: Path) -> tuple[set[bytes], np.ndarray, np.ndarray]:
+        with np.load(file) as found:
+            blob, starts = found["blob"], found["offsets"]
+            each = {blob[start:end].tobytes() for start, end in zip(starts, starts[1:], strict=False)}
+            return each, found["label"], found["is_train"]
+
+    few, labels, learnt = pictures(_tasks.few_photographs(600, 200))
+    for part in (learnt, ~learnt):
+        assert set(labels[part]) == set(range(10)), "the archive is in the order of its classes"
+    others, known, _ = pictures(_tasks.other_photographs(2, 49000))
+    assert set(known) == {0, 1} and not few & others
