@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def test_some_images_are_of_all_classes_and_others_are_others() -> None:
     def pictures(file: Path) -> tuple[set[bytes], np.ndarray, np.ndarray]:
         with np.load(file) as found:
             blob, starts = found["blob"], found["offsets"]
-            each = {blob[start:end].tobytes() for start, end in zip(starts, starts[1:], strict=False)}
+            each = {blob[start:end].tobytes() for start, end in pairwise(starts)}
             return each, found["label"], found["is_train"]
 
     few, labels, learnt = pictures(_tasks.few_photographs(600, 200))
