@@ -33,6 +33,7 @@ _DECLARATIONS = ("multilingual/udhr.jsonl.gz", "65e3eefb539141effda676a684951c42
 _ADDRESSES = ("lm/sotu.jsonl.gz", "8575a219d1a0e97075d971302337a12d247b146a2a108adbadd9c0dde310fa5c")
 _SQUAD = ("text/squad_dev_slice.json", "db71d0a19c3f656b1ebefafce642b828cfab269f0d906312dfb0efdc7173b31a")
 _MAILS = ("text/spam.jsonl.gz", "0e4507e5ab10f305af1d2e80d3d63194ec0c0cb8ea2cbfbcd016bf95e9d71b43")
+_BEGINNING = 400  # characters of a mail
 _CIFAR = ("vision/cifar10_jpeg.npz", "f1000a02bf4d1af3c8931671a029c1851913df3dbc6c7128ce74fcc6a249ef13")
 
 
@@ -67,13 +68,13 @@ def languages() -> Path:
     return _written("languages.jsonl", rows)
 
 
-def mails(most: int = 400) -> Path:
+def mails() -> Path:
     """Write the beginnings of mails, subject and body, their class being whether they are spam."""
 
     def rows() -> Iterable[tuple[str, str]]:
         with gzip.open(data_file(*_MAILS), "rt", encoding="utf-8") as lines:
             for row in map(json.loads, lines):
-                text = f"{row['subject']} {row['text']}".strip()[:most]
+                text = f"{row['subject']} {row['text']}".strip()[:_BEGINNING]
                 yield from [(text, "spam" if row["label"] else "ham")] if text else ()
 
     return _written("mails.jsonl", rows)

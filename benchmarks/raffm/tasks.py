@@ -43,7 +43,7 @@ _LEARNT = {"public": _PUBLIC, "steps": _STEPS, "batch": _BATCH, "rate": _RATE}
 _STAGES = [{"kind": "residual", "channels": width, "blocks": 1, "stride": 2} for width in (16, 32, 64)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A data set, a model, and the arms that are compared on them.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -41,6 +42,16 @@ GOOD: dict[str, dict[str, Any]] = {
 
 def test_everything_holds_when_it_does() -> None:
     assert all_hold(run.judge, GOOD) == 15
+
+
+def test_every_cell_is_asked_for_with_facts_that_can_be_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(run, "judged", lambda _store, facts, jobs, _judge: asked.update(facts=facts, jobs=jobs))
+    run.run(True, cast("Any", None))
+    for task in tasks.TASKS:
+        assert {f"{task.prefix}{arm}-0" for arm in task.arms} <= set(asked["jobs"])
+        assert asked["facts"]["tasks"][task.prefix]["words"] == task.words
+    assert json.dumps([asked["facts"], *(settings for settings, _ in asked["jobs"].values())])
 
 
 def test_what_was_not_judged_lies_between_what_was() -> None:

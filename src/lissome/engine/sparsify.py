@@ -84,7 +84,7 @@ def sparsify(
         UnsupportedModelError: When the model's blocks are not one chain.
         ArtifactError: When the checkpoint is of another job or cannot be written.
     """
-    if checkpoint is not None and (saved := checkpoint.load()) is not None:
+    if checkpoint is not None and (saved := checkpoint.load(events)) is not None:
         _restore(model, saved.tensors)
         return
     pruning = pruning or Pruning()
