@@ -13,6 +13,7 @@ from lissome.engine.federate.lessons import PictureClassifier
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.norms import statistics
 from lissome.models.convnet import ConvNetConfig, ConvNetForImageClassification
+from lissome.models.labels import image_head, outputs_of
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.pipeline.federating import federate, plan_federation
@@ -43,14 +44,16 @@ budget = "block_params<=60%"
 """
 
 
-_NETWORK = ConvNetConfig(
-    image_size=12, stem=(8, 1), num_labels=4,
-    stages=[{"kind": "residual", "channels": channels, "blocks": 1, "stride": 2} for channels in (8, 16)],
-)  # fmt: skip
+def network(classes: int) -> Model:
+    """A small residual network."""
+    torch.manual_seed(0)
+    stages = [{"kind": "residual", "channels": channels, "blocks": 1, "stride": 2} for channels in (8, 16)]
+    config = ConvNetConfig(image_size=12, stem=(8, 1), num_labels=classes, stages=stages)
+    return Model(ConvNetForImageClassification(config))
 
 
-def place(folder: Path, kind: str) -> Path:
-    """Write images whose class is their brightest quarter, a model and a recipe."""
+def place(folder: Path, kind: str, classes: int = 4) -> Path:
+    """Write images whose class is their brightest quarter, and a model of some number of classes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 200)
     image = rng.integers(0, 90, (200, 12, 12, 3), dtype=np.uint8)
@@ -58,7 +61,7 @@ def place(folder: Path, kind: str) -> Path:
         top, left = 6 * (label // 2), 6 * (label % 2)
         image[at, top : top + 6, left : left + 6] += 150
     np.savez(folder / "pictures.npz", image=image, label=labels)
-    model = toy_model("vit", num_hidden_layers=2) if kind == "vit" else Model(ConvNetForImageClassification(_NETWORK))
+    model = network(classes) if kind == "resnet" else toy_model(kind, num_hidden_layers=2)
     model.save(folder / "model")
     return folder
 
@@ -104,6 +107,23 @@ def test_statistics_of_batch_norms_stay() -> None:
     assert module(torch.randn(5, 3, 12, 12)).shape == (5, 4)
     assert all(torch.equal(value, before[name]) for name, value in model.module.named_buffers())
     assert isinstance(PictureClassifier(model, 5).head, torch.nn.Identity), "the network has five outputs already"
+
+
+@pytest.mark.parametrize(("kind", "trains"), [("resnet", "all"), ("resnet", "head"), ("vit-labels", "adapters")])
+def test_a_network_of_other_classes_gets_a_new_head(kind: str, trains: str, tmp_path: Path) -> None:
+    """A layer upon its logits of other classes would leave it as many features as it once had classes."""
+    recipe = RECIPE.replace("block_params<=60%", "") + f'method = "ffm"\ntrains = "{trains}"'
+    (place(tmp_path, kind, classes=7) / "recipe.toml").write_text(recipe)
+    before = FederationJob(FederationRecipe.read(tmp_path / "recipe.toml")).model.module.state_dict()
+    report = federate(tmp_path / "recipe.toml", out=tmp_path / "out")
+    model = load_model(tmp_path / "out")
+    assert outputs_of(model) == 4
+    assert not (tmp_path / "out" / "task.safetensors").exists(), "its head is in the model"
+    after, head = model.module.state_dict(), image_head(model)
+    moved = {name for name, value in after.items() if (value != before[name]).any()}
+    assert f"{head}.weight" in moved, "the new head is trained, adapters or not"
+    assert (moved <= {f"{head}.weight", f"{head}.bias"}) == (trains == "head")
+    assert not report.audit
 
 
 def test_a_model_of_text_reads_no_images(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from lissome.engine.spans import Spans, SpanSplits
 from lissome.engine.stream import Inputs, windows_of
 from lissome.engine.train import TrainConfig
 from lissome.engine.walk import Walk
-from lissome.models.labels import head_parameters
+from lissome.models.labels import head_parameters, puts_images_into_classes
 from lissome.models.model import Model
 from lissome.models.precision import fast_dtype, in_dtype
 
@@ -233,7 +233,7 @@ def faster_head(task: Task, model: Model) -> Task:
     A new head starts from noise, and AdamW moves every weight by about the learning rate in a step: with the rate that
     suits pre-trained weights it takes hundreds of steps until the head, the pooler above all, lets gradients through.
     """
-    if not getattr(model.module, "base_model_prefix", None):
+    if not (puts_images_into_classes(model) or getattr(model.module, "base_model_prefix", None)):
         return task
     head = {id(parameter) for parameter in head_parameters(model)}
     names = [name for name, parameter in task.module.named_parameters() if id(parameter) in head]

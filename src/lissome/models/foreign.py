@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lissome.core.errors import ArtifactError, LissomeError, UnsupportedModelError
+from lissome.core.errors import ArtifactError, LissomeError
 from lissome.models.model import Model
 
 FOREIGN = "module"
@@ -48,12 +48,9 @@ def foreign_config(model: Model) -> dict[str, Any]:
 
 def _outputs(model: Model) -> dict[str, int]:
     """How many classes a network of images has, which may be others than those of the module that its user brings."""
-    from lissome.models.labels import outputs_of
+    from lissome.models.labels import outputs_of, puts_images_into_classes
 
-    try:
-        return {"classes": outputs_of(model)}
-    except UnsupportedModelError:
-        return {}
+    return {"classes": outputs_of(model)} if puts_images_into_classes(model) else {}
 
 
 def foreign_skeleton(config: Mapping[str, Any], into: nn.Module | None) -> nn.Module:

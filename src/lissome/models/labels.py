@@ -134,6 +134,16 @@ def outputs_of(model: Model) -> int:
     return int(scores.shape[-1])
 
 
+def puts_images_into_classes(model: Model) -> bool:
+    """Whether a model is a network of images that has a head for classes; its hidden states alone are none."""
+    if model.anatomy.task != "image":
+        return False
+    try:
+        return outputs_of(model) > 0
+    except UnsupportedModelError:
+        return False
+
+
 def class_scores(result: Any) -> Tensor:
     """Return the scores of classes from what a network gives, whatever it wraps them in.
 
@@ -228,7 +238,13 @@ def _of_outputs(old: Any, count: int) -> nn.Linear | nn.Conv2d:
 
 
 def head_parameters(model: Model) -> Iterator[nn.Parameter]:
-    """Yield the parameters of a head with classes: those outside of embeddings and blocks, the pooler's among them."""
+    """Yield the parameters of a head with classes: those outside of embeddings and blocks, the pooler's among them.
+
+    Of a network of images: those of its `image_head`.
+    """
+    if puts_images_into_classes(model):
+        yield from model.module.get_submodule(image_head(model)).parameters()
+        return
     prefix = f"{model.module.base_model_prefix}."
     for name, parameter in model.module.named_parameters():
         if not name.startswith(prefix) or name.startswith(f"{prefix}pooler."):

@@ -32,7 +32,7 @@ from lissome.engine.federate.secure.program import SecureProgram
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.training import Lesson
 from lissome.engine.recover import fingerprint
-from lissome.models.labels import labels_of, with_labels
+from lissome.models.labels import labels_of, outputs_of, puts_images_into_classes, with_image_labels, with_labels
 from lissome.models.model import Model
 from lissome.pipeline.loading import load
 from lissome.pipeline.recipe import RecipeStep
@@ -220,16 +220,24 @@ class FederationJob:
 
     @cached_property
     def new_head(self) -> bool:
-        """Whether the model gets a new head for the classes: an encoder that was not tuned on them."""
-        encodes = self._given.anatomy.task == "encoder"
-        return bool(self.classes) and encodes and labels_of(self._given) != self.classes
+        """Whether the model gets a new head for the classes: it was not tuned on them.
+
+        Networks of images without a head for classes keep to their hidden states; the lesson puts a layer on them.
+        """
+        given = self._given
+        if not self.classes:
+            return False
+        if puts_images_into_classes(given):
+            return outputs_of(given) != len(self.classes)
+        return given.anatomy.task == "encoder" and labels_of(given) != self.classes
 
     @cached_property
     def model(self) -> Model:
         """The whole model, prepared by the method."""
         model = self._given
         if self.new_head:
-            model = with_labels(model, self.classes, seed=derive(self.recipe.seed, "head"))
+            put = with_image_labels if model.anatomy.task == "image" else with_labels
+            model = put(model, self.classes, seed=derive(self.recipe.seed, "head"))
         model.module.requires_grad_(True)
         self.method.prepare(model, self.recipe.seed)
         facts = repr((fingerprint(model.module), self.classes))

@@ -17,7 +17,7 @@ from lissome.engine.federate.mutual import OWN, own_parameters, take_moments
 from lissome.engine.federate.store import ClientStore, Kept
 from lissome.engine.federate.training import MINE, TASK, Bound, cut_model, mixed
 from lissome.models.artifact import save_model
-from lissome.models.labels import labels_of
+from lissome.models.labels import image_labels_of, labels_of, puts_images_into_classes
 from lissome.models.model import Model
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.loading import RECIPE, load
@@ -85,4 +85,6 @@ def _personal(folder: Path, whole: Model, kept: Kept) -> tuple[Bound, dict[str, 
 
 def _classes(folder: Path, model: Model) -> tuple[str, ...]:
     """Names of the classes, without the data that they were learned from."""
-    return tuple(read_json(folder / CLASSES)) if (folder / CLASSES).is_file() else labels_of(model)
+    if (folder / CLASSES).is_file():
+        return tuple(read_json(folder / CLASSES))
+    return image_labels_of(model) if puts_images_into_classes(model) else labels_of(model)
