@@ -144,6 +144,11 @@ def puts_images_into_classes(model: Model) -> bool:
         return False
 
 
+def has_classes(model: Model) -> bool:
+    """Whether a model has a head for classes: of texts with names, or of images."""
+    return bool(labels_of(model)) or puts_images_into_classes(model)
+
+
 def class_scores(result: Any) -> Tensor:
     """Return the scores of classes from what a network gives, whatever it wraps them in.
 

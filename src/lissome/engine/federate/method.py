@@ -25,7 +25,7 @@ from lissome.engine.federate.program import Phase, Program
 from lissome.engine.federate.training import Lesson, TrainingClient
 from lissome.engine.train import TrainConfig
 from lissome.models.adapters import add_lora
-from lissome.models.labels import head_parameters, labels_of, puts_images_into_classes
+from lissome.models.labels import has_classes, head_parameters
 from lissome.models.model import Model
 
 _LEAST_NOISE = 0.01
@@ -235,7 +235,7 @@ class FederatedMethod(Method):
             self.put_adapters(model, derive(seed, "adapters"))
         elif config.trains == "head":
             model.module.requires_grad_(False)
-        if config.trains != "all" and (labels_of(model) or puts_images_into_classes(model)):
+        if config.trains != "all" and has_classes(model):
             for parameter in head_parameters(model):
                 parameter.requires_grad_(True)
         self._require_frozen(model)

@@ -40,7 +40,7 @@ from lissome.models.adapters import Design, adaptable, adapters, add_adapters, r
 from lissome.models.adapters.elastic import labels
 from lissome.models.adapters.prompts import add_prompt
 from lissome.models.fresh import fresh_weights
-from lissome.models.labels import head_parameters, labels_of
+from lissome.models.labels import has_classes, head_parameters
 from lissome.models.model import Model
 
 _LEARN = ("finetune", "pretrain", "continual")
@@ -164,7 +164,7 @@ class FFM(FederatedMethod):
             fresh_weights(model, derive(seed, "fresh"))
         if self.config.recipe.startswith("prompt"):
             add_prompt(model, self.config.tokens, seed=derive(seed, "prompt"))
-            if self.config.recipe == "prompt" and labels_of(model):
+            if self.config.recipe == "prompt" and has_classes(model):
                 for parameter in head_parameters(model):
                     parameter.requires_grad_(True)
             return
