@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,13 @@ def _arms(result: Mapping[str, Any]) -> str:
     for name, cell in cells.items():
         arm, _, seed = name.rpartition("-")
         if name.startswith("teacher-"):
-            rows.append([name.replace("-", ", "), _mean([cell["test"]]), "", "", cell["chosen"]])
+            rows.append([_said(name), _mean([cell["test"]]), "", "", cell["chosen"]])
         if seed != str(seeds[0]) or "chosen" not in cell:
             continue
         found = [cells[f"{arm}-{each}"] for each in seeds if f"{arm}-{each}" in cells]
-        label, chosen, passes = arm.replace("-", ", "), cell["chosen"], f"{cell.get('passes', '')}"
+        label, chosen, passes = _said(arm), cell["chosen"], f"{cell.get('passes', '')}"
         if "cut" not in cell:
-            reached = f", at {cell['macs']:.3f}" if "macs" in cell else ""
+            reached = f" (reached {cell['macs']:.3f})" if "macs" in cell else ""
             rows.append([f"{label}{reached}", _mean([one["test"] for one in found]), "", passes, chosen])
             continue
         behind = f"{volume(found, arm.rpartition('-')[2]):.3f}"
@@ -30,6 +31,15 @@ def _arms(result: Mapping[str, Any]) -> str:
             right = [one["cut"][share]["test"] for one in found]
             rows.append([f"{label}, at {share}", _mean(right), behind, passes, chosen])
     return table(["arm", "accuracy", "volume of the front", "passes", "settings"], rows)
+
+
+def _said(arm: str) -> str:
+    """Name of an arm for people: `alone-sst2-0.5` is "alone, sst2, at 0.5"; what has no task is of the languages."""
+    for task in ("languages", "sst2"):
+        if (found := re.fullmatch(rf"(.+)-{task}(?:-([\d.]+))?", arm)) is not None:
+            return f"{found[1].replace('-', ' ')}, {task}" + (f", at {found[2]}" if found[2] else "")
+    kind, _, share = arm.rpartition("-")
+    return f"{kind.replace('-', ' ')}, languages, at {share}"
 
 
 def _mean(tests: Sequence[str]) -> str:
