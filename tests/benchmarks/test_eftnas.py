@@ -89,7 +89,10 @@ def test_the_tables_show_every_arm() -> None:
     page, line = table.page([stored]), table.summary([stored])
     assert "sst2: " in line and "at 0.5" in line
     assert all(f"| {arm}, {task}, at 0.5 |" in page for task, arms in run.ARMS.items() for arm in arms)
-    assert "| alone, languages, at 0.5 (reached 0.495) | 90.00 |  | 400 | lr=0.0001 |" in page and "| teacher, sst2 |" in page
+    assert (
+        "| alone, languages, at 0.5 (reached 0.495) | 90.00 |  | 400 | lr=0.0001 |" in page
+        and "| teacher, sst2 |" in page
+    )
     assert "| lora, sst2 |" in page and "| bounds, 0 | 0.1950 | 0.8000 |" in page
     assert "| 0.5 of the multiply-accumulates | 30.0 | 20.0 | 100.0 |" in page
     assert all(f"| {order} |" in page for order in run.ORDERS)

@@ -23,7 +23,7 @@ from lissome.engine.federate.outer import Momentum
 from lissome.engine.federate.parcel import Parcel
 from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.rounds import Federation, RoundsConfig
-from lissome.engine.federate.store import ClientStore
+from lissome.engine.federate.store import ClientStore, Kept
 from tests.engine.federate.fleet import Adder, adders, digest, federation
 
 
@@ -66,6 +66,18 @@ def test_whoever_runs_a_client_hears_what_was_asked_of_it(tmp_path: Path) -> Non
     assert said[0].startswith("profile of round 3: ")
     assert said[1].endswith(" bytes sent, 16 of them tensors")
     assert said[2] == "train of round 3 refused: this client belongs to ours, the order to another"
+
+
+def test_whoever_runs_a_client_hears_that_what_it_kept_is_damaged(tmp_path: Path) -> None:
+    said: list[str] = []
+    worker, store = Worker(Adder("a", shapes={"w": torch.zeros(4)}), ClientStore(tmp_path)), ClientStore(tmp_path)
+    worker.events.listen(lambda event: said.append(event.message))
+    for tick in (100, 200):
+        store.keep(tick, Kept(facts={"tick": tick}))
+    (tmp_path / "00000200" / "facts.json").write_text("{")
+    head = OrderHead(action="train", ticket="t", round=3, tick=300, seed=0, federation="")
+    worker.handle(Parcel(kind="train", head=head.to_json(), tensors={"w": torch.zeros(4)}))
+    assert "00000200 is damaged" in said[0] and "bytes sent" in said[1]
 
 
 def test_bytes_are_all_counted(tmp_path: Path) -> None:

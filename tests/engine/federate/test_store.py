@@ -50,9 +50,11 @@ def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
     for tick in (100, 200):
         store.keep(tick, kept(float(tick)))
     (tmp_path / "c" / "00000200" / "tensors.safetensors").write_bytes(b"\0" * 9)
-    assert store.before(300).facts == {"value": 100.0}
+    found = store.before(300)
+    assert found.facts == {"value": 100.0} and [path.name for path in found.damaged] == ["00000200"]
+    assert not store.before(200).damaged, "nobody asked for it"
     (tmp_path / "c" / "00000100" / "facts.json").unlink()
-    assert store.before(300).facts == {}
+    assert store.before(300).facts == {} and len(store.before(300).damaged) == 2
 
 
 def test_static_tensors_have_a_tag(tmp_path: Path) -> None:

@@ -149,7 +149,10 @@ class Worker:
         if static is None:
             lacking = AnswerHead(ticket=head.ticket, tick=head.tick, lacks=True)
             return Parcel(kind=parcel.kind, head=lacking.to_json())
-        work = Work(head=head, tensors=self._tensors(parcel, head), static=static, kept=self._store.before(head.tick))
+        kept = self._store.before(head.tick)
+        for path in kept.damaged:
+            self.events.message(f"what was kept in {path} is damaged; this client goes on from what it kept before")
+        work = Work(head=head, tensors=self._tensors(parcel, head), static=static, kept=kept)
         return self._reply(parcel, work, self._program.act(work))
 
     def _tensors(self, parcel: Parcel, head: OrderHead) -> dict[str, Tensor]:

@@ -35,10 +35,12 @@ class Kept:
     Attributes:
         tensors: By name.
         facts: A JSON value.
+        damaged: Newer states that could not be read, and were passed over.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    damaged: tuple[Path, ...] = ()
 
 
 class ClientStore:
@@ -54,15 +56,16 @@ class ClientStore:
     def before(self, tick: int) -> Kept:
         """Return what was kept after the last order before `tick`; nothing at first.
 
-        A state that was damaged from outside counts as absent, and the one before it is used.
+        A state that was damaged from outside counts as absent, and the one before it is used; what comes names it.
         """
+        damaged: list[Path] = []
         for path in reversed(self._ticked()):
             if int(path.name) < tick:
                 try:
-                    return Kept(load_file(path / _TENSORS), read_json(path / _FACTS))
+                    return Kept(load_file(path / _TENSORS), read_json(path / _FACTS), tuple(damaged))
                 except (ArtifactError, OSError, SafetensorError):
-                    continue
-        return Kept()
+                    damaged.append(path)
+        return Kept(damaged=tuple(damaged))
 
     def keep(self, tick: int, kept: Kept) -> None:
         """Store what holds after the order of `tick`; later states, of a server that lost its memory, go.
