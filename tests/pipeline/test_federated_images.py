@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lissome.core.errors import UnsupportedModelError
+from lissome.core.events import EventStream
 from lissome.engine.federate.lessons import PictureClassifier
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.norms import statistics
@@ -83,7 +84,11 @@ def test_clients_learn_images(kind: str, step: str, tmp_path: Path) -> None:
     assert sum(one.examples for one in plan.clients) == 120, "of 150 that were drawn the server keeps a fifth"
     small = [one for one in plan.clients if one.kind == "camera"]
     assert all(one.subnet for one in small)
-    report = federate(tmp_path / "recipe.toml", out=tmp_path / "out")
+    told: list[str] = []
+    events = EventStream(lambda event: told.append(event.message))
+    report = federate(tmp_path / "recipe.toml", out=tmp_path / "out", events=events)
+    wrong = [line for line in told if "has batch norms" in line]
+    assert len(wrong) == (kind == "resnet" and "raffm" in step), "statistics of a whole are wrong for a slice"
     first, last = report.rounds[0]["metrics"], report.rounds[-1]["metrics"]
     assert last["server/loss"] < first["server/loss"]
     assert set(report.rounds[-1]["scores"]) == {"client-0", "client-1", "client-2"}

@@ -30,7 +30,9 @@ from lissome.engine.federate.secure import masks
 from lissome.engine.federate.secure.client import SecureClient
 from lissome.engine.federate.secure.program import SecureProgram
 from lissome.engine.federate.store import ClientStore
+from lissome.engine.federate.subnets import SubnetProgram
 from lissome.engine.federate.training import Lesson
+from lissome.engine.norms import batch_norms
 from lissome.engine.recover import fingerprint
 from lissome.models.labels import labels_of, outputs_of, puts_images_into_classes, with_image_labels, with_labels
 from lissome.models.model import Model
@@ -309,7 +311,21 @@ class FederationJob:
             program = SecureProgram(program, largest=config.secure_largest, seed=derive(self.recipe.seed, "secure"))
         for name in {kind: name for name, kind in self.kinds.items()}.values():
             program.check(self.profile(name))  # a kind of the recipe that cannot take part is the recipe's mistake
+        self._tell_of_norms(program)
         return program
+
+    def _tell_of_norms(self, program: Program) -> None:
+        """Say what slices of a network with batch norms come to, before hours are spent on them."""
+        if self._events is None or not isinstance(program, SubnetProgram) or not program.shares_norms:
+            return
+        held = [
+            program.largest(self.profile(name)) for name in {kind: name for name, kind in self.kinds.items()}.values()
+        ]
+        if any(held) and batch_norms(self.model.module):
+            self._events.message(
+                f"{self.model.name} has batch norms, whose statistics are of the whole and wrong for slices: they learn"
+                " little. Give a network with layer norms, or method=rafl, whose clients have statistics of their own."
+            )
 
     def _require_enough(self) -> None:
         """Refuse to wait for more clients than have a part of the data: nobody else is let in."""

@@ -233,8 +233,9 @@ def test_virtual_tokens_beside_patches_travel_and_learn(
     job, server = run(tmp_path, model=model, recipe=recipe, rounds=6, **settings)
     width = model.anatomy.hidden
     if recipe == "prompt":
-        assert set(server.tensors) == {"vit.embeddings.prompt.tokens"}
-        assert job.bytes(action="train").payload == 5 * width * 4 * 2 * 3 * 6, "m·d·4·2·|S|·R"
+        head = {"classifier.weight": 3 * width, "classifier.bias": 3}
+        assert set(server.tensors) == {"vit.embeddings.prompt.tokens", *head}, "a head for classes learns with them"
+        assert job.bytes(action="train").payload == (5 * width + sum(head.values())) * 4 * 2 * 3 * 6
     else:
         assert job.bytes(action="score").payload == 8 * 6 * 4 * 3 * 6, "candidates down, losses up"
     assert job.rounds[-1].metrics["server/loss"] < job.rounds[0].metrics["server/loss"] - 0.02

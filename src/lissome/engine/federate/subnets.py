@@ -68,7 +68,12 @@ class SubnetProgram(Program):
         rate: Learning rate of the clients by round; None leaves it to their settings.
         outer: As of `Program`.
         phases: As of `Program`.
+
+    Attributes:
+        shares_norms: Whether batch norms of slices have the statistics of the whole model.
     """
+
+    shares_norms = True
 
     def __init__(
         self,

@@ -128,6 +128,8 @@ class RaFL(FederatedMethod):
 class _Server(SubnetProgram):
     """Allocates architectures, and merges what is shared."""
 
+    shares_norms = False
+
     def begin(self, config: RaFL.Config, site: ServerSite) -> None:
         """Find the knowledge network's size, and put its tensors beside those of the whole model."""
         assert self.planner is not None
