@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.shears.texts import runs
 from lissome.core.files import atomic_file, cache_dir, write_text
@@ -100,14 +102,21 @@ def few_photographs(train: int = 8000, test: int = 2000) -> Path:
     return _photographs(f"cifar10-{train}-{test}-drawn", _some(train, test))
 
 
-def other_photographs(classes: int = 5, after: int = 20000) -> Path:
-    """Write images of the first classes of CIFAR-10: of its own training part, less so many that were drawn of it."""
+def other_photographs(after: int) -> Path:
+    """Write CIFAR-10's own training part, less so many images that were drawn of it."""
+    return _photographs(f"cifar10-after-{after}-drawn", lambda whole: _drawn(whole["is_train"])[after:])
 
-    def chosen(whole: Mapping[str, np.ndarray]) -> np.ndarray:
-        later = _drawn(whole["is_train"])[after:]
-        return later[whole["label"][later] < classes]
 
-    return _photographs(f"cifar10-{classes}-classes-after-{after}-drawn", chosen, classes)
+def turned_photographs(count: int) -> Path:
+    """Write some images of CIFAR-10's own training part, turned by a quarter: what a camera held upright sees."""
+
+    def turned(blob: np.ndarray) -> np.ndarray:
+        made = io.BytesIO()
+        Image.open(io.BytesIO(blob.tobytes())).transpose(Image.Transpose.ROTATE_90).save(made, "png")
+        return np.frombuffer(made.getvalue(), dtype=np.uint8)
+
+    chosen = _some(count, 0)
+    return _photographs(f"cifar10-{count}-turned", chosen, turned)
 
 
 def _drawn(wanted: np.ndarray) -> np.ndarray:
@@ -124,16 +133,17 @@ def _some(train: int, test: int) -> Callable[[Mapping[str, np.ndarray]], np.ndar
 
 
 def _photographs(
-    name: str, choose: Callable[[Mapping[str, np.ndarray]], np.ndarray], classes: int | None = None
+    name: str,
+    choose: Callable[[Mapping[str, np.ndarray]], np.ndarray],
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Path:
     place = cache_dir() / "benchmarks" / f"{name}.npz"
     if not place.exists():
         with np.load(photographs(), allow_pickle=False) as whole:
             chosen, blob, starts = choose(whole), whole["blob"], whole["offsets"]  # each look at `whole` reads again
             pieces = [blob[slice(*starts[at : at + 2])] for at in chosen]
-            arrays = {one: whole[one][chosen] for one in ("label", "is_train")} | {
-                "classes": whole["classes"][:classes]
-            }
+            arrays = {one: whole[one][chosen] for one in ("label", "is_train")} | {"classes": whole["classes"]}
+        pieces = pieces if change is None else list(map(change, pieces))
         place.parent.mkdir(parents=True, exist_ok=True)
         offsets = np.cumsum([0, *map(len, pieces)])
         with atomic_file(place) as part, part.open("wb") as file:

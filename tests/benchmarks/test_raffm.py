@@ -146,7 +146,9 @@ def test_every_arm_has_a_rate_that_was_tried() -> None:
 
 
 @pytest.mark.slow
-def test_pictures_on_few_of_them(tmp_path: Path) -> None:
+def test_pictures_on_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISSOME_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(tasks._LEARNT, "steps", 2)
     few = replace(tasks.PICTURES, data={**tasks.PICTURES.data, "most": 300})
     try:
         cell = few.arm("big-only", 0, 1, 3e-3, tmp_path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import _tasks
 from lissome.core.errors import AssetError
@@ -31,5 +33,17 @@ def test_some_images_are_of_all_classes_and_others_are_others() -> None:
     few, labels, learnt = pictures(_tasks.few_photographs(600, 200))
     for part in (learnt, ~learnt):
         assert set(labels[part]) == set(range(10)), "the archive is in the order of its classes"
-    others, known, _ = pictures(_tasks.other_photographs(2, 49000))
-    assert set(known) == {0, 1} and not few & others
+    others, known, _ = pictures(_tasks.other_photographs(49000))
+    assert set(known) == set(range(10)) and not few & others
+
+
+def test_turned_images_are_those_that_others_leave_out() -> None:
+    def opened(file: Path, count: int) -> list[np.ndarray]:
+        with np.load(file) as found:
+            blob, starts = found["blob"], found["offsets"]
+            pieces = [blob[slice(*starts[at : at + 2])].tobytes() for at in range(count)]
+        return [np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in pieces]
+
+    given, turned = opened(_tasks.few_photographs(30, 0), 30), opened(_tasks.turned_photographs(30), 30)
+    for before, after in zip(given, turned, strict=True):
+        assert np.array_equal(np.rot90(before), after)
