@@ -36,8 +36,9 @@ FLEET = (
 """Of ten clients two hold the whole model; who they are is drawn by the seed, how much data they have is stored."""
 
 ARMS: dict[str, dict[str, Any]] = {
-    "raffm": {"method": "raffm"},
-    "unordered": {"method": "raffm", "order": "none"},
+    "raffm": {"method": "raffm", "merge": "damped"},
+    "undamped": {"method": "raffm"},
+    "unordered": {"method": "raffm", "merge": "damped", "order": "none"},
     "heterofl": {"method": "raffm", "order": "none", "assign": "largest"},
     "fjord": {"method": "raffm", "order": "none", "assign": "largest", "nested": True},
     "fedrolex": {"method": "raffm", "order": "none", "assign": "largest", "window": "rolling"},
@@ -47,12 +48,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "smallest": {"method": "raffm", "assign": "largest"},
     "adapters": {"method": "raffm", "trains": "adapters"},
 }
-"""`static` has RaFFM's order without the sandwich, `unordered` the sandwich without the order; `full` ignores budgets;
-`smallest` gives all the weakest's size, cut by the same order; `adapters` trains low-rank ones on slices of the frozen
+"""`raffm` counts who lacks a unit as having left it unchanged, `undamped` leaves them out of its mean, as HeteroFL,
+FjORD and FedRolex do; `static` has RaFFM's order without the sandwich, `unordered` the sandwich without the order;
+`full` ignores budgets; `smallest` gives all the weakest's size, cut by the same order; `adapters` trains low-rank ones on slices of the frozen
 model."""
 
 RATE_OF = {
-    **dict.fromkeys(("raffm", "unordered"), "raffm"),
+    **dict.fromkeys(("raffm", "undamped", "unordered"), "raffm"),
     **dict.fromkeys(("heterofl", "fjord", "fedrolex", "static"), "heterofl"),
     **{one: one for one in ("full", "big-only", "smallest", "adapters")},
 }
@@ -98,7 +100,8 @@ SWEEP = Trials(
     facts={"rounds": TRIAL_ROUNDS, "step": STEP, "fleet": list(FLEET), "model": "minilm"},
     knobs={
         "raffm": {
-            "order": ("salience", "none", "random"), "norm": ("l1", "l2"), "assign": ("sandwich", "largest", "random"),
+            "order": ("salience", "none", "random"), "norm": ("l1", "l2"),
+            "merge": ("overlap", "damped"), "assign": ("sandwich", "largest", "random"),
             "shares": ((1.0, 0.75, 0.5, 0.25), (1.0, 0.5), (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)),
             "epochs": (STEP["epochs"], 1.0, 4.0), "decay": (1.0, 0.9, 0.5), "weight_decay": (0.0, 0.01, 0.1),
         }

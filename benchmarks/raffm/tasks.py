@@ -31,10 +31,12 @@ from lissome.pipeline.federation import FederationJob
 from lissome.pipeline.job import data_for
 
 RATE_OF = {
-    **dict.fromkeys(("raffm", "unordered"), "raffm"), **dict.fromkeys(("heterofl", "fjord", "fedrolex"), "heterofl"),
+    **dict.fromkeys(("raffm", "undamped", "unordered"), "raffm"),
+    **dict.fromkeys(("heterofl", "fjord", "fedrolex"), "heterofl"),
     "full": "full", "big-only": "big-only",
 }  # fmt: skip
 """Whose learning rate an arm has; as many were tried for each."""
+_ARMS = ("raffm", "undamped", "unordered", "heterofl", "fjord", "fedrolex", "full", "big-only")
 _TRIAL_SEED = 100
 """A seed whose examples are others than those of the claim, but for the few that it draws again."""
 _PRIVATE = 6000
@@ -164,13 +166,13 @@ def network() -> Path:
 
 
 PICTURES = Task(
-    name="cifar10", words="CIFAR-10", arms=("raffm", "unordered", "heterofl", "fjord", "fedrolex", "full", "big-only"),
+    name="cifar10", words="CIFAR-10", arms=_ARMS,
     source=partial(turned_photographs, _PRIVATE), model=network, rounds=12, trial_rounds=3,
     step={"epochs": 1.0, "batch": 32, "elastic": ["width"]}, data={"most": 4000}, rates=(3e-4, 1e-3, 3e-3),
 )  # fmt: skip
 
 MAIL = Task(
-    name="mail", words="mail", arms=("raffm", "unordered", "heterofl", "fjord", "fedrolex", "full", "big-only"),
+    name="mail", words="mail", arms=_ARMS,
     source=mails, model="minilm", rounds=8, trial_rounds=3, step={"epochs": 1.0, "batch": 16},
     data={"most": 3000, "length": 48, "test": 0.25}, rates=(1e-4, 3e-4, 1e-3),
 )  # fmt: skip

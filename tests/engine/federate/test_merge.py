@@ -17,7 +17,18 @@ from torch import Tensor
 from lissome import load
 from lissome.core.errors import ConfigError, FederationError, LissomeError
 from lissome.engine.federate.layout import Layout, add
-from lissome.engine.federate.merge import Bounded, Holders, Mean, Merger, Overlap, Piece, Private, Trimmed, update_norm
+from lissome.engine.federate.merge import (
+    Bounded,
+    Damped,
+    Holders,
+    Mean,
+    Merger,
+    Overlap,
+    Piece,
+    Private,
+    Trimmed,
+    update_norm,
+)
 from lissome.engine.federate.outer import Adam, Momentum, Replace
 from lissome.engine.federate.shelf import Intake
 from lissome.models.model import Model
@@ -112,6 +123,25 @@ def test_overlap_is_the_formula_and_keeps_what_nobody_holds(family: str, seed: i
     found = {**base, **merged(Overlap, base, given)}
     for name, value in found.items():
         assert torch.equal(value, expected[name]), name
+
+
+@given(family=st.sampled_from(sorted(MODELS)), seed=st.integers(0, 10_000), count=st.integers(1, 4))
+@settings(max_examples=25, deadline=None)
+def test_damped_moves_a_coordinate_as_far_as_its_holders_weigh(family: str, seed: int, count: int) -> None:
+    model = MODELS[family]
+    base = tensors_of(model, seed)
+    given_ = pieces(model, [tensors_of(model, seed + 1 + index) for index in range(count)], seed, 0.7)
+    plain, damped, held = merged(Overlap, base, given_), merged(Damped, base, given_), Holders()
+    for piece in given_:
+        held.add(piece.layout, piece.weight)
+    everybody = sum(piece.weight for piece in given_)
+    assert set(plain) == set(damped)
+    for name, value in damped.items():
+        share = held.count(name, value.shape) / everybody
+        expected = base[name].double() + share * (plain[name].double() - base[name].double())
+        assert torch.allclose(value.double(), expected, atol=1e-6)
+    whole = [Piece(client="a", weight=3, layout=Layout.whole(base), tensors=tensors_of(model, seed + 9))]
+    assert all(torch.equal(merged(Damped, base, whole)[name], value) for name, value in whole[0].tensors.items())
 
 
 def test_dividing_by_all_clients_shrinks_what_one_holds() -> None:

@@ -130,6 +130,32 @@ class Overlap:
         return mean.round().to(old.dtype) if not old.is_floating_point() else mean.to(old.dtype)
 
 
+class Damped(Overlap):
+    """Mean over all clients, those that do not hold a coordinate counting as if they had left it unchanged.
+
+    θ + Σ_A n_i·(θ_i − θ) / Σ n_i with A the clients that hold a coordinate: where all hold it, `Overlap`. What few
+    clients hold follows their data alone; so it moves no further than these data weigh, and fits what all train.
+
+    Args:
+        base: The old values.
+    """
+
+    def __init__(self, base: Tensors) -> None:
+        super().__init__(base)
+        self._all = 0.0
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece in."""
+        super().add(piece)
+        self._all += piece.weight
+
+    def _finish(self, name: str) -> Tensor:
+        old = self.base[name]
+        held = self._held.count(name, old.shape) / self._all
+        mean = old.double().lerp(super()._finish(name).double(), held)
+        return mean.round().to(old.dtype) if not old.is_floating_point() else mean.to(old.dtype)
+
+
 class Mean(Overlap):
     """Plain federated averaging (McMahan et al. 2017, arXiv 1602.05629): everybody sends the same whole tensors.
 

@@ -18,7 +18,7 @@ from lissome.core.protocols import CostOracle
 from lissome.core.seeds import derive
 from lissome.engine.federate.client import ClientProgram
 from lissome.engine.federate.codec import Codec
-from lissome.engine.federate.merge import Bounded, Holders, Mean, Merger, Overlap, Private, Trimmed
+from lissome.engine.federate.merge import Bounded, Damped, Holders, Mean, Merger, Overlap, Private, Trimmed
 from lissome.engine.federate.outer import Adam, Momentum, Outer, Replace
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
@@ -66,9 +66,10 @@ class FederatedConfig(MethodConfig):
     moments: bool = option(False, "clients keep their optimizer's moments and their place in the data between rounds")
     down: str = option("raw", "codec of what goes to clients: words joined by +: raw, fp16, bf16, int8, pack")
     up: str = option("raw", "codec of what comes back: also delta, top=5%, feedback")
-    merge: Literal["overlap", "mean", "trimmed"] = option(
-        "overlap", "mean over those who hold a coordinate; mean: whole tensors only; trimmed: without the extremes"
-    )
+    merge: Literal["overlap", "damped", "mean", "trimmed"] = option(
+        "overlap", "mean over those who hold a coordinate; damped: the others count as unchanged; mean: whole tensors "
+        "only; trimmed: without the extremes"
+    )  # fmt: skip
     trim: float = option(0.1, "of trimmed: share that goes at either end", low=0.0, high=0.49)
     bound: float | None = option(None, "largest L2 norm of a client's update; longer ones are shortened", low=1e-9)
     noise: float = option(
@@ -158,7 +159,9 @@ class FederatedConfig(MethodConfig):
             assert self.bound is not None
             assert self.noise_clients is not None
             return partial(Private, clip=self.bound, noise=self.noise, clients=self.noise_clients, planned=planned)
-        known: dict[str, Merger] = {"overlap": Overlap, "mean": Mean, "trimmed": partial(Trimmed, share=self.trim)}
+        known: dict[str, Merger] = {
+            "overlap": Overlap, "damped": Damped, "mean": Mean, "trimmed": partial(Trimmed, share=self.trim),
+        }  # fmt: skip
         inner = known[self.merge]
         return inner if self.bound is None else partial(Bounded, norm=self.bound, inner=inner)
 
