@@ -50,8 +50,8 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 """`raffm` counts who lacks a unit as having left it unchanged, `undamped` leaves them out of its mean, as HeteroFL,
 FjORD and FedRolex do; `static` has RaFFM's order without the sandwich, `unordered` the sandwich without the order;
-`full` ignores budgets; `smallest` gives all the weakest's size, cut by the same order; `adapters` trains low-rank ones on slices of the frozen
-model."""
+`full` ignores budgets; `smallest` gives all the weakest's size, cut by the same order; `adapters` trains low-rank ones
+on slices of the frozen model."""
 
 RATE_OF = {
     **dict.fromkeys(("raffm", "undamped", "unordered"), "raffm"),
