@@ -137,6 +137,14 @@ def test_a_network_of_other_classes_gets_a_new_head(kind: str, step: str, tmp_pa
     assert not report.audit
 
 
+def test_counting_outputs_leaves_a_network_as_it_was() -> None:
+    model = network_model("resnet")
+    model.module.train()
+    before = {name: value.clone() for name, value in model.module.named_buffers()}
+    assert outputs_of(model) == 5 and model.module.training
+    assert all(torch.equal(value, before[name]) for name, value in model.module.named_buffers())
+
+
 def test_a_model_of_text_reads_no_images(tmp_path: Path) -> None:
     (place(tmp_path, "vit") / "recipe.toml").write_text(RECIPE + 'method = "fedavg"')
     toy_model("llama").save(tmp_path / "model2")

@@ -117,6 +117,8 @@ def outputs_of(model: Model) -> int:
     given = example(model, batch=2)
     if len(given) > 1:
         raise UnsupportedModelError(f"{model.name} reads {', '.join(given)}; give a network that reads one image.")
+    modes = {part: part.training for part in model.module.modules()}
+    model.module.eval()  # a look must not move statistics of batch norms
     try:
         scores = class_scores(model.module(**{name: pixels.float() for name, pixels in given.items()}))
     except LissomeError:
@@ -128,6 +130,9 @@ def outputs_of(model: Model) -> int:
             f"{model.name} fails on two images of float32 numbers ({first_line(error)}); give a network whose forward "
             "reads any number of them, and whose weights are float32 too."
         ) from error
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
     if scores.ndim != 2:
         shape = " × ".join(map(str, scores.shape[1:]))
         raise UnsupportedModelError(f"{model.name} gives {shape} numbers for an image, not one for each class.")

@@ -309,19 +309,17 @@ class FederationJob:
         if getattr(config, "secure", False):
             self._require_a_sum()
             program = SecureProgram(program, largest=config.secure_largest, seed=derive(self.recipe.seed, "secure"))
-        for name in {kind: name for name, kind in self.kinds.items()}.values():
-            program.check(self.profile(name))  # a kind of the recipe that cannot take part is the recipe's mistake
-        self._tell_of_norms(program)
+        one_of_each = [self.profile(name) for name in {kind: name for name, kind in self.kinds.items()}.values()]
+        for client in one_of_each:
+            program.check(client)  # a kind of the recipe that cannot take part is the recipe's mistake
+        self._tell_of_norms(program, one_of_each)
         return program
 
-    def _tell_of_norms(self, program: Program) -> None:
+    def _tell_of_norms(self, program: Program, clients: Sequence[Profile]) -> None:
         """Say what slices of a network with batch norms come to, before hours are spent on them."""
         if self._events is None or not isinstance(program, SubnetProgram) or not program.shares_norms:
             return
-        held = [
-            program.largest(self.profile(name)) for name in {kind: name for name, kind in self.kinds.items()}.values()
-        ]
-        if any(held) and batch_norms(self.model.module):
+        if batch_norms(self.model.module) and any(map(program.cuts, clients)):
             self._events.message(
                 f"{self.model.name} has batch norms, whose statistics are of the whole and wrong for slices: they learn"
                 " little. Give a network with layer norms, or method=rafl, whose clients have statistics of their own."

@@ -22,7 +22,7 @@ from lissome.engine.federate.profile import Profile, in_proportion
 from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.public import ServerPhase
 from lissome.engine.federate.releases import Releases
-from lissome.engine.federate.training import Bound, Lesson, global_tensors
+from lissome.engine.federate.training import Bound, Lesson, cut_model, global_tensors
 from lissome.engine.paths import share_of
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space, Subnet
@@ -151,6 +151,17 @@ class SubnetProgram(Program):
         if self.planner is None or not client.bounds:
             return None
         return self.planner.largest(client.bounds)
+
+    def cuts(self, client: Profile) -> bool:
+        """Tell whether a client's Subnet leaves weights of the model out, not ranks of its adapters alone."""
+        subnet = self.largest(client)
+        if subnet is None:
+            return False
+        kept, whole = (
+            sum(value.numel() for name, value in one.module.named_parameters() if ".adapter." not in name)
+            for one in (cut_model(self.model, subnet), self.model)
+        )
+        return kept < whole
 
     def judged(
         self, round: int, clients: Sequence[Profile], trained: Mapping[str, Subnet | None], rng: Random
