@@ -22,12 +22,14 @@ from lissome.core.files import write_text
 from lissome.core.seeds import derive
 from lissome.data.labelled import Labelled
 from lissome.data.partition import Partition, deal
+from lissome.engine.federate.bound import Bound, cut_model
 from lissome.engine.federate.client import with_threads
-from lissome.engine.federate.mutual import OWN, bound_of
+from lissome.engine.federate.mutual import bound_of
+from lissome.engine.federate.norms import OWN
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.subnets import SubnetProgram
-from lissome.engine.federate.training import Bound, Lesson, cut_model
+from lissome.engine.federate.training import Lesson
 from lissome.models.space import Subnet
 from lissome.pipeline.federating import serve
 from lissome.pipeline.federation import FederationJob, FederationRecipe

@@ -15,10 +15,11 @@ from benchmarks._federated import cut_score, in_turns, job_of, recipe, run
 from benchmarks._trials import RATE, Trials
 from lissome.core.budget import Budget
 from lissome.core.seeds import derive
+from lissome.engine.federate.bound import cut_model
 from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.subnets import SubnetProgram, share_space
-from lissome.engine.federate.training import Lesson, cut_model
+from lissome.engine.federate.training import Lesson
 from lissome.methods.federate.raffm import RaFFM, unit_orders
 from lissome.models.binding import reorder
 from lissome.models.model import Model

@@ -17,11 +17,11 @@ from benchmarks._trials import RATE, Trials
 from lissome.core.budget import Budget
 from lissome.core.seeds import derive
 from lissome.cost.counted import Counter
+from lissome.engine.federate.bound import cut_model
 from lissome.engine.federate.mutual import bound_of, knowledge
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.federate.subnets import SubnetProgram
-from lissome.engine.federate.training import cut_model
 from lissome.engine.train import train
 from lissome.models.binding import extract
 from lissome.models.model import Model

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from lissome.cli.main import main
 from lissome.core.errors import BudgetUnmetError, ConfigError, LissomeError, OrderError, UnknownNameError
 from lissome.core.manifest import read_manifest
+from lissome.engine.federate.bound import Bound
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.secure.program import SecureProgram
-from lissome.engine.federate.training import Bound
 from lissome.engine.objective import FASTER
 from lissome.models.labels import head_parameters, labels_of
 from lissome.models.load import load_model

@@ -11,6 +11,7 @@ from lissome.core.events import EventStream
 from lissome.core.manifest import read_manifest
 from lissome.cost.oracle import SubnetCost
 from lissome.engine.federate.planner import Planner
+from lissome.engine.norms import batch_norms, take_statistics
 from lissome.models.artifact import save_model
 from lissome.models.binding import extract
 from lissome.models.model import Model
@@ -18,6 +19,7 @@ from lissome.models.space import Space
 from lissome.pipeline.loading import load
 from lissome.pipeline.outcome import CLASSES, CLASSIFIER
 from lissome.pipeline.places import check_extract_place
+from lissome.pipeline.sizes import largest_known, read_sizes
 
 _ELASTIC = "elastic"
 
@@ -39,7 +41,8 @@ def extract_within(
     Raises:
         ArtifactError: When the folder is no artifact, or says no sizes.
         ConfigError: When a bound is on something that is not counted.
-        BudgetUnmetError: When even the smallest size is too large; says what can be reached.
+        BudgetUnmetError: When even the smallest size is too large, or with batch norms the smallest of which there are
+            statistics; says what can be reached.
     """
     folder = Path(artifact)
     check_extract_place(folder, Path(out))
@@ -55,8 +58,15 @@ def extract_within(
     for name in bounds.names:
         if name not in planner.full:
             raise ConfigError(f"{name} is not counted; bound one of {', '.join(sorted(planner.full))}.")
-    subnet = planner.largest(bounds)
+    sizes = read_sizes(folder, manifest) if batch_norms(model.module) else {}
+    subnet = largest_known(planner, bounds, sizes) if sizes else planner.largest(bounds)
     small: Model = extract(model, {**model.anatomy.space(finest=True).full, **subnet})
+    if subnet in sizes:
+        take_statistics(small.module, sizes[subnet])
+    elif batch_norms(small.module) and subnet != space.full and events is not None:
+        events.message(
+            "its batch norms have the statistics of the whole, wrong for a slice: judge it before you use it"
+        )
     cut = replace(
         manifest, name=f"{manifest.name}, {bounds}", subnet=subnet, layers=tuple(small.anatomy.layers()),
         tags=tuple(sorted({*manifest.tags, "pruned"} - {_ELASTIC})),

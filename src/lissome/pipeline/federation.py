@@ -316,13 +316,14 @@ class FederationJob:
         return program
 
     def _tell_of_norms(self, program: Program, clients: Sequence[Profile]) -> None:
-        """Say what slices of a network with batch norms come to, before hours are spent on them."""
-        if self._events is None or not isinstance(program, SubnetProgram) or not program.shares_norms:
+        """Say where batch norms of slices keep the statistics of the whole, before hours are spent on them."""
+        inner = program.inner if isinstance(program, SecureProgram) else program
+        if self._events is None or not isinstance(inner, SubnetProgram) or inner.own_norms or inner.measures:
             return
-        if batch_norms(self.model.module) and any(map(program.cuts, clients)):
+        if batch_norms(self.model.module) and any(map(inner.cuts, clients)):
             self._events.message(
-                f"{self.model.name} has batch norms, whose statistics are of the whole and wrong for slices: they learn"
-                " little. Give a network with layer norms, or method=rafl, whose clients have statistics of their own."
+                f"{self.model.name} has batch norms; what is cut from it has the statistics of the whole, which are "
+                "wrong for slices, because they cannot be exchanged here. Clients judge with statistics of their own."
             )
 
     def _require_enough(self) -> None:

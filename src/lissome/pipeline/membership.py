@@ -21,7 +21,8 @@ from lissome.core.errors import DataError
 from lissome.core.events import EventStream
 from lissome.core.typed import as_json
 from lissome.data.partition import PARTITION, Partition
-from lissome.engine.federate.training import Bound, Lesson
+from lissome.engine.federate.bound import Bound
+from lissome.engine.federate.training import Lesson
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.loading import RECIPE, load
 from lissome.pipeline.outcome import CLASSIFIER, read_federated

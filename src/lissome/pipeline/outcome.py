@@ -17,16 +17,18 @@ from lissome.core.manifest import MANIFEST, Manifest, Step, read_manifest
 from lissome.core.metrics import Metric
 from lissome.data.partition import PARTITION
 from lissome.engine.evaluate import versions
+from lissome.engine.federate.bound import TASK, Bound
 from lissome.engine.federate.mutual import knowledge
+from lissome.engine.federate.norms import WHOLE, take_moments
 from lissome.engine.federate.program import Program
 from lissome.engine.federate.rounds import Federation, Round
-from lissome.engine.federate.training import TASK, Bound
 from lissome.models.artifact import save_model
 from lissome.models.space import Subnet
 from lissome.pipeline.base import made_from
 from lissome.pipeline.federation import FederationJob
 from lissome.pipeline.loading import RECIPE, check_finished
 from lissome.pipeline.run import RESULT, RunFolder
+from lissome.pipeline.sizes import SIZES, sizes_file
 
 CLASSIFIER, CLASSES = "task.safetensors", "classes.json"
 """Files of an artifact with what the task added to the model, such as its classifier, and the names of its classes."""
@@ -51,6 +53,7 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
     model = program.outcome() or job.model
     bound = Bound.of(job.model, job.model, job.silos.server(job.model).around(job.model), None)
     bound.load({name: value for name, value in program.tensors.items() if name in bound.parameters})
+    take_moments(job.model, program.tensors, WHOLE)
     # What the task adds to a knowledge network is as large as what it adds to the whole model.
     bound.load({name: value for name, value in knowledge(program.tensors).items() if name.startswith(TASK)})
     task = {name: value for name, value in bound.values(list(bound.parameters)).items() if name.startswith(TASK)}
@@ -78,6 +81,9 @@ def stage(job: FederationJob, federation: Federation, folder: RunFolder, seconds
     if task:
         extras[CLASSIFIER] = safetensors_bytes(task)
         extras[CLASSES] = json.dumps(list(job.classes)).encode()
+    sizes = sizes_file(program)
+    if sizes is not None:
+        extras[SIZES] = sizes
     save_model(model, folder.staged, manifest=manifest, extras=extras)
     if (folder.state / "clients").is_dir():
         # What clients kept is no part of the artifact, hence not listed; what they are known by goes nowhere.

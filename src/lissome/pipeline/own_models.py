@@ -13,16 +13,21 @@ from torch import Tensor
 from lissome.core.errors import ConfigError, UnknownNameError, unknown_name
 from lissome.core.events import EventStream
 from lissome.core.files import read_json
-from lissome.engine.federate.mutual import OWN, own_parameters, take_moments
+from lissome.engine.federate.bound import TASK, Bound, cut_model
+from lissome.engine.federate.mutual import own_parameters
+from lissome.engine.federate.norms import OWN, take_moments
 from lissome.engine.federate.store import ClientStore, Kept
-from lissome.engine.federate.training import MINE, TASK, Bound, cut_model, mixed
+from lissome.engine.federate.training import MINE, mixed
+from lissome.engine.norms import take_statistics
 from lissome.models.artifact import save_model
 from lissome.models.labels import image_labels_of, labels_of, puts_images_into_classes
 from lissome.models.model import Model
+from lissome.models.space import Subnet
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.loading import RECIPE, load
 from lissome.pipeline.outcome import CLASSES, CLASSIFIER, read_federated
 from lissome.pipeline.places import check_extract_place
+from lissome.pipeline.sizes import read_sizes
 
 
 def client_model(artifact: Path | str, name: str, out: Path | str, *, events: EventStream | None = None) -> None:
@@ -57,7 +62,10 @@ def client_model(artifact: Path | str, name: str, out: Path | str, *, events: Ev
         bound.load({key: value for key, value in own.items() if key not in task})
     else:
         bound, task = _personal(folder, whole, kept)
-        small = bound.model
+        small, size = bound.model, Subnet(kept.facts.get("subnet") or {})
+        sizes = read_sizes(folder, manifest)
+        if size in sizes:
+            take_statistics(small.module, sizes[size])
     take_moments(small, kept.tensors, OWN)
     extras = {CLASSES: (folder / CLASSES).read_bytes()} if (folder / CLASSES).is_file() else {}
     extras |= {CLASSIFIER: safetensors_bytes(task)} if task else {}

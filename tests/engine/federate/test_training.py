@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from lissome.core.budget import Budget
 from lissome.core.errors import BudgetError, BudgetUnmetError, FederationError
 from lissome.cost.oracle import SubnetCost
+from lissome.engine.federate.bound import Bound, cut_model
 from lissome.engine.federate.client import Work
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.lessons import Tokens
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.profile import Profile
-from lissome.engine.federate.training import Bound, TrainingClient, cut_model, global_tensors, is_private
+from lissome.engine.federate.training import TrainingClient, global_tensors, is_private
 from lissome.engine.train import TrainConfig
 from lissome.models.adapters import Design, add_adapters
 from lissome.models.model import Model

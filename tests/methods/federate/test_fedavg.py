@@ -13,6 +13,7 @@ from lissome.core.budget import Budget
 from lissome.core.errors import ArtifactError, ConfigError
 from lissome.core.registry import method
 from lissome.cost.oracle import SubnetCost
+from lissome.engine.federate.bound import TASK
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.layout import put
 from lissome.engine.federate.local import LocalLink
@@ -21,7 +22,6 @@ from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.releases import Releases
 from lissome.engine.federate.rounds import Federation, RoundsConfig
 from lissome.engine.federate.store import ClientStore
-from lissome.engine.federate.training import TASK
 from lissome.methods.federate.fedavg import FedAvg
 from lissome.methods.federate.raffm import RaFFM
 from lissome.ops.privacy import epsilon

@@ -17,6 +17,7 @@ from torch import Tensor
 from lissome.core.budget import Budget
 from lissome.core.errors import ConfigError
 from lissome.cost.oracle import SubnetCost
+from lissome.engine.federate.bound import Bound, cut_model
 from lissome.engine.federate.client import Worker
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.merge import Overlap, Piece
@@ -25,7 +26,6 @@ from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import TRAIN
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.subnets import share_space
-from lissome.engine.federate.training import Bound, cut_model
 from lissome.engine.paths import Together, at_share
 from lissome.methods.federate.raffm import RaFFM, unit_orders
 from lissome.models.binding import reorder

@@ -19,13 +19,14 @@ from torch import Tensor
 from lissome.core.errors import ConfigError
 from lissome.core.seeds import derive
 from lissome.engine.evolve import Evolution
+from lissome.engine.federate.bound import Bound
 from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Report
 from lissome.engine.federate.subnets import SubnetProgram
-from lissome.engine.federate.training import Bound, TrainingClient
+from lissome.engine.federate.training import TrainingClient
 from lissome.models.adapters.prompts import is_prompt_tensor
 from lissome.models.model import Model
 from lissome.models.space import Subnet

@@ -25,9 +25,10 @@ from torch.nn.functional import kl_div, log_softmax
 
 from lissome.core.errors import FederationError
 from lissome.core.seeds import derive
+from lissome.engine.federate.bound import Bound
 from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.store import Kept
-from lissome.engine.federate.training import Bound, Lesson, TrainingClient
+from lissome.engine.federate.training import Lesson, TrainingClient
 from lissome.engine.hooks import Batch, Task
 
 Protection = Literal["none", "replay", "ewc", "distil"]

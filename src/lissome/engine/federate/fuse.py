@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, softmax
 
 from lissome.core.errors import ConfigError, FederationError
+from lissome.engine.federate.bound import Bound
 from lissome.engine.federate.merge import Overlap, Piece, Tensors
-from lissome.engine.federate.training import Bound, Lesson
+from lissome.engine.federate.training import Lesson
 from lissome.engine.hooks import Batch, Task
 from lissome.engine.train import TrainConfig, train
 

@@ -99,6 +99,10 @@ class Layout:
         wanted = set(names)
         return Layout({name: place for name, place in self.places.items() if name in wanted})
 
+    def also(self, other: Layout) -> Layout:
+        """This layout, and what another one holds."""
+        return Layout({**self.places, **other.places})
+
     def cut(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take what is held out of global tensors; the results share no memory with them.
 

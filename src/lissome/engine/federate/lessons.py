@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lissome.engine.classify import Classifier, Encoded, OwnHead, answers, classification
+from lissome.engine.federate.norms import follows
 from lissome.engine.forward import quick_attention
 from lissome.engine.hooks import Task
 from lissome.engine.images import ImageExamples, pooled
@@ -150,7 +151,8 @@ class Pictures(Examples[ImageExamples]):
 class PictureClassifier(nn.Module):
     """A model of images with as many outputs as there are classes.
 
-    Statistics of batch norms stay those of the given model: each client's own would fit no other client.
+    Statistics of batch norms stay those of the given model, unless somebody lets them follow the batches: each client's
+    own would fit no other client.
 
     Args:
         model: Its module is shared, not copied.
@@ -173,10 +175,10 @@ class PictureClassifier(nn.Module):
             self.head.weight.data, self.head.bias.data = drawn / found.shape[-1] ** 0.5, torch.zeros(classes)
 
     def train(self, mode: bool = True) -> PictureClassifier:
-        """Switch to training, batch norms apart."""
+        """Switch to training, apart from batch norms that do not follow."""
         super().train(mode)
         for part in self.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and not follows(part):
                 part.eval()
         return self
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lissome.core.errors import FederationError
+from lissome.engine.federate.bound import Bound
 from lissome.engine.federate.client import Answer, Work
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.merge import Overlap, Piece, Tensors
@@ -25,7 +26,7 @@ from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase
 from lissome.engine.federate.subnets import SubnetProgram
-from lissome.engine.federate.training import Bound, TrainingClient, is_private
+from lissome.engine.federate.training import TrainingClient, is_private
 from lissome.models.adapters import adapters
 from lissome.models.adapters.layers import is_adapter_tensor
 from lissome.models.model import Model

@@ -20,25 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from lissome.engine.federate.bound import Bound, cut_model
 from lissome.engine.federate.client import Answer, Work
+from lissome.engine.federate.norms import OWN, is_moment, let_follow, moments_of, settle, take_moments
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.store import Kept
-from lissome.engine.federate.training import Bound, Lesson, continued, cut_model
+from lissome.engine.federate.training import Lesson, continued
 from lissome.engine.hooks import Batch, Task
-from lissome.engine.norms import batch_norms, reestimate, statistics, take_statistics
 from lissome.engine.train import TrainConfig, train
 from lissome.models.model import Model
 
 KNOWLEDGE = "knowledge/"
 """Beginning of the names of tensors of the knowledge network."""
-
-OWN = "own|"
-"""Beginning of the names under which a client keeps its own model."""
-
-_NORMS = "norms/"  # after either: running statistics of batch norms
-_MEAN, _VARIANCE = "running_mean", "running_var"
-_BATCH, _BATCHES = 32, 8
 
 
 def knowledge(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -53,50 +47,7 @@ def own_parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _parameters(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return {name: value for name, value in found.items() if not name.startswith(_NORMS)}
-
-
-def moments_of(model: Model, prefix: str) -> dict[str, Tensor]:
-    """Return the statistics of a model's batch norms as moments, E[x] and E[x²], of which means over clients are right.
-
-    Args:
-        model: The model, whole or cut.
-        prefix: `KNOWLEDGE` or `OWN`, what their names begin with.
-    """
-    found = statistics(model.module)
-    for name in [name for name in found if name.endswith(_VARIANCE)]:
-        found[name] = found[name] + found[name.removesuffix(_VARIANCE) + _MEAN].square()
-    return {f"{prefix}{_NORMS}{name}": value for name, value in found.items()}
-
-
-def take_moments(model: Model, tensors: Mapping[str, Tensor], prefix: str) -> bool:
-    """Put moments in the place of a model's statistics; whether there were some that fit it."""
-    start = prefix + _NORMS
-    found = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-    for name in [name for name in found if name.endswith(_VARIANCE)]:
-        found[name] = (found[name] - found[name.removesuffix(_VARIANCE) + _MEAN].square()).clamp(min=0.0)
-    own = statistics(model.module)
-    if any(name not in found or found[name].shape != value.shape for name, value in own.items()):
-        return False
-    take_statistics(model.module, found)
-    return True
-
-
-def settle(module: nn.Module, lesson: Lesson) -> None:
-    """Let batch norms have the statistics of a client's own examples: those of a whole model are wrong for a cut one.
-
-    Args:
-        module: Built by the lesson around a cut model.
-        lesson: A few of what it learns from are looked at, without their classes.
-    """
-    if not batch_norms(module) or not len(lesson):
-        return
-    data: Any = lesson.task(module).data
-    rows = range(min(len(lesson), _BATCH * _BATCHES))
-    batches = (
-        torch.utils.data.default_collate([data[at] for at in rows[start : start + _BATCH]]) for start in rows[::_BATCH]
-    )
-    reestimate(module, batches, forward=lesson.outputs)
+    return {name: value for name, value in found.items() if not is_moment(name)}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -140,24 +91,23 @@ class MutualClient:
         own, other = self._own(work.head), self._other(work.head)
         kept = own_parameters(work.kept.tensors)
         own.load({name: value for name, value in kept.items() if _fits(own, name, value)})
-        if not take_moments(own.model, work.kept.tensors, OWN) and work.head.subnet is not None:
-            settle(own.module, self.lesson)
         own.load({name: value for name, value in work.tensors.items() if not name.startswith(KNOWLEDGE)})
         if other is not None:
             other.load(knowledge(work.tensors))
             take_moments(other.model, work.tensors, KNOWLEDGE)
-        return self._judged(own, other) if work.head.action == "evaluate" else self._trained(work, own, other)
+        return self._judged(work, own, other) if work.head.action == "evaluate" else self._trained(work, own, other)
 
     def _trained(self, work: Work, own: Bound, other: Bound | None) -> Answer:
         config = TrainConfig.from_mapping({**self.config.to_mapping(), **work.head.settings.get("train", {})})
         pair = nn.ModuleDict({"own": own.module, **({"other": other.module} if other is not None else {})})
-        if other is not None and work.head.round == 1:
-            settle(other.module, self.lesson)  # what came was cut from the whole model; from then on they stay
+        let_follow(pair, True)
         task = Task(module=pair, loss=_Mutual(self.lesson, self.peer), data=self.lesson.task(own.module).data)
         if self.moments:
             losses, carried = continued(work, replace(own, module=pair), task, config)
         else:
             losses, carried = train(task, config, seed=work.head.seed).losses, Kept()
+        for part in pair.values():
+            settle(part, self.lesson)  # batch norms have followed each batch; to be judged they need those of many
         found = own.values(list(own.trained()))
         answer = {name: value for name, value in found.items() if name in work.tensors}
         if other is not None:
@@ -170,7 +120,11 @@ class MutualClient:
             keep=Kept({**keep, **carried.tensors}, facts),
         )  # fmt: skip
 
-    def _judged(self, own: Bound, other: Bound | None) -> Answer:
+    def _judged(self, work: Work, own: Bound, other: Bound | None) -> Answer:
+        merged = any(not name.startswith(KNOWLEDGE) for name in work.tensors)
+        cut = work.head.subnet is not None
+        if merged or (not take_moments(own.model, work.kept.tensors, OWN) and cut):
+            settle(own.module, self.lesson)
         own.module.eval()
         count, found = self.lesson.score(own.module)
         if other is not None:

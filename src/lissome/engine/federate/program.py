@@ -113,6 +113,10 @@ class Program:
         """
         return phase.merger is None or client.examples > 0
 
+    def measurement(self) -> Phase | None:
+        """Return the phase in which clients measure what merged tensors give, before these are judged; or None."""
+        return None
+
     def evaluation(self) -> Phase:
         """Return the phase in which clients evaluate what they hold."""
         return EVALUATE

@@ -21,10 +21,11 @@ from lissome.data.labelled import read_labelled
 from lissome.data.sources import read_corpus
 from lissome.data.text import Encoder, all_windows
 from lissome.engine.classify import encode
+from lissome.engine.federate.bound import Bound
 from lissome.engine.federate.client import with_threads
 from lissome.engine.federate.hidden import Hidden, HiddenTokens
 from lissome.engine.federate.lessons import Classes, Pictures, Tokens
-from lissome.engine.federate.training import Bound, Lesson
+from lissome.engine.federate.training import Lesson
 from lissome.engine.images import examples
 from lissome.engine.train import TrainConfig, train
 from lissome.models.labels import labels_of

@@ -26,6 +26,7 @@ from lissome.engine.federate.exchange import Exchange
 from lissome.engine.federate.ledger import Bytes, Ledger
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.members import Members, sampled
+from lissome.engine.federate.metrics import mean_metrics, named_metrics
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
 from lissome.models.space import Subnet
@@ -144,7 +145,7 @@ class Federation:
             ArtifactError: When a checkpoint belongs to another federation, or cannot be written.
         """
         if not self.continued():
-            self._record(Round(number=0, metrics=_named("server", self.program.evaluate(0))))
+            self._record(Round(number=0, metrics=named_metrics("server", self.program.evaluate(0))))
         done = self.rounds[-1].number
         if done:
             self._events.message(f"continues after round {done} of {self.config.rounds}")
@@ -189,11 +190,18 @@ class Federation:
         try:
             answered, ok = self._phases(cast, metrics)
             seconds = self._link.now() - start
+            asks = ok and self.config.evaluate_every and self._due(number, self.config.evaluate_every)
+            judges = self._due(number, self.config.judge_every)
+            held = self.program.judged(
+                number, cast.present, cast.subnets, Random(derive(self.seed, "assign", number, "evaluate"))
+            )
+            if ok and self.config.train and (asks or judges):
+                self._measure(cast, held)
             # The server judges first: clients are not asked about what cannot be used.
-            if self._due(number, self.config.judge_every):
-                metrics |= _named("server", self.program.evaluate(number))
-            if ok and self.config.evaluate_every and self._due(number, self.config.evaluate_every):
-                scores = self._evaluate(cast, metrics)
+            if judges:
+                metrics |= named_metrics("server", self.program.evaluate(number))
+            if asks:
+                scores = self._evaluate(cast, held, metrics)
         except NumericsError as error:
             answered, ok, seconds, scores = 0, False, self._link.now() - start, {}
             metrics = self._taken_back(number, error)
@@ -229,8 +237,8 @@ class Federation:
             answered = len(reports) if phase.merger is not None or numbers else answered
             if not ok:
                 break
-            metrics |= _named(phase.action, mean_metrics(reports))
-            metrics |= _named(phase.action, self.program.conclude(phase, cast.number, merged, reports))
+            metrics |= named_metrics(phase.action, mean_metrics(reports))
+            metrics |= named_metrics(phase.action, self.program.conclude(phase, cast.number, merged, reports))
             for about, line in self.program.remarks(phase, reports).items():
                 self._say_once(("remark", about), line)
         return answered, ok
@@ -248,7 +256,9 @@ class Federation:
         self._void = str(error)
         self._events.message(f"round {number} is void, nothing of it is kept: {error}")
         self._blamed = self._exchange.blame(number, self._void)
-        return _named("server", self.program.evaluate(number)) if self._due(number, self.config.judge_every) else {}
+        return (
+            named_metrics("server", self.program.evaluate(number)) if self._due(number, self.config.judge_every) else {}
+        )
 
     def _due(self, number: int, every: int) -> bool:
         return number % every == 0 or number == self.config.rounds
@@ -261,14 +271,21 @@ class Federation:
         present = self.members.present()
         return present if len(present) >= self.config.least else []
 
-    def _evaluate(self, cast: _Cast, metrics: dict[str, float]) -> dict[str, Mapping[str, float]]:
+    def _measure(self, cast: _Cast, held: Mapping[str, Subnet | None]) -> None:
+        """Let all clients that have examples measure what the merged tensors give, where the program wants it."""
+        phase, clients = self.program.measurement(), [one for one in cast.present if one.examples > 0]
+        if phase is not None:
+            index = len(cast.phases) + 1
+            merged, reports = self._exchange.phase(phase, cast.number, index, clients, held, enough=len(clients))
+            self.program.conclude(phase, cast.number, merged, reports)
+
+    def _evaluate(
+        self, cast: _Cast, held: Mapping[str, Subnet | None], metrics: dict[str, float]
+    ) -> dict[str, Mapping[str, float]]:
         """Let all clients evaluate what the program says."""
         number, present, phase = cast.number, cast.present, self.program.evaluation()
-        held = self.program.judged(
-            number, present, cast.subnets, Random(derive(self.seed, "assign", number, "evaluate"))
-        )
         _, reports = self._exchange.phase(phase, number, len(cast.phases), present, held, enough=len(present))
-        metrics |= _named(phase.action, mean_metrics(reports))
+        metrics |= named_metrics(phase.action, mean_metrics(reports))
         return {one.client: one.metrics for one in reports}
 
     @property
@@ -376,20 +393,3 @@ class _Cast:
     chosen: Sequence[Profile]
     subnets: Mapping[str, Subnet | None]
     phases: Sequence[Phase]
-
-
-def mean_metrics(reports: Sequence[Any]) -> dict[str, float]:
-    """Means over the clients that gave a number, each weighted by its examples; without any there is no mean."""
-    sums: dict[str, tuple[float, float]] = {}
-    for report in reports:
-        for name, value in report.metrics.items():
-            total, weight = sums.get(name, (0.0, 0.0))
-            sums[name] = (total + report.weight * value, weight + report.weight)
-    return {name: total / weight for name, (total, weight) in sums.items() if weight}
-
-
-def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise NumericsError(f"{prefix}/{name} is {value}; lower the learning rate, or look for NaN in the model.")
-    return {f"{prefix}/{name}": float(value) for name, value in metrics.items()}

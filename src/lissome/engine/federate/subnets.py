@@ -6,23 +6,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from random import Random
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from lissome.core.errors import ConfigError
 from lissome.core.seeds import derive
+from lissome.engine.federate.bound import Bound, cut_model, is_cut
 from lissome.engine.federate.codec import Codec
 from lissome.engine.federate.layout import Layout
-from lissome.engine.federate.merge import Holders
+from lissome.engine.federate.merge import Holders, Merger, Overlap, Trimmed
 from lissome.engine.federate.method import FederatedConfig, ServerSite
+from lissome.engine.federate.norms import STATISTICS, WHOLE, let_follow, moments_of, moved, prefix_of, take_moments
 from lissome.engine.federate.outer import Outer
 from lissome.engine.federate.planner import Planner
 from lissome.engine.federate.profile import Profile, in_proportion
 from lissome.engine.federate.program import TRAIN, Phase, Program, Report
 from lissome.engine.federate.public import ServerPhase
 from lissome.engine.federate.releases import Releases
-from lissome.engine.federate.training import Bound, Lesson, cut_model, global_tensors
+from lissome.engine.federate.training import EVALUATE, MEASURE, MOMENTS, Lesson, global_tensors
 from lissome.engine.paths import share_of
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space, Subnet
@@ -70,10 +72,12 @@ class SubnetProgram(Program):
         phases: As of `Program`.
 
     Attributes:
-        shares_norms: Whether batch norms of slices have the statistics of the whole model.
+        measures: Whether clients measure moments of batch norms, as `lissome.engine.federate.norms` says.
+        sizes: Subnets of which there are such moments, by what the names of these begin with.
     """
 
-    shares_norms = True
+    own_norms: ClassVar[bool] = False
+    """Whether every client of this method has statistics of its own."""
 
     def __init__(
         self,
@@ -93,6 +97,9 @@ class SubnetProgram(Program):
         self._lesson, self._rate = lesson, rate
         self._plain = False  # whether clients' tensors are merged by a mean that takes no slices
         self._layouts: dict[Subnet, Layout] = {}
+        self.measures, self._robust, self._trim = False, False, 0.0
+        self._prefixes: dict[Subnet | None, str] = {}
+        self.sizes: dict[str, Subnet | None] = {}
 
     @classmethod
     def of(cls, site: ServerSite, config: FederatedConfig, space: Space | None = None) -> Self:
@@ -109,6 +116,11 @@ class SubnetProgram(Program):
             outer=config.server_optimizer(), phases=(config.phase(),),
         )  # fmt: skip
         program._plain = config.merge == "mean"
+        # What clients measure is no secret kept by noise or masks; without, batch norms keep the statistics they have.
+        hidden = config.private_updates or config.secure
+        program.measures = not (cls.own_norms or hidden) and moved(site.model, tensors)
+        program._robust = config.merge == "trimmed" or config.bound is not None
+        program._trim = config.trim
         codec = Codec.parse(config.up)
 
         def uplink(subnet: Subnet) -> float:
@@ -135,8 +147,11 @@ class SubnetProgram(Program):
             )
 
     def settings(self, phase: Phase, round: int, client: Profile) -> dict[str, Any]:
-        """Tell clients the learning rate of the round."""
-        return {"train": {"lr": self._rate(round)}} if self._rate is not None and phase.kind == "train" else {}
+        """Tell clients the learning rate of the round, and whether statistics of batch norms are measured."""
+        found: dict[str, Any] = {MOMENTS: True} if self.measures and phase.action != MEASURE else {}
+        if self._rate is not None and phase.kind == "train":
+            found["train"] = {"lr": self._rate(round)}
+        return found
 
     def assign(self, round: int, clients: Sequence[Profile], rng: Random) -> dict[str, Subnet | None]:
         """Give each client the largest Subnet within its budget; one without a budget gets the whole model."""
@@ -154,14 +169,7 @@ class SubnetProgram(Program):
 
     def cuts(self, client: Profile) -> bool:
         """Tell whether a client's Subnet leaves weights of the model out, not ranks of its adapters alone."""
-        subnet = self.largest(client)
-        if subnet is None:
-            return False
-        kept, whole = (
-            sum(value.numel() for name, value in one.module.named_parameters() if ".adapter." not in name)
-            for one in (cut_model(self.model, subnet), self.model)
-        )
-        return kept < whole
+        return self.size_of(self.largest(client)) != WHOLE
 
     def judged(
         self, round: int, clients: Sequence[Profile], trained: Mapping[str, Subnet | None], rng: Random
@@ -170,8 +178,44 @@ class SubnetProgram(Program):
         return {one.name: self.largest(one) for one in clients}
 
     def layout(self, phase: Phase, round: int, client: Profile, subnet: Subnet | None) -> Layout:
-        """Return what a Subnet keeps of the exchanged tensors."""
+        """Return what a Subnet keeps of the exchanged tensors; to be judged, with the moments of its batch norms."""
+        held = self.placed(round, subnet)
+        return held.also(self._moments(subnet)) if phase.action == EVALUATE and self.measures else held
+
+    def returns(self, phase: Phase, round: int, client: Profile, subnet: Subnet | None) -> Layout:
+        """Return what comes back: what goes down, or the moments that are measured."""
+        return self._moments(subnet) if phase.action == MEASURE else super().returns(phase, round, client, subnet)
+
+    def placed(self, round: int, subnet: Subnet | None) -> Layout:
+        """Return where a Subnet lies in the exchanged tensors in a round; default: always the leading units."""
         return self.layout_of(subnet)
+
+    def measurement(self) -> Phase | None:
+        """Return the phase in which clients measure moments, merged by a mean, trimmed where answers are doubted."""
+        if not self.measures:
+            return None
+        merger: Merger = partial(Trimmed, share=self._trim) if self._robust else Overlap
+        return Phase(action=MEASURE, who="all", merger=merger)
+
+    def size_of(self, subnet: Subnet | None) -> str:
+        """Return what the names of the moments of a Subnet begin with; one that cuts no weights is the whole model."""
+        if subnet not in self._prefixes:
+            whole = subnet is None or not is_cut(self.model, cut_model(self.model, subnet))
+            self._prefixes[subnet] = WHOLE if whole else prefix_of(subnet)
+        return self._prefixes[subnet]
+
+    def _moments(self, subnet: Subnet | None) -> Layout:
+        """Return the moments of a Subnet; at first those of the whole model's units."""
+        prefix = self.size_of(subnet)
+        if prefix not in self.sizes:
+            self.sizes[prefix] = None if prefix == WHOLE else subnet
+            self.tensors |= moments_of(cut_model(self.model, subnet), prefix)
+        return Layout.whole(name for name in self.tensors if name.startswith(prefix))
+
+    @property
+    def exchanged(self) -> list[str]:
+        """Names of the tensors that clients train."""
+        return [name for name in self.tensors if not name.startswith(STATISTICS)]
 
     def planned(self, site: ServerSite, clients: int) -> Holders:
         """Return how many clients are planned to hold each coordinate, on average over rounds.
@@ -197,11 +241,11 @@ class SubnetProgram(Program):
     def layout_of(self, subnet: Subnet | None) -> Layout:
         """Return what a Subnet keeps of the exchanged tensors."""
         if subnet is None:
-            return Layout.whole(self.tensors)
+            return Layout.whole(self.exchanged)
         if subnet not in self._layouts:
             if len(self._layouts) >= _LAYOUTS:
                 self._layouts.clear()
-            self._layouts[subnet] = Layout.of_subnet(self.model, subnet, self.tensors)
+            self._layouts[subnet] = Layout.of_subnet(self.model, subnet, self.exchanged)
         return self._layouts[subnet]
 
     def evaluate(self, round: int) -> dict[str, float]:
@@ -219,9 +263,13 @@ class SubnetProgram(Program):
 
         Where updates are merged with noise, say what privacy all that was released so far promises.
         """
+        if phase.action == MEASURE:  # no step of an optimizer
+            self.tensors |= merged
+            return {}
         found = dict(super().conclude(phase, round, merged, reports))
         if self.own is not None and merged:
-            bound, names = self.loaded(), list(self.tensors)
+            bound, names = self.loaded(), self.exchanged
+            let_follow(bound.module, self.measures)
             found["public"] = self.own.train(bound, names, round)
             self.tensors |= bound.values(names)
         return {**found, "epsilon": self.releases.one_more(round)} if self.releases and merged else found
@@ -235,5 +283,14 @@ class SubnetProgram(Program):
         if self._lesson is None:
             raise ValueError("a module around the model needs a lesson")
         bound = Bound.of(self.model, self.model, self._lesson.around(self.model), None)
-        bound.load(self.tensors)
+        bound.load({name: self.tensors[name] for name in self.exchanged})
+        take_moments(self.model, self.tensors, WHOLE)
         return bound
+
+    def state(self) -> tuple[Mapping[str, Tensor], Any]:
+        """Of which sizes there are moments."""
+        return {}, {size: subnet and subnet.to_json() for size, subnet in self.sizes.items()} or None
+
+    def restore(self, tensors: Mapping[str, Tensor], value: Any) -> None:
+        """Take it back."""
+        self.sizes = {size: Subnet(subnet) if subnet else None for size, subnet in (value or {}).items()}

@@ -6,7 +6,6 @@ and goes back, under its global name. What a task adds to the model (a classifie
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
@@ -17,22 +16,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lissome.core.errors import ConfigError, FederationError, unknown_name
+from lissome.core.errors import ConfigError, unknown_name
 from lissome.core.events import EventStream
 from lissome.engine.checkpoint import Checkpoint, Saved
+from lissome.engine.federate.bound import Bound, cut_model, is_cut
 from lissome.engine.federate.client import Answer, Work
-from lissome.engine.federate.layout import local_names
+from lissome.engine.federate.norms import OWN, is_moment, let_follow, moments_of, moved, prefix_of, settle, take_moments
 from lissome.engine.federate.orders import OrderHead
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.store import Kept
 from lissome.engine.hooks import Batch, Hooks, Loss, Task
 from lissome.engine.objective import faster_head
 from lissome.engine.train import TrainConfig, train
-from lissome.models.binding import extract
 from lissome.models.model import Model
 
-TASK = "task/"
-"""Beginning of the global names of tensors that a task adds to a model."""
+EVALUATE, MEASURE = "evaluate", "measure"
+"""Actions of orders to score, and to answer with moments of batch norms."""
+
+MOMENTS = "moments"
+"""Setting of an order: statistics are measured after every merge; such moments come with what is to be scored."""
 
 MINE = "mine|"
 """Beginning of the names under which a client keeps what it made of exchanged tensors."""
@@ -71,50 +73,6 @@ class Lesson(Protocol):
 
     def swapped(self) -> Lesson:
         """Return the lesson that learns from what is held out, and holds out what it learns from."""
-
-
-@dataclass(frozen=True, eq=False)
-class Bound:
-    """A module that is trained, with the global names of its parameters.
-
-    Attributes:
-        model: The model, whole or cut.
-        module: What is trained around it.
-        parameters: All parameters by global name.
-    """
-
-    model: Model
-    module: nn.Module
-    parameters: Mapping[str, nn.Parameter]
-
-    @classmethod
-    def of(cls, whole: Model, small: Model, module: nn.Module, subnet: Mapping[str, int] | None) -> Bound:
-        """Name the parameters of a module around a cut model."""
-        names = local_names(whole, small, subnet)
-        inside = {id(value): names[name] for name, value in small.module.named_parameters()}
-        found = {inside.get(id(value), TASK + name): value for name, value in module.named_parameters()}
-        return cls(small, module, found)
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters that training changes, by global name."""
-        return {name: value for name, value in self.parameters.items() if value.requires_grad}
-
-    @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors into the parameters.
-
-        Raises:
-            FederationError: When one is not there, or has another shape.
-        """
-        for name, value in tensors.items():
-            parameter = self.parameters.get(name)
-            if parameter is None or parameter.shape != value.shape:
-                raise FederationError(f"the model has no {name!r} of shape {list(value.shape)}")
-            parameter.copy_(value)
-
-    def values(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return copies of parameters."""
-        return {name: self.parameters[name].detach().cpu().clone() for name in names}
 
 
 def global_tensors(model: Model, lesson: Lesson, private: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -184,20 +142,25 @@ class TrainingClient:
         return replace(self.facts, examples=len(self.lesson))
 
     def templates(self, head: OrderHead) -> dict[str, Tensor]:
-        """Shapes of what is trained in the order's Subnet, without what is private."""
-        found = self._bound(head).trained()
-        return {name: value.detach() for name, value in found.items() if not is_private(name, self.private)}
+        """Shapes of what is trained in the order's Subnet, without what is private; and of moments, where they come."""
+        bound = self._bound(head)
+        found = {name: value.detach() for name, value in bound.trained().items() if not is_private(name, self.private)}
+        comes = head.action == EVALUATE and bool(head.settings.get(MOMENTS))
+        return found | (self._moments(bound, head) if comes else {})
 
     def act(self, work: Work) -> Answer:
-        """Train, or evaluate when that is what the order says."""
+        """Train, measure statistics of batch norms, or evaluate, as the order says."""
         bound = self._bound(work.head)
         bound.load(work.static)
-        bound.load(work.tensors)
+        bound.load({name: value for name, value in work.tensors.items() if not is_moment(name)})
         bound.load({name: value for name, value in work.kept.tensors.items() if self._fits(bound, name, value)})
-        if work.head.action == "evaluate":
+        if work.head.action == MEASURE:
+            settle(bound.module, self.lesson)
+            return Answer(weight=len(self.lesson), tensors=self._moments(bound, work.head))
+        if work.head.action == EVALUATE:
             bound.load(mixed(bound, work.kept.tensors, self.common))
-            return self.evaluate(bound)
-        return self.learn(work, bound)
+        self._normalise(work, bound)
+        return self.evaluate(bound) if work.head.action == EVALUATE else self.learn(work, bound)
 
     def evaluate(self, bound: Bound) -> Answer:
         """Score on the examples held out."""
@@ -224,6 +187,9 @@ class TrainingClient:
         answered = bound.values(self.answered(work, bound))
         mine = {MINE + name: value for name, value in answered.items()} if self.common < 1 else {}
         keep = {**bound.values(private), **carried.tensors, **extra, **mine}
+        if self._has_own_norms(bound):
+            settle(bound.module, self.lesson)
+            keep |= moments_of(bound.model, OWN)
         done = int(work.kept.facts.get("steps", 0)) + len(losses)
         whose = {"subnet": dict(work.head.subnet)} if work.head.subnet is not None else {}
         return Answer(
@@ -246,6 +212,30 @@ class TrainingClient:
     def hooks_for(self, work: Work, bound: Bound) -> Hooks | None:
         """Return where training differs for an order; default: `hooks`."""
         return self.hooks
+
+    def _normalise(self, work: Work, bound: Bound) -> None:
+        """Give batch norms the statistics that came, or those of its own examples where nobody measures theirs."""
+        own, came = self._has_own_norms(bound), bool(work.head.settings.get(MOMENTS))
+        let_follow(bound.module, own or came)
+        if (own or came) and work.head.action != EVALUATE:
+            return  # every batch has its own
+        if came and not own:
+            take_moments(bound.model, work.tensors, prefix_of(self._size(bound, work.head)))
+        elif own or is_cut(self.base, bound.model):
+            settle(bound.module, self.lesson)
+
+    def _has_own_norms(self, bound: Bound) -> bool:
+        """Whether batch norms are part of what this client has for itself."""
+        own = (
+            bound.trained() if self.common < 1 else [name for name in bound.trained() if is_private(name, self.private)]
+        )
+        return moved(bound.model, own)
+
+    def _moments(self, bound: Bound, head: OrderHead) -> dict[str, Tensor]:
+        return moments_of(bound.model, prefix_of(self._size(bound, head)))
+
+    def _size(self, bound: Bound, head: OrderHead) -> Mapping[str, int] | None:
+        return head.subnet if is_cut(self.base, bound.model) else None
 
     def _bound(self, head: OrderHead) -> Bound:
         """The module of an order's Subnet, built once per order."""
@@ -308,17 +298,6 @@ class _Near:
     def __call__(self, module: Any, batch: Batch) -> Tensor:
         far = torch.stack([(value - start).square().sum() for value, start in self._came]).sum()
         return self._loss(module, batch) + 0.5 * self._weight * far
-
-
-def cut_model(base: Model, subnet: Mapping[str, int] | None) -> Model:
-    """Return a Subnet of a model as a model of its own, trainable where the base is."""
-    if subnet is None:
-        return base.derived(copy.deepcopy(base.module))
-    small = extract(base, subnet)
-    wanted = {name for name, value in base.module.named_parameters() if value.requires_grad}
-    for local, origin in local_names(base, small, subnet).items():
-        small.module.get_parameter(local).requires_grad_(origin in wanted)
-    return small
 
 
 class Carried(Checkpoint):

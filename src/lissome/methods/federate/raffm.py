@@ -28,13 +28,14 @@ from lissome.core.config import option
 from lissome.core.errors import ConfigError
 from lissome.core.seeds import derive
 from lissome.engine.elastic import Elastic
+from lissome.engine.federate.bound import Bound
 from lissome.engine.federate.client import ClientProgram, Work
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.method import ClientSite, FederatedConfig, FederatedMethod, ServerSite
 from lissome.engine.federate.profile import Profile
-from lissome.engine.federate.program import Phase, Program
+from lissome.engine.federate.program import Program
 from lissome.engine.federate.subnets import SubnetProgram, share_space
-from lissome.engine.federate.training import Bound, TrainingClient
+from lissome.engine.federate.training import TrainingClient
 from lissome.engine.hooks import Hooks
 from lissome.engine.paths import Together
 from lissome.models.binding import reorder
@@ -144,11 +145,11 @@ class _Server(SubnetProgram):
             return self.largest(client)
         return self.planner.random(client.bounds, rng)
 
-    def layout(self, phase: Phase, round: int, client: Profile, subnet: Subnet | None) -> Layout:
+    def placed(self, round: int, subnet: Subnet | None) -> Layout:
         """Return the leading slices of a Subnet, or those of the round's window."""
         if subnet is None or self.config.window == "leading":
-            return super().layout(phase, round, client, subnet)
-        return Layout.of_window(self.model, subnet, self.tensors, first=round - 1)
+            return super().placed(round, subnet)
+        return Layout.of_window(self.model, subnet, self.exchanged, first=round - 1)
 
     def _capacity(self, client: Profile) -> float:
         assert self.planner is not None

@@ -29,18 +29,19 @@ from lissome.data.labelled import Labelled
 from lissome.data.sources import read_corpus
 from lissome.engine.classify import encode
 from lissome.engine.federate.allocate import Allocator
+from lissome.engine.federate.bound import Bound
 from lissome.engine.federate.client import ClientProgram
 from lissome.engine.federate.fuse import Distilled, Fusion
 from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.lessons import Classes
 from lissome.engine.federate.merge import Merger
 from lissome.engine.federate.method import ClientSite, FederatedConfig, FederatedMethod, ServerSite
-from lissome.engine.federate.mutual import KNOWLEDGE, MutualClient, bound_of, knowledge, moments_of, take_moments
+from lissome.engine.federate.mutual import KNOWLEDGE, MutualClient, bound_of, knowledge
+from lissome.engine.federate.norms import moments_of, take_moments
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
 from lissome.engine.federate.public import refuse_judged
 from lissome.engine.federate.subnets import SubnetProgram, share_space
-from lissome.engine.federate.training import Bound
 from lissome.engine.train import TrainConfig
 from lissome.models.model import Model
 from lissome.models.space import Axis, Space, Subnet
@@ -128,7 +129,7 @@ class RaFL(FederatedMethod):
 class _Server(SubnetProgram):
     """Allocates architectures, and merges what is shared."""
 
-    shares_norms = False
+    own_norms = True
 
     def begin(self, config: RaFL.Config, site: ServerSite) -> None:
         """Find the knowledge network's size, and put its tensors beside those of the whole model."""
