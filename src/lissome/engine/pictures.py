@@ -19,7 +19,7 @@ from lissome.data.images import Images
 from lissome.engine.elastic import Elastic, Forward, lesson_loss, task_loss
 from lissome.engine.exampled import ExampleSplits, OfExamples
 from lissome.engine.hooks import Batch, Loss, Task
-from lissome.engine.images import ImageExamples, examples
+from lissome.engine.images import ImageExamples, channels_last, examples
 from lissome.engine.search.found import Split
 from lissome.engine.stream import Inputs
 from lissome.models.example import example
@@ -159,7 +159,7 @@ class Pictures(OfExamples):
         name = self.data.recovery.name
 
         def forward(module: Any, batch: Batch) -> Tensor:
-            return class_scores(module(**{name: _channels_last(batch.examples["pixel_values"])}))
+            return class_scores(module(**{name: channels_last(batch.examples["pixel_values"])}))
 
         return forward
 
@@ -167,7 +167,7 @@ class Pictures(OfExamples):
     def _answers(self, model: Model, data: ImageExamples) -> tuple[Tensor, Tensor]:
         device = next(model.module.parameters()).device
         pairs = [
-            (class_scores(model.module(**{data.name: _channels_last(pixels.to(device))})).float().cpu(), labels)
+            (class_scores(model.module(**{data.name: channels_last(pixels.to(device))})).float().cpu(), labels)
             for pixels, labels in data.batches(self.size)
         ]
         found = torch.cat([logits for logits, _ in pairs])
@@ -192,11 +192,6 @@ class _Batches(Sequence[Inputs]):
             raise IndexError(index)
         places = range(len(self._images))[index :: self._count]
         return {self._images.name: torch.stack([self._images.pixels(place) for place in places])}
-
-
-def _channels_last(pixels: Tensor) -> Tensor:
-    """Return images with their channels side by side, as convolutions on CPUs read them fastest."""
-    return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def _judge(logits: Tensor, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from lissome.engine.classify import Classifier, Encoded, OwnHead, answers, class
 from lissome.engine.federate.norms import follows
 from lissome.engine.forward import quick_attention
 from lissome.engine.hooks import Task
-from lissome.engine.images import ImageExamples, pooled
+from lissome.engine.images import ImageExamples, channels_last, pooled
 from lissome.models.example import example
 from lissome.models.labels import labels_of
 from lissome.models.model import Model
@@ -189,7 +189,7 @@ class PictureClassifier(nn.Module):
 
     def _features(self, pixels: Tensor) -> Tensor:
         """What the model gives for each image: its logits, or the mean of its last hidden states."""
-        result: Any = self.module(**{self._name: pixels})
+        result: Any = self.module(**{self._name: channels_last(pixels)})
         states = getattr(result, "last_hidden_state", None)
         self._own = states is None
         if states is not None:
