@@ -53,7 +53,9 @@ _IMAGES = {
 }  # fmt: skip
 NETS: dict[str, Net] = {
     "zoo-resnet": Net(6000, _IMAGES, _SGD, tried=150, rates=(0.01, 0.02, 0.1)),
-    "zoo-depthwise": Net(3000, _IMAGES, _SGD, tried=120, rates=(0.01, 0.02, 0.1)),
+    "zoo-depthwise": Net(
+        3000, {**_IMAGES, "streams": None, "widths": (1.0, 0.9, 0.8, 0.7)}, _SGD, tried=120, rates=(0.01, 0.02, 0.1)
+    ),
     "minilm": Net(
         1200,
         {
@@ -78,6 +80,9 @@ ELASTIC_CHANGES: Changes = (
     {"distil": 0.0},
     {"distil": 0.9},
 )
+DEPTHWISE_CHANGES: Changes = (
+    {"streams": (1.0,), "widths": (1.0, 0.83, 0.66, 0.48)}, {"order": "first_order"}, {"distil": 0.9},
+)  # fmt: skip
 PRUNED_CHANGES: Changes = (
     {"weight_decay": 0.0}, {"weight_decay": 5e-4}, {"weight_decay": 1e-3}, {"batch": 64}, {"batch": 256},
     {"temperature": 1.0}, {"temperature": 4.0}, {"temperature": 8.0}, {"distil": 0.0}, {"distil": 0.9}, {"distil": 1.0},
@@ -97,7 +102,9 @@ def sweeps(net: str, scale: Scale, store: Store) -> dict[str, Sweep]:
     """What is tried of every arm of a network."""
     how, it = NETS[net], partial(subject, net, scale, store)
     rates: Changes = tuple({"lr": rate} for rate in how.rates)
-    more = {"super": ELASTIC_CHANGES, "pruned": PRUNED_CHANGES} if net == CLOSELY else {}
+    more = {
+        CLOSELY: {"super": ELASTIC_CHANGES, "pruned": PRUNED_CHANGES}, "zoo-depthwise": {"super": DEPTHWISE_CHANGES},
+    }.get(net, {})  # fmt: skip
     facts = {"net": net, "first": dict(how.first)}
 
     def elastic(settings: Mapping[str, Any], folder: Path) -> float:

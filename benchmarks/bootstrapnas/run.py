@@ -36,6 +36,8 @@ MARGIN, BESIDE = 1.0, 0.5
 """Points that half of a network may lose against the given one, and against pruning and tuning."""
 FULLY = 0.97
 """Share of its multiply-accumulates that a network which is cut to a budget must use."""
+ALONE = (CLOSELY, "zoo-depthwise")
+"""Networks of which what was found is tuned alone, too."""
 SIZES = 5
 """Points of one front that are more than 5 % of multiply-accumulates apart."""
 SWITCH = 0.01
@@ -106,24 +108,36 @@ def _of_net(net: str, scale: Scale, store: Store) -> Iterator[Cell]:
             yield cell
             if arm == "super":
                 yield _elastic.latency_of(cell, HALF, it, scale, store)
+    rates = {arm: partial(_rate, sweep, store, scale) for arm, sweep in tried.items()}
+    if net in ALONE:
+        yield _alone(net, it, made, rates, scale, store)
     if net == CLOSELY:
-        yield from _others(
-            it, made, {arm: partial(_rate, sweep, store, scale) for arm, sweep in tried.items()}, scale, store
-        )
+        yield from _others(it, made, rates, scale)
 
 
 def _rate(sweep: Sweep, store: Store, scale: Scale) -> float:
     return float(sweep.best(store, scale, "lr"))
 
 
-def _others(
-    it: Callable[[], Subject],
-    made: Mapping[str, Cell],
-    rates: Mapping[str, Callable[[], float]],
-    scale: Scale,
-    store: Store,
-) -> Iterator[Cell]:
-    """Other ways to half of one network, with the first seed: one random path; one width for all; the found, alone."""
+Rates = Mapping[str, Callable[[], float]]
+
+
+def _alone(
+    net: str, it: Callable[[], Subject], made: Mapping[str, Cell], rates: Rates, scale: Scale, store: Store
+) -> Cell:
+    """What was found with the first seed, tuned alone as torch-pruning's network is."""
+    how, seed, pruned = NETS[net], scale.seeds[0], made["pruned"].settings
+
+    def compute(_: Path) -> dict[str, Any]:
+        subnet = _elastic.measure(made["super"], scale, store)["cut"][f"{HALF:g}"]["subnet"]
+        settings = {**how.tune, "lr": rates["pruned"](), "steps": how.steps}
+        return _tuned(it(), _found(it(), subnet), settings, scale, seed)
+
+    return Cell(f"found-{net}-{seed}", {**pruned, "cut": "found", "search": made["super"].settings}, compute)
+
+
+def _others(it: Callable[[], Subject], made: Mapping[str, Cell], rates: Rates, scale: Scale) -> Iterator[Cell]:
+    """Other ways to half of one network, with the first seed: one random path at each step; one width for all."""
     how, seed = NETS[CLOSELY], scale.seeds[0]
     single = replace(how, steps=_elastic.PASSES * how.steps, settings={**how.settings, "paths": "random"})
     facts = made["super"].settings
@@ -133,17 +147,10 @@ def _others(
         lambda folder: _super(it(), single, rates["super"](), folder, scale, seed),
     )
 
-    def alone(model: Callable[[], Model]) -> Callable[[Path], dict[str, Any]]:
-        return lambda _: _tuned(it(), model(), {**how.tune, "lr": rates["pruned"](), "steps": how.steps}, scale, seed)
+    def uniform(_: Path) -> dict[str, Any]:
+        return _tuned(it(), _uniform(it()), {**how.tune, "lr": rates["pruned"](), "steps": how.steps}, scale, seed)
 
-    pruned = made["pruned"].settings
-    yield Cell(f"uniform-{CLOSELY}-{seed}", {**pruned, "cut": "uniform"}, alone(lambda: _uniform(it())))
-    found = {**pruned, "cut": "found", "search": facts}
-    yield Cell(
-        f"found-{CLOSELY}-{seed}",
-        found,
-        alone(lambda: _found(it(), _elastic.measure(made["super"], scale, store)["cut"][f"{HALF:g}"]["subnet"])),
-    )
+    yield Cell(f"uniform-{CLOSELY}-{seed}", {**made["pruned"].settings, "cut": "uniform"}, uniform)
 
 
 def whole(it: Subject) -> dict[str, Any]:
