@@ -46,7 +46,7 @@ TRIALS = 300
 QUALITY = "loss"
 """What is searched for, beside few multiply-accumulates."""
 TRANSFER: Mapping[str, Any] = {
-    "steps": 200, "tune_steps": 150, "lr": 0.01, "tune_lr": 0.02, "batch": 32, "optimizer": "sgd", "examples": 128,
+    "steps": 600, "tune_steps": 1200, "lr": 5e-4, "tune_lr": 1e-3, "batch": 32, "optimizer": "adamw", "examples": 128,
     "stages": "kernel+width", "paths": "sandwich", "distil": 0.7, "widths": (1.0, 0.88, 0.76, 0.64), "streams": (1.0,),
     "sides": "both",
 }  # fmt: skip
@@ -255,6 +255,8 @@ def transfer(scale: Scale, folder: Path) -> dict[str, Any]:
 def judged(found: Cells, seeds: Sequence[int]) -> list[Inequality]:
     """Turn all cells into inequalities."""
     told = [one for net in NETS for one in judge(net, found, seeds)]
+    sizes = _elastic.apart(found["transfer"]["front"])
+    told.append(Inequality.of("efficientnet-lite0, transferred: sizes of one front", sizes, ">=", SIZES))
     return told + [_switching(net, found[f"switching-{net}"]) for net in SWITCHED]
 
 

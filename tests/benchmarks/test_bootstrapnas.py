@@ -88,8 +88,11 @@ def test_the_tables_show_every_arm() -> None:
 def test_switching_is_judged_for_every_network(share: float, holds: bool) -> None:
     cells = {key: one for net in run.NETS for key, one in made_up(net).items()}
     cells |= {f"switching-{net}": switched(share) for net in run.SWITCHED}
-    found = [one for one in run.judged(cells, SEEDS) if "switching" in one.name]
+    cells["transfer"] = made_up("x")["super-x-0"]
+    told = run.judged(cells, SEEDS)
+    found = [one for one in told if "switching" in one.name]
     assert [one.ok for one in found] == [holds] * len(run.SWITCHED)
+    assert any(one.ok and "efficientnet" in one.name for one in told)
 
 
 def test_arms_beside_the_super_network_have_as_many_settings(tmp_path: Path) -> None:
