@@ -11,6 +11,7 @@ import torch
 
 from lissome import pipeline
 from lissome.core.errors import BudgetUnmetError, UnsupportedModelError
+from lissome.core.events import EventStream
 from lissome.engine.federate.bound import cut_model
 from lissome.engine.federate.lessons import PictureClassifier
 from lissome.engine.federate.norms import WHOLE, moments_of, settle, statistics_in
@@ -176,6 +177,18 @@ def test_what_clients_have_for_themselves_has_its_own_statistics(step: str, tmp_
         if name.endswith("mean"):
             assert torch.equal(value, kept[f"own|norms/{name}"])
             assert (value != 0).any()
+
+
+def test_a_window_that_moves_has_no_statistics_of_a_size(tmp_path: Path) -> None:
+    recipe = RECIPE + 'method = "raffm"\nelastic = ["width"]\nwindow = "rolling"\nassign = "largest"\nfreeze = []'
+    (place(tmp_path, "resnet") / "recipe.toml").write_text(recipe)
+    told: list[str] = []
+    report = federate(
+        tmp_path / "recipe.toml", out=tmp_path / "out", events=EventStream(lambda event: told.append(event.message))
+    )
+    assert sum("statistics of the whole" in line for line in told) == 1
+    assert not report.audit
+    assert not (tmp_path / "out" / "sizes.safetensors").exists()
 
 
 @pytest.mark.parametrize("step", ['merge = "mean"\nsecure = true', "bound = 1.0\nnoise = 1.0\nnoise_clients = 3"])

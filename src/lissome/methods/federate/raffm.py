@@ -112,6 +112,7 @@ class RaFFM(FederatedMethod):
         program.config = self.config
         if self.config.window == "rolling":
             _check_rolling(site.model, space, program.tensors)
+            program.measures = False  # a size is another slice in every round: no statistics are its own
         return program
 
     def client(self, site: ClientSite) -> ClientProgram:
@@ -200,9 +201,10 @@ def unit_orders(model: Model, *, norm: int = 1, drawn: torch.Generator | None = 
 
 def _check_rolling(model: Model, space: Space, tensors: Mapping[str, Tensor]) -> None:
     """Refuse to move windows over tensors of which clients have their own, frozen copy."""
+    weights = dict(model.module.named_parameters())  # statistics of batch norms are taken anew
     for branch in model.anatomy.branches:
         for dim in branch.dims:
             if branch.axis(dim.name) in space.by_name and not dim.ordered:
                 for one in dim.cuts:
-                    if one.parameter not in tensors:
+                    if one.parameter in weights and one.parameter not in tensors:
                         raise ConfigError(f"a rolling window needs {one.parameter} to be trained; freeze less.")
