@@ -97,7 +97,8 @@ class SubnetProgram(Program):
         self._lesson, self._rate = lesson, rate
         self._plain = False  # whether clients' tensors are merged by a mean that takes no slices
         self._layouts: dict[Subnet, Layout] = {}
-        self.measures, self._robust, self._trim = False, False, 0.0
+        self.measures = False
+        self._measured_by: Merger = Overlap
         self._prefixes: dict[Subnet | None, str] = {}
         self.sizes: dict[str, Subnet | None] = {}
 
@@ -116,11 +117,10 @@ class SubnetProgram(Program):
             outer=config.server_optimizer(), phases=(config.phase(),),
         )  # fmt: skip
         program._plain = config.merge == "mean"
-        # What clients measure is no secret kept by noise or masks; without, batch norms keep the statistics they have.
-        hidden = config.private_updates or config.secure
+        hidden = config.private_updates or config.secure  # moments would travel without noise or masks
         program.measures = not (cls.own_norms or hidden) and moved(site.model, tensors)
-        program._robust = config.merge == "trimmed" or config.bound is not None
-        program._trim = config.trim
+        if config.merge == "trimmed" or config.bound is not None:
+            program._measured_by = partial(Trimmed, share=config.trim)
         codec = Codec.parse(config.up)
 
         def uplink(subnet: Subnet) -> float:
@@ -192,10 +192,7 @@ class SubnetProgram(Program):
 
     def measurement(self) -> Phase | None:
         """Return the phase in which clients measure moments, merged by a mean, trimmed where answers are doubted."""
-        if not self.measures:
-            return None
-        merger: Merger = partial(Trimmed, share=self._trim) if self._robust else Overlap
-        return Phase(action=MEASURE, who="all", merger=merger)
+        return Phase(action=MEASURE, who="all", merger=self._measured_by) if self.measures else None
 
     def size_of(self, subnet: Subnet | None) -> str:
         """Return what the names of the moments of a Subnet begin with; one that cuts no weights is the whole model."""
