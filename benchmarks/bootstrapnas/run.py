@@ -38,6 +38,8 @@ FULLY = 0.97
 """Share of its multiply-accumulates that a network which is cut to a budget must use."""
 ALONE = (CLOSELY, "zoo-depthwise")
 """Networks of which what was found is tuned alone, too."""
+Rates = Mapping[str, Callable[[], float]]
+"""The best learning rate of each arm, found when it is asked for."""
 SIZES = 5
 """Points of one front that are more than 5 % of multiply-accumulates apart."""
 SWITCH = 0.01
@@ -119,21 +121,23 @@ def _rate(sweep: Sweep, store: Store, scale: Scale) -> float:
     return float(sweep.best(store, scale, "lr"))
 
 
-Rates = Mapping[str, Callable[[], float]]
+def _as_pruned(net: str, it: Subject, start: Model, rates: Rates, scale: Scale) -> dict[str, Any]:
+    """Tune a network as torch-pruning's is tuned, with the first seed."""
+    how = NETS[net]
+    return _tuned(it, start, {**how.tune, "lr": rates["pruned"](), "steps": how.steps}, scale, scale.seeds[0])
 
 
 def _alone(
     net: str, it: Callable[[], Subject], made: Mapping[str, Cell], rates: Rates, scale: Scale, store: Store
 ) -> Cell:
     """What was found with the first seed, tuned alone as torch-pruning's network is."""
-    how, seed, pruned = NETS[net], scale.seeds[0], made["pruned"].settings
 
     def compute(_: Path) -> dict[str, Any]:
         subnet = _elastic.measure(made["super"], scale, store)["cut"][f"{HALF:g}"]["subnet"]
-        settings = {**how.tune, "lr": rates["pruned"](), "steps": how.steps}
-        return _tuned(it(), _found(it(), subnet), settings, scale, seed)
+        return _as_pruned(net, it(), _found(it(), subnet), rates, scale)
 
-    return Cell(f"found-{net}-{seed}", {**pruned, "cut": "found", "search": made["super"].settings}, compute)
+    facts = {**made["pruned"].settings, "cut": "found", "search": made["super"].settings}
+    return Cell(f"found-{net}-{scale.seeds[0]}", facts, compute)
 
 
 def _others(it: Callable[[], Subject], made: Mapping[str, Cell], rates: Rates, scale: Scale) -> Iterator[Cell]:
@@ -147,10 +151,11 @@ def _others(it: Callable[[], Subject], made: Mapping[str, Cell], rates: Rates, s
         lambda folder: _super(it(), single, rates["super"](), folder, scale, seed),
     )
 
-    def uniform(_: Path) -> dict[str, Any]:
-        return _tuned(it(), _uniform(it()), {**how.tune, "lr": rates["pruned"](), "steps": how.steps}, scale, seed)
-
-    yield Cell(f"uniform-{CLOSELY}-{seed}", {**made["pruned"].settings, "cut": "uniform"}, uniform)
+    yield Cell(
+        f"uniform-{CLOSELY}-{seed}",
+        {**made["pruned"].settings, "cut": "uniform"},
+        lambda _: _as_pruned(CLOSELY, it(), _uniform(it()), rates, scale),
+    )
 
 
 def whole(it: Subject) -> dict[str, Any]:

@@ -73,6 +73,19 @@ def place(folder: Path, kind: str, classes: int = 4) -> Path:
     return folder
 
 
+def require_own_statistics(folder: Path) -> None:
+    """Require that a client's own model has batch norms with the statistics that it kept."""
+    client_model(folder / "out", "client-0", folder / "mine")
+    kept = ClientStore(folder / "out" / "clients" / "client-0").before(10**9).tensors
+    means = {
+        name: value for name, value in statistics(load_model(folder / "mine").module).items() if name.endswith("mean")
+    }
+    assert means
+    for name, value in means.items():
+        assert torch.equal(value, kept[f"own|norms/{name}"])
+        assert (value != 0).any()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "step"),
@@ -98,13 +111,7 @@ def test_clients_learn_images(kind: str, step: str, tmp_path: Path) -> None:
     model = load_model(tmp_path / "out")
     assert model.anatomy.task == "image"
     if "rafl" in step:
-        client_model(tmp_path / "out", "client-0", tmp_path / "mine")
-        kept = ClientStore(tmp_path / "out" / "clients" / "client-0").before(10**9).tensors
-        mine = statistics(load_model(tmp_path / "mine").module)
-        assert mine
-        for name, value in mine.items():
-            if name.endswith("mean"):
-                assert torch.equal(value, kept[f"own|norms/{name}"]), "its batch norms fit its own architecture"
+        require_own_statistics(tmp_path)
 
 
 def measured(job: FederationJob, model: Model, subnet: Subnet | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -169,14 +176,7 @@ def test_a_network_is_trained_from_nothing(tmp_path: Path) -> None:
 def test_what_clients_have_for_themselves_has_its_own_statistics(step: str, tmp_path: Path) -> None:
     (place(tmp_path, "resnet") / "recipe.toml").write_text(RECIPE + f'method = "fedavg"\nlr = 0.02\n{step}')
     federate(tmp_path / "recipe.toml", out=tmp_path / "out")
-    client_model(tmp_path / "out", "client-0", tmp_path / "mine")
-    kept = ClientStore(tmp_path / "out" / "clients" / "client-0").before(10**9).tensors
-    mine = statistics(load_model(tmp_path / "mine").module)
-    assert mine
-    for name, value in mine.items():
-        if name.endswith("mean"):
-            assert torch.equal(value, kept[f"own|norms/{name}"])
-            assert (value != 0).any()
+    require_own_statistics(tmp_path)
 
 
 def test_a_window_that_moves_has_no_statistics_of_a_size(tmp_path: Path) -> None:

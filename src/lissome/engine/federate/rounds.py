@@ -197,7 +197,7 @@ class Federation:
             )
             if ok and self.config.train and (asks or judges):
                 self._measure(cast, held)
-            # The server judges first: clients are not asked about what cannot be used.
+            # The server judges first: clients are not asked to judge what cannot be used; to measure it fails at them.
             if judges:
                 metrics |= named_metrics("server", self.program.evaluate(number))
             if asks:
