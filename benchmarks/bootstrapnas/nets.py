@@ -54,7 +54,7 @@ _IMAGES = {
 NETS: dict[str, Net] = {
     "zoo-resnet": Net(6000, _IMAGES, _SGD, tried=150, rates=(0.01, 0.02, 0.1)),
     "zoo-depthwise": Net(
-        3000, {**_IMAGES, "streams": None, "widths": (1.0, 0.9, 0.8, 0.7)}, _SGD, tried=120, rates=(0.01, 0.02, 0.1)
+        3000, {**_IMAGES, "streams": None, "widths": (1.0, 0.9, 0.79, 0.68)}, _SGD, tried=120, rates=(0.01, 0.02, 0.1)
     ),
     "minilm": Net(
         1200,
@@ -81,7 +81,14 @@ ELASTIC_CHANGES: Changes = (
     {"distil": 0.9},
 )
 DEPTHWISE_CHANGES: Changes = (
-    {"streams": (1.0,), "widths": (1.0, 0.83, 0.66, 0.48)}, {"order": "first_order"}, {"distil": 0.9},
+    {"streams": (1.0,), "widths": (1.0, 0.83, 0.66, 0.48)},
+    {"stages": ("width2", "width")},
+    {"paths": "random"},
+    {"order": "l2"},
+    {"order": "first_order"},
+    {"order": "none"},
+    {"distil": 0.0},
+    {"distil": 0.9},
 )  # fmt: skip
 PRUNED_CHANGES: Changes = (
     {"weight_decay": 0.0}, {"weight_decay": 5e-4}, {"weight_decay": 1e-3}, {"batch": 64}, {"batch": 256},

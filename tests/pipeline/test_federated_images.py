@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from lissome.core.errors import BudgetUnmetError, UnsupportedModelError
 from lissome.core.events import EventStream
 from lissome.engine.federate.bound import cut_model
 from lissome.engine.federate.lessons import PictureClassifier
-from lissome.engine.federate.norms import WHOLE, moments_of, settle, statistics_in
+from lissome.engine.federate.norms import WHOLE, is_moment, moments_of, settle, statistics_in
+from lissome.engine.federate.parcel import Parcel
 from lissome.engine.federate.store import ClientStore
 from lissome.engine.federate.subnets import SubnetProgram
 from lissome.engine.norms import statistics
@@ -23,11 +26,12 @@ from lissome.models.labels import image_head, outputs_of
 from lissome.models.load import load_model
 from lissome.models.model import Model
 from lissome.models.space import Subnet
-from lissome.pipeline.federating import federate, plan_federation
+from lissome.pipeline.federating import federate, plan_federation, serve
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from lissome.pipeline.own_models import client_model
 from lissome.testing.networks import network_model
 from lissome.testing.toys import toy_model
+from tests.engine.federate.test_hostile import Liar
 
 pytest.importorskip("flwr_datasets", reason="needs flwr-datasets: pip install 'lissome[federate]'")
 
@@ -200,6 +204,33 @@ def test_statistics_that_must_not_travel_stay(step: str, tmp_path: Path) -> None
     given = statistics(FederationJob(FederationRecipe.read(tmp_path / "recipe.toml")).model.module)
     for name, value in statistics(load_model(tmp_path / "out").module).items():
         assert torch.equal(value, given[name])
+
+
+@pytest.mark.parametrize("merge", ["trimmed", "overlap"])
+def test_who_lies_about_statistics_is_trimmed_away(merge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where answers are doubted; a mean takes what one client says, as it does with weights."""
+    extra = "trim = 0.34\n" if merge == "trimmed" else ""
+    recipe = RECIPE.replace('budget = "block_params<=60%"', "") + 'method = "fedavg"\nlr = 0.001\n'
+    (place(tmp_path, "resnet") / "recipe.toml").write_text(recipe + f'merge = "{merge}"\n{extra}')
+    job = FederationJob(FederationRecipe.read(tmp_path / "recipe.toml"))
+    honest = job.worker
+
+    def worker(name: str, folder: Path, **given: Any) -> Any:
+        own = honest(name, folder, **given)
+        return Liar(lambda: own, _boast) if name == "client-0" else own
+
+    monkeypatch.setattr(job, "worker", worker)
+    federation = serve(job, job.local_link(tmp_path / "clients"), tmp_path / "server", EventStream())
+    assert not federation.audit.lines, federation.audit.lines[0]["reason"]
+    found = statistics_in(federation.program.tensors, WHOLE)
+    largest = max(float(value.max()) for value in found.values())
+    assert (largest < 20.0) == (merge == "trimmed")
+
+
+def _boast(parcel: Parcel) -> Parcel:
+    """Say that everything ever seen is large, but not so large that nobody would believe it."""
+    loud = {name: torch.full_like(value, 90.0) for name, value in parcel.tensors.items() if is_moment(name)}
+    return replace(parcel, tensors={**parcel.tensors, **loud})
 
 
 def test_statistics_of_batch_norms_stay() -> None:

@@ -192,9 +192,8 @@ class Federation:
             seconds = self._link.now() - start
             asks = ok and self.config.evaluate_every and self._due(number, self.config.evaluate_every)
             judges = self._due(number, self.config.judge_every)
-            held = self.program.judged(
-                number, cast.present, cast.subnets, Random(derive(self.seed, "assign", number, "evaluate"))
-            )
+            rng = Random(derive(self.seed, "assign", number, "evaluate"))
+            held = self.program.judged(number, cast.present, cast.subnets, rng) if asks or judges else {}
             if ok and self.config.train and (asks or judges):
                 self._measure(cast, held)
             # The server judges first: clients are not asked to judge what cannot be used; to measure it fails at them.
