@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from lissome.core.errors import DataError, unknown_name
 from lissome.core.optional import optional_import
 from lissome.data.archive import read_arrays
-from lissome.data.labelled import dealt
+from lissome.data.hub import asked_once, guessed
+from lissome.data.labelled import dealt, require_dealt
 from lissome.data.sources import halved
 
 _PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
@@ -95,11 +96,7 @@ class Images:
             DataError: When the shares are no shares, or a part gets no image.
         """
         chosen = dealt(self.labels, shares, seed=seed)
-        for name, found in chosen.items():
-            if not found:
-                raise DataError(
-                    f"{self.name} has {len(self)} images, too few for the part {name!r}; give more of them."
-                )
+        require_dealt(f"{self.name} has {len(self)} images", chosen, shares)
         return {name: self.some(found) for name, found in chosen.items()}
 
 
@@ -130,7 +127,7 @@ def read_images(source: str | Path, *, classes: Sequence[str] = (), least: int =
         return _known(_of_archive(path), classes, least)
     match = _ID.fullmatch(str(source))
     if match is None or path.suffix in {".npz", ".zip", ".tar"}:
-        raise DataError(f"there is no {str(source)!r}; {_FORMS}.")
+        raise DataError(f"there is no {str(source)!r};{guessed(path)} {_FORMS}.")
     return _known(_of_dataset(match), classes, least)
 
 
@@ -203,9 +200,12 @@ def _encoded(pixels: NDArray[np.uint8]) -> bytes:
 def _known(images: Images, classes: Sequence[str], least: int) -> Images:
     """Number classes as they are numbered elsewhere, if they are known; refuse images of too few, or of others."""
     known = tuple(classes) or images.classes
-    if not len(images) or len(known) < least:
-        needed = "at least two classes are needed" if least > 1 else "some are needed"
-        raise DataError(f"{images.name} has {len(images)} images of {len(known)} class; {needed}; {_FORMS}.")
+    if not len(images):
+        raise DataError(f"{images.name} has no images that say their class; {_FORMS}.")
+    if len(known) < least:
+        raise DataError(
+            f"{images.name} has images of one class, {known[0]!r}; at least two classes are needed; {_FORMS}."
+        )
     own = [images.classes[label] for label in images.labels]
     for name in sorted(set(own) - set(known)):
         raise DataError(f"{images.name}: {unknown_name('label', name, known)}")
@@ -329,11 +329,12 @@ def _of_dataset(match: re.Match[str]) -> Images:
     name, split = match[0], match["split"]
     datasets = optional_import("datasets", extra="eval")
     try:
-        loaded = datasets.load_dataset(match["id"], match["config"], split=split)
+        with asked_once():
+            loaded = datasets.load_dataset(match["id"], match["config"], split=split)
     except Exception as error:  # the hub, the network and parsers raise a hundred kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{name!r} is no file, and as a datasets id it could not be read ({reason}); {_FORMS}."
+            f"{name!r} is no file, and as a datasets id it could not be read ({reason});{guessed(Path(name))} {_FORMS}."
         ) from error
     tables = {split: loaded} if split else {key: loaded[key] for key in loaded if _SAME.get(key, key) in _SPLITS}
     if not split and "train" not in tables:

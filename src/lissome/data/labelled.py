@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,9 +62,7 @@ class Labelled:
             DataError: When the shares are no shares, or a part gets no text.
         """
         chosen = dealt(self.labels, shares, seed=seed)
-        for name, members in chosen.items():
-            if not members:
-                raise DataError(f"{self.name} has {len(self)} texts, too few for the part {name!r}; give more of them.")
+        require_dealt(f"{self.name} has {len(self)} texts", chosen, shares)
         return {name: self.some(members) for name, members in chosen.items()}
 
     def some(self, indices: Sequence[int]) -> Labelled:
@@ -101,6 +100,23 @@ def dealt(labels: Sequence[int], shares: Mapping[str, float], *, seed: int = 0) 
             chosen[name] += members[round(start * len(members)) : round((start + share) * len(members))]
             start += share
     return {name: sorted(members) for name, members in chosen.items()}
+
+
+def require_dealt(what: str, chosen: Mapping[str, Sequence[int]], shares: Mapping[str, float]) -> None:
+    """Refuse a source of which some part got nothing.
+
+    Args:
+        what: The source, and how much it has.
+        chosen: Positions of each part, as `dealt` returns them.
+        shares: Of each part.
+
+    Raises:
+        DataError: Says how many examples a class must have.
+    """
+    for name, found in chosen.items():
+        if not found:
+            least = math.ceil(1 / shares[name])  # that many times the share is one of each class
+            raise DataError(f"{what}, too few for the part {name!r}; give at least {least} of a class.")
 
 
 def read_labelled(path: Path | str, *, classes: Sequence[str] = ()) -> Labelled:

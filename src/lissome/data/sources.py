@@ -13,8 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from lissome.core.errors import DataError, nearest
+from lissome.core.errors import DataError
 from lissome.core.optional import optional_import
+from lissome.data.hub import asked_once, guessed
 
 SplitName = Literal["calibration", "selection", "test"]
 SHIPPED = "shipped"
@@ -265,10 +266,7 @@ def _could_be_dataset(source: str) -> bool:
 
 
 def _no_such_file(path: Path) -> str:
-    folder = path.parent
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    guess = nearest(path.name, names)
-    hint = f" did you mean {guess!r}?" if guess else ""
+    hint = guessed(path)
     return f"no text file {str(path)!r};{hint} give a .txt or .jsonl file, or a datasets id NAME[:CONFIG][@SPLIT]."
 
 
@@ -276,15 +274,16 @@ def _read_dataset(match: re.Match[str], template: Template) -> Corpus:
     name, split = match[0], match["split"] or "train"
     datasets = optional_import("datasets", extra="eval")
     try:
-        rows = datasets.load_dataset(match["id"], match["config"], split=split, streaming=True)
-        documents = _documents(_numbered(name, rows), template)
+        with asked_once():
+            rows = datasets.load_dataset(match["id"], match["config"], split=split, streaming=True)
+            documents = _documents(_numbered(name, rows), template)
     except DataError:
         raise
     except Exception as error:  # the hub, the network and parsers raise a hundred kinds
         reason = _first_line(error)
         raise DataError(
-            f"{name!r} is no file, and as a datasets id it could not be read ({reason}); without a network, give a "
-            ".txt or .jsonl file."
+            f"{name!r} is no file, and as a datasets id it could not be read ({reason});{guessed(Path(name))} without "
+            "a network, give a .txt or .jsonl file."
         ) from error
     if not documents:
         raise DataError(f"{name}: the data set has no rows; choose another split with NAME@SPLIT.")

@@ -364,13 +364,13 @@ def check_finite(module: nn.Module) -> None:
 
     Raises:
         NumericsError: Names the first such tensor.
-        UnsupportedModelError: When a lazy layer has not run yet.
+        UnsupportedModelError: When a lazy layer has not run yet, or weights are on the device meta.
     """
     for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise UnsupportedModelError(f"{name} has no shape yet; let the module read one input, then give it again.")
-        if not torch.isfinite(parameter).all():
-            bad = int((~torch.isfinite(parameter)).sum())
+        if isinstance(parameter, nn.UninitializedParameter) or parameter.is_meta:
+            lacks = "numbers yet; load the weights" if parameter.is_meta else "shape yet; let the module read one input"
+            raise UnsupportedModelError(f"{name} has no {lacks}, then give it again.")
+        if bad := int((~torch.isfinite(parameter)).sum()):
             raise NumericsError(f"{name} holds {bad} NaN or infinite values; the weights are damaged, get them again.")
 
 

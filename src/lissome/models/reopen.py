@@ -23,4 +23,8 @@ def cut_to(whole: Model, layers: Sequence[Layer]) -> Model:
     if "traced" in whole.anatomy.tags and not all(presence.values()):
         # channels that only a removed block held together are free without it, and get an axis of another name
         whole = extract(whole, presence)
-    return extract(whole, whole.anatomy.choices(layers))
+    choices = whole.anatomy.choices(layers)
+    if "traced" in whole.anatomy.tags:  # of a small network more may be elastic; the shapes of its weights are checked
+        known = whole.anatomy.space(finest=True).by_name
+        choices = {name: size for name, size in choices.items() if name in known}
+    return extract(whole, choices)

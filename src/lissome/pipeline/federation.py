@@ -42,6 +42,9 @@ from lissome.pipeline.silos import DataConfig, Silos, read_silos
 from lissome.pipeline.tables import beside, only_step, said_of, table, tables
 
 ARMS = ("federated", "centralised", "local", "zero-shot")
+MOST_THREADS = 1024
+"""Threads that a device may have; more is a slip of the hand."""
+
 _TABLES = ("model", "seed", "arm", "data", "partition", "federation", "device", "step")
 
 
@@ -56,7 +59,9 @@ class DeviceConfig(MethodConfig):
     spread: float = option(0.0, "standard deviation of their logarithm", low=0.0, high=10.0)
     bandwidth: float | None = option(None, "simulated bytes per second, either way; none: no limit", low=1.0)
     dropout: float = option(0.0, "simulated probability that an order is never answered", low=0.0, high=1.0)
-    threads: int = option(1, "threads that it trains with; back ends give the same bits with one alone", low=1)
+    threads: int = option(
+        1, "threads that it trains with; back ends give the same bits with one alone", low=1, high=MOST_THREADS
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

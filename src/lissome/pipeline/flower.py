@@ -27,14 +27,13 @@ from lissome.engine.federate.flower.deployment import Node, join
 from lissome.engine.federate.flower.ports import check_address
 from lissome.engine.federate.link import Link
 from lissome.engine.federate.profile import Profile, check_name
-from lissome.pipeline.federation import FederationJob, FederationRecipe
+from lissome.pipeline.federation import MOST_THREADS, FederationJob, FederationRecipe
 from lissome.pipeline.silos import check_rows, own_lesson
 
 EVENTS = "events.jsonl"
 """Where the apps of a deployment write what happens, in the folder of their state: they have no terminal."""
 FAILED = "failed.txt"
 """Where a deployment's server writes why it ended."""
-_MOST_THREADS = 1024  # more is a slip of the hand
 
 _APP = '''"""Made by lissome federate; Flower starts what is in it."""
 
@@ -252,8 +251,8 @@ def join_federation(
         Budget.parse(budget)  # the server would refuse it where nobody looks
     if largest := given.get("largest"):
         parse_bytes(largest, "largest")
-    if not (threads := given.get("threads", "1")).isdecimal() or not 0 < int(threads) <= _MOST_THREADS:
-        raise ConfigError(f"threads must be a number from 1 to {_MOST_THREADS}, got {threads!r}.")
+    if not (threads := given.get("threads", "1")).isdecimal() or not 0 < int(threads) <= MOST_THREADS:
+        raise ConfigError(f"threads must be a number from 1 to {MOST_THREADS}, got {threads!r}.")
     check_rows(data, given.get("name", ""))
     if not is_part(data):  # a folder that was dealt out says whose it is
         if not given.get("name"):

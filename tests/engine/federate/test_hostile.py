@@ -95,6 +95,11 @@ SPOILT: dict[str, tuple[Spoil, str, str]] = {
     "weight that is no number": (numbers(num_examples=float("nan")), "rejected", "not finite"),
     "metric that is no number": (numbers(loss=float("inf")), "rejected", "'loss' is not finite"),
     "metric beyond all sums": (numbers(loss=1e308), "rejected", "'loss' is not finite"),
+    "metric beyond all losses": (numbers(loss=3e7), "rejected", "'loss' is not finite, or not from"),
+    "share above the whole": (numbers(accuracy=1.5), "rejected", "'accuracy' is not finite, or not from 0 to 1"),
+    "share of a slice below nothing": (numbers(**{"slice_1/recall": -0.1}), "rejected", "not from 0 to 1"),
+    "what the server promises": (numbers(epsilon=0.1), "rejected", "'epsilon' is not for clients to say"),
+    "a name of several words": (numbers(**{"worst decile": 0.1}), "rejected", "no name of a number"),
     "metric of 400 digits": (numbers(loss=10**400), "rejected", "'loss' is not finite"),
     "metric whose name is an escape": (numbers(**{"\x1b[2J": 1.0}), "rejected", "no name of a number"),
     "metric of text": (numbers(loss="low"), "rejected", "'loss' is not finite"),
@@ -363,3 +368,16 @@ def test_the_audit_log_survives_odd_text(tmp_path: Path) -> None:
     audit.note("rejected", round=1, client="x\n{}", action="train", reason="a\tb\x00c\u202e" + "y" * 1000)
     (line,) = (tmp_path / "audit.jsonl").read_text().splitlines()
     assert len(json.loads(line)["reason"]) == 200
+
+
+@pytest.mark.parametrize("tag", ["../../evil", "/tmp/evil", "a/b", "..", "x" * 81, "a\\b", "a\n"])
+def test_a_server_names_no_file_outside_of_a_clients_folder(tag: str, tmp_path: Path) -> None:
+    worker = Worker(Adder("a0", shapes=zeros()), ClientStore(tmp_path / "deep" / "down"))
+    order = OrderHead(action="train", ticket="t", round=1, tick=100, seed=0)
+    parcel = Parcel(
+        kind="train", head={**order.to_json(), "static": tag}, tensors={**zeros(), "static|w": torch.ones(2)}
+    )
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    with pytest.raises(FederationError, match="is no tag"):
+        worker.handle(parcel)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before

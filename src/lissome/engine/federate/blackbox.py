@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -34,8 +35,25 @@ from lissome.models.space import Subnet
 CANDIDATES, SCORE = "candidates", "score"
 MOST = 60
 """Candidates of a round: each brings a number, and an answer may bring few."""
+_FAR = 3.0  # times the usual spread of losses: clients' data differ, but not that much
 WIDEST = 4096
 """Numbers of a candidate: an evolution strategy learns nothing of more, and the matrix has a row for each."""
+
+
+def agreed(losses: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean loss of each candidate, in which nobody speaks louder than the others.
+
+    What a client says of a candidate is how much better or worse than its own mean it is; beyond a few times the spread
+    that is usual (the median over clients), it counts as that much. Where spreads are alike, this is the plain mean.
+
+    Args:
+        losses: float64[K, P], of K clients.
+        weights: float64[K], their examples.
+    """
+    means = losses.mean(1, keepdim=True)
+    most = _FAR * median((losses.amax(1) - losses.amin(1)).tolist())
+    parts = weights / weights.sum()
+    return parts @ (losses - means).clamp(-most, most) + parts @ means[:, 0]
 
 
 def prompt_name(model: Model) -> str:
@@ -104,11 +122,24 @@ class PromptSearch(SubnetProgram):
         scored = [one for one in reports if one.weight > 0 and one.metrics.keys() >= set(names)]
         if not scored:
             return {}
-        total = sum(one.weight for one in scored)
-        losses = [sum(one.weight * one.metrics[name] for one in scored) / total for name in names]
-        self._evolution.tell(self.tensors[CANDIDATES], torch.tensor(losses, dtype=torch.float64))
+        given = torch.tensor([[one.metrics[name] for name in names] for one in scored], dtype=torch.float64)
+        losses = agreed(given, torch.tensor([one.weight for one in scored], dtype=torch.float64))
+        self._evolution.tell(self.tensors[CANDIDATES], losses)
         self.tensors[self._name] = self._projection.tokens(self._evolution.mean)
-        return {"best": min(losses)}
+        return {"best": float(losses.min())}
+
+    def remarks(self, phase: Phase, reports: Sequence[Report]) -> dict[str, str]:
+        """Say whose losses differ so much that they count as less."""
+        names = [f"loss-{index}" for index in range(self._evolution.candidates)]
+        scored = [one for one in reports if phase.action == SCORE and one.metrics.keys() >= set(names)]
+        spreads = [max(found) - min(found) for one in scored if (found := [one.metrics[name] for name in names])]
+        most = _FAR * median(spreads) if spreads else 0.0
+        return {
+            f"losses of {one.client}": f"the losses of {one.client} differ by {spread:.3g} between candidates, "
+            f"{most:.3g} at most is usual; they count as no more than that"
+            for one, spread in zip(scored, spreads, strict=True)
+            if spread > most
+        }
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         """The evolution strategy."""

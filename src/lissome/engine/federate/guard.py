@@ -17,9 +17,11 @@ from lissome.engine.federate.parcel import WEIGHT
 
 _SLACK = 16 << 10  # bytes of an answer beyond its tensors: head, names, metrics
 _METRICS = 64
-_LARGEST = torch.finfo(torch.float32).max  # of a number: sums over clients stay finite
-_SENSIBLE, _GROWTH = 1e6, 1e3  # of a number in a tensor: in itself, and beside the largest that was sent
-_NAME = re.compile(r"[\w./ -]{1,80}", re.ASCII)  # names are shown, and written into tables
+_LARGEST = torch.finfo(torch.float32).max  # of a weight, which is compared with what the client said of itself
+_SENSIBLE, _GROWTH = 1e6, 1e3  # of a number: in itself, and in a tensor beside the largest that was sent
+_NAME = re.compile(r"[\w./-]{1,80}", re.ASCII)  # names are shown, and written into tables
+_SHARES = frozenset({"accuracy", "recall", "precision"})
+_PROMISES = frozenset({"epsilon"})  # the server alone can know them
 
 
 def largest_answer(expected: int = 0, names: int = 0) -> int:
@@ -49,16 +51,22 @@ def check_numbers(numbers: Mapping[str, float]) -> tuple[float, dict[str, float]
         numbers: What came.
 
     Raises:
-        FederationError: When there are too many, one is not finite or has no plain name, or the weight is negative.
+        FederationError: When there are too many, one is not finite, beyond what it may be or has no plain name, or the
+            weight is negative.
     """
     if len(numbers) > _METRICS:
         raise FederationError(f"{len(numbers)} metrics came, at most {_METRICS} are read")
     for name, value in numbers.items():
         if not _NAME.fullmatch(name):
             raise FederationError(f"{name[:80]!r} is no name of a number; use letters, digits, '.', '_', '-', '/'")
+        said = name.rpartition("/")[2]
+        if said in _PROMISES:
+            raise FederationError(f"{name!r} is not for clients to say")
+        most = _LARGEST if name == WEIGHT else _SENSIBLE
+        low, high = (0, 1) if said in _SHARES else (-most, most)
         # Compared, not converted: a whole number may be larger than any other.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
-            raise FederationError(f"the number {name!r} is not finite, or beyond ±{_LARGEST:.2g}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise FederationError(f"the number {name!r} is not finite, or not from {low:g} to {high:g}")
     weight = float(numbers.get(WEIGHT, 0.0))
     if weight < 0:
         raise FederationError(f"{WEIGHT} is {weight:g}, it must be at least 0")

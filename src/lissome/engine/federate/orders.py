@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ PHASES = 100
 """Most phases of a round; ticks count in steps of it."""
 STATIC = "static|"
 """Beginning of the names of tensors that a client keeps for later rounds."""
+_TAG = re.compile(r"[\w-]{0,80}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,10 @@ class OrderHead:
     static: str = ""
     federation: str = ""
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if not _TAG.fullmatch(self.static):  # it names a file of the client
+            raise FederationError(f"static={self.static[:80]!r} is no tag; it has letters, digits, '_' and '-' alone")
 
     def to_json(self) -> dict[str, Any]:
         """Return the head as JSON-able fields."""

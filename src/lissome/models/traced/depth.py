@@ -52,31 +52,62 @@ class Block:
 
 
 @torch.no_grad()
-def residual_blocks(module: nn.Module, recording: Recording, inputs: dict[str, Tensor]) -> list[Block]:
-    """Find the residual blocks of a network, the innermost ones.
+def residual_blocks(
+    module: nn.Module, recording: Recording, inputs: dict[str, Tensor]
+) -> tuple[list[Block], dict[str, str]]:
+    """Find the residual blocks of a network: of blocks inside of blocks the outer one, unless most layers are inside.
 
     Args:
         module: The network, with random weights.
         recording: Its recording.
         inputs: What it reads.
+
+    Returns:
+        The blocks, and why others that could be skipped are none, by name.
     """
     lost = _lost(module)
     inside = {part.block for part in module.modules() if isinstance(part, NoPart)}
     calls = _once(recording)
     takes = _taken(module, [call.module for call in calls.values()], inputs)
-    found: list[Block] = []
+    found, held = list[Block](), dict[str, str]()
     for path, call in calls.items():  # inner modules come before those that hold them
-        if any(f"{block.path}.".startswith(f"{path}.") for block in found) or not call.alone or not path:
+        if not call.alone or not path or any(_within(gone, path) for gone in lost):
             continue
         part = module.get_submodule(path)
+        within = [block.path for block in found if _within(block.path, path)]
         if path not in inside and not _passes(part, takes[path]):
             continue
-        if any(f"{gone}.".startswith(f"{path}.") for gone in lost):
+        if within and not _goes_around(
+            module, part, [*within, *(each for each in held if _within(each, path))], takes[path]
+        ):
             continue
+        if within and 2 * sum(_layers(module.get_submodule(each)) for each in within) > _layers(part):
+            held[path] = f"blocks inside of it can go instead, {within[0]} for one"
+            continue
+        found = [block for block in found if block.path not in within]
         parts = _parts(module, recording, call, calls, takes)
         several = len(parts) + sum(isinstance(each, NoPart) for each in part.modules()) > 1
         found.append(Block(path, tuple(parts) if several else ()))
-    return [*found, *(Block(path, gone=True) for path in lost)]
+    return [*found, *(Block(path, gone=True) for path in lost)], held
+
+
+def _layers(module: nn.Module) -> int:
+    """Number of modules with weights of their own: no width changes it."""
+    return sum(next(part.parameters(recurse=False), None) is not None for part in module.modules())
+
+
+def _goes_around(module: nn.Module, part: nn.Module, within: Sequence[str], taken: Tensor) -> bool:
+    """Whether a module without weights hands on what it gets whatever blocks inside of it give: it is no chain."""
+
+    def disturb(_module: nn.Module, _args: Any, given: Any) -> Any:
+        return 2 * given if isinstance(given, Tensor) else given
+
+    handles = [module.get_submodule(path).register_forward_hook(disturb) for path in within]
+    try:
+        return _passes(part, taken)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _lost(module: nn.Module) -> list[str]:

@@ -19,6 +19,9 @@ from lissome.models.traced.recorder import Recording
 _ALL_HEADS = {"all_head_size", "attn_dim", "attention_dim", "inner_dim"}
 """Names under which modules keep the channels of all their heads."""
 
+FITTED = "__class__"
+"""What is stated of a module whose forward writes a size down: its class is another one."""
+
 
 @dataclass(frozen=True, eq=False)
 class Found:
@@ -44,6 +47,11 @@ class Found:
     def axis(self) -> str:
         """Name of its axis."""
         return f"{self.maker}.{self.kind}"
+
+    @property
+    def fitted(self) -> tuple[tuple[str, str, int], ...]:
+        """As `stated`: the modules around the layers that are cut, whose forwards may write down how many there are."""
+        return tuple((path, FITTED, _width(self.cuts)) for path in _around(self.cuts))
 
 
 def widths(module: nn.Module, recording: Recording) -> tuple[list[Found], dict[str, str]]:
@@ -102,21 +110,29 @@ def owner(tensor: str) -> str:
 
 def _stated(module: nn.Module, cuts: Sequence[Cut], units: int) -> tuple[tuple[str, str, int], ...]:
     """Attributes of the modules around the cut layers that count heads, or the channels of all heads."""
-    last = next((cut for cut in cuts if cut.reads), cuts[-1])
-    width = last.units.shape[2]
-    around = {cut.parameter.rpartition(".")[0].rpartition(".")[0] for cut in cuts}
+    width = _width(cuts)
     return tuple(
         (path, name, value // units)
-        for path in sorted(around)
+        for path in _around(cuts)
         for name, value in vars(module.get_submodule(path)).items()
         if isinstance(value, int)
         and ((value == units and _counts_heads(name)) or (value == units * width and name in _ALL_HEADS))
     )
 
 
+def _around(cuts: Sequence[Cut]) -> list[str]:
+    """Paths of the modules that hold layers which are cut."""
+    return sorted({cut.parameter.rpartition(".")[0].rpartition(".")[0] for cut in cuts})
+
+
+def _width(cuts: Sequence[Cut]) -> int:
+    """Channels of a unit, where they are read."""
+    return int(next((cut for cut in cuts if cut.reads), cuts[-1]).units.shape[2])
+
+
 def _counts_heads(name: str) -> bool:
     """Whether an attribute says how many heads there are, not how large one of them is."""
-    return "head" in name and not name.endswith(("dim", "size"))
+    return name in {"h", "nh"} or ("head" in name and not name.endswith(("dim", "size")))
 
 
 def _roots(side: Side, roots: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lissome.core.errors import UnsupportedModelError
+from lissome.core.errors import UnsupportedModelError, unknown_name
 from lissome.models.traced.recorder import Recording, record
 from lissome.models.traced.stand_in import drawn_inputs
 
@@ -48,11 +49,17 @@ def tell(module: nn.Module, example: Any) -> None:
         example: Shape of one input without the batch, or a tensor with one; of several inputs by argument name.
 
     Raises:
-        UnsupportedModelError: When a shape is none.
+        UnsupportedModelError: When a shape is none, an input is of whole numbers, is not known, or lacks.
     """
     given = example if isinstance(example, Mapping) else {argument(module): example}
+    _require_known(module, given)
     shapes = {}
     for name, each in given.items():
+        if isinstance(each, Tensor) and not each.is_floating_point():
+            raise UnsupportedModelError(
+                f"example: {name} holds whole numbers ({each.dtype}), but what is read are images and rows of numbers; "
+                "wrap the network in a module that takes floats and rounds them, or give a text model of transformers."
+            )
         shape = tuple(each.shape[1:]) if hasattr(each, "shape") else tuple(each) if isinstance(each, Sequence) else ()
         if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
             raise UnsupportedModelError(
@@ -62,9 +69,45 @@ def tell(module: nn.Module, example: Any) -> None:
     setattr(module, ATTRIBUTE, shapes)
 
 
+def _require_known(module: nn.Module, given: Mapping[str, Any]) -> None:
+    """Refuse inputs that a forward does not take, and too few of them."""
+    parameters = _arguments(module)
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return
+    known = [each.name for each in parameters if each.kind is not each.VAR_POSITIONAL]
+    for name in given:
+        if name not in known:
+            raise UnsupportedModelError(f"example: {unknown_name('input', name, known)}")
+    lacking = [name for name in known if _is_needed(parameters, name) and name not in given]
+    if lacking:
+        every = ", ".join(f"{name!r}: (…)" for name in (*given, *lacking))
+        raise UnsupportedModelError(
+            f"{type(module).__name__} also reads {', '.join(lacking)}; give the shape of each input without the batch: "
+            f"example={{{every}}}"
+        )
+
+
+def _is_needed(parameters: Sequence[inspect.Parameter], name: str) -> bool:
+    return any(each.name == name and each.default is each.empty for each in parameters)
+
+
+def _arguments(module: nn.Module) -> list[inspect.Parameter]:
+    """What a module's forward takes."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} was compiled by torch.jit, and says nothing of what it reads; give the module "
+            "that it was made of."
+        )
+    return list(inspect.signature(module.forward).parameters.values())
+
+
 def argument(module: nn.Module) -> str:
-    """Return the name of the first argument of a module's forward."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
+    """Return the name of the first argument of a module's forward.
+
+    Raises:
+        UnsupportedModelError: When it has none, or the module was compiled by torch.jit.
+    """
+    parameters = _arguments(module)
     named = getattr(module, "main_input_name", None)
     if isinstance(named, str) and any(each.name == named or each.kind is each.VAR_KEYWORD for each in parameters):
         return named  # classes of transformers say input_ids where they say nothing

@@ -21,7 +21,8 @@ from lissome.models.parts import width_step
 from lissome.models.stored import shared
 from lissome.models.traced.atoms import Side
 from lissome.models.traced.depth import Block, residual_blocks
-from lissome.models.traced.groups import Found, kernels, owner, widths
+from lissome.models.traced.fitting import SIZES, fewer, fitting
+from lissome.models.traced.groups import FITTED, Found, kernels, owner, widths
 from lissome.models.traced.inputs import recorded
 from lissome.models.traced.mixing import Products, Term
 from lissome.models.traced.recorder import Recording
@@ -45,12 +46,12 @@ def read(module: nn.Module) -> Anatomy:
     inputs = drawn_inputs(shapes)
     channels, rigid = widths(standing, recording)
     crops, stiff = kernels(standing, recording.products)
-    blocks = residual_blocks(standing, recording, inputs)
+    blocks, around = residual_blocks(standing, recording, inputs)
     plan = _Plan(standing, recording, blocks, [*channels, *crops], shapes)
     idle = any(name not in recording.used for name, _ in standing.named_parameters())
     anatomy, refused = verified(plan.anatomy, inputs, trained=idle)
     refused = {name.removeprefix(f"{STREAM}."): reason for name, reason in refused.items()}
-    return replace(anatomy, module=module, rigid=rigid | stiff | plan.held | refused)
+    return replace(anatomy, module=module, rigid=rigid | stiff | around | plan.held | refused)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +90,9 @@ class _Plan:
         self._places = list(self._walk(""))
         self._names = list(dict.fromkeys(place.block for place in self._places))
 
-    def anatomy(self, without: Collection[str], least: Mapping[str, int]) -> Anatomy:
-        """Return the anatomy without the axes of the given names, and with the fewest units of others."""
-        banned = {name.removeprefix(f"{STREAM}.") for name in without}
+    def anatomy(self, without: Collection[str], least: Mapping[str, int], fitted: Collection[str]) -> Anatomy:
+        """Return the anatomy without the axes of the given names, with the fewest units of others, and fitted views."""
+        banned, follow = ({name.removeprefix(f"{STREAM}.") for name in names} for names in (without, fitted))
         fewest = {name.removeprefix(f"{STREAM}."): size for name, size in least.items()}
         found = [each for each in self._found if each.axis not in banned]
         homes = {name: place.name for place in self._places for name in place.tensors}
@@ -106,15 +107,18 @@ class _Plan:
             )
             for place in places
         ]  # fmt: skip
-        stated: dict[tuple[str, str], tuple[tuple[str, str, int], ...]] = {}
+        stated, follows = dict[tuple[str, str], tuple[tuple[str, str, int], ...]](), set[str]()
         for each in found:  # an attribute is written by one branch alone, one that stays
+            views = tuple(one for one in each.fitted if each.axis in follow and one[0] not in follows)
+            follows.update(one[0] for one in views)
+            said = each.stated + views
             homes_of = [
                 (branch.removable, branch.name, dim.name)
                 for branch in branches
                 for dim in branch.dims
-                if each.stated and branch.axis(dim.name).removeprefix(f"{STREAM}.") == each.axis
+                if said and branch.axis(dim.name).removeprefix(f"{STREAM}.") == each.axis
             ]
-            stated |= {home[1:]: each.stated for home in sorted(homes_of, key=lambda home: home[0])[:1]}
+            stated |= {home[1:]: said for home in sorted(homes_of, key=lambda home: home[0])[:1]}
         kind = "image" if any(len(shape) == 3 for shape in self._shapes.values()) else "features"
         config: Any = getattr(self._module, "config", None)
         return Anatomy(
@@ -330,11 +334,19 @@ class Traced:
         return Skipped() if branch.path == block else NoPart(block, *self._given[branch.path])
 
     def resize(self, module: nn.Module, branch: Branch, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-        """Return the numbers of heads that modules keep; layers state their own sizes."""
+        """Return the numbers of heads that modules keep, and classes whose views fit; layers state their own sizes."""
         fields: dict[str, dict[str, Any]] = {}
+        whole = {dim.name: dim.size for dim in branch.dims}
         for dim, size in sizes.items():
             for path, name, width in self._stated.get((branch.name, dim), ()):
-                fields.setdefault(path, {})[name] = size * width
+                own = fields.setdefault(path, {})
+                if name == FITTED:
+                    part = module.get_submodule(path)
+                    known = own.get(SIZES, getattr(part, SIZES, {}))
+                    own[FITTED] = fitting(type(part))
+                    own[SIZES] = fewer(known, whole[dim] * width, size * width, size)
+                else:
+                    own[name] = size * width
         return fields
 
     def settle(self, module: nn.Module, removed: frozenset[str], anatomy: Anatomy) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from lissome.core.errors import UnsupportedModelError
 from lissome.models.traced.atoms import Atoms, Mark, Mixed
 from lissome.models.traced.operation import Operation
 from lissome.models.traced.rules import follow
+from lissome.models.traced.stand_in import tensors_in
 
 _ASKS_FOR_NUMBERS = {
     "_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
@@ -200,7 +202,7 @@ class Recorder(TorchDispatchMode):
     def blame(self, error: str) -> str:
         """Word a failure: the module and the operation that were running."""
         line = next((each for each in error.splitlines() if each.strip()), "no reason given")
-        return f"{self.place()} cannot be traced, {self._at}: {line.strip()[:160].rstrip('.')}"
+        return f"{self.place()} cannot be traced, {self._at}: {shorten(line, 160, placeholder=' …').rstrip('.')}"
 
     def hooked(self) -> contextlib.ExitStack:
         """Return a context in which calls of modules are written down."""
@@ -244,9 +246,7 @@ class Recorder(TorchDispatchMode):
 
     def close(self, result: Any) -> None:
         """Note what the network returned: its channels can never go."""
-        leaves = tree_leaves(dict(result) if isinstance(result, Mapping) else result)
-        tensors = [value for value in leaves if isinstance(value, Tensor)]
-        for value in tensors:
+        for value in tensors_in(result):
             for mark in self.marks(value):
                 self.seen.atoms.freeze(mark, "the model's output")
 

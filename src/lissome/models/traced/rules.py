@@ -6,6 +6,7 @@ understood costs choices, never correctness.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -129,12 +130,7 @@ def joined(recorder: Recorder, op: Operation) -> list[Marks]:
     values = [value for value in values if value.ndim == op.given[0].ndim]
     every = [recorder.marks(value) for value in values]
     if not any(here in varying(mark) for marks in every for mark in marks):
-        covers = [frozenset[int]().union(*map(varying, marks)) for marks in every]
-        for marks in every:
-            for mark in marks:
-                if not all(varying(mark) <= cover for cover in covers):
-                    atoms.freeze(mark, reason)
-        return [atoms.merged([mark for marks in every for mark in marks], reason)]
+        return [_side_by_side(recorder, every, reason)]
     pieces = []
     for value, marks in zip(values, every, strict=True):
         fitting = [mark for mark in marks if varying(mark) == {here}]
@@ -145,6 +141,25 @@ def joined(recorder: Recorder, op: Operation) -> list[Marks]:
         shape[dim] = value.shape[dim]
         pieces.append(fitting[0] if fitting else torch.zeros(shape, dtype=torch.long))
     return [(torch.cat(pieces, dim),)]
+
+
+def stacked(recorder: Recorder, op: Operation) -> list[Marks]:
+    """Put side by side along a new dimension: the marks go together."""
+    rank = op.given[0].ndim
+    dim = int(op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank
+    every = [tuple(raised(mark, rank - 1).unsqueeze(dim) for mark in recorder.marks(value)) for value in op.args[0]]
+    return [_side_by_side(recorder, every, f"stack in {recorder.place()}")]
+
+
+def _side_by_side(recorder: Recorder, every: Sequence[Marks], reason: str) -> Marks:
+    """Join the marks of tensors that lie beside each other; what varies in some of them alone is rigid."""
+    atoms = recorder.seen.atoms
+    covers = [frozenset[int]().union(*map(varying, marks)) for marks in every]
+    for marks in every:
+        for mark in marks:
+            if not all(varying(mark) <= cover for cover in covers):
+                atoms.freeze(mark, reason)
+    return atoms.merged([mark for marks in every for mark in marks], reason)
 
 
 def spatial(recorder: Recorder, op: Operation) -> list[Marks]:
@@ -233,6 +248,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(_SOFTMAXES, normalised),
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), product),
     "cat": joined,
+    "stack": stacked,
     "convolution": convolution,
     "native_batch_norm": batch_norm,
     "native_group_norm": group_norm,

@@ -6,12 +6,14 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lissome.core.errors import UnsupportedModelError
 from lissome.models.copies import without_history
 from lissome.models.crops import drop_crops
 
@@ -92,8 +94,26 @@ def results(module: nn.Module, inputs: Mapping[str, Tensor], tensors: Mapping[st
     """Return all numbers that a forward gives, flat; `tensors` take the place of parameters for this once."""
     with _with_values(module, tensors or {}):
         found = module(**inputs)
-    leaves = tree_leaves(dict(found) if isinstance(found, Mapping) else found)
-    return torch.cat([value.flatten().float() for value in leaves if isinstance(value, Tensor)])
+    return torch.cat([value.flatten().float() for value in tensors_in(found)])
+
+
+def tensors_in(result: Any) -> list[Tensor]:
+    """Return the tensors in what a network returns: in lists, mappings, and fields of data classes.
+
+    Raises:
+        UnsupportedModelError: When there is none.
+    """
+    if isinstance(result, Mapping):
+        result = dict(result)
+    elif is_dataclass(result):
+        result = {each.name: getattr(result, each.name) for each in fields(result)}
+    found = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+    if not found:
+        raise UnsupportedModelError(
+            f"the network returns {type(result).__name__}, in which there is no tensor; let it return tensors, in a "
+            "list, a dictionary or a data class."
+        )
+    return found
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ _CLOSE = 1e-3  # relative; a wrong slice changes the outputs by about their size
 
 _DRAWS = 2  # random Subnets that are tried
 
-Build = Callable[[Collection[str], Mapping[str, int]], Anatomy]
-"""Makes an anatomy of the network with random weights: without the axes of the given names, and with the fewest units
-of others."""
+Build = Callable[[Collection[str], Mapping[str, int], Collection[str]], Anatomy]
+"""Makes an anatomy of the network with random weights: without the axes of the given names, with the fewest units of
+others, and with views that fit in the forwards around the layers of still others."""
 
 Fault = Callable[[Iterable[str]], str | None]
 """Says what goes wrong when some axes are cut in a certain way; None when nothing does."""
@@ -40,9 +40,17 @@ def verified(build: Build, inputs: Mapping[str, Tensor], *, trained: bool = Fals
         inputs: What the network reads.
         trained: Whether cuts must hold in training too, because some layers run only then.
     """
-    anatomy = build((), {})
+    anatomy = build((), {}, ())
     trial = _Trial(anatomy, inputs, trained=trained)
-    refused = _faulty(trial.fault, trial.sizes) | _faulty(trial.fault, trial.parts)
+    refused, fitted = trial.refused(), list[str]()
+    stiff = [axis for axis in trial.sizes if axis in refused and axis.endswith(".groups")]  # heads, and their like
+    if stiff:
+        still = _Trial(build((), {}, stiff), inputs, trained=trained).refused()
+        fitted = [axis for axis in stiff if axis not in still]
+    if fitted:
+        anatomy = build((), {}, fitted)
+        trial = _Trial(anatomy, inputs, trained=trained)
+        refused = trial.refused()
     sizes = [axis for axis in trial.sizes if axis not in refused]
     limited: dict[str, str] = {}
     if trial.least(sizes) is not None:
@@ -50,7 +58,7 @@ def verified(build: Build, inputs: Mapping[str, Tensor], *, trained: bool = Fals
         refused |= _faulty(trial.least, sizes)
     refused |= _faulty(trial.drawn, [axis for axis in (*sizes, *trial.parts) if axis not in refused])
     reasons = limited | refused
-    return (build(refused, trial.fewest) if reasons else anatomy), reasons
+    return (build(refused, trial.fewest, fitted) if reasons else anatomy), reasons
 
 
 def _faulty(fault: Fault, axes: Sequence[str]) -> dict[str, str]:
@@ -89,6 +97,10 @@ class _Trial:
         several = [axis.name for axis in self._space.axes if len(axis.choices) > 1]
         self.sizes = [name for name in several if name not in self.parts]
         self.fewest: dict[str, int] = {}
+
+    def refused(self) -> dict[str, str]:
+        """Return why some axes cannot be cut, by name."""
+        return _faulty(self.fault, self.sizes) | _faulty(self.fault, self.parts)
 
     def fault(self, axes: Iterable[str]) -> str | None:
         """Return what goes wrong when some axes are cut, by half and by one choice; None when nothing does."""
