@@ -1,11 +1,11 @@
 """Claim: devices too small for a model train it nearly as well as whole copies would, and any size can be cut from it.
 
 MiniLM, its embeddings frozen, learns twelve languages from runs of four words; ten clients, Dirichlet 0.3, two of them
-hold the whole model, four 75 % of its blocks, four 50 %. All arms have the same data, rounds and steps. `full` ignores
-budgets, `big-only` leaves out whoever cannot hold the model, `smallest` gives all what the weakest can hold; HeteroFL,
-FjORD, FedRolex and adapters on slices are printed beside, and the sandwich without the order and the other way round.
-Most of it again with mail that is spam or not, and with a convolutional network and CIFAR-10. Learning rates come from
-short runs with one seed, as many for each arm.
+hold the whole model, four 75 % of its blocks, four 50 %, by channels of MLPs. All arms have the same data, rounds
+and steps. `full` ignores budgets, `big-only` leaves out whoever cannot hold the model, `smallest` gives all what the
+weakest can hold; HeteroFL, FjORD, FedRolex and adapters on slices are printed beside, the sandwich without the order
+and the other way round. Most of it again with mail that is spam or not, and with a convolutional network and CIFAR-10.
+Learning rates come from short runs with one seed, as many for each arm.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ def run(quick: bool, store: Store) -> list[Inequality]:
     chosen = {task: task.sweep.middle() if quick else task.sweep.chosen(store) for task in TASKS}
     facts = {
         "rounds": rounds, "clients": CLIENTS, "alpha": ALPHA, "languages": len(LANGUAGES), "step": arms.STEP,
-        "fleet": list(arms.FLEET), "model": "minilm",
+        "slices": arms.SLICES, "fleet": list(arms.FLEET), "model": "minilm",
     }  # fmt: skip
     jobs: dict[str, Job] = {
         "preserved": ({"seed": 0}, lambda _folder: arms.preserved(0)),
-        "steps": ({"fleet": list(arms.FLEET), "batch": arms.STEP["batch"]}, lambda _folder: arms.steps()),
+        "steps": (
+            {"fleet": list(arms.FLEET), "slices": arms.SLICES, "batch": arms.STEP["batch"]},
+            lambda _folder: arms.steps(),
+        ),
     }
     for seed in SEEDS[:1] if quick else SEEDS:
         for arm in QUICK_ARMS if quick else arms.ARMS:

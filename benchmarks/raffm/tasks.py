@@ -22,7 +22,7 @@ from benchmarks._federated import ALPHA, CLIENTS, Job, recipe, run
 from benchmarks._tasks import mails, other_photographs, turned_photographs
 from benchmarks._trials import RATE, Trials
 from benchmarks.raffm.arms import ARMS as ALL
-from benchmarks.raffm.arms import FLEET, SIZES, fleet_of, sizes
+from benchmarks.raffm.arms import FLEET, SIZES, SLICES, fleet_of, sizes
 from lissome.core.files import cache_dir
 from lissome.engine.federate.rounds import Federation
 from lissome.engine.objective import objective_of
@@ -130,7 +130,7 @@ class Task:
     ) -> tuple[FederationJob, Federation, dict[str, Any]]:
         step = {**self.step, **ALL[name], **changes}
         if step["method"] == "fedavg":
-            step.pop("elastic", None)
+            step = {key: value for key, value in step.items() if key not in SLICES}
         model = self.model if isinstance(self.model, str) else str(self.model())
         data = {"source": str(self.source()), **self.data}
         fleet: Sequence[Mapping[str, Any]] = ({},) if name == "full" else FLEET
@@ -173,7 +173,7 @@ PICTURES = Task(
 
 MAIL = Task(
     name="mail", words="mail", arms=_ARMS,
-    source=mails, model="minilm", rounds=8, trial_rounds=3, step={"epochs": 1.0, "batch": 16},
+    source=mails, model="minilm", rounds=8, trial_rounds=3, step={"epochs": 1.0, "batch": 16, **SLICES},
     data={"most": 3000, "length": 48, "test": 0.25}, rates=(1e-4, 3e-4, 1e-3),
 )  # fmt: skip
 TASKS = (MAIL, PICTURES)

@@ -17,7 +17,8 @@ from lissome.core.budget import Budget
 from lissome.core.errors import AssetError
 from lissome.engine.federate.planner import Planner
 from lissome.models.space import Axis, Space
-from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of, toy
+from tests.benchmarks import federated
+from tests.benchmarks.federated import all_hold, cell_of, names_it, result_of
 
 _ACCURACY = {
     "raffm": 0.80, "full": 0.81, "big-only": 0.6, "heterofl": 0.75, "smallest": 0.7, "cifar10-raffm": 0.5,
@@ -38,6 +39,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "steps": {name: {"seconds": at / 10, "params": at * 1e6} for at, name in enumerate(("small", "middle", "big"), 1)},
     **{f"{arm}-{seed}": _cell(arm, value) for arm, value in _ACCURACY.items() for seed in SEEDS},
 }
+
+
+def toy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A toy has small MLPs: without fewer heads it does not fit the devices."""
+    federated.toy(folder, monkeypatch)
+    monkeypatch.setattr(arms, "SLICES", {"elastic": ["width", "groups"], "shares": [1.0, 0.75, 0.5, 0.25]})
 
 
 def test_everything_holds_when_it_does() -> None:
