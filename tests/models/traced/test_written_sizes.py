@@ -162,6 +162,21 @@ class _Stacked(nn.Module):
         return made
 
 
+class _Selective(nn.Module):
+    """Two branches, of which each channel takes as much as it is told (SKNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 5, padding=2)
+        self.less, self.more, self.head = nn.Linear(8, 6), nn.Linear(6, 16), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.stack([self.first(x), self.second(x)], 1)
+        shares = self.more(self.less(both.sum(1).mean((2, 3))).relu()).view(len(x), 2, -1, 1, 1).softmax(1)
+        made: Tensor = self.head((both * shares).sum(1).mean((2, 3)))
+        return made
+
+
 @dataclass
 class _Output:
     logits: Tensor
@@ -187,6 +202,7 @@ _MADE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {
     "outer": (lambda: _Chained(_Outer), (3, 8, 8), {"blocks.0", "blocks.1", "blocks.0.up.width"}),
     "around": (lambda: _Chained(_Around), (3, 8, 8), {"blocks.0.chain.2", "blocks.1.chain.0", "stream.stem.width"}),
     "stacked": (_Stacked, (3, 8, 8), {"stream.first.width"}),
+    "selective": (_Selective, (3, 8, 8), {"stream.first.width", "stream.less.width"}),
 }
 """Networks, what they read, and some axes that are found."""
 

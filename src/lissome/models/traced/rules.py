@@ -144,10 +144,12 @@ def joined(recorder: Recorder, op: Operation) -> list[Marks]:
 
 
 def stacked(recorder: Recorder, op: Operation) -> list[Marks]:
-    """Put side by side along a new dimension: the marks go together."""
+    """Put side by side along a new dimension, of which each piece has its own marks as far as they are alike."""
     rank = op.given[0].ndim
     dim = int(op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % rank
     every = [tuple(raised(mark, rank - 1).unsqueeze(dim) for mark in recorder.marks(value)) for value in op.args[0]]
+    if all(len(marks) == 1 and marks[0].shape == every[0][0].shape for marks in every):
+        return [(torch.cat([marks[0] for marks in every], dim),)]
     return [_side_by_side(recorder, every, f"stack in {recorder.place()}")]
 
 
