@@ -51,6 +51,20 @@ def test_an_unfinished_federation_names_the_command_that_continues_it(
     assert (out / "report.html").is_file()
 
 
+def test_a_damaged_private_state_is_told_of(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "recipe.toml").write_text(RECIPE + "moments = true\n")
+    out = place / "out"
+    with killed_at(1, recorded=True):
+        federate(place / "recipe.toml", out=out)
+    kept = sorted((out / ".run" / "clients" / "client-1").glob("*/tensors.safetensors"))[-1]
+    kept.write_bytes(kept.read_bytes()[:-9])
+    assert main(["federate", str(place / "recipe.toml"), "--out", str(out)]) == 0
+    assert "client-1 reverted in round 2: what it kept last is damaged" in capsys.readouterr().err
+    (line,) = map(json.loads, (out / "audit.jsonl").read_text().splitlines())
+    assert (line["event"], line["client"], line["round"]) == ("reverted", "client-1", 2)
+    assert json.loads((out / "result.json").read_text())["audit"] == {"reverted": 1}
+
+
 def test_a_server_that_was_stopped_is_a_server_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = place / "out" / ".run"
     (state / "app").mkdir(parents=True)

@@ -190,8 +190,9 @@ class Worker:
             held = keep if keep is not None else work.kept
             keep = Kept({**{n: t for n, t in held.tensors.items() if not n.startswith(_LEFT)}, **left}, held.facts)
         head = AnswerHead(
-            ticket=work.head.ticket, tick=work.head.tick, static=work.head.static, notes=dict(answer.notes)
-        )
+            ticket=work.head.ticket, tick=work.head.tick, static=work.head.static, notes=dict(answer.notes),
+            damaged=len(work.kept.damaged),
+        )  # fmt: skip
         numbers = {WEIGHT: answer.weight, **answer.metrics}
         result = Parcel(kind=parcel.kind, head=head.to_json(), tensors=wire, numbers=numbers)
         if keep is not None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lissome.engine.federate.rounds import RoundsConfig
 
 _TRIES = 5  # times that an order which is lost on the way is sent again
+_REVERTED = "what it kept last is damaged; it goes on from what it kept before, which changes the result"
 _REMEMBERED = 100  # rounds after which an answer is no longer known as late, and counts as one to no order
 
 
@@ -272,6 +273,8 @@ class Exchange:
                 return
             raise FederationError(incoming.error) if incoming.broken else FailedError(incoming.error)
         head = read_head(order, parcel)
+        if head.damaged:
+            self._note("reverted", order, _REVERTED)
         if head.lacks and self._is_now(order):
             self._count_up(incoming, order.head.round, name, order.phase.action, used=False)
             self._static.pop(name, None)

@@ -82,6 +82,7 @@ class AnswerHead:
         lacks: Whether it could not work because it does not have the static tensors; they are sent again.
         error: Why there is no result; empty when there is one.
         notes: What a method's client says to its server; JSON-able.
+        damaged: Newer states of the client that could not be read, so that it went on from an older one.
         version: Of these words.
     """
 
@@ -91,12 +92,13 @@ class AnswerHead:
     lacks: bool = False
     error: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    damaged: int = 0
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """Return the head as JSON-able fields."""
+        """Return the head as JSON-able fields; what is damaged only where something is, which costs others no byte."""
         fields: dict[str, Any] = as_json(self)
-        return fields
+        return {name: value for name, value in fields.items() if value or name != "damaged"}
 
     @classmethod
     def from_json(cls, fields: Any) -> AnswerHead:

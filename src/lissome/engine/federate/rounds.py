@@ -31,7 +31,9 @@ from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
 from lissome.models.space import Subnet
 
-_TOLD = frozenset({"refused", "rejected", "failed", "banned"})  # what whoever runs the server must know at once
+_TOLD = frozenset(
+    {"refused", "rejected", "failed", "banned", "reverted"}
+)  # what whoever runs the server must know at once
 
 
 @dataclass(frozen=True, kw_only=True)
