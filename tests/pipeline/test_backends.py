@@ -21,7 +21,7 @@ import pytest
 from lissome.core.errors import BudgetError, ConfigError, DataError, FederationError
 from lissome.core.events import EventStream
 from lissome.data.parts import write_parts
-from lissome.engine.federate.flower.credentials import Credentials, make_credentials
+from lissome.engine.federate.flower.credentials import Credentials, check_own, make_credentials
 from lissome.pipeline.federating import federate
 from lissome.pipeline.federation import FederationJob, FederationRecipe
 from tests.pipeline.deployed import (
@@ -41,9 +41,12 @@ from tests.pipeline.federated import RECIPE, WORDS, make_place
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'")
 
+from flwr.common.config import parse_config_args
+
 from lissome.engine.federate.flower import deployment
 from lissome.engine.federate.flower.deployment import Deployment, Node, join
 from lissome.engine.federate.flower.ports import check_address, listens
+from lissome.pipeline import flower
 from lissome.pipeline.flower import join_federation, worker_of
 
 ROUNDS = 3
@@ -254,6 +257,33 @@ def test_rows_that_were_changed_are_refused_before_joining(place: Path, tmp_path
         join_federation("127.0.0.1:9", data=part, state=tmp_path / "state", facts={"budget": "parms<=50%"})
     with pytest.raises(ConfigError, match="largest 'lots' is not an amount"):
         join_federation("127.0.0.1:9", data=part, state=tmp_path / "state", facts={"largest": "lots"})
+
+
+@pytest.mark.parametrize(("name", "what"), [("ca.crt", "certificate"), ("key", "private key")])
+def test_damaged_credentials_are_refused_before_joining(
+    name: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's node would die of them while its process lives on."""
+    monkeypatch.setattr(flower, "join", lambda *_, **__: pytest.fail("it joins"))
+    own = make_credentials(tmp_path / "keys", ["alice"]).client("alice")
+    (tmp_path / "text.txt").write_text("some words")
+    check_own(own)
+    content = bytearray((own / name).read_bytes())
+    start = content.index(b"\n") + 1
+    content[start : start + 2] = b"zz"
+    (own / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{name} cannot be read as a {what} \(.*\); have its owner give it again"):
+        join_federation(
+            "127.0.0.1:9", data=tmp_path / "text.txt", state=tmp_path / "s", credentials=own, facts={"name": "alice"}
+        )
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("value", ['a "b" c', "C:\\data\\mine", "both ' and \"", "a = b", "two\nlines", "plain"])
+def test_nodes_are_told_any_text(value: str) -> None:
+    config = {"kind": value, "threads": 3, "state": "/tmp/x"}
+    words = deployment.node_command(Node(name="alice", config=config), "127.0.0.1:9", None)
+    assert parse_config_args([words[words.index("--node-config") + 1]]) == config
 
 
 def test_a_node_takes_orders_of_the_size_that_it_says(place: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from lissome.core.files import write_text
 from lissome.data.parts import is_part, write_parts
 from lissome.engine.federate.client import LARGEST, Worker, tellable
 from lissome.engine.federate.flower.app import client_app, server_app
-from lissome.engine.federate.flower.credentials import Credentials, make_credentials
+from lissome.engine.federate.flower.credentials import Credentials, check_own, make_credentials
 from lissome.engine.federate.flower.deployment import Node, join
 from lissome.engine.federate.flower.ports import check_address
 from lissome.engine.federate.link import Link
@@ -237,8 +237,8 @@ def join_federation(
 
     Raises:
         BudgetError: When the budget is none.
-        ConfigError: When data or credentials are not there, the address has no port, ``threads`` is no number,
-            ``largest`` no size, or the rows were dealt out to somebody else than ``name``.
+        ConfigError: When data or credentials are not there or damaged, the address has no port, ``threads`` is no
+            number, ``largest`` no size, or the rows were dealt out to somebody else than ``name``.
         DataError: When the rows cannot be read, or a folder does not hold those that were dealt out.
         FederationError: When the node ends by itself; names its log.
         MissingExtraError: When Flower is not installed.
@@ -258,11 +258,9 @@ def join_federation(
         if not given.get("name"):
             raise ConfigError(f"{data} does not say whose data it holds; say who this client is with --set name=NAME.")
         check_name(given["name"])
+    if credentials is not None:
+        check_own(credentials)
     key = credentials / "key" if credentials is not None else None
-    if key is not None and not key.exists():
-        raise ConfigError(f"{credentials} holds no key; give the folder that the server's owner made for this client.")
-    if credentials is not None and not (credentials / "ca.crt").exists():
-        raise ConfigError(f"{credentials} holds no ca.crt, by which the server is known; have its owner give it again.")
     config = {"data": str(data.resolve()), "state": str(state.resolve()), **given}
     node = Node(name=given.get("name") or data.stem, config=config, key=key)
     authority = credentials / "ca.crt" if credentials is not None else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import re
+import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,36 @@ def make_credentials(
     for name in clients:
         _admit(made, name)
     return made
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a client's folder that Flower could not use: its node would not end, and say so in its log alone.
+
+    Raises:
+        ConfigError: When the key or the certificate is missing or damaged; names the file.
+        MissingExtraError: When the library `cryptography` is not installed.
+    """
+    key, certificate = folder / "key", folder / "ca.crt"
+    if not key.exists():
+        raise ConfigError(f"{folder} holds no key; give the folder that the server's owner made for this client.")
+    if not certificate.exists():
+        raise ConfigError(f"{folder} holds no ca.crt, by which the server is known; have its owner give it again.")
+    unsupported = optional_import("cryptography.exceptions", extra="federate").UnsupportedAlgorithm
+    for file, what, read in ((key, "private key", _read_key), (certificate, "certificate", _read_certificate)):
+        try:
+            read(file)
+        except (OSError, ValueError, TypeError, unsupported) as error:  # an SSLError is an OSError
+            why = " ".join(str(error).split())
+            raise ConfigError(f"{file} cannot be read as a {what} ({why}); have its owner give it again.") from error
+
+
+def _read_key(file: Path) -> None:
+    _library("hazmat.primitives.serialization").load_ssh_private_key(file.read_bytes(), None)
+
+
+def _read_certificate(file: Path) -> None:
+    _library("x509").load_pem_x509_certificate(file.read_bytes()).public_key()
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)  # is stricter, and what Flower does
 
 
 def _require_apart(names: Sequence[str], there: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,9 @@ _ENDING_AT_ONCE = 10.0  # seconds of life below which a node is not started agai
 _RESTARTS = 20  # of one SuperNode
 _FORGOTTEN = 120.0  # seconds after which a SuperLink surely knows that a node which was killed is gone
 _POLL = 0.5
+_UNPLAIN = re.compile(
+    r'["\\\x00-\x1f\x7f]'
+)  # in a node's configuration: TOML, in which Flower looks for the next quote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +294,11 @@ def _node_name(number: int) -> str:
 def _quoted(value: str | float | bool) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return f'"{_UNPLAIN.sub(_escaped, value)}"' if isinstance(value, str) else str(value)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def join(
