@@ -12,14 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from lissome.core.errors import BudgetError, ConfigError, DataError, FederationError
-from lissome.core.events import EventStream
+from lissome.core.events import Event, EventStream
 from lissome.data.parts import write_parts
 from lissome.engine.federate.flower.credentials import Credentials, check_own, make_credentials
 from lissome.pipeline.federating import federate
@@ -43,7 +43,7 @@ pytest.importorskip("flwr", reason="needs flwr: pip install 'lissome[federate]'"
 
 from flwr.common.config import parse_config_args
 
-from lissome.engine.federate.flower import deployment
+from lissome.engine.federate.flower import deployment, ports
 from lissome.engine.federate.flower.deployment import Deployment, Node, join
 from lissome.engine.federate.flower.ports import check_address, listens
 from lissome.pipeline import flower
@@ -132,7 +132,7 @@ def test_who_does_not_belong_is_refused(tmp_path: Path) -> None:
     server = Deployment(tmp_path / "server", app, [alice], security=known.server)
     with server.started():
         for name, credentials, authority, reason in (
-            ("mallory", strangers, known.server.authority, "Failed to activate"),
+            ("mallory", strangers, known.server.authority, "does not know its key"),
             ("alice", known, strangers.server.authority, "certificate verify failed"),
         ):
             node = Node(name=name, key=credentials.client(name) / "key")
@@ -221,6 +221,37 @@ def test_why_a_node_was_not_let_in_is_told_once(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(FederationError, match="the node ended: ERROR : certificate verify failed"):
         join(Node(name="alice"), "127.0.0.1:9", tmp_path / "ca.crt", tmp_path / "alice", events)
     assert sum("certificate verify failed" in one for one in said) == 1
+
+
+def test_a_key_that_is_not_known_is_told_of_in_plain_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = [sys.executable, "-c", "print('ERROR : Exit Code: 305 [code: 2004] Failed to activate SuperNode.')"]
+    monkeypatch.setattr(deployment, "node_command", lambda *_: line)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(FederationError, match=r"ended: the server does not know its key, .* --client NAME"):
+            join(Node(name="alice"), address, tmp_path / "ca.crt", tmp_path / "alice")
+
+
+def test_a_client_is_told_that_the_server_is_gone_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    servers = [socket.create_server(("127.0.0.1", 0))]
+    host, port = servers[0].getsockname()
+
+    def hear(event: Event) -> None:
+        said.append(event.message)
+        if "nothing listens" in event.message:
+            servers.append(socket.create_server((host, port)))
+        if "again" in event.message and "nothing" not in event.message:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(deployment, "node_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(99)"])
+    monkeypatch.setattr(ports, "LOOKING", 0.0)
+    closing = Timer(1.5, servers[0].close)
+    closing.start()
+    with pytest.raises(KeyboardInterrupt):
+        join(Node(name="alice"), f"{host}:{port}", tmp_path / "ca.crt", tmp_path / "alice", EventStream(hear))
+    servers[1].close()
+    assert len(said) == 3 and "the federation is over, or its server is started anew" in said[1]
 
 
 def greet(server: ssl.SSLSocket) -> None:

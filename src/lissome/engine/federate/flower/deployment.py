@@ -21,7 +21,7 @@ from lissome.core.config import to_toml
 from lissome.core.errors import ConfigError, FederationError, MissingExtraError
 from lissome.core.events import EventStream, Followed
 from lissome.core.files import write_text
-from lissome.engine.federate.flower.ports import HERE, check_address, free_port, listens, port_at, speaks_tls
+from lissome.engine.federate.flower.ports import HERE, Reach, check_address, free_port, listens, port_at, speaks_tls
 from lissome.engine.federate.flower.processes import Processes
 from lissome.engine.federate.flower.simulation import QUIET
 
@@ -34,6 +34,7 @@ _ENDING_AT_ONCE = 10.0  # seconds of life below which a node is not started agai
 _RESTARTS = 20  # of one SuperNode
 _FORGOTTEN = 120.0  # seconds after which a SuperLink surely knows that a node which was killed is gone
 _POLL = 0.5
+_UNKNOWN = "Failed to activate SuperNode"  # what Flower says of a key that it does not let in
 _UNPLAIN = re.compile(
     r'["\\\x00-\x1f\x7f]'
 )  # in a node's configuration: TOML, in which Flower looks for the next quote
@@ -331,6 +332,7 @@ def join(
     place = check_address(address)
     stream, processes = events or EventStream(), Processes(folder, environment(folder / "flwr"))
     followed, patient, told = Followed(log) if log is not None else None, processes.log("node").exists(), ""
+    reach = Reach(address, stream.message)
     processes.stop_former()
     try:
         for start in range(_RESTARTS):
@@ -344,15 +346,28 @@ def join(
                 time.sleep(_POLL)
                 if followed is not None:
                     followed.hand_on(stream)
+                reach.look()
                 if not met and authority is None and (met := listens(*place)) and speaks_tls(*place):
                     raise ConfigError(f"{address} lets in who has credentials alone; give their folder: --credentials.")
             brief = time.monotonic() - begun < _ENDING_AT_ONCE
             if brief and not patient:
                 break  # it will end again: a key that is not known, a certificate that is another's
             patient = True
-            if told != (told := processes.said("node")):
+            if told != (told := _why_out(processes)):
                 stream.message(f"{node.name} {'was not let in' if brief else 'ended'}: {told}; it is tried again")
             time.sleep(_FORGOTTEN / _RESTARTS * brief)
     finally:
         processes.stop()
-    raise FederationError(f"the node ended: {processes.said('node')}.")
+    raise FederationError(f"the node ended: {_why_out(processes)}.")
+
+
+def _why_out(processes: Processes) -> str:
+    """Why a node ended, in plain words where it is that the server does not let its key in."""
+    said = processes.said("node")
+    if _UNKNOWN not in said:
+        return said
+    return (
+        "the server does not know its key, or still counts on a process of it that was killed; whoever runs the server "
+        "makes a folder for it (lissome federate credentials DIR --client NAME) and starts the server again; see "
+        f"{processes.log('node')}"
+    )

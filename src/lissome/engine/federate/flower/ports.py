@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
+from collections.abc import Callable
 
 from lissome.core.errors import ConfigError
 
 HERE = "127.0.0.1"
 """This machine, for itself alone."""
+
+
+LOOKING = 10.0
+"""Seconds between two looks at whether a server is still there."""
 
 
 def free_port(host: str = HERE) -> int:
@@ -52,6 +58,34 @@ def listens(host: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1.0):
         return True
     return False  # refused, out of reach, or of a name that nobody knows
+
+
+class Reach:
+    """Says once when nobody listens at an address any more, and once when somebody does again.
+
+    Args:
+        address: ``host:port``.
+        say: What takes the line.
+    """
+
+    def __init__(self, address: str, say: Callable[[str], None]) -> None:
+        self._address, self._place, self._say = address, check_address(address), say
+        self._next, self._met, self._gone = 0.0, False, False
+
+    def look(self) -> None:
+        """Look every few seconds, at most; who was never there is not missed."""
+        if time.monotonic() < self._next:
+            return
+        self._next, there = time.monotonic() + LOOKING, listens(*self._place)
+        if there and self._gone:
+            self._say(f"something listens at {self._address} again")
+        elif not there and self._met and not self._gone:
+            self._say(
+                f"nothing listens at {self._address} since {time.strftime('%H:%M')}: the federation is over, or its "
+                "server is started anew; it is tried again until something does, stop it with Ctrl-C"
+            )
+        self._met = self._met or there
+        self._gone = self._met and not there
 
 
 def check_address(address: str) -> tuple[str, int]:
