@@ -38,6 +38,17 @@ class RunFolder:
         self.out, self.identity = out, json.loads(json.dumps(identity))
         self.state = out / RUN_FOLDER
 
+    def _begun(self) -> Any:
+        """What was begun here; the same job where a killed process has not written that down."""
+        file = self.state / _JOB
+        try:
+            return read_json(file) if file.exists() else self.identity
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{file} is damaged, so that nobody knows what was begun there; choose another --out, or delete "
+                f"{self.state} to begin anew."
+            ) from error
+
     def finished(self) -> dict[str, Any] | None:
         """Return the stored result when this very job is done, None when it is not.
 
@@ -45,7 +56,7 @@ class RunFolder:
             ConfigError: When the folder holds another job, or things that are not ours.
         """
         if self.state.is_dir():
-            self._same(read_json(self.state / _JOB) if (self.state / _JOB).exists() else self.identity)
+            self._same(self._begun())
             return None
         if (self.out / MANIFEST).exists():
             result = read_json(self.out / RESULT) if (self.out / RESULT).exists() else {}
