@@ -65,6 +65,22 @@ def test_a_damaged_private_state_is_told_of(place: Path, capsys: pytest.CaptureF
     assert json.loads((out / "result.json").read_text())["audit"] == {"reverted": 1}
 
 
+def test_a_damaged_job_says_how_to_go_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = place / "out" / ".run"
+    state.mkdir(parents=True)
+    (state / "job.json").write_text("{")
+    line = said(capsys, "federate", place / "recipe.toml", "--out", place / "out")
+    assert line.endswith(f"choose another --out, or delete {state} to begin anew.")
+
+
+def test_bounds_with_no_size_between_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = "block_params<=50%,block_params>=49.99%"
+    (place / "recipe.toml").write_text(RECIPE.replace("block_params<=50%", budget))
+    assert main(["federate", str(place / "recipe.toml"), "--dry-run"]) == 3
+    line = capsys.readouterr().err.strip()
+    assert line.count("block_params ") == 1 and line.endswith("widen or drop one.")
+
+
 def test_a_server_that_was_stopped_is_a_server_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = place / "out" / ".run"
     (state / "app").mkdir(parents=True)

@@ -152,7 +152,7 @@ def test_an_exception_of_a_node_is_said_in_one_line() -> None:
     reason = "<class 'lissome.core.errors.DataError'>:<'x.jsonl:1: unknown label 'planets'; known: a, b.'>"
     error = SimpleNamespace(code=2, reason=reason)
     found = _incoming(order, SimpleNamespace(has_error=lambda: True, error=error))
-    assert found.error == "DataError: x.jsonl:1: unknown label 'planets'; known: a, b."
+    assert found.error == "x.jsonl:1: unknown label 'planets'; known: a, b."
     error = SimpleNamespace(code=3, reason="gone\nfor good")
     found = _incoming(order, SimpleNamespace(has_error=lambda: True, error=error))
     assert (found.error, found.lost) == ("Flower's error 3: for good", True)

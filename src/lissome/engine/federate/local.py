@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from lissome.core.errors import ConfigError
+from lissome.core.errors import ConfigError, LissomeError
 from lissome.core.seeds import derive
 from lissome.engine.federate.link import Incoming, Outgoing
 from lissome.engine.federate.parcel import PROFILE, Parcel
@@ -116,6 +116,8 @@ class LocalLink:
         address, ticket = event.order.address, event.order.ticket
         try:
             return Incoming(address=address, ticket=ticket, parcel=self._clients[address]().handle(event.order.parcel))
+        except LissomeError as error:
+            return Incoming(address=address, ticket=ticket, error=str(error))
         except Exception as error:  # noqa: BLE001 (a client may raise anything, the server goes on)
             return Incoming(address=address, ticket=ticket, error=f"{type(error).__name__}: {error}")
 

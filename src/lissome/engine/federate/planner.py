@@ -133,9 +133,10 @@ class Planner:
                 raise BudgetError(unknown_name("term of a device's budget", term.name, tuple(self.full), why))
 
     def _unreachable(self, budget: Budget) -> BudgetUnmetError:
-        least = self.figures(self.space.smallest)
-        ranges = ", ".join(
-            f"{term.name} {figure(term.name, least[term.name])} to {figure(term.name, self.full[term.name])}"
-            for term in budget.terms
-        )
-        return BudgetUnmetError(f"no Subnet meets {budget}; reachable is {ranges}; give a bound in this range.")
+        least, names = self.figures(self.space.smallest), dict.fromkeys(term.name for term in budget.terms)
+        ends = {name: sorted((least[name], self.full[name])) for name in names}
+        ranges = ", ".join(f"{name} {figure(name, low)} to {figure(name, high)}" for name, (low, high) in ends.items())
+        step = "give a bound in this range."
+        if len(budget.terms) > 1:
+            step = "sizes come in steps, so that bounds in this range may leave none between them: widen or drop one."
+        return BudgetUnmetError(f"no Subnet meets {budget}; reachable is {ranges}; {step}")

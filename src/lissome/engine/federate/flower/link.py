@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lissome.core import errors
 from lissome.core.errors import FederationError
 from lissome.engine.federate.flower.records import flower_app, from_records, kind_of, records_bytes, to_records
 from lissome.engine.federate.guard import check_size
@@ -99,11 +100,7 @@ def _incoming(order: Outgoing, reply: Any) -> Incoming:
     if reply.has_error():
         reason = str(reply.error.reason or "").strip().splitlines()[-1:]
         raised = _RAISED.search("".join(reason))
-        text = (
-            f"Flower's error {reply.error.code}: {''.join(reason)}"
-            if raised is None
-            else "{}: {}".format(*raised.groups())
-        )
+        text = f"Flower's error {reply.error.code}: {''.join(reason)}" if raised is None else _plain(*raised.groups())
         return Incoming(address=address, ticket=ticket, error=text, lost=reply.error.code in _LOST)
     try:
         check_size(records_bytes(reply.content), order.largest)
@@ -111,3 +108,8 @@ def _incoming(order: Outgoing, reply: Any) -> Incoming:
     except FederationError as error:
         return Incoming(address=address, ticket=ticket, error=str(error), broken=True)
     return Incoming(address=address, ticket=ticket, parcel=parcel)
+
+
+def _plain(kind: str, said: str) -> str:
+    """What a client raised; an error of ours says all in its text."""
+    return said if isinstance(getattr(errors, kind, None), type) else f"{kind}: {said}"
