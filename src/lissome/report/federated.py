@@ -133,5 +133,5 @@ def spread(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         bad_is_low = name.rpartition("/")[2] in {"accuracy", "precision", "recall"}
         worst = worst_decile(values, low_is_bad=bad_is_low)
         write = percent if bad_is_low else "{:.4g}".format
-        shown[name] = f"mean {write(mean(values))}, worst decile {write(worst)} ({len(values)} clients)"
+        shown[name] = f"mean of clients {write(mean(values))}, worst decile {write(worst)} ({len(values)} clients)"
     return shown

@@ -19,7 +19,7 @@ Bytes = Mapping[int, Mapping[str, int]]
 _SHARES = frozenset({"accuracy", "precision", "recall"})
 _CLIENTS = 200  # of the table; more are summed up all the same
 _FEWEST = 2  # rounds that make a curve
-_WHO = {"server": "server", "evaluate": "clients, mean", "train": "while training"}
+_WHO = {"server": "server", "evaluate": "clients, mean by examples", "train": "while training"}
 _CHARTS = (
     '<div class="tools"><label>across <select id="across"></select></label><label>up <select id="up"></select></label>'
     '</div><div id="chart"></div><div class="pair"><div><h3>Messages of each round</h3><div id="traffic"></div></div>'
@@ -142,7 +142,7 @@ def _clients(rounds: Sequence[Mapping[str, Any]], text: Any) -> str:
     if not names:
         return ""
     rows = []
-    for label, pick in (("mean", mean), ("worst decile", None)):
+    for label, pick in (("mean of clients", mean), ("worst decile", None)):
         row = [label]
         for name in names:
             values = [one[name] for one in scores.values() if name in one]
