@@ -14,8 +14,7 @@ from typing import Literal
 Event = Literal["rejected", "failed", "late", "silent", "banned", "refused", "void", "reverted"]
 """``rejected``: an answer that breaks the rules; ``failed``: a client that says it could not; ``late``: after the
 round; ``silent``: nothing came; ``banned``: asked no more; ``refused``: may not join; ``void``: took part in a round
-whose result could not be used; ``reverted``: used, but an older private state took
-the place of a damaged one."""
+whose result could not be used; ``reverted``: used, but an older private state took the place of a damaged one."""
 
 _LONGEST = 200  # of a reason: it may come from a client
 

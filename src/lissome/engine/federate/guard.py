@@ -17,8 +17,8 @@ from lissome.engine.federate.parcel import WEIGHT
 
 _SLACK = 16 << 10  # bytes of an answer beyond its tensors: head, names, metrics
 _METRICS = 64
-_LARGEST = torch.finfo(torch.float32).max  # of a weight, which is compared with what the client said of itself
-_SENSIBLE, _GROWTH = 1e6, 1e3  # of a number: in itself, and in a tensor beside the largest that was sent
+_LARGEST = torch.finfo(torch.float32).max  # of a number: sums over clients stay finite
+_SENSIBLE, _GROWTH = 1e6, 1e3  # of a loss or a number in a tensor: in itself, and beside the largest that was sent
 _NAME = re.compile(r"[\w./-]{1,80}", re.ASCII)  # names are shown, and written into tables
 _SHARES = frozenset({"accuracy", "recall", "precision"})
 _PROMISES = frozenset({"epsilon"})  # the server alone can know them
@@ -62,7 +62,7 @@ def check_numbers(numbers: Mapping[str, float]) -> tuple[float, dict[str, float]
         said = name.rpartition("/")[2]
         if said in _PROMISES:
             raise FederationError(f"{name!r} is not for clients to say")
-        most = _LARGEST if name == WEIGHT else _SENSIBLE
+        most = _SENSIBLE if said.startswith("loss") else _LARGEST
         low, high = (0, 1) if said in _SHARES else (-most, most)
         # Compared, not converted: a whole number may be larger than any other.
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

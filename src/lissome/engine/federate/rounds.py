@@ -31,9 +31,7 @@ from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
 from lissome.models.space import Subnet
 
-_TOLD = frozenset(
-    {"refused", "rejected", "failed", "banned", "reverted"}
-)  # what whoever runs the server must know at once
+_TOLD = frozenset({"refused", "rejected", "failed", "banned", "reverted"})  # what must be known at once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,7 @@ _RESTARTS = 20  # of one SuperNode
 _FORGOTTEN = 120.0  # seconds after which a SuperLink surely knows that a node which was killed is gone
 _POLL = 0.5
 _UNKNOWN = "Failed to activate SuperNode"  # what Flower says of a key that it does not let in
-_UNPLAIN = re.compile(
-    r'["\\\x00-\x1f\x7f]'
-)  # in a node's configuration: TOML, in which Flower looks for the next quote
+_UNPLAIN = re.compile(r'["\\\x00-\x1f\x7f]')  # in a node's TOML, where Flower looks for the next quote
 
 
 @dataclass(frozen=True, kw_only=True)
