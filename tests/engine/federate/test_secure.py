@@ -26,6 +26,7 @@ from lissome.engine.federate.layout import Layout
 from lissome.engine.federate.local import LocalLink
 from lissome.engine.federate.merge import Mean
 from lissome.engine.federate.method import ClientSite, ServerSite
+from lissome.engine.federate.parcel import PROFILE
 from lissome.engine.federate.profile import Profile
 from lissome.engine.federate.program import Phase, Program
 from lissome.engine.federate.rounds import Federation, RoundsConfig
@@ -201,6 +202,23 @@ def test_too_few_left_change_nothing(tmp_path: Path) -> None:
     job, _ = run(tmp_path, 5, link=Silent(made), rounds=1, deadline=5.0, quorum=0.2)
     assert job.rounds[-1].metrics["unmask/lost"] == 1
     assert all(torch.equal(job.program.tensors[name], value) for name, value in START.items())
+
+
+def test_who_runs_the_server_hears_that_too_few_are_left(tmp_path: Path) -> None:
+    class Silent(Seen):
+        """One of three never answers."""
+
+        def send(self, orders: Any) -> None:
+            super().send([one for one in orders if one.address != "a2" or one.parcel.head["action"] == PROFILE])
+
+    heard: list[str] = []
+    job = Federation(
+        program(True), Silent(clients(tmp_path, 3, True)), RoundsConfig(rounds=2, evaluate_every=0, deadline=5.0),
+        folder=tmp_path / "server", identity={}, events=EventStream(lambda event: heard.append(event.message)),
+    )  # fmt: skip
+    job.run()
+    assert sum("2 clients are left for a secure sum, which needs 3" in line for line in heard) == 1
+    assert not any(one.ok for one in job.rounds[1:])
 
 
 def test_a_round_that_is_repeated_uses_other_masks(tmp_path: Path) -> None:

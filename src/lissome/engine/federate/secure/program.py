@@ -226,7 +226,13 @@ class SecureProgram(Program):
         return {}
 
     def remarks(self, phase: Phase, reports: Sequence[Report]) -> dict[str, str]:
-        """Warn where numbers are cut off, or lost between two steps."""
+        """Warn where too few are left for a sum, and where numbers are cut off, or lost between two steps."""
+        if phase.action == KEYS and len(reports) < masks.FEWEST:
+            line = (
+                f"{len(reports)} clients are left for a secure sum, which needs {masks.FEWEST}; have more clients, or "
+                "lengthen the deadline"
+            )
+            return {"too few for a sum": line}
         told = [one.notes[UNSUITED] for one in reports if one.notes.get(UNSUITED)]
         if phase.action != self._train.action or not told:
             return {}
