@@ -283,7 +283,7 @@ def test_what_is_not_there_is_refused(source: str, tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="0 images"):
+    with pytest.raises(DataError, match="no images that say their class"):
         read_images(tmp_path)
 
 

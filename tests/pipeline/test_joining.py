@@ -251,7 +251,7 @@ def test_a_folder_that_is_not_this_clients_is_refused_before_it_joins(tmp_path: 
         join_federation("127.0.0.1:9", data=place, state=tmp_path / "state")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataError, match="has 0 images"):
+    with pytest.raises(DataError, match="has no images that say"):
         join_federation("127.0.0.1:9", data=empty, state=tmp_path / "state")
     (empty / "rows.jsonl").write_text("{")
     with pytest.raises(DataError, match=r"rows\.jsonl:1: not JSON"):

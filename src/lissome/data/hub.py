@@ -18,7 +18,7 @@ def guessed(path: Path) -> str:
     """Word which file or folder of nearly the same name lies there; empty when none does."""
     folder = path.parent
     guess = nearest(path.name, [entry.name for entry in folder.iterdir()] if folder.is_dir() else [])
-    return f" did you mean {str(folder / guess)!r}?" if guess else ""
+    return f" did you mean {guess!r}?" if guess else ""
 
 
 @contextlib.contextmanager
